@@ -1,0 +1,32 @@
+"""Payloads between whoever has buffers and the engines that move them."""
+
+from amaranth import unsigned
+from amaranth.lib import data
+
+from ..tlp.layouts import BurstStatus
+
+
+class Segment(data.Struct):
+    """One contiguous IOVA range of a scatter-gather list; ``last`` ends the list. Length 0 is skipped (``last`` still counts)."""
+
+    address: unsigned(64)
+    length_bytes: unsigned(32)
+    last: unsigned(1)
+
+
+def ChainBeat(width):
+    """One beat of a packed byte stream: byte 0 in bits 7:0; every beat but the last of a packet is full.
+
+    ``byte_count`` is 0..width/8 (0 only in a beat with ``last``). ``status`` counts with ``last``: not OK means that the
+    bytes could not all be fetched and the packet is to be disbelieved.
+    """
+    return data.StructLayout(
+        {"data": width, "byte_count": range(width // 8 + 1), "first": 1, "last": 1, "status": BurstStatus}
+    )
+
+
+class WriterDone(data.Struct):
+    """One scatter list is finished: ``length_bytes`` really written before the first failure, and how it ended."""
+
+    length_bytes: unsigned(32)
+    status: BurstStatus

@@ -1,0 +1,70 @@
+"""Payloads of the streams around the translation unit: translate, memory, drain."""
+
+from amaranth import unsigned
+from amaranth.lib import data
+
+from ..tlp.layouts import BurstStatus
+
+
+class TranslateRequest(data.Struct):
+    """Translate one 4 KiB page for one access. [RVIOMMU1.0 2.3, 3.3]"""
+
+    device_id: unsigned(24)
+    process_id_valid: unsigned(1)
+    process_id: unsigned(20)
+    privileged: unsigned(1)
+    execute: unsigned(1)
+    is_write: unsigned(1)
+    is_prefetch: unsigned(1)  # fill the cache, answer nobody: no response, no fault record, dropped rather than waited for
+    page: unsigned(52)  # IOVA bits 63:12
+    offset: unsigned(12)  # IOVA bits 11:0, for iotval only
+    cookie: unsigned(8)
+
+
+class TranslateResponse(data.Struct):
+    """Answer to a request that was no prefetch; answers come out of order, by cookie."""
+
+    cookie: unsigned(8)
+    fault: unsigned(1)
+    cause: unsigned(12)  # with fault [RVIOMMU1.0 4.2]
+    page: unsigned(52)  # physical address bits 63:12
+    readable: unsigned(1)
+    writable: unsigned(1)
+    size_log2: unsigned(6)  # 12, 16, 21, 30, ... of the translation used
+
+
+class MemoryRead(data.Struct):
+    """The IOMMU's own read: 8..64 bytes, a multiple of 8, inside one aligned 64-byte block; physical address."""
+
+    address: unsigned(64)
+    length_bytes: unsigned(7)
+    cookie: unsigned(8)
+
+
+class MemoryReadData(data.Struct):
+    """8 bytes of a read, ascending addresses; beats of two reads never mix. A failed read is one beat with ``last``."""
+
+    cookie: unsigned(8)
+    data: unsigned(64)
+    status: BurstStatus  # with last
+    last: unsigned(1)
+
+
+class MemoryWrite(data.Struct):
+    """One beat of the IOMMU's own write of 4..64 bytes inside an aligned 64-byte block; byte i of the write is in beat i//8.
+
+    ``address``, ``length_bytes`` and ``cookie`` are valid on every beat.
+    """
+
+    address: unsigned(64)
+    length_bytes: unsigned(7)
+    cookie: unsigned(8)
+    data: unsigned(64)
+    last: unsigned(1)
+
+
+class MemoryWriteDone(data.Struct):
+    """End of a write: everything sent later by the card is behind it."""
+
+    cookie: unsigned(8)
+    status: BurstStatus

@@ -1,0 +1,159 @@
+"""Payloads of the streams around the transaction layer: TLP beats, bursts, burst data, burst ends."""
+
+from amaranth import unsigned
+from amaranth.lib import data, enum
+
+MAX_BURST_BYTES = 4096  # a burst never crosses a naturally aligned 4 KiB page [PCIe5 2.2.7]
+
+
+class BurstStatus(enum.Enum, shape=3):
+    """How a burst ended, or what the gate decided about it."""
+
+    OK = 0
+    FAULT = 1  # refused by the IOMMU; nothing was sent
+    UR = 2  # completion with Unsupported Request (or an unsupported completion status)
+    CA = 3  # completion with Completer Abort
+    TIMEOUT = 4  # no completion in time
+    POISONED = 5  # completion with EP=1
+    RESET = 6  # not sent, or given up: bus master off, function level reset, link down
+
+
+class Header(data.Struct):
+    """Decoded TLP header; fields that a type does not have are 0. [PCIe5 2.2]
+
+    ``address`` is a byte address with bits 1:0 = 0; for configuration requests bits 11:2 are the register number.
+    ``length_dw`` is 1..1024 for TLPs with a length, 0 for completions without data. ``byte_count`` is 1..4096.
+    """
+
+    fmt: unsigned(3)
+    type: unsigned(5)
+    tc: unsigned(3)
+    id_based_ordering: unsigned(1)
+    relaxed_ordering: unsigned(1)
+    no_snoop: unsigned(1)
+    digest: unsigned(1)  # TD
+    poisoned: unsigned(1)  # EP
+    at: unsigned(2)
+    length_dw: unsigned(11)
+    requester_id: unsigned(16)
+    tag: unsigned(10)
+    first_be: unsigned(4)
+    last_be: unsigned(4)
+    address: unsigned(64)
+    completer_id: unsigned(16)  # configuration requests: the destination bus/device/function
+    status: unsigned(3)
+    byte_count_modified: unsigned(1)
+    byte_count: unsigned(13)
+    lower_address: unsigned(7)
+    message_code: unsigned(8)
+
+
+def TlpBeat(width):
+    """One beat of a TLP inside the card: the header travels beside the first data beat.
+
+    ``data`` holds payload dwords from lane 0 up, lowest address in bits 7:0 of each; ``dword_count`` is the number of
+    valid dwords of this beat (all but the last beat are full; 0 in the only beat of a TLP without payload).
+    ``header`` is valid with ``first`` only.
+    """
+    return data.StructLayout(
+        {"header": Header, "data": width, "dword_count": range(width // 32 + 1), "first": 1, "last": 1}
+    )
+
+
+class Burst(data.Struct):
+    """A request to read or write up to one 4 KiB page; never crosses a 4 KiB boundary.
+
+    ``address`` is an IOVA in front of the gate and physical behind it. ``verdict`` is OK in front of the gate; behind it
+    a burst that the gate refused carries FAULT: it is never sent, and is answered in its client's order.
+    ``epoch`` belongs to the gate.
+    """
+
+    address: unsigned(64)
+    length_bytes: unsigned(13)  # 1..4096
+    is_write: unsigned(1)
+    is_wall: unsigned(1)  # class: the IOMMU's own access, physical, not counted by the gate
+    function: unsigned(8)
+    pasid_valid: unsigned(1)
+    pasid: unsigned(20)
+    relaxed_ordering: unsigned(1)
+    no_snoop: unsigned(1)
+    client: unsigned(4)  # whose data and end streams serve it
+    cookie: unsigned(8)  # the client's own; returned unchanged
+    verdict: BurstStatus
+    epoch: unsigned(1)
+
+
+def BurstData(width):
+    """One beat of a burst's data. **Lanes follow the address**: the byte at address A travels in lane A mod (width/8).
+
+    ``keep`` has one bit per byte: contiguous; only the first beat may start above lane 0 and only the last may end below the
+    top. ``cookie`` and ``status`` matter for read data only: ``cookie`` on each beat, ``status`` with ``last``. A read
+    that failed ends in exactly one beat with ``last``; its data is then meaningless.
+    """
+    return data.StructLayout(
+        {"data": width, "keep": width // 8, "first": 1, "last": 1, "cookie": 8, "status": BurstStatus}
+    )
+
+
+class BurstDone(data.Struct):
+    """End of a write burst: everything sent later by the card is behind it in the one transmit order."""
+
+    cookie: unsigned(8)
+    status: BurstStatus
+
+
+class BurstRetired(data.Struct):
+    """A device-class burst is over (written out, all completions arrived, failed, refused or timed out)."""
+
+    function: unsigned(8)
+    epoch: unsigned(1)
+
+
+class ConfigState(data.Struct):
+    """What the transaction layer must know of one function's configuration space."""
+
+    bus: unsigned(8)  # captured from configuration writes
+    device: unsigned(5)
+    memory_enable: unsigned(1)
+    bus_master: unsigned(1)
+    mps_code: unsigned(3)  # Max_Payload_Size = 128 << code
+    mrrs_code: unsigned(3)  # Max_Read_Request_Size = 128 << code
+    extended_tag: unsigned(1)
+    relaxed_ordering: unsigned(1)  # enabled by the host
+    no_snoop: unsigned(1)
+    msix_enable: unsigned(1)
+    msix_mask: unsigned(1)  # Function Mask
+
+
+class ConfigRequest(data.Struct):
+    """One configuration access to one function."""
+
+    function: unsigned(8)
+    bus: unsigned(8)  # destination ID: captured by writes
+    device: unsigned(5)
+    register: unsigned(10)  # dword index
+    is_write: unsigned(1)
+    byte_enable: unsigned(4)
+    data: unsigned(32)
+
+
+class ConfigResponse(data.Struct):
+    """Answer to a :class:`ConfigRequest`; ``unsupported`` asks for a UR completion (absent function)."""
+
+    data: unsigned(32)
+    unsupported: unsigned(1)
+
+
+class DecodeRequest(data.Struct):
+    """Which BAR serves this memory address? (``address`` bits 2:0 = 0.)"""
+
+    address: unsigned(64)
+
+
+class DecodeResponse(data.Struct):
+    """Function, BAR and offset that an address belongs to; ``hit`` = 0 asks for Unsupported Request."""
+
+    hit: unsigned(1)
+    function: unsigned(8)
+    bar: unsigned(3)
+    offset: unsigned(32)  # bytes, bits 2:0 = 0

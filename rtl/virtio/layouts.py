@@ -1,0 +1,40 @@
+"""Payloads between PCI transport, ring engine and back ends."""
+
+from amaranth import unsigned
+from amaranth.lib import data, enum
+
+
+class Chain(data.Struct):
+    """One buffer chain handed to a back end, in front of its readable bytes. [VIRTIO1.4 2.7]
+
+    For each chain the back end takes exactly ``readable_bytes`` from its readable stream (one packet ending in ``last``; no
+    beat at all when 0) and sends exactly one packet on its writable stream (its last beat may be empty).
+    """
+
+    queue: unsigned(16)  # index inside the function
+    readable_bytes: unsigned(32)
+    writable_bytes: unsigned(32)
+
+
+class QueueOperation(enum.Enum, shape=1):
+    """What the transport asks of the ring engine."""
+
+    ENABLE = 0
+    RESET = 1
+
+
+class QueueCommand(data.Struct):
+    """The transport hands a queue to the ring engine, or takes it back. [VIRTIO1.4 4.1.4.3]"""
+
+    operation: QueueOperation
+    queue: unsigned(6)  # card-wide queue number
+    size_log2: unsigned(4)
+    descriptor_iova: unsigned(64)
+    driver_iova: unsigned(64)
+    device_iova: unsigned(64)
+
+
+class Notification(data.Struct):
+    """A used buffer notification is due for a queue (card-wide number)."""
+
+    queue: unsigned(6)
