@@ -3,6 +3,8 @@
 import os
 
 from amaranth.back import rtlil, verilog
+from amaranth.hdl import Const, Value
+from amaranth.hdl._ir import PortDirection  # what the back ends take; no public name exists
 from amaranth.lib import wiring
 
 __all__ = ["convert", "to_rtlil"]
@@ -19,10 +21,10 @@ def convert(component: wiring.Component, name: str = "top") -> str:
     :exc:`TypeError`
         When ``component`` is not a component.
     """
-    _check(component)
+    ports = _ports(component)
     # Amaranth reads the variable at the time of the call; nothing else in this process uses Yosys through it.
     os.environ["AMARANTH_USE_YOSYS"] = "builtin"
-    return verilog.convert(component, name=name, emit_src=False)
+    return verilog.convert(component, name=name, ports=ports, emit_src=False)
 
 
 def to_rtlil(component: wiring.Component, name: str = "top") -> str:
@@ -33,10 +35,17 @@ def to_rtlil(component: wiring.Component, name: str = "top") -> str:
     :exc:`TypeError`
         When ``component`` is not a component.
     """
-    _check(component)
-    return rtlil.convert(component, name=name, emit_src=False)
+    return rtlil.convert(component, name=name, ports=_ports(component), emit_src=False)
 
 
-def _check(component):
+def _ports(component):
+    """Return the ports of ``component`` as Amaranth's back ends take them, without members that are constant."""
     if not isinstance(component, wiring.Component):
         raise TypeError(f"What is converted must be an amaranth.lib.wiring.Component, not {component!r}")
+    ports = {}
+    for path, member, value in component.signature.flatten(component):
+        value = Value.cast(value)
+        if not isinstance(value, Const):  # ready of an always_ready stream: not a wire
+            direction = PortDirection.Input if member.flow == wiring.In else PortDirection.Output
+            ports["__".join(map(str, path))] = (value, direction)
+    return ports

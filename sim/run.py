@@ -158,7 +158,7 @@ def run(component, *, module, node, params=None, sim=None, testcase=None, waves=
     if testcase is not None and not faults:
         faults += [f"test {n!r} is not in {module}" for n in names if not any(p.endswith(f".{n}") for p in passed)]
     if faults:
-        tail = "\n".join(text.splitlines()[-60:])
+        tail = "\n".join(text.partition("Running tests\n")[2].splitlines()[-60:] or text.splitlines()[-60:])
         summary = "\n  ".join(faults)
         again = f"SEED={seed} SIM={sim}"
         raise AssertionError(f"{node} [{again}]\n  {summary}\n--- end of {log_file}\n{tail}")

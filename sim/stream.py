@@ -62,6 +62,10 @@ def writer(signal):
     return write
 
 
+def _zero():
+    return 0
+
+
 def _one():
     return 1
 
@@ -81,15 +85,17 @@ class Stream:
     def __init__(self, dut, name):
         self.name, self.clk = name, dut.clk
         known = ports()
-        self.is_input = known.get(f"{name}__payload", known.get(f"{name}__valid", ("input",)))[0] == "input"
-        found = {part: getattr(dut, f"{name}__{part}", None) for part in ("payload", "valid", "ready")}
-        if all(signal is None for signal in found.values()):
+        path = {part: f"{name}__{part}" for part in ("payload", "valid", "ready")}
+        if not known.keys() & path.values():
             raise ValueError(f"Stream must be a port of {dut._name} such as {', '.join(_streams())}, not {name!r}")
+        found = {part: getattr(dut, port) if port in known else None for part, port in path.items()}
+        self.is_input = "input" in (known.get(path["valid"], ("",))[0], known.get(path["payload"], ("",))[0])
         self.payload, self.valid, self.ready = found.values()
         self._edge = RisingEdge(self.clk)
-        self.read_payload, self.read_valid, self.read_ready = (reader(s) if s is not None else d for s, d in
-                                                               ((self.payload, lambda: 0), (self.valid, _one), (self.ready, _one)))  # fmt: skip
-        self._payload, self._valid, self._ready = (writer(s) if s is not None else _nothing for s in found.values())
+        self.read_payload = reader(self.payload) if self.payload is not None else _zero
+        self.read_valid = reader(self.valid) if self.valid is not None else _one
+        self.read_ready = reader(self.ready) if self.ready is not None else _one
+        self._payload, self._valid, self._ready = (_nothing if s is None else writer(s) for s in found.values())
 
     def idle(self):
         """Drive our side of the stream to "nothing": not valid, or not ready."""
@@ -276,11 +282,12 @@ def _int_codec(shape):
     def encode(value):
         value = int(value)
         if not low <= value < high:
-            raise ValueError(f"Value must fit {'a signed' if shape.signed else 'an unsigned'} field of {width} bits, not {value!r}")
+            kind = "a signed" if shape.signed else "an unsigned"
+            raise ValueError(f"Value must fit {kind} field of {width} bits, not {value!r}")
         return value & mask
 
     if not shape.signed:
-        return encode, None  # a masked int needs no decoding
+        return encode, int
 
     def decode(bits):
         return bits - (mask + 1) if bits & top else bits
@@ -300,7 +307,7 @@ def _enum_codec(enum):
 
     def decode(bits):
         found = members.get(bits)
-        return (decode_int(bits) if decode_int else bits) if found is None else found
+        return decode_int(bits) if found is None else found
 
     return encode, decode
 
@@ -335,7 +342,7 @@ def _struct_codec(layout):
         fields = out.__dict__
         for name, offset, mask, _, decode_field in parts:
             value = bits >> offset & mask
-            fields[name] = value if decode_field is None else decode_field(value)
+            fields[name] = value if decode_field is int else decode_field(value)
         return out
 
     return encode, decode
@@ -358,6 +365,6 @@ def _array_codec(layout):
 
     def decode(bits):
         items = [bits >> width * n & mask for n in range(length)]
-        return items if decode_item is None else [decode_item(item) for item in items]
+        return items if decode_item is int else [decode_item(item) for item in items]
 
     return encode, decode
