@@ -40,7 +40,11 @@ def reader(signal):
 
 
 def writer(signal):
-    """Return a function that writes an int of the signal's width to ``signal`` (a cocotb handle), as ``.value =``."""
+    """Return a function that writes an int, 0 to 2**width-1, to ``signal`` (a cocotb handle) just after the edge.
+
+    As ``signal.value =``. Verilator applies a write after the edge by itself, which allows a shorter way; in Icarus it
+    would race with the edge, so cocotb holds it back until the read-write phase.
+    """
     width = len(signal)
     if not cocotb.handle._trust_inertial:
 
@@ -199,7 +203,7 @@ async def start(dut, *names):
     streams = tuple(Stream(dut, name) for name in (names or _streams()))
     if "rst" in ports():
         dut.rst.value = 1
-    Clock(dut.clk, CLOCK_NS, unit="ns").start(start_high=False)
+    Clock(dut.clk, CLOCK_NS, unit="ns", impl="gpi").start(start_high=False)
     if "rst" in ports():
         await ClockCycles(dut.clk, 2)
         dut.rst.value = 0
