@@ -7,6 +7,8 @@ from amaranth.hdl import Const, Value
 from amaranth.hdl._ir import PortDirection  # what the back ends take; no public name exists
 from amaranth.lib import wiring
 
+from .virtio import store
+
 __all__ = ["convert", "to_rtlil"]
 
 
@@ -24,7 +26,8 @@ def convert(component: wiring.Component, name: str = "top") -> str:
     ports = _ports(component)
     # Amaranth reads the variable at the time of the call; nothing else in this process uses Yosys through it.
     os.environ["AMARANTH_USE_YOSYS"] = "builtin"
-    return verilog.convert(component, name=name, ports=ports, emit_src=False)
+    text = verilog.convert(component, name=name, ports=ports, emit_src=False)
+    return text + store.VERILOG if "ringwall_store" in text else text
 
 
 def to_rtlil(component: wiring.Component, name: str = "top") -> str:

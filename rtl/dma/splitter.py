@@ -1,0 +1,91 @@
+"""Segments to page-bounded pieces."""
+
+from amaranth import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .layouts import Segment
+
+PAGE_BYTES = 4096  # a request must not cross a naturally aligned 4 KiB boundary [PCIe5 2.2.7]
+BURST_LIMITS = (64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class Piece(data.Struct):
+    """One burst's worth of a segment.
+
+    ``last`` ends the scatter list; ``length_bytes`` is 0 only in a piece that does nothing but end a list.
+    """
+
+    address: 64
+    length_bytes: range(PAGE_BYTES + 1)
+    last: 1
+
+
+class Splitter(wiring.Component):
+    """Splits segments into pieces that one burst may carry.
+
+    Every piece is at most ``max_burst`` bytes and lies inside one naturally aligned block of ``max_burst`` bytes, so inside
+    one 4 KiB page; the pieces of one segment leave in ascending address order and cover it exactly. A segment of length
+    0 produces no piece, unless it ends its list: then one piece of length 0 with ``last``. [PCIe5 2.2.7]
+
+    Latency: 1 cycle from ``i`` accepted to the first piece. Throughput: 1 piece per cycle, 1 idle cycle per segment.
+
+    Parameters
+    ----------
+    max_burst : :class:`int`
+        Upper bound of one piece in bytes: a power of two, 64 to 4096.
+
+    Members
+    -------
+    i : ``In(stream.Signature(Segment))``
+        Segments.
+    o : ``Out(stream.Signature(Piece))``
+        Pieces.
+    stop : ``In(1)``
+        While 1: the segment at work is forgotten, further ones are taken and dropped. A piece already offered is kept.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If ``max_burst`` is not one of the powers of two.
+    """
+
+    def __init__(self, *, max_burst=PAGE_BYTES):
+        if max_burst not in BURST_LIMITS:
+            raise ValueError(f"Maximum burst must be a power of two between 64 and 4096, not {max_burst!r}")
+        self.max_burst = max_burst
+        super().__init__({
+            "i": In(stream.Signature(Segment)),
+            "o": Out(stream.Signature(Piece)),
+            "stop": In(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        iova, left, last = Signal(64), Signal(32), Signal()
+        busy = Signal()
+
+        # max_burst divides the page, so stopping at each max_burst boundary never crosses a page.
+        room = Signal(range(self.max_burst + 1))
+        step = Signal(range(self.max_burst + 1))
+        m.d.comb += [
+            room.eq(self.max_burst - iova[: (self.max_burst - 1).bit_length()]),
+            step.eq(Mux(left < room, left, room)),
+            self.o.valid.eq(busy),
+            self.o.payload.address.eq(iova),
+            self.o.payload.length_bytes.eq(step),
+            self.o.payload.last.eq(last & (left == step)),
+            self.i.ready.eq(~busy),
+        ]
+        with m.If(busy & self.o.ready):
+            m.d.sync += [iova.eq(iova + step), left.eq(left - step)]
+            with m.If((left == step) | self.stop):
+                m.d.sync += busy.eq(0)
+        with m.If(self.i.valid & ~busy):
+            m.d.sync += [
+                iova.eq(self.i.payload.address),
+                left.eq(self.i.payload.length_bytes),
+                last.eq(self.i.payload.last),
+                busy.eq(~self.stop & ((self.i.payload.length_bytes != 0) | self.i.payload.last)),
+            ]
+        return m

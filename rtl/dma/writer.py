@@ -1,0 +1,332 @@
+"""Scatter-gather writes: one packed packet per list in, write bursts out."""
+
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..stream.queue import Queue
+from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
+from .layouts import ChainBeat, Segment, WriterDone
+from .reader import WIDTHS, rotate_bytes
+from .splitter import BURST_LIMITS, Piece, Splitter
+
+
+def Row(width):
+    """One row of burst data, with what is known of its burst; or, with ``is_end``, the end of a list and no row."""
+    return data.StructLayout({
+        "data": width, "keep": width // 8, "first": 1, "last": 1, "address": 64, "length_bytes": 13, "is_end": 1})
+
+
+class Unpacker(wiring.Component):
+    """Lays packed packets over lists of pieces: rows of write bursts, lanes as the addresses want them.
+
+    Bytes beyond a list's pieces are dropped; a packet that ends early cuts its piece short and drops the pieces that remain.
+    After the rows of a list comes one item with ``is_end``.
+
+    Latency: 3 cycles. Throughput: one row per cycle, one cycle more per list.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Data width in bits.
+
+    Members
+    -------
+    pieces : ``In(stream.Signature(Piece))``
+        What the splitter made of the lists.
+    i : ``In(stream.Signature(ChainBeat(width)))``
+        One packet per list.
+    o : ``Out(stream.Signature(Row(width)))``
+        Rows; ``length_bytes`` counts the burst's bytes up to and with this row.
+    clear : ``In(1)``
+        While 1, everything held and offered is forgotten and inputs are taken and dropped.
+    waiting : ``Out(1)``
+        Nothing moves unless more input comes.
+    """
+
+    def __init__(self, *, width):
+        self.width = width
+        super().__init__({
+            "pieces": In(stream.Signature(Piece)),
+            "i": In(stream.Signature(ChainBeat(width))),
+            "o": Out(stream.Signature(Row(width))),
+            "clear": In(1),
+            "waiting": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes = self.width // 8
+        lane_bits = (lanes - 1).bit_length()
+        go = Signal()  # the three stages move
+        beat = self.i.payload
+
+        # The window: the beat at work from byte ``position`` on, and the one behind it, still at the input.
+        low, low_count, low_last, low_valid = Signal(self.width), Signal(range(lanes + 1)), Signal(), Signal()
+        position = Signal(lane_bits)
+        high_valid, complete = Signal(), Signal()
+        have = Signal(range(2 * lanes + 1))
+        m.d.comb += [
+            high_valid.eq(self.i.valid & low_valid & ~low_last),
+            have.eq(low_count - position + Mux(high_valid, beat.byte_count, 0)),
+            complete.eq(low_valid & (low_last | (high_valid & beat.last))),  # the packet's end is in the window
+        ]
+
+        # The piece at work, and how far the list is.
+        piece_valid, address, left, piece_last = Signal(), Signal(64), Signal(13), Signal()
+        burst_address, done_bytes = Signal(64), Signal(13)
+        pieces_over, packet_over = Signal(), Signal()
+        lane, room = Signal(lane_bits), Signal(range(lanes + 1))
+        want, give = Signal(range(lanes + 1)), Signal(range(lanes + 1))
+        ends_piece, ends_packet = Signal(), Signal()
+        m.d.comb += [
+            lane.eq(address[:lane_bits]),
+            room.eq(lanes - lane),
+            ends_piece.eq(left <= room),
+            want.eq(Mux(ends_piece, left, room)),
+            give.eq(Mux(have < want, have, want)),
+            ends_packet.eq(complete & (have <= want)),
+        ]
+        # A row leaves when it is known whether it ends its burst: the piece ends, more bytes are here, or the packet ends.
+        move, drop_beat, drop_piece, close = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            move.eq(low_valid & piece_valid & ~pieces_over & ~packet_over & (left != 0)
+                    & (complete | (have > want) | (ends_piece & (have == want)))),
+            drop_beat.eq(low_valid & pieces_over & ~packet_over),
+            drop_piece.eq(piece_valid & ~pieces_over & (packet_over | (left == 0))),
+            close.eq(pieces_over & packet_over),
+        ]
+
+        use_low, use_high, next_position = Signal(), Signal(), Signal(range(2 * lanes))
+        m.d.comb += next_position.eq(position + give)
+        with m.If(go & move):
+            m.d.comb += [
+                use_low.eq(ends_packet | (next_position >= lanes)),
+                use_high.eq(ends_packet & high_valid),
+            ]
+        with m.Elif(go & drop_beat):
+            m.d.comb += use_low.eq(1)
+        with m.If(go & (move | drop_beat)):
+            m.d.sync += position.eq(Mux(drop_beat | ends_packet, 0, next_position))
+        m.d.comb += self.i.ready.eq(self.clear | ~low_valid | use_low)
+        with m.If(use_low | ~low_valid):
+            m.d.sync += [
+                low.eq(beat.data),
+                low_count.eq(beat.byte_count),
+                low_last.eq(beat.last),
+                low_valid.eq(self.i.valid & ~use_high),
+            ]
+
+        next_piece = Signal()
+        with m.If(go & move):
+            m.d.sync += [
+                address.eq(address + give),
+                left.eq(left - give),
+                done_bytes.eq(done_bytes + give),
+            ]
+            m.d.comb += next_piece.eq(ends_piece | ends_packet)
+            m.d.sync += packet_over.eq(ends_packet)
+        with m.Elif(go & drop_piece):
+            m.d.comb += next_piece.eq(1)
+        with m.If(go & drop_beat & low_last):
+            m.d.sync += packet_over.eq(1)
+        with m.If(next_piece & piece_last):
+            m.d.sync += pieces_over.eq(1)
+        with m.If(go & close):
+            m.d.sync += [pieces_over.eq(0), packet_over.eq(0)]
+        m.d.comb += self.pieces.ready.eq(self.clear | ~piece_valid | next_piece)
+        with m.If(~piece_valid | next_piece):
+            m.d.sync += [
+                piece_valid.eq(self.pieces.valid),
+                address.eq(self.pieces.payload.address),
+                burst_address.eq(self.pieces.payload.address),
+                left.eq(self.pieces.payload.length_bytes),
+                piece_last.eq(self.pieces.payload.last),
+                done_bytes.eq(0),
+            ]
+
+        # Choose low or high per lane, then rotate.
+        chosen = Signal(data.StructLayout({
+            "valid": 1, "row": Row(self.width), "turn": lane_bits, "lane": lane_bits, "count": range(lanes + 1)}))
+        ones = Signal(lanes)
+        m.d.comb += [go.eq(~self.o.valid | self.o.ready), ones.eq((1 << chosen.count) - 1)]
+        with m.If(go):
+            m.d.sync += [
+                chosen.valid.eq((move & (give != 0)) | close),
+                chosen.row.data.eq(Cat(*[
+                    Mux(position <= x, low.word_select(x, 8), beat.data.word_select(x, 8)) for x in range(lanes)
+                ])),
+                chosen.row.first.eq(done_bytes == 0),
+                chosen.row.last.eq(ends_piece | ends_packet),
+                chosen.row.address.eq(burst_address),
+                chosen.row.length_bytes.eq(done_bytes + give),
+                chosen.row.is_end.eq(close),
+                chosen.turn.eq(lane - position),
+                chosen.lane.eq(lane),
+                chosen.count.eq(give),
+                self.o.valid.eq(chosen.valid),
+                self.o.payload.eq(chosen.row),
+                self.o.payload.data.eq(rotate_bytes(chosen.row.data, chosen.turn, self.width)),
+                self.o.payload.keep.eq(ones << chosen.lane),
+            ]
+        with m.If(self.clear):
+            m.d.sync += [
+                low_valid.eq(0), position.eq(0), piece_valid.eq(0), pieces_over.eq(0), packet_over.eq(0), chosen.valid.eq(0),
+                self.o.valid.eq(0),
+            ]
+        m.d.comb += self.waiting.eq(
+            ~move & ~drop_beat & ~drop_piece & ~close & ~chosen.valid & ~self.o.valid & ~self.i.valid
+            & ~(self.pieces.valid & ~piece_valid))
+        return m
+
+
+class Writer(wiring.Component):
+    """Scatters packed packets over lists of segments, as write bursts that are issued only when their data is complete.
+
+    List n takes packet n. Bytes beyond the list are dropped; a short packet leaves the rest of its list unwritten. One
+    ``done`` per list, after all its bursts are answered: the bytes written before the first failure and its status.
+    [PCIe5 2.2.7]
+
+    Latency: 5 cycles from the last byte of a burst to the burst. Throughput: one row per cycle at any alignment, one cycle more
+    per list.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Data width in bits: 64, 128, 256 or 512.
+    function, client : :class:`int`
+        Identify the bursts at gate and requester.
+    max_burst : :class:`int`
+        Bytes of one burst: a power of two, 64 to 4096.
+    buffer_bytes : :class:`int`
+        Data on hold: at least twice ``max_burst``.
+    max_in_flight : :class:`int`
+        Bursts that are not answered yet.
+
+    Members
+    -------
+    segments : ``In(stream.Signature(Segment))``
+        Scatter lists.
+    i : ``In(stream.Signature(ChainBeat(width)))``
+        One packet per list; ``status`` is not looked at.
+    bursts : ``Out(stream.Signature(Burst))``
+        Writes.
+    write_data : ``Out(stream.Signature(BurstData(width)))``
+        Their data, in burst order, without waiting.
+    write_done : ``In(stream.Signature(BurstDone))``
+        Their ends, in burst order.
+    done : ``Out(stream.Signature(WriterDone))``
+        One per list.
+    failed : ``Out(1)``
+        A burst of the list at work has failed.
+    settled : ``Out(1)``
+        Every burst that can be made of the bytes taken so far has been answered.
+    stop, stopped : ``In(1)``, ``Out(1)``
+        See "Stop" in rtl/README.md.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If a parameter is out of its range.
+    """
+
+    def __init__(self, *, width, function, client, max_burst=512, buffer_bytes=4096, max_in_flight=32):
+        if width not in WIDTHS:
+            raise ValueError(f"Data width must be 64, 128, 256 or 512 bits, not {width!r}")
+        if not 0 <= function < 256:
+            raise ValueError(f"Function must be between 0 and 255, not {function!r}")
+        if not 0 <= client < 16:
+            raise ValueError(f"Client must be between 0 and 15, not {client!r}")
+        if max_burst not in BURST_LIMITS:
+            raise ValueError(f"Maximum burst must be a power of two between 64 and 4096, not {max_burst!r}")
+        if buffer_bytes < 2 * max_burst:
+            raise ValueError(f"Buffer must hold two bursts of {max_burst} bytes, not {buffer_bytes!r} bytes")
+        self.width, self.function, self.client = width, function, client
+        self.max_burst, self.buffer_bytes, self.max_in_flight = max_burst, buffer_bytes, max_in_flight
+        super().__init__({
+            "segments": In(stream.Signature(Segment)),
+            "i": In(stream.Signature(ChainBeat(width))),
+            "bursts": Out(stream.Signature(Burst)),
+            "write_data": Out(stream.Signature(BurstData(width))),
+            "write_done": In(stream.Signature(BurstDone)),
+            "done": Out(stream.Signature(WriterDone)),
+            "failed": Out(1),
+            "settled": Out(1),
+            "stop": In(1),
+            "stopped": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        head = data.StructLayout({"address": 64, "length_bytes": 13})
+        m.submodules.splitter = splitter = Splitter(max_burst=self.max_burst)
+        m.submodules.unpacker = unpacker = Unpacker(width=self.width)
+        m.submodules.rows = rows = Queue(BurstData(self.width), self.buffer_bytes // (self.width // 8))
+        m.submodules.issue = issue = Queue(head, self.max_in_flight)
+        m.submodules.pending = pending = Queue(
+            data.StructLayout({"length_bytes": 13, "is_end": 1}), self.max_in_flight)
+        wiring.connect(m, wiring.flipped(self.segments), splitter.i)
+        wiring.connect(m, splitter.o, unpacker.pieces)
+        wiring.connect(m, wiring.flipped(self.i), unpacker.i)
+        m.d.comb += [splitter.stop.eq(self.stop), unpacker.clear.eq(self.stop)]
+
+        # Rows into the buffer; the burst behind its last row.
+        row, ends_burst, push = unpacker.o.payload, Signal(), Signal()
+        m.d.comb += [
+            ends_burst.eq(row.last & ~row.is_end),
+            unpacker.o.ready.eq(rows.i.ready & issue.i.ready & pending.i.ready),
+            push.eq(unpacker.o.valid & unpacker.o.ready & ~self.stop),
+            rows.i.valid.eq(push & ~row.is_end),
+            rows.i.payload.data.eq(row.data),
+            rows.i.payload.keep.eq(row.keep),
+            rows.i.payload.first.eq(row.first),
+            rows.i.payload.last.eq(row.last),
+            issue.i.valid.eq(push & ends_burst),
+            issue.i.payload.address.eq(row.address),
+            issue.i.payload.length_bytes.eq(row.length_bytes),
+            pending.i.valid.eq(push & (ends_burst | row.is_end)),
+            pending.i.payload.length_bytes.eq(row.length_bytes),
+            pending.i.payload.is_end.eq(row.is_end),
+        ]
+
+        # Bursts and data out. While stopping, rows that belong to no issued burst are thrown away at the end.
+        flush = Signal()
+        m.d.comb += [
+            flush.eq(self.stop & ~pending.o.valid),
+            self.bursts.valid.eq(issue.o.valid),
+            self.bursts.payload.address.eq(issue.o.payload.address),
+            self.bursts.payload.length_bytes.eq(issue.o.payload.length_bytes),
+            self.bursts.payload.is_write.eq(1),
+            self.bursts.payload.function.eq(self.function),
+            self.bursts.payload.client.eq(self.client),
+            issue.o.ready.eq(self.bursts.ready),
+            self.write_data.valid.eq(rows.o.valid & ~flush),
+            self.write_data.payload.eq(rows.o.payload),
+            rows.o.ready.eq(self.write_data.ready | flush),
+        ]
+
+        # Ends: bursts in order, then the end of their list.
+        written, status = Signal(32), Signal(BurstStatus)
+        at_end = Signal()
+        m.d.comb += [
+            self.failed.eq(status != BurstStatus.OK),
+            at_end.eq(pending.o.valid & pending.o.payload.is_end),
+            self.write_done.ready.eq(pending.o.valid & ~pending.o.payload.is_end),
+            self.done.valid.eq(at_end & ~self.stop),
+            self.done.payload.length_bytes.eq(written),
+            self.done.payload.status.eq(status),
+            pending.o.ready.eq(Mux(at_end, self.done.ready | self.stop, self.write_done.valid)),
+        ]
+        with m.If(self.write_done.valid & self.write_done.ready & ~self.failed):
+            m.d.sync += status.eq(self.write_done.payload.status)
+            with m.If(self.write_done.payload.status == BurstStatus.OK):
+                m.d.sync += written.eq(written + pending.o.payload.length_bytes)
+        with m.If((at_end & pending.o.ready) | self.stopped):
+            m.d.sync += [written.eq(0), status.eq(BurstStatus.OK)]
+        m.d.comb += [
+            self.settled.eq(unpacker.waiting & ~pending.o.valid & ~pending.i.valid & ~issue.o.valid),
+            self.stopped.eq(
+                self.stop & ~pending.o.valid & ~issue.o.valid & ~rows.o.valid & ~splitter.o.valid & ~self.segments.valid
+                & ~self.i.valid),
+        ]
+        return m

@@ -1,0 +1,134 @@
+"""A memory behind burst streams: stands where gate, requester and host stand, for tests of their clients."""
+
+import cocotb
+
+from ..rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
+from .stream import cycle, pack, unpack
+
+__all__ = ["BurstMemory", "data_beats"]
+
+
+def data_beats(width, address, content, cookie=0, status=BurstStatus.OK):
+    """Return the BurstData payloads (ints) of ``content`` at ``address``; lanes follow the address."""
+    lanes, layout = width // 8, BurstData(width)
+    start, beats = address % lanes, []
+    rows = -(-(start + len(content)) // lanes)
+    for n in range(rows):
+        low, high = max(n * lanes, start), min((n + 1) * lanes, start + len(content))
+        keep = ((1 << (high - low)) - 1) << (low - n * lanes)
+        value = int.from_bytes(content[low - start : high - start], "little") << 8 * (low - n * lanes)
+        beats.append(pack(layout, data=value, keep=keep, first=n == 0, last=n == rows - 1, cookie=cookie,
+                          status=status if n == rows - 1 else BurstStatus.OK))
+    return beats
+
+
+class BurstMemory:
+    """Serves the bursts of one client from ``memory`` (an object with ``read(address, length)`` and ``write(address, data)``).
+
+    Parameters
+    ----------
+    bursts, read_data, write_data, write_done : :class:`Stream`
+        The client's streams; those that it does not have are None.
+    latency : callable
+        Cycles from a read burst to its data, drawn for each.
+    ordered : :class:`bool`
+        Reads are answered in burst order; else in the order of their latencies.
+    status : callable
+        ``status(burst) -> BurstStatus``: how a burst is to end; anything but OK moves nothing.
+    gaps : callable
+        Idle cycles in front of each data beat.
+
+    Attributes
+    ----------
+    log : list
+        One ``(cycle, burst, data)`` per burst in the order of arrival; ``data`` is None for failed ones.
+    """
+
+    def __init__(self, memory, *, width, bursts, read_data=None, write_data=None, write_done=None, latency=lambda: 20,
+                 ordered=True, status=lambda burst: BurstStatus.OK, gaps=None):
+        self.memory, self.width, self.latency, self.ordered, self.status = memory, width, latency, ordered, status
+        self.bursts, self.read_data, self.write_data, self.write_done = bursts, read_data, write_data, write_done
+        self.gaps = gaps
+        self.log, self.reads, self.writes = [], [], []
+        self.busy = 0
+
+    def start(self):
+        """Begin to serve."""
+        cocotb.start_soon(self._take())
+        if self.read_data is not None:
+            cocotb.start_soon(self._answer_reads())
+        if self.write_data is not None:
+            cocotb.start_soon(self._take_writes())
+        return self
+
+    async def _take(self):
+        seen = []
+        cocotb.start_soon(self.bursts.watch(seen))
+        self.bursts.set_ready(1)
+        while True:
+            await self.bursts._edge
+            for payload in seen:
+                burst = unpack(Burst, payload)
+                problem = self._problem(burst)
+                if problem:
+                    raise AssertionError(f"{self.bursts.name}: {problem}")
+                if burst.is_write:
+                    self.writes.append(burst)
+                else:
+                    due = cycle() + self.latency()
+                    self.reads.append((due, burst))
+            seen.clear()
+
+    @staticmethod
+    def _problem(burst):
+        if not 1 <= burst.length_bytes <= 4096:
+            return f"burst of {burst.length_bytes} bytes"
+        if burst.address // 4096 != (burst.address + burst.length_bytes - 1) // 4096:
+            return f"burst crosses 4 KiB: {burst.address:#x}+{burst.length_bytes:#x}"
+        return None
+
+    async def _answer_reads(self):
+        edge = self.read_data._edge
+        while True:
+            now = cycle()
+            ready = self.reads[:1] if self.ordered else sorted(self.reads, key=lambda item: item[0])[:1]
+            if not ready or ready[0][0] > now:
+                await edge
+                continue
+            self.reads.remove(ready[0])
+            burst = ready[0][1]
+            status = self.status(burst)
+            if status == BurstStatus.OK:
+                content = self.memory.read(burst.address, burst.length_bytes)
+                self.log.append((now, burst, content))
+                beats = data_beats(self.width, burst.address, content, burst.cookie)
+            else:
+                self.log.append((now, burst, None))
+                beats = [pack(BurstData(self.width), last=1, first=1, cookie=burst.cookie, status=status)]
+            await self.read_data.put_many(beats, self.gaps)
+
+    async def _take_writes(self):
+        edge, lanes, layout = self.write_data._edge, self.width // 8, BurstData(self.width)
+        while True:
+            if not self.writes:
+                await edge
+                continue
+            burst = self.writes.pop(0)
+            content, where = bytearray(), burst.address % lanes
+            begun = cycle()
+            while True:
+                beat = unpack(layout, await self.write_data.get())
+                width = beat.keep.bit_count()
+                if beat.keep != ((1 << width) - 1) << where or bool(beat.first) != (not content):
+                    raise AssertionError(f"{self.write_data.name}: keep {beat.keep:#x} at lane {where} of {burst}")
+                content += beat.data.to_bytes(lanes, "little")[where : where + width]
+                where = 0
+                if beat.last:
+                    break
+            if len(content) != burst.length_bytes:
+                raise AssertionError(f"{self.write_data.name}: {len(content)} bytes for {burst}")
+            status = self.status(burst)
+            if status == BurstStatus.OK:
+                self.memory.write(burst.address, bytes(content))
+            self.log.append((begun, burst, bytes(content) if status == BurstStatus.OK else None))
+            await self.write_done.put(pack(BurstDone, cookie=burst.cookie, status=status))

@@ -1,0 +1,196 @@
+"""Writer: memory afterwards is what the packets and lists say, guard bytes included."""
+
+import random
+
+import cocotb
+import pytest
+from cocotb.triggers import ClockCycles, RisingEdge
+
+from ringwall.models.memory import GuestMemory
+from ringwall.rtl.dma.layouts import ChainBeat, Segment, WriterDone
+from ringwall.rtl.dma.writer import Writer
+from ringwall.rtl.tlp.layouts import BurstStatus
+from ringwall.sim.burst_bus import BurstMemory
+from ringwall.sim.run import params, run
+from ringwall.sim.stream import pack, random_ready, start, unpack
+
+
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
+def test_writer(request, width):
+    run(Writer(width=width, function=1, client=2), module=__name__, node=request.node.nodeid, params={"width": width})
+
+
+def test_parameters_are_checked():
+    """DMA-WRITE-6: parameters outside their ranges are refused with a sentence."""
+    for bad in ({"width": 32}, {"function": -1}, {"client": 16}, {"max_burst": 100}, {"buffer_bytes": 512}):
+        with pytest.raises(ValueError, match=r"must .*, not"):
+            Writer(**{"width": 64, "function": 0, "client": 0} | bad)
+
+
+def packet(width, content):
+    """Return the ChainBeat payloads of ``content``; an empty one has one beat."""
+    lanes, layout = width // 8, ChainBeat(width)
+    cuts = range(0, max(len(content), 1), lanes)
+    return [
+        pack(layout, data=int.from_bytes(content[n : n + lanes], "little"), byte_count=len(content[n : n + lanes]),
+             first=n == 0, last=n + lanes >= len(content))
+        for n in cuts
+    ]
+
+
+class Bench:
+    def __init__(self, dut, **options):
+        self.dut, self.options = dut, options
+
+    async def begin(self):
+        self.rng = random.Random(cocotb.RANDOM_SEED)
+        self.width = params()["width"]
+        self.memory = GuestMemory()
+        names = ("segments", "i", "bursts", "write_data", "write_done", "done")
+        self.segments, self.i, bursts, data, ends, self.done = await start(self.dut, *names)
+        self.server = BurstMemory(
+            self.memory, width=self.width, bursts=bursts, write_data=data, write_done=ends, **self.options).start()
+
+    async def give_list(self, segments):
+        await self.segments.put_many(
+            pack(Segment, address=a, length_bytes=n, last=k == len(segments) - 1) for k, (a, n) in enumerate(segments))
+
+    async def give_packet(self, content, gaps=None):
+        await self.i.put_many(packet(self.width, content), gaps)
+
+    async def ended(self):
+        done = unpack(WriterDone, await self.done.get())
+        return done.length_bytes, done.status
+
+
+@cocotb.test(timeout_time=8, timeout_unit="ms")
+async def memory_is_what_the_packets_say(dut):
+    """DMA-WRITE-1: random lists and packets, exact, short and long (R12, R14): memory, guards and byte counts agree."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    bench = Bench(dut, latency=lambda: 1)
+    await bench.begin()
+    expected = GuestMemory()
+    jobs, place = [], 0x10000
+    for _ in range(50):
+        segments = []
+        for _ in range(rng.choice([1, 1, 2, 3, 6])):
+            length = rng.choice([0, 1, 2, 7, 8, 9, 31, 32, 33, 63, 64, 65, 512, rng.randrange(1, 6000)])
+            place += rng.randrange(0, 200)
+            segments.append((place, length))
+            place += length
+        size = sum(length for _, length in segments)
+        content = rng.randbytes(max(0, size + rng.choice([0, 0, 0, -1, 1, -size, 200, -rng.randrange(size + 1)])))
+        at = 0
+        for address, length in segments:
+            expected.write(address, content[at : at + length])
+            at += length
+        jobs.append((segments, content, min(size, len(content))))
+
+    async def lists():
+        for segments, _, _ in jobs:
+            await bench.give_list(segments)
+
+    async def packets():
+        for _, content, _ in jobs:
+            await bench.give_packet(content, lambda: rng.choice([0, 0, 0, 2]))
+
+    cocotb.start_soon(lists())
+    cocotb.start_soon(packets())
+    for n, (_, _, written) in enumerate(jobs):
+        assert await bench.ended() == (written, BurstStatus.OK), f"list {n}: {jobs[n][0]}"
+    assert bench.memory.read(0, place + 4096) == expected.read(0, place + 4096)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def failures_are_counted_up_to_the_first(dut):
+    """DMA-WRITE-2: a failed burst gives its status and the bytes in front of it; failed shows it; the next list is OK."""
+    bad = {}
+    bench = Bench(dut, status=lambda burst: bad.get(burst.address, BurstStatus.OK))
+    await bench.begin()
+    for n, status in enumerate(s for s in BurstStatus if s != BurstStatus.OK):
+        base = 0x100000 * (n + 1)
+        bad.clear()
+        bad[base + 0x1000] = status
+        await bench.give_list([(base + 0x800, 0x2000), (base + 0x8000, 10)])
+        cocotb.start_soon(bench.give_packet(bytes(range(256)) * 32 + b"0123456789"))
+        while not dut.failed.value:
+            await RisingEdge(dut.clk)
+        assert await bench.ended() == (0x800, status)
+        await bench.give_list([(base, 5)])
+        await bench.give_packet(b"hello")
+        assert await bench.ended() == (5, BurstStatus.OK)
+        assert bench.memory.read(base, 5) == b"hello"
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def full_rate_at_any_alignment(dut):
+    """DMA-WRITE-3: rows come at one per cycle at any alignment; data is complete when its burst is offered."""
+    bench = Bench(dut)
+    await bench.begin()
+    content, lanes = bench.rng.randbytes(16384), bench.width // 8
+    rows, cycles = [], []
+    cocotb.start_soon(bench.server.write_data.watch(rows, cycles))
+    for offset in (0, 1, lanes - 1):
+        cycles.clear()
+        cocotb.start_soon(bench.give_list([(0x40000 + offset, len(content))]))
+        cocotb.start_soon(bench.give_packet(content))
+        assert await bench.ended() == (len(content), BurstStatus.OK)
+        assert bench.memory.read(0x40000 + offset, len(content)) == content
+        taken = cycles[-1] - cycles[0] + 1
+        bursts = 16384 // 512 + 1
+        dut._log.info("offset %d: %d rows in %d cycles", offset, len(cycles), taken)
+        assert taken <= 16384 // lanes + 4 * bursts  # the server takes 3 cycles between bursts
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def settled_means_answered(dut):
+    """DMA-WRITE-4: settled is low while a burst is unanswered and high when only a partial burst waits for bytes."""
+    bench = Bench(dut)
+    await bench.begin()
+    lanes = bench.width // 8
+    await bench.give_list([(0x7000, 1024), (0x9000, 1)])
+    beats = packet(bench.width, bytes(1024) + b"!")
+    await bench.i.put_many(beats[:-1])
+    await RisingEdge(dut.clk)
+    while not dut.settled.value:
+        await RisingEdge(dut.clk)
+    assert len(bench.server.log) == 2 and not bench.server.writes
+    await bench.i.put_many(beats[-1:])
+    await ClockCycles(dut.clk, 2)
+    assert not dut.settled.value
+    assert await bench.ended() == (1025, BurstStatus.OK)
+    await bench.give_list([(0x7000, 4 * lanes)])  # the status byte shares the data's burst: it must settle all the same
+    beats = packet(bench.width, bytes(4 * lanes - 1))
+    await bench.i.put_many(beats[:-1])
+    for _ in range(50):
+        await RisingEdge(dut.clk)
+    assert dut.settled.value
+    await bench.i.put_many(beats[-1:])
+    assert await bench.ended() == (4 * lanes - 1, BurstStatus.OK)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def stop_empties_it(dut):
+    """DMA-WRITE-5: stop in the middle of lists ends in stopped with nothing left; the next list is whole."""
+    bench = Bench(dut)
+    await bench.begin()
+    cocotb.start_soon(random_ready(bench.done, bench.rng))
+    for round_number in range(8):
+        a = cocotb.start_soon(bench.give_list([(0x40003, 3000), (0x80001, 2000)]))
+        b = cocotb.start_soon(bench.give_packet(bytes(5000)))
+        await ClockCycles(dut.clk, bench.rng.randrange(1, 400))
+        dut.stop.value = 1
+        await ClockCycles(dut.clk, 2)
+        while not (dut.stopped.value and a.done() and b.done()):
+            await RisingEdge(dut.clk)
+        dut.stop.value = 0
+        ends = []
+        watching = cocotb.start_soon(bench.done.watch(ends))
+        await bench.give_list([(0x100000 + round_number, 77)])
+        await bench.give_packet(bytes(range(77)))
+        while not ends:
+            await RisingEdge(dut.clk)
+        watching.cancel()
+        done = unpack(WriterDone, ends[0])
+        assert (done.length_bytes, done.status) == (77, BurstStatus.OK)
+        assert bench.memory.read(0x100000 + round_number, 77) == bytes(range(77))
