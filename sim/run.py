@@ -33,7 +33,7 @@ SIMULATORS = ("icarus", "verilator")
 _PARAMS = "RINGWALL_PARAMS"
 _PORTS = "RINGWALL_PORTS"
 _TIMESCALE = "1ns/1ps"
-_RECIPE = 3  # part of every build's hash: raise it when a command line below changes
+_RECIPE = 4  # part of every build's hash: raise it when a command line below changes
 
 
 def build_root() -> Path:
@@ -279,7 +279,10 @@ def _ports_of(verilog):
 
 
 def _build_icarus(work, waves):
-    sources, tops = ["top.v"], ["-s", "top"]
+    sources, tops = ["icarus.v"], ["-s", "top"]
+    # Icarus gives registers their initial values before any process runs, so an "always @*" that reads nothing else
+    # would leave X behind until one of them changes; always_comb runs once at time 0. [IEEE1800-2017 9.2.2.2]
+    (work / "icarus.v").write_text((work / "top.v").read_text().replace("always @*", "always_comb"))
     (work / "cmds.f").write_text(f"+timescale+{_TIMESCALE}\n")
     if waves:
         (work / "dump.v").write_text(

@@ -5,6 +5,7 @@ are written hold from just after it. ``watch`` may run beside ``get`` or a ready
 ``valid`` (``put``) or of ``ready`` (``get``, :func:`random_ready`, :func:`pattern_ready`) at a time.
 """
 
+import functools
 import itertools
 from enum import Enum
 from types import SimpleNamespace
@@ -12,12 +13,15 @@ from types import SimpleNamespace
 import cocotb
 from amaranth.hdl import Shape
 from amaranth.lib import data
+from cocotb import handle
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from .run import ports
 
-__all__ = ["CLOCK_NS", "Stream", "pack", "pattern_ready", "random_ready", "reader", "start", "unpack", "writer"]
+__all__ = [
+    "CLOCK_NS", "Stream", "cycle", "pack", "pattern_ready", "random_ready", "raw_writer", "reader", "start", "unpack", "writer",
+]  # fmt: skip
 
 CLOCK_NS = 4  # period of the clock that start() makes
 
@@ -39,31 +43,29 @@ def reader(signal):
     return value
 
 
-def writer(signal):
-    """Return a function that writes an int, 0 to 2**width-1, to ``signal`` (a cocotb handle) just after the edge.
+def raw_writer(signal):
+    """Return a function that writes a string of the signal's width of "0" and "1" to ``signal`` (a cocotb handle).
 
-    As ``signal.value =``. Verilator applies a write after the edge by itself, which allows a shorter way; in Icarus it
-    would race with the edge, so cocotb holds it back until the read-write phase.
+    As ``signal.value =`` without its checks and conversions. Verilator applies a write after the edge by itself; in
+    Icarus it would race with the edge, so cocotb holds it back until the read-write phase.
     """
+    return _writer(signal, signal._handle.set_signal_val_binstr)
+
+
+def writer(signal):
+    """Return a function that writes an int, 0 to 2**width-1, to ``signal``; see :func:`raw_writer`."""
     width = len(signal)
-    if not cocotb.handle._trust_inertial:
+    if width <= 32:
+        return _writer(signal, signal._handle.set_signal_val_int)
+    write, form = raw_writer(signal), f"0{width}b"
+    return lambda value: write(format(value, form))
 
-        def write(value):
-            signal.value = value
 
-    elif width <= 32:
-        put = signal._handle.set_signal_val_int
-
-        def write(value):
-            put(0, value)
-
-    else:
-        put, form = signal._handle.set_signal_val_binstr, f"0{width}b"
-
-        def write(value):
-            put(0, format(value, form))
-
-    return write
+def _writer(signal, put):
+    deposit, schedule = handle._GPISetAction.DEPOSIT, handle._schedule_write
+    if handle._trust_inertial:
+        return functools.partial(put, deposit.value)
+    return functools.partial(schedule, signal, put, deposit)
 
 
 def _zero():
@@ -181,8 +183,14 @@ class Stream:
 
 
 def cycle():
-    """Return the number of clock periods since the start of the simulation."""
-    return int(cocotb.simtime.get_sim_time("ns")) // CLOCK_NS
+    """Return the number of whole clock periods since the start of the simulation."""
+    high, low = cocotb.simulator.get_sim_time()
+    return ((high << 32) + low) // _period_steps()
+
+
+@functools.cache
+def _period_steps():
+    return CLOCK_NS * 10 ** (-9 - cocotb.simulator.get_precision())
 
 
 def _streams():

@@ -15,6 +15,7 @@ from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles, RisingEdge
+
 from ringwall.rtl.verilog import convert
 from ringwall.sim import run as harness
 from ringwall.sim.run import params, ports, run
@@ -81,6 +82,21 @@ class Tied(wiring.Component):
         with m.If(self.i.valid):
             m.d.sync += self.level.payload.eq(self.i.payload)
         m.d.comb += self.ticks.valid.eq(self.level.payload[0])
+        return m
+
+
+class Still(wiring.Component):
+    """Outputs that depend on a register that never changes."""
+
+    level: Out(2)
+
+    def elaborate(self, platform):
+        m = Module()
+        state = Signal(2, init=2)
+        m.d.sync += state.eq(state)
+        with m.Switch(state):
+            with m.Case(2):
+                m.d.comb += self.level.eq(3)
         return m
 
 
@@ -169,6 +185,17 @@ async def tied_streams_work(dut):
     assert got in ([0] * 5, [0] * 6)
     with pytest.raises(ValueError, match=r"port of .* such as i, ticks, not 'nobody'"):
         await start(dut, "nobody")
+
+
+def test_still(request):
+    """SIM-RUN-12: in Icarus an output is known from the start, also when nothing that it depends on ever changes."""
+    run(Still(), module=__name__, node=request.node.nodeid, sim="icarus", testcase="level_is_known")
+
+
+@cocotb.test(timeout_time=100, timeout_unit="us")
+async def level_is_known(dut):
+    await start(dut)
+    assert dut.level.value == 3
 
 
 FAILING = {
