@@ -204,8 +204,8 @@ class Reader(wiring.Component):
             raise ValueError(f"Data width must be 64, 128, 256 or 512 bits, not {width!r}")
         if not 0 <= function < 256:
             raise ValueError(f"Function must be between 0 and 255, not {function!r}")
-        if not 0 <= client < 16:
-            raise ValueError(f"Client must be between 0 and 15, not {client!r}")
+        if not 0 <= client < 64:
+            raise ValueError(f"Client must be between 0 and 63, not {client!r}")
         self.width, self.function, self.client = width, function, client
         self.max_burst, self.max_in_flight = max_burst, max_in_flight
         super().__init__({

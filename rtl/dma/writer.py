@@ -235,8 +235,8 @@ class Writer(wiring.Component):
             raise ValueError(f"Data width must be 64, 128, 256 or 512 bits, not {width!r}")
         if not 0 <= function < 256:
             raise ValueError(f"Function must be between 0 and 255, not {function!r}")
-        if not 0 <= client < 16:
-            raise ValueError(f"Client must be between 0 and 15, not {client!r}")
+        if not 0 <= client < 64:
+            raise ValueError(f"Client must be between 0 and 63, not {client!r}")
         if max_burst not in BURST_LIMITS:
             raise ValueError(f"Maximum burst must be a power of two between 64 and 4096, not {max_burst!r}")
         if buffer_bytes < 2 * max_burst:

@@ -77,8 +77,8 @@ class Burst(data.Struct):
     pasid: unsigned(20)
     relaxed_ordering: unsigned(1)
     no_snoop: unsigned(1)
-    client: unsigned(4)  # whose data and end streams serve it
-    cookie: unsigned(8)  # the client's own; returned unchanged
+    client: unsigned(6)  # whose data and end streams serve it
+    cookie: unsigned(12)  # the client's own; returned unchanged
     verdict: BurstStatus
     epoch: unsigned(1)
 
@@ -91,14 +91,14 @@ def BurstData(width):
     that failed ends in exactly one beat with ``last``; its data is then meaningless.
     """
     return data.StructLayout(
-        {"data": width, "keep": width // 8, "first": 1, "last": 1, "cookie": 8, "status": BurstStatus}
+        {"data": width, "keep": width // 8, "first": 1, "last": 1, "cookie": 12, "status": BurstStatus}
     )
 
 
 class BurstDone(data.Struct):
     """End of a write burst: everything sent later by the card is behind it in the one transmit order."""
 
-    cookie: unsigned(8)
+    cookie: unsigned(12)
     status: BurstStatus
 
 

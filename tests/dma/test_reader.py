@@ -22,7 +22,7 @@ def test_reader(request, width):
 
 def test_parameters_are_checked():
     """DMA-READ-5: widths, functions and clients outside their ranges are refused with a sentence."""
-    for bad in ({"width": 32}, {"function": 256}, {"client": 16}, {"max_burst": 100}):
+    for bad in ({"width": 32}, {"function": 256}, {"client": 64}, {"max_burst": 100}):
         with pytest.raises(ValueError, match=r"must be .*, not"):
             Reader(**{"width": 64, "function": 0, "client": 0} | bad)
 

@@ -22,7 +22,7 @@ def test_writer(request, width):
 
 def test_parameters_are_checked():
     """DMA-WRITE-6: parameters outside their ranges are refused with a sentence."""
-    for bad in ({"width": 32}, {"function": -1}, {"client": 16}, {"max_burst": 100}, {"buffer_bytes": 512}):
+    for bad in ({"width": 32}, {"function": -1}, {"client": 64}, {"max_burst": 100}, {"buffer_bytes": 512}):
         with pytest.raises(ValueError, match=r"must .*, not"):
             Writer(**{"width": 64, "function": 0, "client": 0} | bad)
 
