@@ -1,0 +1,134 @@
+"""Bursts to the pieces that one Memory Request TLP each may carry."""
+
+from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .layouts import Burst
+
+LARGEST_CODE = 5  # Max_Payload_Size and Max_Read_Request_Size: 128 << code; 6 and 7 are reserved [PCIe5 7.5.3.4]
+
+
+class Cut(data.Struct):
+    """A burst to cut and the code of the limit to cut it at: 128 << ``limit_code`` bytes."""
+
+    burst: Burst
+    limit_code: 3
+
+
+class Piece(data.Struct):
+    """What one Memory Request TLP asks for; ``burst`` with ``address`` and ``length_bytes`` of this piece.
+
+    ``length_dw``, ``first_be`` and ``last_be`` are the header's fields [PCIe5 2.2.5]: all dwords touched, enables contiguous,
+    ``last_be`` 0 in a piece of one dword. ``first`` and ``last`` mark the ends of the burst.
+    """
+
+    burst: Burst
+    length_dw: 11
+    first_be: 4
+    last_be: 4
+    first: 1
+    last: 1
+
+
+class Cutter(wiring.Component):
+    """Cuts each burst into pieces that one Memory Request TLP each may carry.
+
+    A cut is made at every address that is a multiple of the limit and nowhere else, so no piece exceeds the limit or crosses
+    4 KiB, no dword is touched by two pieces of a burst (R18), a naturally aligned access of 2, 4 or 8 bytes is one piece
+    (R05), and every piece but the first starts at a multiple of the limit. Pieces of a burst leave in ascending address
+    order and cover it exactly. The limit is 128 << min(``limit_code``, ``largest_code``) bytes; a reserved code counts
+    as 0. [PCIe5 2.2.7]
+
+    Latency: 2 cycles from ``i`` accepted to its first piece. Throughput: 1 piece per cycle, also across bursts.
+
+    Parameters
+    ----------
+    largest_code : :class:`int`
+        Codes above it are taken as it: 0 to 5.
+
+    Members
+    -------
+    i : ``In(stream.Signature(Cut))``
+        Bursts of 1 to 4096 bytes that cross no 4 KiB boundary.
+    o : ``Out(stream.Signature(Piece))``
+        Pieces.
+    abandon : ``In(1)``
+        In the cycle in which a piece is taken: no further pieces of its burst follow.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If ``largest_code`` is out of range.
+    """
+
+    def __init__(self, *, largest_code=LARGEST_CODE):
+        if largest_code not in range(LARGEST_CODE + 1):
+            raise ValueError(f"Largest code must be between 0 and {LARGEST_CODE}, not {largest_code!r}")
+        self.largest_code = largest_code
+        super().__init__({"i": In(stream.Signature(Cut)), "o": Out(stream.Signature(Piece)), "abandon": In(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        burst = Signal(Burst)  # the one at work; its address stays that of the burst
+        mask = Signal(12)  # limit - 1
+        offset, left, begun = Signal(12), Signal(13), Signal()
+
+        code = Signal(3)
+        m.d.comb += code.eq(self.i.p.limit_code)
+        with m.If(self.i.p.limit_code > LARGEST_CODE):
+            m.d.comb += code.eq(0)
+        with m.Elif(self.i.p.limit_code > self.largest_code):
+            m.d.comb += code.eq(self.largest_code)
+
+        room = Signal(13)  # bytes up to the next multiple of the limit
+        step = Signal(13)
+        final = Signal()
+        m.d.comb += [
+            room.eq((~offset & mask) + 1),
+            final.eq(left <= room),
+            step.eq(Mux(final, left, room)),
+        ]
+        end = (offset + step - 1)[:2]  # lane of the last byte in its dword
+        first_be, last_be = Signal(4), Signal(4)
+        single = Signal()
+        length_dw = (offset[:2] + step + 3)[2:14]
+        m.d.comb += [
+            first_be.eq(Const(0xF, 4) << offset[:2]),
+            last_be.eq(Const(0xF, 4) >> ~end),
+            single.eq(length_dw == 1),
+        ]
+
+        taken, load, dropped = Signal(), Signal(), Signal()
+        m.d.comb += [
+            taken.eq(self.o.valid & self.o.ready),
+            dropped.eq(taken & self.abandon & ~self.o.p.last),
+            load.eq((left != 0) & ~dropped & (~self.o.valid | self.o.ready)),
+            self.i.ready.eq((left == 0) | (load & final) | dropped),
+        ]
+        with m.If(taken):
+            m.d.sync += self.o.valid.eq(0)
+        with m.If(load):
+            m.d.sync += [
+                self.o.valid.eq(1),
+                self.o.p.burst.eq(burst),
+                self.o.p.burst.address.eq(Cat(offset, burst.address[12:])),
+                self.o.p.burst.length_bytes.eq(step),
+                self.o.p.length_dw.eq(length_dw),
+                self.o.p.first_be.eq(Mux(single, first_be & last_be, first_be)),
+                self.o.p.last_be.eq(Mux(single, 0, last_be)),
+                self.o.p.first.eq(~begun),
+                self.o.p.last.eq(final),
+                offset.eq(offset + step),
+                left.eq(left - step),
+                begun.eq(1),
+            ]
+        with m.If(self.i.ready):
+            m.d.sync += [
+                burst.eq(self.i.p.burst),
+                offset.eq(self.i.p.burst.address[:12]),
+                left.eq(Mux(self.i.valid, self.i.p.burst.length_bytes, 0)),
+                mask.eq(((128 << code) - 1)[:12]),
+                begun.eq(0),
+            ]
+        return m
