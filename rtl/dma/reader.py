@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..stream.queue import Queue
 from ..tlp.layouts import Burst, BurstData, BurstStatus
 from .layouts import ChainBeat, Segment
-from .splitter import Splitter
+from .splitter import Splitter, check_max_burst
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -207,7 +207,7 @@ class Reader(wiring.Component):
         if not 0 <= client < 64:
             raise ValueError(f"Client must be between 0 and 63, not {client!r}")
         self.width, self.function, self.client = width, function, client
-        self.max_burst, self.max_in_flight = max_burst, max_in_flight
+        self.max_burst, self.max_in_flight = check_max_burst(max_burst), max_in_flight
         super().__init__({
             "segments": In(stream.Signature(Segment)),
             "bursts": Out(stream.Signature(Burst)),

@@ -10,6 +10,13 @@ PAGE_BYTES = 4096  # a request must not cross a naturally aligned 4 KiB boundary
 BURST_LIMITS = (64, 128, 256, 512, 1024, 2048, 4096)
 
 
+def check_max_burst(max_burst):
+    """Return ``max_burst``, or raise :exc:`ValueError` when it is no power of two between 64 and 4096."""
+    if max_burst not in BURST_LIMITS:
+        raise ValueError(f"Maximum burst must be a power of two between 64 and 4096, not {max_burst!r}")
+    return max_burst
+
+
 class Piece(data.Struct):
     """One burst's worth of a segment.
 
@@ -51,9 +58,7 @@ class Splitter(wiring.Component):
     """
 
     def __init__(self, *, max_burst=PAGE_BYTES):
-        if max_burst not in BURST_LIMITS:
-            raise ValueError(f"Maximum burst must be a power of two between 64 and 4096, not {max_burst!r}")
-        self.max_burst = max_burst
+        self.max_burst = check_max_burst(max_burst)
         super().__init__({
             "i": In(stream.Signature(Segment)),
             "o": Out(stream.Signature(Piece)),

@@ -8,7 +8,7 @@ from ..stream.queue import Queue
 from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
 from .layouts import ChainBeat, Segment, WriterDone
 from .reader import WIDTHS, rotate_bytes
-from .splitter import BURST_LIMITS, Piece, Splitter
+from .splitter import Piece, Splitter, check_max_burst
 
 
 def Row(width):
@@ -237,8 +237,7 @@ class Writer(wiring.Component):
             raise ValueError(f"Function must be between 0 and 255, not {function!r}")
         if not 0 <= client < 64:
             raise ValueError(f"Client must be between 0 and 63, not {client!r}")
-        if max_burst not in BURST_LIMITS:
-            raise ValueError(f"Maximum burst must be a power of two between 64 and 4096, not {max_burst!r}")
+        check_max_burst(max_burst)
         if buffer_bytes < 2 * max_burst:
             raise ValueError(f"Buffer must hold two bursts of {max_burst} bytes, not {buffer_bytes!r} bytes")
         self.width, self.function, self.client = width, function, client

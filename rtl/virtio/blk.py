@@ -1,6 +1,6 @@
 """virtio-blk on a block RAM."""
 
-from amaranth import Array, Cat, Const, Module, Mux, ResetInserter, Signal
+from amaranth import Array, Cat, Const, Elaboratable, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -86,7 +86,7 @@ class Blk(wiring.Component):
         return m
 
 
-class _Core:
+class _Core(Elaboratable):
     """Everything of :class:`Blk` but the stop handshake: ``stop`` is its reset, and in reset it takes and drops input."""
 
     def __init__(self, blk):

@@ -111,7 +111,7 @@ async def failures_are_counted_up_to_the_first(dut):
         base = 0x100000 * (n + 1)
         bad.clear()
         bad[base + 0x1000] = status
-        await bench.give_list([(base + 0x800, 0x2000), (base + 0x8000, 10)])
+        cocotb.start_soon(bench.give_list([(base + 0x800, 0x2000), (base + 0x8000, 10)]))
         cocotb.start_soon(bench.give_packet(bytes(range(256)) * 32 + b"0123456789"))
         while not dut.failed.value:
             await RisingEdge(dut.clk)
@@ -148,7 +148,7 @@ async def settled_means_answered(dut):
     bench = Bench(dut)
     await bench.begin()
     lanes = bench.width // 8
-    await bench.give_list([(0x7000, 1024), (0x9000, 1)])
+    cocotb.start_soon(bench.give_list([(0x7000, 1024), (0x9000, 1)]))
     beats = packet(bench.width, bytes(1024) + b"!")
     await bench.i.put_many(beats[:-1])
     await RisingEdge(dut.clk)

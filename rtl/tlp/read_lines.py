@@ -1,0 +1,527 @@
+"""One client's reads from burst to data: the decision to send, the space for the data, the order of the answers."""
+
+from amaranth import Array, Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from ..stream.queue import Queue
+from .cutter import Cutter, Piece
+from .layouts import Burst, BurstRetired, BurstStatus, ConfigState
+from .read_buffer import RowRead
+from .tags import TagEnd
+
+SLOT_BYTES = 64  # an unordered read lies inside one naturally aligned block of this size
+
+
+def ReadRequest(rows, index_bits):
+    """Layout: a Memory Read that may be sent now; ``index`` is the line's own, ``row`` the first one kept free for its data."""
+    return data.StructLayout({"piece": Piece, "extended_tag": 1, "row": range(rows), "index": index_bits})
+
+
+class ReadFront(wiring.Component):
+    """Queue, cutter and decision of a line: what happens to the next piece of a client's reads.
+
+    The piece at the head waits until every write that was accepted before its burst has been sent, until there is space and a tag;
+    then it is ``wanted``, and leaves when ``granted``. If it must not be sent at all (refused by the gate, function
+    stopped or not bus master, or no tag will ever come) it leaves with ``refused`` instead and the rest of its burst with it.
+
+    Parameters
+    ----------
+    reads : :class:`int`
+        Bursts that fit into the queue.
+    functions : :class:`int`
+        Number of functions.
+
+    Members
+    -------
+    bursts : ``In(stream.Signature(Burst))``
+        Read bursts.
+    cleared : ``In(1)``
+        Pulse: one more of the bursts, in order, has no unsent write in front of it.
+    config : ``In(ConfigState).array(functions)``
+        Of each function.
+    live : ``In(functions)``
+        1: the function may send requests.
+    short_tag, long_tag : ``In(1)``
+        There is a tag below 32, one above.
+    dead, long_dead : ``In(1)``
+        No tag below 32 (above) will come back.
+    space, refusable : ``In(1)``
+        The line can take the piece as one that is sent, as one that is refused.
+    granted : ``In(1)``
+        The piece is being sent; only while ``wanted``.
+    piece, extended_tag : ``Out(Piece)``, ``Out(1)``
+        The piece at the head and whether it may have a tag above 31.
+    wanted, refused : ``Out(1)``
+        The piece may be sent; the piece is refused, in this cycle.
+    status : ``Out(BurstStatus)``
+        Why it is refused.
+    """
+
+    def __init__(self, *, reads, functions):
+        self.reads, self.functions = reads, functions
+        super().__init__({
+            "bursts": In(stream.Signature(Burst)),
+            "cleared": In(1),
+            "config": In(ConfigState).array(functions),
+            "live": In(functions),
+            "short_tag": In(1),
+            "long_tag": In(1),
+            "dead": In(1),
+            "long_dead": In(1),
+            "space": In(1),
+            "refusable": In(1),
+            "granted": In(1),
+            "piece": Out(Piece),
+            "extended_tag": Out(1),
+            "wanted": Out(1),
+            "refused": Out(1),
+            "status": Out(BurstStatus),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.queue = queue = Queue(Burst, self.reads)
+        m.submodules.cutter = cutter = Cutter()
+        codes = Array(config.mrrs_code for config in self.config)
+        extended = Array(config.extended_tag for config in self.config)
+        wiring.connect(m, wiring.flipped(self.bursts), queue.i)
+        m.d.comb += [
+            cutter.i.valid.eq(queue.o.valid),
+            cutter.i.p.burst.eq(queue.o.payload),
+            cutter.i.p.limit_code.eq(codes[queue.o.p.function]),
+            queue.o.ready.eq(cutter.i.ready),
+        ]
+        head, burst = cutter.o, cutter.o.p.burst
+        sent, leaves = Signal(), Signal()
+        in_order = Signal(range(self.reads + 4))  # bursts, the one at the head included, without an unsent write in front
+        m.d.comb += [
+            sent.eq(self.granted),
+            cutter.abandon.eq(self.refused),
+            head.ready.eq(sent | self.refused),
+            leaves.eq(self.refused | (sent & head.p.last)),
+        ]
+        m.d.sync += in_order.eq(in_order + self.cleared - leaves)
+
+        ready, dead, live = Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.piece.eq(head.payload),
+            self.extended_tag.eq(extended[burst.function]),
+            live.eq(self.live.bit_select(burst.function, 1)),
+            dead.eq(self.dead & (self.long_dead | ~self.extended_tag)),
+            ready.eq(head.valid & (in_order != 0)),
+            self.status.eq(burst.verdict),
+        ]
+        with m.If(burst.verdict == BurstStatus.OK):
+            m.d.comb += self.status.eq(Mux(live, BurstStatus.TIMEOUT, BurstStatus.RESET))
+        must_not = (burst.verdict != BurstStatus.OK) | ~live | dead
+        m.d.comb += [
+            self.refused.eq(ready & must_not & self.refusable),
+            self.wanted.eq(ready & ~must_not & self.space & (self.short_tag | (self.long_tag & self.extended_tag))),
+        ]
+        return m
+
+
+def Span(width, rows):
+    """Layout: a run of bytes in the buffer that is handed to the client; with a ``status`` other than OK a single beat without data."""
+    return data.StructLayout({
+        "row": range(rows), "offset": range(width // 8), "length_bytes": 13, "first": 1, "last": 1, "cookie": 12,
+        "status": BurstStatus, "function": 8,
+    })  # fmt: skip
+
+
+class RowStreamer(wiring.Component):
+    """Spans to row reads.
+
+    Latency: 1 cycle. Throughput: 1 row per cycle, also across spans.
+
+    Members
+    -------
+    i : ``In(stream.Signature(Span(width, rows)))``
+        Spans.
+    o : ``Out(stream.Signature(RowRead(width, rows)))``
+        Their rows.
+    """
+
+    def __init__(self, *, width, rows, region):
+        self.width, self.rows, self.region = width, rows, region
+        super().__init__({
+            "i": In(stream.Signature(Span(width, rows))),
+            "o": Out(stream.Signature(RowRead(width, rows))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        bytes_log2 = (self.width // 8).bit_length() - 1
+        rows_left = Signal(range(4096 * 8 // self.width + 1))  # behind the one at ``o``
+        last, last_byte = Signal(), Signal(bytes_log2)  # of the span
+        i, o = self.i.p, self.o.p
+        end = i.offset + i.length_bytes - 1  # place of the last byte, counted from the start of the first row
+        more = Signal.like(rows_left)
+        with m.If(i.status == BurstStatus.OK):
+            m.d.comb += more.eq(end[bytes_log2:])
+        taken, final = Signal(), Signal()
+        m.d.comb += [
+            taken.eq(self.o.valid & self.o.ready),
+            final.eq(rows_left == 0),
+            self.i.ready.eq(~self.o.valid | (taken & final)),
+        ]
+        with m.If(taken):
+            m.d.sync += [
+                rows_left.eq(rows_left - 1),
+                o.row.eq((o.row & ~(self.region - 1)) | ((o.row + 1) & (self.region - 1))),
+                o.first_byte.eq(0),
+                o.last_byte.eq(Mux(rows_left == 1, last_byte, -1)),
+                o.first.eq(0),
+                o.last.eq(last & (rows_left == 1)),
+            ]
+            with m.If(final):
+                m.d.sync += self.o.valid.eq(0)
+        with m.If(self.i.ready & self.i.valid):
+            m.d.sync += [
+                self.o.valid.eq(1),
+                rows_left.eq(more),
+                last.eq(i.last),
+                last_byte.eq(end[:bytes_log2]),
+                o.row.eq(i.row),
+                o.first_byte.eq(i.offset),
+                o.last_byte.eq(Mux(more == 0, end[:bytes_log2], -1)),
+                o.first.eq(i.first),
+                o.last.eq(i.last & (more == 0)),
+                o.cookie.eq(i.cookie),
+                o.status.eq(i.status),
+                o.function.eq(i.function),
+            ]
+            with m.If(i.status != BurstStatus.OK):
+                m.d.sync += [o.first_byte.eq(0), o.last_byte.eq(0)]
+        return m
+
+
+def _line_members(width, rows, index_bits, functions):
+    """Members of a line, as in :class:`OrderedLine`."""
+    return {
+        "bursts": In(stream.Signature(Burst)),
+        "cleared": In(1),
+        "config": In(ConfigState).array(functions),
+        "live": In(functions),
+        "short_tag": In(1),
+        "long_tag": In(1),
+        "dead": In(1),
+        "long_dead": In(1),
+        "wanted": Out(1),
+        "granted": In(1),
+        "request": Out(ReadRequest(rows, index_bits)),
+        "ended": In(stream.Signature(TagEnd(index_bits), always_ready=True)),
+        "rows": Out(stream.Signature(RowRead(width, rows))),
+        "retired": Out(stream.Signature(BurstRetired)),
+    }
+
+
+def _make_front(m, line):
+    """Add the front of ``line`` to ``m``, joined to the members of the same names."""
+    m.submodules.front = front = ReadFront(reads=line.reads, functions=line.functions)
+    wiring.connect(m, wiring.flipped(line.bursts), front.bursts)
+    for config, its_config in zip(line.config, front.config):
+        m.d.comb += its_config.eq(config)
+    m.d.comb += [
+        front.cleared.eq(line.cleared),
+        front.live.eq(line.live),
+        front.short_tag.eq(line.short_tag),
+        front.long_tag.eq(line.long_tag),
+        front.dead.eq(line.dead),
+        front.long_dead.eq(line.long_dead),
+        front.granted.eq(line.granted),
+        line.wanted.eq(front.wanted),
+        line.request.piece.eq(front.piece),
+        line.request.extended_tag.eq(front.extended_tag),
+    ]
+    return front
+
+
+class OrderedLine(wiring.Component):
+    """Reads of a client that gets its data in the order of its bursts.
+
+    Data leaves as soon as all pieces in front of it ended. After the first piece that failed or was refused the burst ends
+    in one beat with ``last`` and its status; what else the burst had in flight is waited for and dropped. Each burst is
+    reported in ``retired`` once, when its last piece in flight ended, whether or not the client takes its data.
+
+    Parameters
+    ----------
+    width, rows, index_bits, functions : :class:`int`
+        As in the requester: data width, rows of the whole buffer, bits of a request's index, functions.
+    client : :class:`int`
+        Number of the client.
+    base, region : :class:`int`
+        First row of the client's ring and its size in rows: a power of two of at least 4096 bytes, at a multiple of itself.
+    reads : :class:`int`
+        Bursts that wait without holding up others.
+
+    Members
+    -------
+    bursts, cleared, config, live, short_tag, long_tag, dead, long_dead, wanted, granted
+        As in :class:`ReadFront`.
+    request : ``Out(ReadRequest(rows, index_bits))``
+        What is wanted.
+    ended : ``In(stream.Signature(TagEnd(index_bits), always_ready=True))``
+        Ends of requests of all clients.
+    rows : ``Out(stream.Signature(RowRead(width, rows)))``
+        Beats to hand out.
+    retired : ``Out(stream.Signature(BurstRetired))``
+        Bursts that are over.
+    """
+
+    def __init__(self, *, width, rows, index_bits, functions, client, base, region, reads):
+        self.width, self.buffer_rows, self.index_bits, self.functions = width, rows, index_bits, functions
+        self.client, self.base, self.region, self.reads = client, base, region, reads
+        super().__init__(_line_members(width, rows, index_bits, functions))
+
+    @staticmethod
+    def pieces(width, region):
+        """Return the number of pieces that a line keeps track of: one for each 64 bytes of its ring."""
+        return region * width // 8 // SLOT_BYTES
+
+    def elaborate(self, platform):
+        m = Module()
+        front = _make_front(m, self)
+        bytes_log2 = (self.width // 8).bit_length() - 1
+        depth = self.pieces(self.width, self.region)
+        pointer = depth.bit_length()  # bits: a place in the ring of pieces, and on top the lap
+        count_shape = range(self.region + 1)
+
+        def rows_of(offset, length_bytes):
+            """Rows that bytes from ``offset`` of the first row touch."""
+            return ((offset + length_bytes - 1) >> bytes_log2)[:13] + 1
+
+        # One ticket for each piece, in the order of issue.
+        ticket_layout = data.StructLayout({
+            "offset": bytes_log2, "length_bytes": 13, "first": 1, "last": 1, "cookie": 12, "function": 8, "epoch": 1,
+            "refused": BurstStatus,
+        })  # fmt: skip
+        # Filled in when it ended; it counts if ``mark`` is the inverse of the lap.
+        end_layout = data.StructLayout({"mark": 1, "status": BurstStatus})
+        m.submodules.tickets = tickets = Memory(shape=ticket_layout, depth=depth, init=[])
+        m.submodules.ends = ends = Memory(shape=end_layout, depth=depth, init=[])
+        ticket_write, end_write = tickets.write_port(), ends.write_port()
+        issued, seen, retired, done = (Signal(pointer, name=name) for name in ("issued", "seen", "retired", "done"))
+
+        sweep = Signal(range(depth + 1))  # after reset nothing ended
+        swept = sweep == depth
+        ended = self.ended.p
+        with m.If(swept):
+            m.d.comb += [
+                end_write.en.eq(self.ended.valid & (ended.client == self.client)),
+                end_write.addr.eq(ended.index[: pointer - 1]),
+                end_write.data.mark.eq(~ended.index[pointer - 1]),
+                end_write.data.status.eq(ended.status),
+            ]
+        with m.Else():
+            m.d.sync += sweep.eq(sweep + 1)
+            m.d.comb += [end_write.en.eq(1), end_write.addr.eq(sweep)]
+
+        # Issue.
+        free = Signal(count_shape, init=self.region)  # rows
+        put = Signal(range(self.region))
+        burst = front.piece.burst
+        offset = burst.address[:bytes_log2]
+        need = Signal(count_shape)
+        room = Signal()
+        m.d.comb += [
+            need.eq(rows_of(offset, burst.length_bytes)),
+            room.eq(swept & ((issued ^ done) != depth)),  # places equal, laps not: full
+            front.space.eq(room & (free >= need)),
+            front.refusable.eq(room),
+            self.request.row.eq(self.base + put),
+            self.request.index.eq(issued),
+            ticket_write.en.eq(self.granted | front.refused),
+            ticket_write.addr.eq(issued[:-1]),
+            ticket_write.data.offset.eq(offset),
+            ticket_write.data.length_bytes.eq(burst.length_bytes),
+            ticket_write.data.first.eq(front.piece.first),
+            ticket_write.data.last.eq(front.piece.last | front.refused),
+            ticket_write.data.cookie.eq(burst.cookie),
+            ticket_write.data.function.eq(burst.function),
+            ticket_write.data.epoch.eq(burst.epoch),
+            ticket_write.data.refused.eq(Mux(front.refused, front.status, BurstStatus.OK)),
+        ]
+        m.d.sync += [issued.eq(issued + ticket_write.en), seen.eq(issued)]
+        with m.If(self.granted):
+            m.d.sync += put.eq(put + need)
+
+        # Retire: pieces in order as they end, however long the client leaves its data.
+        r_ticket, r_end = tickets.read_port(), ends.read_port()
+        r_over, r_step = Signal(), Signal()
+        m.d.comb += [
+            r_ticket.addr.eq((retired + r_step)[: pointer - 1]),
+            r_end.addr.eq(r_ticket.addr),
+            r_over.eq((retired != seen) & ((r_ticket.data.refused != BurstStatus.OK) | (r_end.data.mark != retired[-1]))),
+            self.retired.valid.eq(r_over & r_ticket.data.last),
+            self.retired.p.function.eq(r_ticket.data.function),
+            self.retired.p.epoch.eq(r_ticket.data.epoch),
+            r_step.eq(r_over & (self.retired.ready | ~r_ticket.data.last)),
+        ]
+        m.d.sync += retired.eq(retired + r_step)
+
+        # Deliver.
+        m.submodules.streamer = streamer = RowStreamer(width=self.width, rows=self.buffer_rows, region=self.region)
+        wiring.connect(m, streamer.o, wiring.flipped(self.rows))
+        d_ticket, d_end = tickets.read_port(), ends.read_port()
+        get = Signal(range(self.region))
+        skipping = Signal()  # the client has the status; the rest of the burst is dropped
+        status = Signal(BurstStatus)
+        have, step = Signal(), Signal()
+        sent_rows = Signal(count_shape)
+        span, t = streamer.i.p, d_ticket.data
+        m.d.comb += [
+            d_ticket.addr.eq((done + step)[: pointer - 1]),
+            d_end.addr.eq(d_ticket.addr),
+            have.eq(done != retired),
+            status.eq(Mux(t.refused == BurstStatus.OK, d_end.data.status, t.refused)),
+            sent_rows.eq(Mux(t.refused == BurstStatus.OK, rows_of(t.offset, t.length_bytes), 0)),
+            streamer.i.valid.eq(have & ~skipping),
+            step.eq(have & (skipping | streamer.i.ready)),
+            span.row.eq(self.base + get),
+            span.offset.eq(t.offset),
+            span.length_bytes.eq(t.length_bytes),
+            span.first.eq(t.first),
+            span.last.eq(t.last | (status != BurstStatus.OK)),
+            span.cookie.eq(t.cookie),
+            span.status.eq(status),
+            span.function.eq(t.function),
+        ]
+        dropped = skipping | (status != BurstStatus.OK)
+        row_read = self.rows.valid & self.rows.ready & (self.rows.p.status == BurstStatus.OK)
+        with m.If(step):
+            m.d.sync += [
+                done.eq(done + 1),
+                get.eq(get + sent_rows),
+                skipping.eq(dropped & ~t.last),
+            ]
+        m.d.sync += free.eq(free + row_read + Mux(step & dropped, sent_rows, 0) - Mux(self.granted, need, 0))
+        return m
+
+
+class UnorderedLine(wiring.Component):
+    """Reads of a client that takes its answers in any order: each at most 64 bytes inside one naturally aligned block of 64.
+
+    Answers leave in the order in which they became complete. Each burst is reported in ``retired`` once, when it ended.
+
+    Parameters
+    ----------
+    slots : :class:`int`
+        Reads in flight: a power of two of at least 2.
+    base : :class:`int`
+        First row of the slots, a multiple of all their rows.
+    wall : :class:`bool`
+        The wall's: no burst is reported in ``retired``.
+    width, rows, index_bits, functions, client, reads : :class:`int`
+        As in :class:`OrderedLine`.
+
+    Members
+    -------
+    As in :class:`OrderedLine`.
+    """
+
+    def __init__(self, *, width, rows, index_bits, functions, client, base, slots, reads, wall=False):
+        self.width, self.buffer_rows, self.index_bits, self.functions = width, rows, index_bits, functions
+        self.client, self.base, self.slots, self.reads, self.wall = client, base, slots, reads, wall
+        super().__init__(_line_members(width, rows, index_bits, functions))
+
+    def elaborate(self, platform):
+        m = Module()
+        front = _make_front(m, self)
+        bytes_log2 = (self.width // 8).bit_length() - 1
+        slot_rows = SLOT_BYTES * 8 // self.width
+        slot_shape = range(self.slots)
+
+        # Slots: all are free after reset, later those that were given back.
+        m.submodules.free = free = Queue(data.StructLayout({"slot": slot_shape}), self.slots)
+        new = Signal(range(self.slots + 1))
+        slot, slot_valid, slot_taken = Signal(slot_shape), Signal(), Signal()
+        with m.If(new < self.slots):
+            m.d.comb += [slot_valid.eq(1), slot.eq(new)]
+            m.d.sync += new.eq(new + slot_taken)
+        with m.Else():
+            m.d.comb += [slot_valid.eq(free.o.valid), slot.eq(free.o.p.slot), free.o.ready.eq(slot_taken)]
+
+        # Issue.
+        burst, ended = front.piece.burst, self.ended.p
+        mine = Signal()
+        ticket_layout = data.StructLayout({"offset": bytes_log2, "length_bytes": 7, "cookie": 12})
+        m.submodules.tickets = tickets = Memory(shape=ticket_layout, depth=self.slots, init=[])
+        ticket_write, ticket_read = tickets.write_port(), tickets.read_port()
+        m.d.comb += [
+            mine.eq(self.ended.valid & (ended.client == self.client)),
+            front.space.eq(slot_valid),
+            front.refusable.eq(slot_valid & ~mine),
+            slot_taken.eq(self.granted | front.refused),
+            self.request.row.eq(self.base + slot * slot_rows),
+            self.request.index.eq(slot),
+            ticket_write.en.eq(slot_taken),
+            ticket_write.addr.eq(slot),
+            ticket_write.data.offset.eq(burst.address[:bytes_log2]),
+            ticket_write.data.length_bytes.eq(burst.length_bytes),
+            ticket_write.data.cookie.eq(burst.cookie),
+        ]
+
+        # Retire, then deliver: the queues hold all slots, so an end never waits.
+        answer_layout = data.StructLayout({"slot": slot_shape, "status": BurstStatus, "function": 8, "epoch": 1})
+        m.submodules.arrived = arrived = Queue(answer_layout, self.slots)
+        m.d.comb += arrived.i.valid.eq(mine | front.refused)
+        with m.If(mine):
+            m.d.comb += [
+                arrived.i.p.slot.eq(ended.index),
+                arrived.i.p.status.eq(ended.status),
+                arrived.i.p.function.eq(ended.function),
+                arrived.i.p.epoch.eq(ended.epoch),
+            ]
+        with m.Else():
+            m.d.comb += [
+                arrived.i.p.slot.eq(slot),
+                arrived.i.p.status.eq(front.status),
+                arrived.i.p.function.eq(burst.function),
+                arrived.i.p.epoch.eq(burst.epoch),
+            ]
+        answers = arrived.o
+        if not self.wall:
+            m.submodules.retiring = retiring = Queue(answer_layout, self.slots)
+            m.d.comb += [
+                self.retired.valid.eq(arrived.o.valid & retiring.i.ready),
+                self.retired.p.function.eq(arrived.o.p.function),
+                self.retired.p.epoch.eq(arrived.o.p.epoch),
+                retiring.i.valid.eq(arrived.o.valid & self.retired.ready),
+                retiring.i.payload.eq(arrived.o.payload),
+                arrived.o.ready.eq(self.retired.ready & retiring.i.ready),
+            ]
+            answers = retiring.o
+
+        m.submodules.streamer = streamer = RowStreamer(width=self.width, rows=self.buffer_rows, region=slot_rows)
+        wiring.connect(m, streamer.o, wiring.flipped(self.rows))
+        held, held_valid = Signal(answer_layout), Signal()
+        move = Signal()
+        span = streamer.i.p
+        m.d.comb += [
+            move.eq(answers.valid & (~held_valid | streamer.i.ready)),
+            answers.ready.eq(~held_valid | streamer.i.ready),
+            ticket_read.addr.eq(answers.p.slot),
+            ticket_read.en.eq(move),
+            streamer.i.valid.eq(held_valid),
+            span.row.eq(self.base + held.slot * slot_rows),
+            span.offset.eq(ticket_read.data.offset),
+            span.length_bytes.eq(ticket_read.data.length_bytes),
+            span.first.eq(1),
+            span.last.eq(1),
+            span.cookie.eq(ticket_read.data.cookie),
+            span.status.eq(held.status),
+            span.function.eq(held.function),
+        ]
+        with m.If(~held_valid | streamer.i.ready):
+            m.d.sync += [held_valid.eq(answers.valid), held.eq(answers.payload)]
+
+        # A slot is free again when its last row was read.
+        slot_rows_log2 = slot_rows.bit_length() - 1
+        m.d.comb += [
+            free.i.valid.eq(self.rows.valid & self.rows.ready & self.rows.p.last),
+            free.i.p.slot.eq(self.rows.p.row[slot_rows_log2:]),
+        ]
+        return m

@@ -1,0 +1,432 @@
+"""Tags of our read requests: who has which, what each completion may bring, and what happens when none comes."""
+
+from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from ..stream.queue import Queue
+from .layouts import BurstStatus, TlpBeat
+
+TYPE_CPL = 0b01010  # [PCIe5 2.2.1.1]
+STATUS_SC, STATUS_CA = 0, 4  # [PCIe5 2.2.9.1]
+SHORT_TAGS = 32  # tags 0..31: all that a function may use without Extended Tag Field Enable [PCIe5 2.2.6.2]
+TICKS = 8  # of the timer in one completion timeout
+STAMP_BITS = 5  # of the timer in a tag's record: longer than the longest wait, (2 * TICKS + 1) ticks
+PROBES = 16  # times that each tag is looked at in one completion timeout
+
+
+class TagGrant(data.Struct):
+    """A free tag; ``generation`` goes back to the table with the request, unchanged."""
+
+    tag: 8
+    generation: 1
+
+
+class Pool(data.Struct):
+    """A bit for each set of tags."""
+
+    wall: 1
+    short: 1
+    long: 1
+
+
+class TagEvents(data.Struct):
+    """What happened in this cycle, for error reporting [PCIe5 6.2]; ``function`` is meaningless for ``unexpected`` ones."""
+
+    unexpected: 1  # completion that nobody asked for, or that does not fit its request
+    timeout: 1
+    unsupported: 1  # completion with Unsupported Request
+    aborted: 1  # completion with Completer Abort
+    poisoned: 1
+    function: 8
+
+
+class State(enum.Enum, shape=2):
+    """Of a tag."""
+
+    FREE = 0
+    BUSY = 1
+    QUARANTINED = 2  # timed out: its completion may still come
+    RECOVERING = 3  # quarantined, and its function was stopped since: free after two more timeouts
+
+
+def Opened(rows, index_bits):
+    """Layout: a read request that has just been sent. ``row`` is the first of the read buffer for its data, ``index`` the client's own."""
+    return data.StructLayout({
+        "tag": 8, "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16,
+        "address": 12, "length_bytes": 13, "row": range(rows), "index": index_bits,
+    })  # fmt: skip
+
+
+def TagEnd(index_bits):
+    """Layout: a read request is over."""
+    return data.StructLayout({"client": 6, "index": index_bits, "function": 8, "epoch": 1, "status": BurstStatus})
+
+
+def StoreBeat(width, rows):
+    """Layout: dwords for the read buffer: lane 0 belongs at ``position`` dwords behind the start of ``row``."""
+    return data.StructLayout({
+        "data": width, "dword_count": range(width // 32 + 1), "client": 6, "row": range(rows), "position": 11,
+    })  # fmt: skip
+
+
+class TagPool(wiring.Component):
+    """Hands out the tags ``first`` to ``first + count - 1``, the one that has been free for longest first.
+
+    After reset all are free; from then on a tag is handed out again only after it came back in ``freed``.
+
+    Members
+    -------
+    o : ``Out(stream.Signature(TagGrant))``
+        Free tags.
+    freed : ``In(stream.Signature(TagGrant, always_ready=True))``
+        Tags that come back; each only once.
+    """
+
+    def __init__(self, *, first, count):
+        self.first, self.count = first, count
+        super().__init__({
+            "o": Out(stream.Signature(TagGrant)),
+            "freed": In(stream.Signature(TagGrant, always_ready=True)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.used = used = Queue(TagGrant, self.count)
+        new = Signal(range(self.count + 1))  # tags that were handed out at least once
+        m.d.comb += [used.i.valid.eq(self.freed.valid), used.i.payload.eq(self.freed.payload)]
+        with m.If(new < self.count):
+            m.d.comb += [self.o.valid.eq(1), self.o.p.tag.eq(self.first + new), self.o.p.generation.eq(1)]
+            m.d.sync += new.eq(new + self.o.ready)
+        with m.Else():
+            m.d.comb += [self.o.valid.eq(used.o.valid), self.o.payload.eq(used.o.payload), used.o.ready.eq(self.o.ready)]
+        return m
+
+
+class TagTable(wiring.Component):
+    """Knows every read request in flight, judges each completion before a byte of it counts, and ends every request.
+
+    Tags come in three sets: the wall's, those below 32, and the others. A tag taken from one of the three streams is
+    announced in ``opened`` when its request is sent. Exactly one ``ended`` follows, always:
+
+    - OK when completions brought every byte, in order; POISONED when one of them had EP=1 (after the last of them);
+    - UR or CA when a completion had that status (Configuration Request Retry and reserved ones count as UR);
+    - TIMEOUT when they did not come in time.
+
+    A completion counts only if its tag is in flight, its Requester ID is the request's, Byte Count and Lower Address are
+    what is still missing, its length is not more than that, and all its dwords are there. Any other is dropped whole and
+    reported as unexpected; it changes nothing, so the request it was for ends by timeout. [PCIe5 2.3.2, 6.2.3.2.4.5]
+
+    A tag is free again after its end, except after TIMEOUT: it is quarantined until its last completion arrives, or until
+    two timeouts have passed since its function was stopped. ``dead`` shows sets without a tag that will come back by itself.
+
+    A timeout is found between ``timeout_cycles`` and 1.25 times that. For this the table needs a cycle without the first
+    or the last beat of a completion every ``timeout_cycles / (16 * tags)`` cycles; when none came for twice that long,
+    ``completions.ready`` is 0 for one cycle. Otherwise it is always 1.
+
+    Latency: 2 cycles from a beat to ``store``; 3 from a last beat to ``ended``. Throughput: 1 beat per cycle. No tag is handed out
+    in the first ``tags`` cycles after reset.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Bits of data per beat.
+    tags, wall_tags : :class:`int`
+        All tags, and those of the wall: 0 to ``wall_tags - 1``.
+    rows, index_bits : :class:`int`
+        Rows of the read buffer; bits of ``index``.
+    timeout_cycles : :class:`int`
+        Completion timeout; at least 32 * ``tags``.
+
+    Members
+    -------
+    wall_tags, short_tags, long_tags : ``Out(stream.Signature(TagGrant))``
+        Free tags: the wall's; those below 32; the others.
+    opened : ``In(stream.Signature(Opened(rows, index_bits), always_ready=True))``
+        Requests sent.
+    completions : ``In(stream.Signature(TlpBeat(width)))``
+        Everything that came in as a completion.
+    store : ``Out(stream.Signature(StoreBeat(width, rows), always_ready=True))``
+        Data for the read buffer. What is stored for a request counts only if its end is OK.
+    ended : ``Out(stream.Signature(TagEnd(index_bits), always_ready=True))``
+        Ends of requests, at least one cycle behind the last data.
+    stop : ``In(8)``
+        A bit per function: it rises when the function is stopped.
+    in_flight : ``Out(range(tags + 1))``
+        Requests opened and not ended.
+    dead, exhausted : ``Out(Pool)``, ``Out(1)``
+        Sets all of whose tags are quarantined; 1 while half of any set is quarantined.
+    events : ``Out(TagEvents)``
+        Pulses.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If the numbers of tags or the timeout are out of range.
+    """
+
+    def __init__(self, *, width, tags, wall_tags, rows, index_bits, timeout_cycles):
+        if tags not in range(2, 257):
+            raise ValueError(f"Number of tags must be between 2 and 256, not {tags!r}")
+        if wall_tags not in range(1, min(tags, SHORT_TAGS)):
+            raise ValueError(f"Number of wall tags must leave a tag below 32 to the others, not {wall_tags!r} of {tags!r}")
+        if timeout_cycles < 32 * tags:
+            raise ValueError(f"Completion timeout must be at least {32 * tags} cycles with {tags} tags, not {timeout_cycles!r}")
+        self.width, self.tags, self.wall_count, self.rows = width, tags, wall_tags, rows
+        self.index_bits, self.timeout_cycles = index_bits, timeout_cycles
+        super().__init__({
+            "wall_tags": Out(stream.Signature(TagGrant)),
+            "short_tags": Out(stream.Signature(TagGrant)),
+            "long_tags": Out(stream.Signature(TagGrant)),
+            "opened": In(stream.Signature(Opened(rows, index_bits), always_ready=True)),
+            "completions": In(stream.Signature(TlpBeat(width))),
+            "store": Out(stream.Signature(StoreBeat(width, rows), always_ready=True)),
+            "ended": Out(stream.Signature(TagEnd(index_bits), always_ready=True)),
+            "stop": In(8),
+            "in_flight": Out(range(tags + 1)),
+            "dead": Out(Pool),
+            "exhausted": Out(1),
+            "events": Out(TagEvents),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        tag_shape = range(self.tags)
+        # What a request asked for: written once, when it is opened.
+        asked_layout = data.StructLayout({
+            "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16, "lower_address": 7, "length_bytes": 13,
+            "row": range(self.rows), "index": self.index_bits, "stamp": STAMP_BITS, "stops": 2,
+        })  # fmt: skip
+        # What its completions brought: counts only while it has the generation of the request; before that, nothing came.
+        got_layout = data.StructLayout({
+            "generation": 1, "state": State, "remaining": 13, "lower_address": 7, "position": 11, "poisoned": 1,
+            "stamp": STAMP_BITS,
+        })  # fmt: skip
+        m.submodules.asked = asked = Memory(shape=asked_layout, depth=self.tags, init=[])
+        m.submodules.got = got = Memory(shape=got_layout, depth=self.tags, init=[])
+        ask, tell = asked.write_port(), got.write_port()
+        ask_read, tell_read = asked.read_port(), got.read_port(transparent_for=(tell,))
+
+        # After reset every tag becomes free.
+        sweep = Signal(range(self.tags + 1))
+        swept = sweep == self.tags
+        with m.If(~swept):
+            m.d.sync += sweep.eq(sweep + 1)
+
+        # Time.
+        now = Signal(STAMP_BITS)
+        tick_cycles = -(-self.timeout_cycles // TICKS)
+        tick = Signal(range(tick_cycles))
+        m.d.sync += tick.eq(tick + 1)
+        with m.If(tick == tick_cycles - 1):
+            m.d.sync += [tick.eq(0), now.eq(now + 1)]
+
+        # Stops of each function, modulo 4: a tag finds out that its function was stopped since it was opened.
+        stopped_before = Signal(8)
+        stops = Signal(data.ArrayLayout(2, 8))
+        m.d.sync += stopped_before.eq(self.stop)
+        for n in range(8):
+            with m.If(self.stop[n] & ~stopped_before[n]):
+                m.d.sync += stops[n].eq(stops[n] + 1)
+
+        # Requests sent.
+        new = self.opened.p
+        new_record = Signal(asked_layout)
+        m.d.comb += [
+            ask.en.eq(self.opened.valid | ~swept),
+            ask.addr.eq(Mux(swept, new.tag, sweep)),
+            ask.data.eq(Mux(swept, new_record, 0)),
+            new_record.stamp.eq(now),
+            new_record.stops.eq(stops[new.function[:3]]),
+            new_record.lower_address.eq(new.address[:7]),
+        ]
+        for name in ("generation", "client", "function", "epoch", "requester_id", "length_bytes", "row", "index"):
+            m.d.comb += new_record[name].eq(new[name])
+
+        # Stage A: a completion's first beat, or in a cycle without a first and a last beat the next probe, reads the record.
+        i = self.completions
+        period = max(2, self.timeout_cycles // (PROBES * self.tags))
+        wait = Signal(range(period))
+        due, force = Signal(), Signal()
+        probe_tag = Signal(tag_shape)
+        accept, probe = Signal(), Signal()
+        m.d.comb += [
+            i.ready.eq(~force),
+            accept.eq(i.valid & ~force),
+            probe.eq(due & ~(accept & (i.p.first | i.p.last))),
+            ask_read.addr.eq(Mux(probe, probe_tag, i.p.header.tag)),
+            tell_read.addr.eq(ask_read.addr),
+        ]
+        with m.If(probe):
+            m.d.sync += [due.eq(0), force.eq(0), probe_tag.eq(Mux(probe_tag == self.tags - 1, 0, probe_tag + 1))]
+        m.d.sync += wait.eq(wait + 1)
+        with m.If(wait == period - 1):
+            m.d.sync += [wait.eq(0), due.eq(swept), force.eq(due & ~probe)]
+
+        h = i.p.header
+        is_completion = (h.type == TYPE_CPL) & ~h.fmt[0] & ~h.fmt[2]
+        b = Signal(data.StructLayout({
+            "valid": 1, "probe": 1, "first": 1, "last": 1, "data": self.width, "dword_count": range(self.width // 32 + 1),
+            "tag": tag_shape, "in_range": 1, "requester_id": 16, "brings_data": 1, "failed": 1, "aborted": 1, "poisoned": 1,
+            "byte_count": 13, "lower_address": 7, "length_dw": 11, "payload_bytes": 13,
+        }))  # fmt: skip
+        m.d.sync += [
+            b.valid.eq(accept), b.probe.eq(probe), b.first.eq(i.p.first), b.last.eq(i.p.last),
+            b.data.eq(i.p.data), b.dword_count.eq(i.p.dword_count),
+            b.tag.eq(ask_read.addr), b.in_range.eq((h.tag < self.tags) & swept), b.requester_id.eq(h.requester_id),
+            b.brings_data.eq(is_completion & h.fmt[1] & (h.status == STATUS_SC)),
+            b.failed.eq(is_completion & (h.status != STATUS_SC)), b.aborted.eq(h.status == STATUS_CA),
+            b.poisoned.eq(h.poisoned), b.byte_count.eq(h.byte_count), b.lower_address.eq(h.lower_address),
+            b.length_dw.eq(h.length_dw), b.payload_bytes.eq((h.length_dw << 2) - h.lower_address[:2]),
+        ]  # fmt: skip
+
+        # Stage B: the record is there.
+        a, g = ask_read.data, tell_read.data
+        untouched = a.generation != g.generation
+        state = Signal(State)
+        with m.If(untouched):
+            m.d.comb += state.eq(State.BUSY)
+        with m.Else():
+            m.d.comb += state.eq(g.state)
+        work_layout = data.StructLayout({
+            "tag": tag_shape, "asked": asked_layout, "state": State, "stamp": STAMP_BITS,
+            "remaining": 13, "lower_address": 7, "position": 11, "poisoned": 1,  # before this completion
+            "left_dw": 11, "at": 11, "bad": 1,  # dwords of this completion to come, and where they belong
+            "payload_bytes": 13, "length_dw": 11, "fits": 1, "failed": 1, "aborted": 1, "final": 1,
+        })  # fmt: skip
+        fresh, saved, work = Signal(work_layout), Signal(work_layout), Signal(work_layout)
+        lanes_log2 = (self.width // 32).bit_length() - 1
+        excess = Signal(15)  # payload beyond what is missing: final completions bring 0 to 3 bytes more [PCIe5 2.3.1.1]
+        mine = b.in_range & (a.requester_id == b.requester_id) & (state != State.FREE)
+        m.d.comb += [
+            fresh.tag.eq(b.tag), fresh.asked.eq(a), fresh.state.eq(state), fresh.stamp.eq(g.stamp),
+            fresh.remaining.eq(Mux(untouched, a.length_bytes, g.remaining)),
+            fresh.lower_address.eq(Mux(untouched, a.lower_address, g.lower_address)),
+            fresh.position.eq(Mux(untouched, a.lower_address[2 : 2 + lanes_log2], g.position)),
+            fresh.poisoned.eq((~untouched & g.poisoned) | b.poisoned),
+            fresh.left_dw.eq(b.length_dw), fresh.at.eq(fresh.position),
+            fresh.payload_bytes.eq(b.payload_bytes), fresh.length_dw.eq(b.length_dw),
+            excess.eq(b.payload_bytes - fresh.remaining),
+            fresh.final.eq(~excess[-1]),
+            fresh.fits.eq(mine & b.brings_data & (b.lower_address == fresh.lower_address)
+                          & (b.byte_count == fresh.remaining) & (excess[-1] | (excess[2:] == 0))),
+            fresh.failed.eq(mine & b.failed), fresh.aborted.eq(b.aborted),
+            work.eq(Mux(b.first, fresh, saved)),
+        ]  # fmt: skip
+        too_many = b.dword_count > work.left_dw
+        with m.If(b.valid):
+            m.d.sync += [
+                saved.eq(work),
+                saved.bad.eq(work.bad | too_many),
+                saved.left_dw.eq(work.left_dw - b.dword_count),
+                saved.at.eq(work.at + b.dword_count),
+            ]
+        # From the cycle after a first beat's stage B to the last beat's: a probe must not free what is being written.
+        under_way = Signal()
+        with m.If(b.valid):
+            m.d.sync += under_way.eq(~b.last)
+
+        complete = Signal()
+        m.d.comb += complete.eq(work.fits & ~work.bad & (b.dword_count == work.left_dw))
+        m.d.sync += [
+            self.store.valid.eq(b.valid & work.fits & (work.state == State.BUSY) & ~work.bad & ~too_many),
+            self.store.p.data.eq(b.data), self.store.p.dword_count.eq(b.dword_count), self.store.p.client.eq(work.asked.client),
+            self.store.p.row.eq(work.asked.row), self.store.p.position.eq(work.at),
+        ]  # fmt: skip
+
+        # The verdict: what becomes of the record, and what is told. A probe comes in no cycle with a last beat.
+        subject, record = Signal(work_layout), Signal(got_layout)
+        end, status, release = Signal(), Signal(BurstStatus), Signal()
+        enters, leaves = Signal(), Signal()  # the quarantine
+        unexpected = Signal()
+        age = Signal(STAMP_BITS)
+        m.d.comb += [
+            subject.eq(Mux(b.probe, fresh, work)),
+            record.generation.eq(subject.asked.generation),
+            record.state.eq(subject.state),
+            record.stamp.eq(subject.stamp),
+            record.remaining.eq(subject.remaining),
+            record.lower_address.eq(subject.lower_address),
+            record.position.eq(subject.position),
+            record.poisoned.eq(subject.poisoned),
+        ]
+        with m.If(b.valid & b.last):
+            m.d.comb += unexpected.eq(~(work.failed | complete) | (work.state != State.BUSY))
+            with m.If(work.failed | complete):
+                m.d.comb += [
+                    tell.en.eq(1),
+                    record.remaining.eq(work.remaining - work.payload_bytes),
+                    record.lower_address.eq(Cat(Const(0, 2), (work.lower_address[2:] + work.length_dw)[:5])),
+                    record.position.eq(work.position + work.length_dw),
+                ]
+            with m.If(work.failed | (complete & work.final)):
+                m.d.comb += [
+                    record.state.eq(State.FREE),
+                    release.eq(1),
+                    end.eq(work.state == State.BUSY),
+                    leaves.eq(work.state != State.BUSY),
+                ]
+            with m.If(work.failed):
+                m.d.comb += status.eq(Mux(work.aborted, BurstStatus.CA, BurstStatus.UR))
+            with m.Elif(work.poisoned):
+                m.d.comb += status.eq(BurstStatus.POISONED)
+        with m.Elif(b.probe & ~(under_way & (saved.tag == b.tag))):
+            with m.Switch(state):
+                with m.Case(State.BUSY):
+                    m.d.comb += age.eq(now - a.stamp)
+                    with m.If(age > TICKS):
+                        m.d.comb += [tell.en.eq(1), record.state.eq(State.QUARANTINED), enters.eq(1)]
+                        m.d.comb += [end.eq(1), status.eq(BurstStatus.TIMEOUT)]
+                with m.Case(State.QUARANTINED):
+                    m.d.comb += [tell.en.eq(a.stops != stops[a.function[:3]]), record.state.eq(State.RECOVERING)]
+                    m.d.comb += record.stamp.eq(now)
+                with m.Case(State.RECOVERING):
+                    m.d.comb += age.eq(now - g.stamp)
+                    with m.If(age > 2 * TICKS):
+                        m.d.comb += [tell.en.eq(1), record.state.eq(State.FREE), release.eq(1), leaves.eq(1)]
+        m.d.comb += [tell.addr.eq(subject.tag), tell.data.eq(record)]
+        with m.If(~swept):
+            m.d.comb += [tell.en.eq(1), tell.addr.eq(sweep), tell.data.eq(0)]
+
+        # Stage C: everyone is told; `ended` a cycle later than `store`.
+        told = Signal(data.StructLayout({
+            "end": 1, "release": 1, "enters": 1, "leaves": 1, "tag": tag_shape, "generation": 1,
+            "what": self.ended.payload.shape(),
+        }))  # fmt: skip
+        m.d.sync += [
+            told.end.eq(end), told.release.eq(release), told.enters.eq(enters), told.leaves.eq(leaves),
+            told.tag.eq(subject.tag), told.generation.eq(subject.asked.generation), told.what.status.eq(status),
+            self.ended.valid.eq(told.end), self.ended.payload.eq(told.what),
+            self.events.unexpected.eq(unexpected), self.events.timeout.eq(enters), self.events.function.eq(subject.asked.function),
+            self.events.unsupported.eq(end & (status == BurstStatus.UR)), self.events.aborted.eq(end & (status == BurstStatus.CA)),
+            self.events.poisoned.eq(end & (status == BurstStatus.POISONED)),
+            self.in_flight.eq(self.in_flight + self.opened.valid - told.end),
+        ]  # fmt: skip
+        for name in ("client", "index", "function", "epoch"):
+            m.d.sync += told.what[name].eq(subject.asked[name])
+
+        bounds = (0, self.wall_count, min(self.tags, SHORT_TAGS), self.tags)
+        half = []
+        for n, name in enumerate(("wall", "short", "long")):
+            first, end_tag = bounds[n], bounds[n + 1]
+            if first == end_tag:
+                m.d.comb += self.dead[name].eq(1)
+                continue
+            m.submodules[name] = pool = TagPool(first=first, count=end_tag - first)
+            grants = getattr(self, f"{name}_tags")
+            inside = (told.tag >= first) & (told.tag < end_tag)
+            lost = Signal(range(end_tag - first + 1))
+            m.d.comb += [
+                grants.valid.eq(pool.o.valid & swept),
+                grants.payload.eq(pool.o.payload),
+                pool.o.ready.eq(grants.ready & swept),
+                pool.freed.valid.eq(told.release & inside),
+                pool.freed.p.tag.eq(told.tag),
+                pool.freed.p.generation.eq(~told.generation),
+                self.dead[name].eq(lost == end_tag - first),
+            ]
+            m.d.sync += lost.eq(lost + (told.enters & inside) - (told.leaves & inside))
+            half.append((lost << 1) >= end_tag - first)
+        m.d.comb += self.exhausted.eq(Cat(half).any())
+        return m
