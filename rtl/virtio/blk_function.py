@@ -1,0 +1,68 @@
+"""virtio-blk functions behind a ring engine: everything of them that moves data."""
+
+from amaranth import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..dma.layouts import Segment, WriterDone
+from ..dma.scatter_gather import ScatterGather
+from ..tlp.layouts import Burst, BurstData, BurstDone
+from .blk import Blk
+from .layouts import Chain
+
+
+class BlkFunction(wiring.Component):
+    """A :class:`.blk.Blk` with its data mover: what a ring engine hands chains to.
+
+    Parameters
+    ----------
+    width, capacity_sectors, serial
+        See :class:`.blk.Blk`.
+    function, client : :class:`int`
+        Identify the data bursts at gate and requester.
+
+    Members
+    -------
+    chains, readable, writable, finished
+        From and to the ring engine.
+    bursts, read_data, write_data, write_done
+        Towards gate and requester.
+    stop, stopped : ``In(1)``, ``Out(1)``
+        See "Stop" in rtl/README.md.
+    """
+
+    def __init__(self, *, width, function, client, capacity_sectors, serial=b"ringwall"):
+        self.width, self.function, self.client = width, function, client
+        self.capacity_sectors, self.serial = capacity_sectors, serial
+        super().__init__({
+            "chains": In(stream.Signature(Chain)),
+            "readable": In(stream.Signature(Segment)),
+            "writable": In(stream.Signature(Segment)),
+            "finished": Out(stream.Signature(WriterDone)),
+            "bursts": Out(stream.Signature(Burst)),
+            "read_data": In(stream.Signature(BurstData(width))),
+            "write_data": Out(stream.Signature(BurstData(width))),
+            "write_done": In(stream.Signature(BurstDone)),
+            "stop": In(1),
+            "stopped": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.blk = blk = Blk(width=self.width, capacity_sectors=self.capacity_sectors, serial=self.serial)
+        m.submodules.mover = mover = ScatterGather(width=self.width, function=self.function, client=self.client)
+        for inner, outer in ((blk.chains, self.chains), *(
+            (getattr(mover, name), getattr(self, name))
+            for name in ("readable", "writable", "finished", "bursts", "read_data", "write_data", "write_done")
+        )):
+            wiring.connect(m, inner, wiring.flipped(outer))
+        wiring.connect(m, mover.o, blk.readable)
+        wiring.connect(m, blk.writable, mover.i)
+        m.d.comb += [
+            blk.settled.eq(mover.settled),
+            blk.failed.eq(mover.failed),
+            blk.stop.eq(self.stop),
+            mover.stop.eq(self.stop),
+            self.stopped.eq(blk.stopped & mover.stopped),
+        ]
+        return m
