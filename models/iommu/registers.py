@@ -7,12 +7,12 @@ operations of `models.host`. [RVIOMMU1.0 6]
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..host import Delay, MemoryRead, MemoryWrite
+from ..host import Delay, MemoryRead, MemoryWrite, Software
 from ..memory import Iova, Spa
 from .commands import COMMAND_BYTES, Command, IodirInvalDdt, IofenceC, IotinvalVma
 from .faults import RECORD_BYTES, FaultRecord
@@ -231,6 +231,9 @@ class RegisterFile:
     ----------
     messages : list of :class:`InterruptMessage`
         MSIs due, oldest first; whoever sends them takes them out.
+    pending : set of :class:`int`
+        Vectors whose message M holds back: what the function's pending bit array shows. The array itself is the
+        function's and not here.
     """
 
     def __init__(self, capabilities: Capabilities = Capabilities(), *, reset_mode: IommuMode = IommuMode.BARE,
@@ -249,7 +252,7 @@ class RegisterFile:
         self._value = {register.name: register.reset for register in registers}
         self._at = {register.offset + half: (register, 8 * half) for register in registers
                     for half in range(0, register.width // 8, 4)}
-        self._pending: set[int] = set()
+        self.pending: set[int] = set()
         self.messages: list[InterruptMessage] = []
 
     # -- software side --
@@ -335,8 +338,8 @@ class RegisterFile:
         kind, vector = name.rsplit("_", 1)
         mask = {"msi_addr": (1 << 56) - 4, "msi_data": 0xFFFF_FFFF, "msi_vec_ctl": 1}[kind]
         self._value[name] = new & mask
-        if kind == "msi_vec_ctl" and not new & 1 and int(vector) in self._pending:
-            self._pending.remove(int(vector))
+        if kind == "msi_vec_ctl" and not new & 1 and int(vector) in self.pending:
+            self.pending.remove(int(vector))
             self._send(int(vector))
 
     @property
@@ -438,7 +441,7 @@ class RegisterFile:
         self._value["ipsr"] |= int(bit)
         vector = self._value["icvec"] >> (0 if bit == Ipsr.CIP else 4) & 0xF
         if self._value[f"msi_vec_ctl_{vector}"] & 1:
-            self._pending.add(vector)
+            self.pending.add(vector)
         else:
             self._send(vector)
 
@@ -461,9 +464,6 @@ class CommandQueueStopped(IommuDriverError):
     def __init__(self, cqcsr: int, cqh: int):
         super().__init__(f"Command queue stopped at entry {cqh}, cqcsr {cqcsr:#x}")
         self.cqcsr, self.cqh = QueueCsr(cqcsr), cqh
-
-
-Software = Generator[Any, Any, Any]
 
 
 class IommuDriver:
@@ -554,7 +554,8 @@ class IommuDriver:
             self.allowed.mode_settled()
 
     def enable_command_queue(self, log2_entries: int = 6) -> Software:
-        """Give the IOMMU a command queue of 2^``log2_entries`` entries and turn it on. [RVIOMMU1.0 6.6, 6.15]"""
+        """Give the IOMMU a new command queue of 2^``log2_entries`` entries and turn it on. [RVIOMMU1.0 6.6, 6.15]"""
+        yield from self.disable_queue("cqcsr")
         self.cq_base, self.cq_entries = yield from self._set_base("cqb", log2_entries, COMMAND_BYTES)
         self._cqt = self._cqh = 0
         yield from self.write("cqt", 0)
@@ -562,7 +563,8 @@ class IommuDriver:
         yield from self.wait("cqcsr", lambda csr: csr & QueueCsr.ON and not csr & QueueCsr.BUSY, "cqon")
 
     def enable_fault_queue(self, log2_entries: int = 6) -> Software:
-        """Give the IOMMU a fault queue of 2^``log2_entries`` entries and turn it on. [RVIOMMU1.0 6.9, 6.16]"""
+        """Give the IOMMU a new fault queue of 2^``log2_entries`` entries and turn it on. [RVIOMMU1.0 6.9, 6.16]"""
+        yield from self.disable_queue("fqcsr")
         self.fq_base, self.fq_entries = yield from self._set_base("fqb", log2_entries, RECORD_BYTES)
         self._fqh = 0
         yield from self.write("fqh", 0)
@@ -570,8 +572,11 @@ class IommuDriver:
         yield from self.wait("fqcsr", lambda csr: csr & QueueCsr.ON and not csr & QueueCsr.BUSY, "fqon")
 
     def disable_queue(self, csr: str) -> Software:
-        """Turn the queue of "cqcsr" or "fqcsr" off and wait until it is."""
-        yield from self.write(csr, 0)
+        """Turn the queue of "cqcsr" or "fqcsr" off, if it is not, and wait until it is."""
+        if (yield from self.read(csr)) & (QueueCsr.EN | QueueCsr.ON):
+            yield from self.write(csr, 0)
+            if self.allowed and csr == "cqcsr":
+                self.allowed.commands_aborted()
         yield from self.wait(csr, lambda value: not value & (QueueCsr.ON | QueueCsr.BUSY), f"{csr} to turn off")
 
     def submit(self, commands: Sequence[Command | bytes]) -> Software:
@@ -661,7 +666,7 @@ class IommuDriver:
             yield MemoryWrite(at + 4, 4, value >> 32)
             yield MemoryWrite(at, 4, value & 0xFFFF_FFFF)
 
-    def wait(self, name: str, is_so: Any, what: str) -> Software:
+    def wait(self, name: str, is_so: Callable[[int], object], what: str) -> Software:
         """Read a register until ``is_so(value)``, and return it; `IommuDriverError` when that never comes."""
         for _ in range(self.polls):
             value = yield from self.read(name)
@@ -673,7 +678,7 @@ class IommuDriver:
     def _set_base(self, name: str, log2_entries: int, entry_bytes: int) -> Software:
         if not 1 <= log2_entries <= 16:
             raise ValueError(f"Queue must have 2^1 to 2^16 entries, not 2^{log2_entries!r}")
-        if name in self._queue_pages:  # the queue is off, or the IOMMU ignores what follows
+        if name in self._queue_pages:
             self.allocator.free(*self._queue_pages.pop(name))
         count = -(-(entry_bytes << log2_entries) // PAGE)
         base = self.allocator.pages(count)
@@ -694,7 +699,7 @@ class IommuDriver:
         self._cqh = head
         return head
 
-    def _wait_head(self, is_so: Any, what: str) -> Software:
+    def _wait_head(self, is_so: Callable[[int], object], what: str) -> Software:
         for _ in range(self.polls):
             head = yield from self._read_head()
             if is_so(head):

@@ -61,6 +61,12 @@ class Request:
     pid: int | None = None
     priv: bool = False
 
+    def __post_init__(self):
+        for name, value, width in (("Device id", self.device_id, 24), ("IOVA", self.iova, 64),
+                                   ("Process id", self.pid or 0, 20)):
+            if not 0 <= value < 1 << width:
+                raise ValueError(f"{name} must be an unsigned number of {width} bits, not {value!r}")
+
 
 @dataclass(frozen=True)
 class Translation:

@@ -222,9 +222,10 @@ def test_iommu_registers_interrupts():
     registers.write(0x31C, 4, 1)  # vector 1 masked
     registers.fault_recorded()
     assert (registers.read(IPSR, 4), sent()) == (2, [])
+    assert registers.pending == {1}
     registers.write(0x318, 4, 0x99)
     registers.write(0x31C, 4, 0)
-    assert sent() == [replace(fault, data=0x99)]
+    assert (sent(), registers.pending) == ([replace(fault, data=0x99)], set())
     registers.write(0x31C, 4, 1)
     registers.write(0x31C, 4, 0)
     assert sent() == []  # once only
@@ -354,9 +355,41 @@ def test_iommu_registers_driver_fault_overflow():
     assert driver.fault_overflows == 1
 
 
+def test_iommu_registers_driver_lost_commands():
+    """MODEL-IOMMU-REG-13: invalidations lost with a queue that stopped or was turned off do not count as done."""
+    card, driver, allowed = driven()
+    table = PageTable(card.memory, driver.allocator, observer=allowed)
+    driver.directory.set(1, DeviceContext.sv39(table.root, PSCID=5))
+    card.drive(driver.invalidate_context(1))
+
+    def is_left():
+        return allowed.may_access(1, 0x9000, False)
+
+    def page_goes():
+        table.map_page(0x1000, 0x9000)
+        table.unmap(0x1000)
+        card.drive(driver.submit([IotinvalVma()]))  # the golden card runs commands in delays: not yet
+
+    page_goes()
+    card.drive(driver.enable_command_queue(3))
+    card.drive(driver.fence())
+    assert is_left()
+    card.drive(driver.invalidate())
+    assert not is_left()
+    page_goes()
+    card.drive(driver.submit([bytes(16)]))
+    with pytest.raises(CommandQueueStopped):
+        card.drive(driver.fence())
+    card.drive(driver.replace_stopped_command())
+    card.drive(driver.fence())
+    assert is_left()
+    card.drive(driver.invalidate())
+    assert not is_left()
+
+
 @pytest.mark.parametrize("stuck, match", [
     ({0x00: 0x38_0000_0220}, "Version"), ({DDTP: 1 << 4}, "ddtp.busy"), ({DDTP: 0x3}, "ddtp must read back"),
-    ({CQCSR: 0}, "cqon"), ({FQCSR: 1 << 17}, "fqon"), ({CQB: 0x7FF << 10 | 2}, "cqb must read back"),
+    ({CQCSR: 0}, "cqon"), ({FQCSR: 1 << 17}, "fqcsr to turn off"), ({CQB: 0x7FF << 10 | 2}, "cqb must read back"),
     ({CQH: 8}, "cqh must be below 8"), ({CQH: 0}, "IOFENCE.C to complete"), ({ICVEC: 0}, "icvec"),
     ({0x00: ONES64}, "Version"), ({CQH: ONES}, "cqh must be below"), ({0x00: 0x3F_0000_0210}, "PAS"),
 ])
@@ -377,10 +410,13 @@ def test_iommu_registers_driver_reads_sizes_back():
     card.drive(driver.submit([IotinvalVma(pscid=n) for n in range(30)]))
     card.drive(driver.fence())
     free = driver.allocator.free_count
-    for _ in range(3):
-        card.drive(driver.disable_queue("cqcsr"))
+    for is_first_off in (True, False, False):
+        if is_first_off:
+            card.drive(driver.disable_queue("cqcsr"))
+            assert card.registers.read(CQCSR, 4) == 0
         card.drive(driver.enable_command_queue(9))
         card.drive(driver.fence())
+        assert card.registers.base("cqb") == driver.cq_base
     assert driver.allocator.free_count == free
     card.stuck = {FQT: 8}
     with pytest.raises(IommuDriverError, match="fqt must be below 8"):

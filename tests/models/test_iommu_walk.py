@@ -310,6 +310,11 @@ def test_iommu_walk_two_domains():
         table.map_page(0x1000, 0x10_0000 + n * 0x1000)
     tables[0].map_page(0x5000, 0x20_0000)
     assert [iommu.translate(Request(n, 0x1008, WRITE)).spa for n in (0, 1)] == [0x10_0008, 0x10_1008]
+    for name, values in (("Device id", (1 << 24, 0)), ("IOVA", (0, 1 << 64)), ("IOVA", (0, -1))):
+        with pytest.raises(ValueError, match=name):
+            Request(*values, READ)
+    with pytest.raises(ValueError, match="Process id"):
+        Request(0, 0, READ, pid=1 << 20)
     assert iommu.translate(Request(0, 0x5000, WRITE)).spa == 0x20_0000
     assert fault_of(iommu, 1, 0x5000, WRITE).cause == 15
 
