@@ -95,21 +95,12 @@ class Stream:
         if not known.keys() & path.values():
             raise ValueError(f"Stream must be a port of {dut._name} such as {', '.join(_streams())}, not {name!r}")
         found = {part: getattr(dut, port) if port in known else None for part, port in path.items()}
-        self.is_input = "input" in (known.get(path["valid"], ("",))[0], known.get(path["payload"], ("",))[0])
         self.payload, self.valid, self.ready = found.values()
         self._edge = RisingEdge(self.clk)
         self.read_payload = reader(self.payload) if self.payload is not None else _zero
         self.read_valid = reader(self.valid) if self.valid is not None else _one
         self.read_ready = reader(self.ready) if self.ready is not None else _one
         self._payload, self._valid, self._ready = (_nothing if s is None else writer(s) for s in found.values())
-
-    def idle(self):
-        """Drive our side of the stream to "nothing": not valid, or not ready."""
-        if self.is_input:
-            self._valid(0)
-            self._payload(0)
-        else:
-            self._ready(0)
 
     def set_ready(self, value):
         """Drive ``ready`` from now on."""

@@ -201,7 +201,7 @@ class RawLink:
                     parts.append(beat[-width:])
                     if beat[0] == "1":
                         count = keep.count("1")
-                        if not count or keep[-count:] != full[:count] or keep.count("0") != lanes - count:
+                        if keep[-count:] != full[:count] or keep.count("0") != lanes - count:
                             raise AssertionError(f"{name}: keep is {keep} on the last beat of a TLP")
                         words = self._dwords(parts, count)
                         parts = []
