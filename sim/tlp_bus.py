@@ -87,10 +87,13 @@ class RawLink:
         writer(self._tx[1])(0)
         writer(self._rx[2])(0)
 
-    def send(self, dwords, due=0):
-        """Queue one TLP to the card, to start at cycle ``due`` or later; equal ``due`` keeps the order of the calls."""
+    def send(self, dwords, due=0, done=None):
+        """Queue one TLP to the card, to start at cycle ``due`` or later; equal ``due`` keeps the order of the calls.
+
+        ``done()``, if given, is called when the card has taken it, before ``on_sent``.
+        """
         self._order += 1
-        heapq.heappush(self._queue, (due, self._order, dwords))
+        heapq.heappush(self._queue, (due, self._order, dwords, done))
         self._drained.clear()
         self._news.set()
 
@@ -132,7 +135,7 @@ class RawLink:
         tx, rx, name = self.to_card, self.from_card, self._names[1]
         width, lanes = self.width, self.width // 32
         full = "1" * lanes
-        dwords = beats = None  # the TLP that is being sent and those of its beats that are not taken yet, last first
+        dwords = beats = done = None  # the TLP that is being sent and those of its beats that are not taken yet, last first
         offered, pause = False, 0
         parts, began, stalled, taking, idle = [], 0, None, False, 0
         while True:
@@ -155,6 +158,8 @@ class RawLink:
                             beats = None
                             tx.tlps += 1
                             tx.dwords += len(dwords)
+                            if done is not None:
+                                done()
                             if self.on_sent is not None:
                                 self.on_sent(now, dwords)
                         elif self.gap is not None:
@@ -162,7 +167,7 @@ class RawLink:
                     elif taken != "0":
                         raise AssertionError(f"{self._names[0]}: ready is {taken}")
             if beats is None and queue and queue[0][0] <= now + 1 and now + 2 > tx.busy_until:
-                dwords = heapq.heappop(queue)[2]
+                _, _, dwords, done = heapq.heappop(queue)
                 beats = self._beats(dwords)
                 beats.reverse()
                 tx.busy_until = max(tx.busy_until, now + 1) + (4 * len(dwords) + self.overhead_bytes) / self.bytes_per_cycle
