@@ -33,7 +33,7 @@ SIMULATORS = ("icarus", "verilator")
 _PARAMS = "RINGWALL_PARAMS"
 _PORTS = "RINGWALL_PORTS"
 _TIMESCALE = "1ns/1ps"
-_RECIPE = 5  # part of every build's hash: raise it when a command line below changes
+_RECIPE = 6  # part of every build's hash: raise it when a command line below changes
 
 
 def build_root() -> Path:
@@ -278,11 +278,25 @@ def _ports_of(verilog):
     return found
 
 
+def _for_icarus(verilog):
+    """Return ``verilog`` so that every process runs in time 0.
+
+    Icarus gives registers their initial values before any process waits, so an "always @*" leaves X behind until
+    something that it reads changes. Yosys has each of them read a register that is always 0, which Icarus forgets because
+    nothing comes of it. Here that register gets its value while time 0 runs, and something would come of it. A process that
+    assigns a constant reads nothing: it becomes "initial". (always_comb would do, but Icarus 11 can hang in it.)
+    """
+    text, _ = re.subn(r"always @\*(\n\s+\S+ = \d+'[a-z]+[0-9a-f]+;)", r"initial\1", verilog)
+    text, woken = re.subn(r"reg (\\\$auto\$verilog_backend\S+) += 0;", r"reg \1 ; initial \1 <= 0;", text)
+    text, waking = re.subn(r"(if \(\\\$auto\$verilog_backend\S+ \)) begin end", r"\1 $stop;", text)
+    if text.count("always @*") != waking or bool(woken) != bool(waking):
+        raise RuntimeError(f"{text.count('always @*')} processes and {waking} that wake at time 0: see _for_icarus in {__file__}")
+    return text
+
+
 def _build_icarus(work, waves):
     sources, tops = ["icarus.v"], ["-s", "top"]
-    # Icarus gives registers their initial values before any process runs, so an "always @*" that reads nothing else
-    # would leave X behind until one of them changes; always_comb runs once at time 0. [IEEE1800-2017 9.2.2.2]
-    (work / "icarus.v").write_text((work / "top.v").read_text().replace("always @*", "always_comb"))
+    (work / "icarus.v").write_text(_for_icarus((work / "top.v").read_text()))
     (work / "cmds.f").write_text(f"+timescale+{_TIMESCALE}\n")
     if waves:
         (work / "dump.v").write_text(
