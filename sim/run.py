@@ -282,15 +282,16 @@ def _for_icarus(verilog):
     """Return ``verilog`` so that every process runs in time 0.
 
     Icarus gives registers their initial values before any process waits, so an "always @*" leaves X behind until
-    something that it reads changes. Yosys has each of them read a register that is always 0, which Icarus forgets because
-    nothing comes of it. Here that register gets its value while time 0 runs, and something would come of it. A process that
-    assigns a constant reads nothing: it becomes "initial". (always_comb would do, but Icarus 11 can hang in it.)
+    something that it reads changes. Yosys has most of them read a register that is always 0, which Icarus forgets because
+    nothing comes of it. Here that register gets its value while time 0 runs, and something would come of it. Processes of
+    one statement do without the register: they get an initial process. (always_comb would do, but Icarus 11 can hang in it.)
     """
-    text, _ = re.subn(r"always @\*(\n\s+\S+ = \d+'[a-z]+[0-9a-f]+;)", r"initial\1", verilog)
+    text, single = re.subn(r"(?<=\n)  always @\*(\n\s+[^\n]+;\n)", r"  initial #0\1  always @*\1", verilog)
     text, woken = re.subn(r"reg (\\\$auto\$verilog_backend\S+) += 0;", r"reg \1 ; initial \1 <= 0;", text)
     text, waking = re.subn(r"(if \(\\\$auto\$verilog_backend\S+ \)) begin end", r"\1 $stop;", text)
-    if text.count("always @*") != waking or bool(woken) != bool(waking):
-        raise RuntimeError(f"{text.count('always @*')} processes and {waking} that wake at time 0: see _for_icarus in {__file__}")
+    count = text.count("always @*")
+    if count != single + waking or bool(woken) != bool(waking):
+        raise RuntimeError(f"Of {count} processes {single + waking} run at time 0: see _for_icarus in {__file__}")
     return text
 
 

@@ -87,9 +87,10 @@ class Tied(wiring.Component):
 
 
 class Still(wiring.Component):
-    """Outputs that depend on a register that never changes."""
+    """Outputs that depend on a register that never changes, or on nothing."""
 
     level: Out(2)
+    mixed: Out(data.StructLayout({"constant": 2, "held": 2}))
 
     def elaborate(self, platform):
         m = Module()
@@ -97,7 +98,8 @@ class Still(wiring.Component):
         m.d.sync += state.eq(state)
         with m.Switch(state):
             with m.Case(2):
-                m.d.comb += self.level.eq(3)
+                m.d.comb += [self.level.eq(3), self.mixed.held.eq(1)]
+        m.d.comb += self.mixed.constant.eq(2)
         return m
 
 
@@ -199,6 +201,7 @@ def test_still(request):
 async def level_is_known(dut):
     await start(dut)
     assert dut.level.value == 3
+    assert dut.mixed.value == 0b0110
 
 
 FAILING = {
