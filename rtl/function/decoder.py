@@ -1,0 +1,71 @@
+"""Memory addresses to functions, BARs and offsets."""
+
+from amaranth import Cat, Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..tlp.layouts import ConfigState, DecodeRequest, DecodeResponse
+from .description import bars_of, check_functions
+
+
+class AddressDecoder(wiring.Component):
+    """Finds the BAR that a memory address lies in.
+
+    Only BARs of functions with memory space enabled count; where the host placed several over one address, the first in the
+    order of :func:`.description.bars_of` wins.
+
+    Latency: 2 cycles from request to response. Throughput: one address at a time.
+
+    Parameters
+    ----------
+    functions : tuple of :class:`.description.FunctionDescription`
+        As for :class:`.config_space.ConfigSpace`.
+
+    Members
+    -------
+    requests : ``In(stream.Signature(DecodeRequest))``
+        Addresses.
+    responses : ``Out(stream.Signature(DecodeResponse))``
+        One for each, in order.
+    state, bars
+        From :class:`.config_space.ConfigSpace`.
+
+    Raises
+    ------
+    :exc:`ValueError`, :exc:`TypeError`
+        If ``functions`` are not 1 to 8 descriptions.
+    """
+
+    def __init__(self, *, functions):
+        self.functions = check_functions(functions)
+        super().__init__({
+            "requests": In(stream.Signature(DecodeRequest)),
+            "responses": Out(stream.Signature(DecodeResponse)),
+            "state": In(ConfigState).array(len(self.functions)),
+            "bars": In(64).array(len(bars_of(self.functions))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        bars = bars_of(self.functions)
+        hits, address, busy = Signal(max(len(bars), 1)), Signal(32), Signal()
+        response, incoming = self.responses, self.requests.payload.address
+        m.d.comb += self.requests.ready.eq(~busy & ~response.valid)
+        with m.If(self.requests.valid & self.requests.ready):
+            m.d.sync += [busy.eq(1), address.eq(incoming)]
+            for n, (function, bar) in enumerate(bars):
+                low = bar.size_bytes.bit_length() - 1
+                m.d.sync += hits[n].eq(self.state[function].memory_enable & (incoming[low:] == self.bars[n][low:]))
+        with m.If(busy):
+            m.d.sync += [busy.eq(0), response.valid.eq(1), response.payload.eq(0)]
+            for n, (function, bar) in reversed(list(enumerate(bars))):
+                with m.If(hits[n]):
+                    m.d.sync += [
+                        response.payload.hit.eq(1),
+                        response.payload.function.eq(function),
+                        response.payload.bar.eq(bar.index),
+                        response.payload.offset.eq(Cat(Signal(3), address[3 : bar.size_bytes.bit_length() - 1])),
+                    ]
+        with m.If(response.valid & response.ready):
+            m.d.sync += response.valid.eq(0)
+        return m
