@@ -175,7 +175,7 @@ async def every_bit_is_as_writable_as_it_must_be(dut):
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
 async def random_accesses_do_what_the_model_does(dut):
-    """FUNC-CFG-6 (R74, V105, V107, V108, V109): 4000 random accesses with random byte enables, the virtio window's included."""
+    """FUNC-CFG-6 (R74, V107, V108, V109): 4000 random accesses with random byte enables, the virtio window's included."""
     bench, rng = await begin(dut)
     window = WINDOW // 4
     done = 0
