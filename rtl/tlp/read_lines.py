@@ -1,6 +1,6 @@
 """One client's reads from burst to data: the decision to send, the space for the data, the order of the answers."""
 
-from amaranth import Array, Cat, Module, Mux, Signal
+from amaranth import Array, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -37,6 +37,8 @@ class ReadFront(wiring.Component):
     -------
     bursts : ``In(stream.Signature(Burst))``
         Read bursts.
+    room : ``Out(1)``
+        At least 4 more bursts fit into the queue.
     cleared : ``In(1)``
         Pulse: one more of the bursts, in order, has no unsent write in front of it.
     config : ``In(ConfigState).array(functions)``
@@ -63,6 +65,7 @@ class ReadFront(wiring.Component):
         self.reads, self.functions = reads, functions
         super().__init__({
             "bursts": In(stream.Signature(Burst)),
+            "room": Out(1),
             "cleared": In(1),
             "config": In(ConfigState).array(functions),
             "live": In(functions),
@@ -93,6 +96,10 @@ class ReadFront(wiring.Component):
             cutter.i.p.limit_code.eq(codes[queue.o.p.function]),
             queue.o.ready.eq(cutter.i.ready),
         ]
+        waiting = Signal(range(self.reads + 1))
+        m.d.sync += waiting.eq(waiting + (queue.i.valid & queue.i.ready) - (queue.o.valid & queue.o.ready))
+        m.d.comb += self.room.eq(waiting + 4 <= self.reads)
+
         head, burst = cutter.o, cutter.o.p.burst
         sent, leaves = Signal(), Signal()
         in_order = Signal(range(self.reads + 4))  # bursts, the one at the head included, without an unsent write in front
@@ -202,6 +209,7 @@ def _line_members(width, rows, index_bits, functions):
     """Members of a line, as in :class:`OrderedLine`."""
     return {
         "bursts": In(stream.Signature(Burst)),
+        "room": Out(1),
         "cleared": In(1),
         "config": In(ConfigState).array(functions),
         "live": In(functions),
@@ -225,6 +233,7 @@ def _make_front(m, line):
     for config, its_config in zip(line.config, front.config):
         m.d.comb += its_config.eq(config)
     m.d.comb += [
+        line.room.eq(front.room),
         front.cleared.eq(line.cleared),
         front.live.eq(line.live),
         front.short_tag.eq(line.short_tag),
@@ -259,7 +268,7 @@ class OrderedLine(wiring.Component):
 
     Members
     -------
-    bursts, cleared, config, live, short_tag, long_tag, dead, long_dead, wanted, granted
+    bursts, room, cleared, config, live, short_tag, long_tag, dead, long_dead, wanted, granted
         As in :class:`ReadFront`.
     request : ``Out(ReadRequest(rows, index_bits))``
         What is wanted.

@@ -13,6 +13,7 @@ STATUS_SC, STATUS_CA = 0, 4  # [PCIe5 2.2.9.1]
 SHORT_TAGS = 32  # tags 0..31: all that a function may use without Extended Tag Field Enable [PCIe5 2.2.6.2]
 TICKS = 8  # of the timer in one completion timeout
 STAMP_BITS = 5  # of the timer in a tag's record: longer than the longest wait, (2 * TICKS + 1) ticks
+PATIENCE = 64  # cycles in which a probe that is due lets completions go first
 PROBES = 16  # times that each tag is looked at in one completion timeout
 
 
@@ -55,7 +56,7 @@ def Opened(rows, index_bits):
     """Layout: a read request that has just been sent. ``row`` is the first of the read buffer for its data, ``index`` the client's own."""
     return data.StructLayout({
         "tag": 8, "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16,
-        "address": 12, "length_bytes": 13, "row": range(rows), "index": index_bits,
+        "lower_address": 7, "length_bytes": 13, "row": range(rows), "index": index_bits,
     })  # fmt: skip
 
 
@@ -122,8 +123,8 @@ class TagTable(wiring.Component):
     two timeouts have passed since its function was stopped. ``dead`` shows sets without a tag that will come back by itself.
 
     A timeout is found between ``timeout_cycles`` and 1.25 times that. For this the table needs a cycle without the first
-    or the last beat of a completion every ``timeout_cycles / (16 * tags)`` cycles; when none came for twice that long,
-    ``completions.ready`` is 0 for one cycle. Otherwise it is always 1.
+    or the last beat of a completion every ``timeout_cycles / (16 * tags)`` cycles. When none came for 64 cycles longer than
+    that, ``completions.ready`` is 0 for one cycle; otherwise it is always 1.
 
     Latency: 2 cycles from a beat to ``store``; 3 from a last beat to ``ended``. Throughput: 1 beat per cycle. No tag is handed out
     in the first ``tags`` cycles after reset.
@@ -239,9 +240,8 @@ class TagTable(wiring.Component):
             ask.data.eq(Mux(swept, new_record, 0)),
             new_record.stamp.eq(now),
             new_record.stops.eq(stops[new.function[:3]]),
-            new_record.lower_address.eq(new.address[:7]),
         ]
-        for name in ("generation", "client", "function", "epoch", "requester_id", "length_bytes", "row", "index"):
+        for name in ("generation", "client", "function", "epoch", "requester_id", "lower_address", "length_bytes", "row", "index"):
             m.d.comb += new_record[name].eq(new[name])
 
         # Stage A: a completion's first beat, or in a cycle without a first and a last beat the next probe, reads the record.
@@ -258,11 +258,15 @@ class TagTable(wiring.Component):
             ask_read.addr.eq(Mux(probe, probe_tag, i.p.header.tag)),
             tell_read.addr.eq(ask_read.addr),
         ]
-        with m.If(probe):
-            m.d.sync += [due.eq(0), force.eq(0), probe_tag.eq(Mux(probe_tag == self.tags - 1, 0, probe_tag + 1))]
         m.d.sync += wait.eq(wait + 1)
         with m.If(wait == period - 1):
-            m.d.sync += [wait.eq(0), due.eq(swept), force.eq(due & ~probe)]
+            m.d.sync += [wait.eq(0), due.eq(swept)]
+        patience = Signal(range(PATIENCE))
+        m.d.sync += [patience.eq(patience + 1), force.eq(patience == PATIENCE - 1)]
+        with m.If(probe | ~due):
+            m.d.sync += [patience.eq(0), force.eq(0)]
+        with m.If(probe):
+            m.d.sync += [due.eq(wait == period - 1), probe_tag.eq(Mux(probe_tag == self.tags - 1, 0, probe_tag + 1))]
 
         h = i.p.header
         is_completion = (h.type == TYPE_CPL) & ~h.fmt[0] & ~h.fmt[2]
@@ -297,20 +301,23 @@ class TagTable(wiring.Component):
         })  # fmt: skip
         fresh, saved, work = Signal(work_layout), Signal(work_layout), Signal(work_layout)
         lanes_log2 = (self.width // 32).bit_length() - 1
+        # One signal each, not fields of `fresh`: it must not depend on itself.
+        remaining, lower_address, position = Signal(13), Signal(7), Signal(11)
         excess = Signal(15)  # payload beyond what is missing: final completions bring 0 to 3 bytes more [PCIe5 2.3.1.1]
         mine = b.in_range & (a.requester_id == b.requester_id) & (state != State.FREE)
         m.d.comb += [
+            remaining.eq(Mux(untouched, a.length_bytes, g.remaining)),
+            lower_address.eq(Mux(untouched, a.lower_address, g.lower_address)),
+            position.eq(Mux(untouched, a.lower_address[2 : 2 + lanes_log2], g.position)),
+            excess.eq(b.payload_bytes - remaining),
             fresh.tag.eq(b.tag), fresh.asked.eq(a), fresh.state.eq(state), fresh.stamp.eq(g.stamp),
-            fresh.remaining.eq(Mux(untouched, a.length_bytes, g.remaining)),
-            fresh.lower_address.eq(Mux(untouched, a.lower_address, g.lower_address)),
-            fresh.position.eq(Mux(untouched, a.lower_address[2 : 2 + lanes_log2], g.position)),
+            fresh.remaining.eq(remaining), fresh.lower_address.eq(lower_address), fresh.position.eq(position),
             fresh.poisoned.eq((~untouched & g.poisoned) | b.poisoned),
-            fresh.left_dw.eq(b.length_dw), fresh.at.eq(fresh.position),
+            fresh.left_dw.eq(b.length_dw), fresh.at.eq(position),
             fresh.payload_bytes.eq(b.payload_bytes), fresh.length_dw.eq(b.length_dw),
-            excess.eq(b.payload_bytes - fresh.remaining),
             fresh.final.eq(~excess[-1]),
-            fresh.fits.eq(mine & b.brings_data & (b.lower_address == fresh.lower_address)
-                          & (b.byte_count == fresh.remaining) & (excess[-1] | (excess[2:] == 0))),
+            fresh.fits.eq(mine & b.brings_data & (b.lower_address == lower_address) & (b.byte_count == remaining)
+                          & (excess[-1] | (excess[2:] == 0))),
             fresh.failed.eq(mine & b.failed), fresh.aborted.eq(b.aborted),
             work.eq(Mux(b.first, fresh, saved)),
         ]  # fmt: skip

@@ -1,0 +1,400 @@
+"""All Memory Requests of the card: bursts in, TLPs out, completions to read data."""
+
+import dataclasses
+
+from amaranth import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..stream.arbiter import Arbiter
+from ..stream.queue import Queue
+from .layouts import Burst, BurstData, BurstDone, BurstRetired, ConfigState, TlpBeat
+from .read_buffer import ReadBuffer
+from .read_lines import SLOT_BYTES, OrderedLine, ReadRequest, UnorderedLine
+from .tags import TagEvents, TagTable
+from .write_path import WritePath
+
+MAX_CLIENTS = 64
+MAX_FUNCTIONS = 8
+WIDTHS = (64, 128, 256, 512)
+WRITES_IN_FLIGHT = 16  # write bursts of each client between being accepted and its taking their BurstDone
+ORDER_DEPTH = 32  # bursts that wait to be found in order: reads behind writes
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadClient:
+    """What the requester must know of a client.
+
+    Attributes
+    ----------
+    name : :class:`str`
+        For people.
+    ordered : :class:`bool`
+        Its read data returns in burst order, bursts of up to 4096 bytes; else reads of at most 64 bytes inside one naturally
+        aligned block of 64 are answered in any order.
+    buffer_bytes : :class:`int`
+        Space for data in flight, a power of two: 4096 to 65536 if ordered, else 64 for each read in flight, 128 to 16384. 0: the
+        client only writes.
+    reads : :class:`int`
+        Read bursts of the client that wait at the requester without holding up others: a client with no more than this many
+        reads outstanding never holds up the gate's stream.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If a number is out of range.
+    """
+
+    name: str
+    ordered: bool
+    buffer_bytes: int
+    reads: int = 32
+
+    def __post_init__(self):
+        low, high = (4096, 65536) if self.ordered else (128, 16384)
+        size = self.buffer_bytes
+        if size != 0 and (size not in range(low, high + 1) or size & (size - 1)):
+            raise ValueError(f"Buffer of client {self.name!r} must be 0 or a power of two between {low} and {high} bytes, not {size!r}")
+        if self.reads not in range(2, 257):
+            raise ValueError(f"Waiting reads of client {self.name!r} must be between 2 and 256, not {self.reads!r}")
+
+    @property
+    def reads_data(self):
+        """Whether the client reads at all."""
+        return self.buffer_bytes != 0
+
+
+class Requester(wiring.Component):
+    """Sends the bursts of all clients as Memory Requests and answers each of them exactly once, whatever the link does.
+
+    Bursts are cut at multiples of Max_Payload_Size and Max_Read_Request_Size of their function [PCIe5 2.2.7]; an aligned access of
+    2, 4 or 8 bytes is one TLP (R05), no dword is written by two TLPs of a burst (R18). Relaxed Ordering and No Snoop are set only where
+    burst and function both allow it. Every byte of a read is reserved before its request is sent; read data is delivered as
+    its requests complete, per client in order (ordered) or not (unordered).
+
+    Nothing is sent for a burst with a verdict other than OK, or for a function that is not bus master or is stopped: a write's data is
+    taken and dropped, and it is done with the verdict, or RESET; a read is answered by one beat with that status, in order. The
+    same happens to the rest of a burst during which that comes true. Once all tags that a read may use are quarantined it is
+    answered with TIMEOUT at once.
+
+    Order: bursts of one client are served in order, and a read is sent after every write that came before it through the same port. The
+    wall has tags, buffer space and queues of its own and goes first. A client that takes its data late holds up nobody else; a client
+    with more than ``reads`` reads or 16 writes outstanding holds up the port it uses.
+
+    Tags: 0 to ``wall_tags`` - 1 are the wall's; a function without Extended Tag Field Enable uses only tags below 32. The ends
+    of requests, the rules for completions, the timeout and the quarantine are those of :class:`.tags.TagTable`.
+
+    Stop: while ``stop`` is 1 for a function nothing is sent for it; ``stopped`` is 1 when besides every burst accepted for it has been
+    answered and the answer taken. A stop also starts the recovery of the function's quarantined tags.
+
+    Latency: 9 cycles from a read burst to its first TLP, 10 from a write burst's last beat of data to its TLP. Throughput: reads and
+    writes a beat per cycle; a read TLP per cycle.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Bits of data per beat: 64, 128, 256 or 512.
+    clients : tuple of :class:`ReadClient`
+        Up to 64; the first is the wall and unordered.
+    functions : :class:`int`
+        Number of functions: 1 to 8.
+    tags, wall_tags : :class:`int`
+        Tags in all, and those of the wall.
+    completion_timeout_cycles : :class:`int`
+        At least 32 * ``tags``. A missing completion is reported between this time and 1.25 times it.
+    max_payload : :class:`int`
+        Largest Max_Payload_Size in bytes that is used, whatever the host sets.
+
+    Members
+    -------
+    wall : ``In(stream.Signature(Burst))``
+        Bursts of the wall; ``client`` is 0.
+    gate : ``In(stream.Signature(Burst))``
+        Bursts of all other clients, with addresses and verdicts.
+    write_data : ``In(stream.Signature(BurstData(width))).array(n)``
+        Data of each client's write bursts, in their order.
+    read_data : ``Out(stream.Signature(BurstData(width))).array(n)``
+        Data and ends of each client's reads.
+    write_done : ``Out(stream.Signature(BurstDone)).array(n)``
+        Ends of each client's writes, in their order.
+    completions : ``In(stream.Signature(TlpBeat(width)))``
+        Every completion that came in.
+    posted, non_posted : ``Out(stream.Signature(TlpBeat(width)))``
+        Memory Writes; Memory Reads (one beat without data each).
+    config : ``In(ConfigState).array(functions)``
+        Of each function.
+    retired_reads, retired_writes : ``Out(stream.Signature(BurstRetired))``
+        Each burst of the gate that is over, once. The receiver is always ready.
+    stop, stopped : ``In(functions)``, ``Out(functions)``
+        A bit per function.
+    reads_room : ``Out(n)``
+        1: at least 4 more reads of the client will be taken without waiting.
+    tags_in_flight : ``Out(range(tags + 1))``
+        Reads that wait for completions.
+    exhausted : ``Out(1)``
+        At least half of the wall's tags, of the others below 32, or of the others above are quarantined.
+    events : ``Out(TagEvents)``
+        Pulses for error reporting.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If a number is out of range or the clients do not fit.
+    """
+
+    def __init__(self, *, width, clients, functions, tags=256, wall_tags=8, completion_timeout_cycles=2_500_000, max_payload=512):
+        clients = tuple(clients)
+        if width not in WIDTHS:
+            raise ValueError(f"Width must be 64, 128, 256 or 512 bits, not {width!r}")
+        if functions not in range(1, MAX_FUNCTIONS + 1):
+            raise ValueError(f"Number of functions must be between 1 and {MAX_FUNCTIONS}, not {functions!r}")
+        if len(clients) not in range(1, MAX_CLIENTS + 1):
+            raise ValueError(f"Number of clients must be between 1 and {MAX_CLIENTS}, not {len(clients)!r}")
+        if clients[0].ordered or not clients[0].reads_data:
+            raise ValueError(f"The first client must be the wall, which reads and is unordered, not {clients[0]!r}")
+        if max_payload not in (128, 256, 512, 1024, 2048, 4096):
+            raise ValueError(f"Largest payload must be a power of two between 128 and 4096, not {max_payload!r}")
+        self.width, self.clients, self.functions, self.max_payload = width, clients, functions, max_payload
+        self.tags, self.wall_tags, self.completion_timeout_cycles = tags, wall_tags, completion_timeout_cycles
+        # Rings at multiples of their size: the largest first.
+        row_bytes = width // 8
+        self._base, rows = {}, 0
+        for n in sorted(range(len(clients)), key=lambda n: -clients[n].buffer_bytes):
+            if clients[n].reads_data:
+                self._base[n] = rows
+                rows += clients[n].buffer_bytes // row_bytes
+        self._rows = max(2, rows)
+        self._index_bits = max((c.buffer_bytes // SLOT_BYTES).bit_length() for c in clients)
+        self._table = TagTable(width=width, tags=tags, wall_tags=wall_tags, rows=self._rows, index_bits=self._index_bits,
+                               timeout_cycles=completion_timeout_cycles)  # fmt: skip
+        n = len(clients)
+        super().__init__({
+            "wall": In(stream.Signature(Burst)),
+            "gate": In(stream.Signature(Burst)),
+            "write_data": In(stream.Signature(BurstData(width))).array(n),
+            "read_data": Out(stream.Signature(BurstData(width))).array(n),
+            "write_done": Out(stream.Signature(BurstDone)).array(n),
+            "completions": In(stream.Signature(TlpBeat(width))),
+            "posted": Out(stream.Signature(TlpBeat(width))),
+            "non_posted": Out(stream.Signature(TlpBeat(width))),
+            "config": In(ConfigState).array(functions),
+            "retired_reads": Out(stream.Signature(BurstRetired)),
+            "retired_writes": Out(stream.Signature(BurstRetired)),
+            "stop": In(functions),
+            "stopped": Out(functions),
+            "reads_room": Out(n),
+            "tags_in_flight": Out(range(tags + 1)),
+            "exhausted": Out(1),
+            "events": Out(TagEvents),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.table = table = self._table
+        m.submodules.writes = writes = WritePath(width=self.width, clients=len(self.clients), functions=self.functions,
+                                                 max_payload_code=(self.max_payload // 128).bit_length() - 1)  # fmt: skip
+        live = Signal(self.functions)
+        m.d.comb += live.eq(Cat(config.bus_master for config in self.config) & ~self.stop)
+
+        lines = self._make_lines(m, table, live)
+        sent = self._make_write_side(m, writes, live)
+        accepted = self._make_entries(m, writes, lines, sent)
+        self._make_read_requests(m, table, lines)
+        overs = self._make_buffer(m, table, lines)
+        self._make_stopped(m, accepted, [*overs, writes.over])
+
+        m.d.comb += [
+            table.stop.eq(self.stop),
+            self.tags_in_flight.eq(table.in_flight),
+            self.exhausted.eq(table.exhausted),
+            self.events.eq(table.events),
+        ]
+        wiring.connect(m, wiring.flipped(self.completions), table.completions)
+        return m
+
+    def _make_lines(self, m, table, live):
+        """Add a line for each client that reads; return them by client."""
+        lines = {}
+        shared = {"width": self.width, "rows": self._rows, "index_bits": self._index_bits, "functions": self.functions}
+        for n, base in sorted(self._base.items()):
+            client = self.clients[n]
+            own = {"client": n, "base": base, "reads": client.reads}
+            if client.ordered:
+                line = OrderedLine(**shared, **own, region=client.buffer_bytes * 8 // self.width)
+            else:
+                line = UnorderedLine(**shared, **own, slots=client.buffer_bytes // SLOT_BYTES, wall=n == 0)
+            m.submodules[f"line{n}"] = lines[n] = line
+            for config, its_config in zip(self.config, line.config):
+                m.d.comb += its_config.eq(config)
+            m.d.comb += [
+                line.live.eq(live),
+                line.ended.valid.eq(table.ended.valid),
+                line.ended.payload.eq(table.ended.payload),
+                line.short_tag.eq(table.short_tags.valid if n else table.wall_tags.valid),
+                line.long_tag.eq(table.long_tags.valid if n else 0),
+                line.dead.eq(table.dead.short if n else table.dead.wall),
+                line.long_dead.eq(table.dead.long if n else 1),
+            ]
+        return lines
+
+    def _make_write_side(self, m, writes, live):
+        """Join the write path to the ports; return, for each client, whether a write may be accepted."""
+        may_write = []
+        over = writes.over
+        m.d.comb += writes.live.eq(live)
+        for config, its_config in zip(self.config, writes.config):
+            m.d.comb += its_config.eq(config)
+        wiring.connect(m, writes.posted, wiring.flipped(self.posted))
+        for n, port in enumerate(self.write_data):
+            wiring.connect(m, wiring.flipped(port), writes.data[n])
+            m.submodules[f"done{n}"] = done = Queue(BurstDone, WRITES_IN_FLIGHT)
+            o = self.write_done[n]
+            m.d.comb += [
+                done.i.valid.eq(over.valid & (over.p.client == n)),
+                done.i.p.cookie.eq(over.p.cookie),
+                done.i.p.status.eq(over.p.status),
+            ]
+            wiring.connect(m, done.o, wiring.flipped(o))
+            outstanding = Signal(range(WRITES_IN_FLIGHT + 1))
+            source = self.gate if n else self.wall
+            starts = source.valid & source.ready & source.p.is_write & ((source.p.client == n) if n else 1)
+            m.d.sync += outstanding.eq(outstanding + starts - (o.valid & o.ready))
+            may_write.append(outstanding != WRITES_IN_FLIGHT)
+        m.d.sync += [
+            self.retired_writes.valid.eq(over.valid & ~over.p.is_wall),
+            self.retired_writes.p.function.eq(over.p.function),
+            self.retired_writes.p.epoch.eq(over.p.epoch),
+        ]
+        return may_write
+
+    def _make_entries(self, m, writes, lines, may_write):
+        """Join the two ports to write path and lines; return, for each, a stream that shows what is accepted."""
+        over = writes.over
+        for name, port, write_port, ours in (
+            ("wall", self.wall, writes.wall, {0: lines[0]}),
+            ("gate", self.gate, writes.gate, {n: line for n, line in lines.items() if n}),
+        ):
+            burst = port.p
+            client = burst.client if ours.keys() != {0} else Const(0, 6)
+            # Every burst in order. A write leaves when it was sent, a read at once: then no unsent write is in front of it.
+            m.submodules[f"{name}_order"] = order = Queue(data.StructLayout({"is_write": 1, "client": 6}), ORDER_DEPTH)
+            unsent_gone = Signal(range(ORDER_DEPTH + 1), name=f"{name}_sent")  # writes sent whose turn here has not come
+            line_ready = Signal()
+            write_ready = write_port.ready & Array(may_write)[client]
+            m.d.comb += [
+                line_ready.eq(Array(ours[n].bursts.ready if n in ours else 0 for n in range(len(self.clients)))[client]),
+                port.ready.eq(order.i.ready & Mux(burst.is_write, write_ready, line_ready)),
+                order.i.valid.eq(port.valid & port.ready),
+                order.i.p.is_write.eq(burst.is_write),
+                order.i.p.client.eq(client),
+                write_port.valid.eq(port.valid & port.ready & burst.is_write),
+                write_port.payload.eq(burst),
+                write_port.p.client.eq(client),
+            ]
+            for n, line in ours.items():
+                m.d.comb += [
+                    line.bursts.valid.eq(port.valid & port.ready & ~burst.is_write & (client == n)),
+                    line.bursts.payload.eq(burst),
+                    line.cleared.eq(order.o.valid & ~order.o.p.is_write & (order.o.p.client == n)),
+                    self.reads_room[n].eq(line.room),
+                ]
+            leaves = order.o.valid & order.o.p.is_write & (unsent_gone != 0)
+            m.d.comb += order.o.ready.eq(~order.o.p.is_write | (unsent_gone != 0))
+            m.d.sync += unsent_gone.eq(unsent_gone + (over.valid & (over.p.is_wall == (name == "wall"))) - leaves)
+        return [self.wall, self.gate]
+
+    def _make_read_requests(self, m, table, lines):
+        """Choose the next piece of a read, give it a tag, send it."""
+        o = self.non_posted
+        wanted, granted = Signal(len(self.clients)), Signal(len(self.clients))
+        behind = Signal(len(self.clients))  # the clients behind the one served last
+        others, next_ones = Signal(len(self.clients)), Signal(len(self.clients))
+        free = ~o.valid | o.ready
+        m.d.comb += [
+            others.eq(wanted & ~1),
+            next_ones.eq(Mux((others & behind) != 0, others & behind, others)),
+        ]
+        with m.If(free):
+            m.d.comb += granted.eq(Mux(wanted[0], 1, next_ones & -next_ones))  # the lowest of them
+        with m.If(granted[1:].any()):
+            m.d.sync += behind.eq(~((granted << 1) - 1))
+
+        request = Signal(ReadRequest(self._rows, self._index_bits))
+        client = Signal(6)
+        for n, line in lines.items():
+            m.d.comb += [wanted[n].eq(line.wanted), line.granted.eq(granted[n])]
+            with m.If(granted[n]):
+                m.d.comb += [request.eq(line.request), client.eq(n)]
+
+        grant = Signal(table.wall_tags.payload.shape())
+        is_long = request.extended_tag & table.long_tags.valid
+        m.d.comb += grant.eq(Mux(granted[0], table.wall_tags.payload, Mux(is_long, table.long_tags.payload, table.short_tags.payload)))
+        m.d.comb += [
+            table.wall_tags.ready.eq(granted[0]),
+            table.long_tags.ready.eq(granted[1:].any() & is_long),
+            table.short_tags.ready.eq(granted[1:].any() & ~is_long),
+        ]
+
+        piece, burst = request.piece, request.piece.burst
+        config = Signal(ConfigState)
+        requester_id = Cat(burst.function[:3], config.device, config.bus)
+        m.d.comb += config.eq(Array(self.config)[burst.function])
+        opened, header = table.opened, o.p.header
+        m.d.comb += [opened.valid.eq(o.valid & o.ready), o.p.first.eq(1), o.p.last.eq(1)]
+        with m.If(free):
+            m.d.sync += [
+                o.valid.eq(granted.any()),
+                header.fmt.eq(burst.address[32:].any()),
+                header.relaxed_ordering.eq(burst.relaxed_ordering & config.relaxed_ordering),
+                header.no_snoop.eq(burst.no_snoop & config.no_snoop),
+                header.length_dw.eq(piece.length_dw),
+                header.requester_id.eq(requester_id),
+                header.tag.eq(grant.tag),
+                header.first_be.eq(piece.first_be),
+                header.last_be.eq(piece.last_be),
+                header.address.eq(Cat(Const(0, 2), burst.address[2:])),
+                opened.p.tag.eq(grant.tag),
+                opened.p.generation.eq(grant.generation),
+                opened.p.client.eq(client),
+                opened.p.function.eq(burst.function),
+                opened.p.epoch.eq(burst.epoch),
+                opened.p.requester_id.eq(requester_id),
+                opened.p.lower_address.eq(burst.address[:7]),
+                opened.p.length_bytes.eq(burst.length_bytes),
+                opened.p.row.eq(request.row),
+                opened.p.index.eq(request.index),
+            ]
+
+    def _make_buffer(self, m, table, lines):
+        """Join buffer, lines and clients; return the ends of reads taken by their clients."""
+        regions = [0] * len(self.clients)
+        for n in lines:
+            regions[n] = (self.clients[n].buffer_bytes if self.clients[n].ordered else SLOT_BYTES) * 8 // self.width
+        m.submodules.buffer = buffer = ReadBuffer(width=self.width, rows=self._rows, regions=regions)
+        wiring.connect(m, table.store, buffer.store)
+        m.submodules.retiring = retiring = Arbiter(BurstRetired, max(1, len(lines) - 1))
+        gate_lines = [n for n in lines if n]
+        for n, line in lines.items():
+            wiring.connect(m, line.rows, buffer.reads[n])
+            wiring.connect(m, buffer.o[n], wiring.flipped(self.read_data[n]))
+            if n:
+                wiring.connect(m, line.retired, retiring.i[gate_lines.index(n)])
+        wiring.connect(m, retiring.o, wiring.flipped(self.retired_reads))
+        return [buffer.over[n] for n in lines]
+
+    def _make_stopped(self, m, accepted, overs):
+        """Count the bursts of each function that are not over."""
+        event = data.StructLayout({"valid": 1, "function": 8})
+        begins, ends = [], []
+        for n, port in enumerate(accepted):
+            begins.append(begin := Signal(event, name=f"begin{n}"))
+            m.d.sync += [begin.valid.eq(port.valid & port.ready), begin.function.eq(port.p.function)]
+        for n, over in enumerate(overs):
+            ends.append(end := Signal(event, name=f"end{n}"))
+            function = over.p.function if hasattr(over, "p") else over.function
+            m.d.sync += [end.valid.eq(over.valid), end.function.eq(function)]
+        for f in range(self.functions):
+            count = Signal(14, name=f"bursts{f}")
+            starting = sum(((b.valid & (b.function == f)) for b in begins), start=Const(0, 1))
+            m.d.sync += count.eq(count + starting - sum(((e.valid & (e.function == f)) for e in ends), start=Const(0, 1)))
+            m.d.sync += self.stopped[f].eq(self.stop[f] & (count == 0) & (starting == 0))
