@@ -244,8 +244,10 @@ class Reader(wiring.Component):
                 self.bursts.payload.function.eq(self.function),
                 self.bursts.payload.client.eq(self.client),
             ]
+        stop_age = Signal(2)  # the packer shows what it was told after 2 cycles
+        m.d.sync += stop_age.eq(Mux(self.stop, Mux(stop_age == 3, 3, stop_age + 1), 0))
         m.d.comb += [
-            self.stopped.eq(self.stop & packer.idle & ~splitter.o.valid & ~self.bursts.valid & ~self.segments.valid),
+            self.stopped.eq(self.stop & (stop_age == 3) & packer.idle & ~splitter.o.valid & ~self.bursts.valid & ~self.segments.valid),
             packer.clear.eq(self.stopped),
         ]
         return m

@@ -290,8 +290,10 @@ class Writer(wiring.Component):
 
         # Bursts and data out. While stopping, rows that belong to no issued burst are thrown away at the end.
         flush = Signal()
+        stop_age = Signal(2)  # the queues show what was put into them after 2 cycles
+        m.d.sync += stop_age.eq(Mux(self.stop, Mux(stop_age == 3, 3, stop_age + 1), 0))
         m.d.comb += [
-            flush.eq(self.stop & ~pending.o.valid),
+            flush.eq((stop_age == 3) & ~pending.o.valid),
             self.bursts.valid.eq(issue.o.valid),
             self.bursts.payload.address.eq(issue.o.payload.address),
             self.bursts.payload.length_bytes.eq(issue.o.payload.length_bytes),
@@ -305,6 +307,8 @@ class Writer(wiring.Component):
         ]
 
         # Ends: bursts in order, then the end of their list.
+        unanswered = Signal(range(self.max_in_flight + 1))
+        m.d.sync += unanswered.eq(unanswered + issue.i.valid - (self.write_done.valid & self.write_done.ready))
         written, status = Signal(32), Signal(BurstStatus)
         at_end = Signal()
         m.d.comb += [
@@ -323,9 +327,9 @@ class Writer(wiring.Component):
         with m.If((at_end & pending.o.ready) | self.stopped):
             m.d.sync += [written.eq(0), status.eq(BurstStatus.OK)]
         m.d.comb += [
-            self.settled.eq(unpacker.waiting & ~pending.o.valid & ~pending.i.valid & ~issue.o.valid),
+            self.settled.eq(unpacker.waiting & (unanswered == 0) & ~push),
             self.stopped.eq(
-                self.stop & ~pending.o.valid & ~issue.o.valid & ~rows.o.valid & ~splitter.o.valid & ~self.segments.valid
+                self.stop & (stop_age == 3) & ~pending.o.valid & ~issue.o.valid & ~rows.o.valid & ~splitter.o.valid & ~self.segments.valid
                 & ~self.i.valid),
         ]
         return m

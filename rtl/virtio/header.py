@@ -55,7 +55,7 @@ class HeaderSplitter(wiring.Component):
         surplus = max(lanes - HEADER_BYTES, 0)  # payload bytes that share the header's beat
         hold = Signal(max(8 * surplus, 1))
         hold_count, hold_status = Signal(range(lanes + 1)), Signal(BurstStatus)
-        front = Signal(8 * HEADER_BYTES)
+        front, whole = Signal(8 * HEADER_BYTES), Signal()
         out = self.o.payload
         free, first = Signal(), Signal(init=1)
         m.d.comb += free.eq(~self.o.valid | self.o.ready)
@@ -79,7 +79,7 @@ class HeaderSplitter(wiring.Component):
                         m.d.sync += [front.eq(beat.data[: 8 * HEADER_BYTES]), hold.eq(beat.data[8 * HEADER_BYTES :])]
                         complete = (beat.byte_count >= HEADER_BYTES) & (~beat.last | (beat.status == BurstStatus.OK))
                     m.d.sync += [
-                        self.header.payload.complete.eq(complete),
+                        whole.eq(complete),
                         hold_count.eq(Mux(beat.byte_count >= HEADER_BYTES, beat.byte_count - HEADER_BYTES, 0)),
                         hold_status.eq(beat.status),
                     ]
@@ -93,7 +93,7 @@ class HeaderSplitter(wiring.Component):
                     with m.If(self.i.valid):
                         m.d.sync += [
                             front[self.width :].eq(beat.data),
-                            self.header.payload.complete.eq(
+                            whole.eq(
                                 (beat.byte_count == lanes) & (~beat.last | (beat.status == BurstStatus.OK))),
                             hold_status.eq(beat.status),
                         ]
@@ -131,5 +131,5 @@ class HeaderSplitter(wiring.Component):
                 with m.If(free):
                     m.d.sync += emit(hold if surplus else 0, hold_count if surplus else 0, 1, hold_status)
                     m.next = "TAKE_HEADER"
-        m.d.comb += self.header.payload.data.eq(front)
+        m.d.comb += [self.header.payload.data.eq(front), self.header.payload.complete.eq(whole)]
         return m
