@@ -7,7 +7,7 @@ import cocotb
 import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from ringwall.models.tlp import TlpType, decode, encode, stray_bits
+from ringwall.models.tlp import CplStatus, Tlp, TlpType, decode, encode, stray_bits
 from ringwall.rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstRetired, BurstStatus, ConfigState
 from ringwall.rtl.tlp.requester import ReadClient, Requester
 from ringwall.rtl.tlp.tags import TagEvents
@@ -379,3 +379,113 @@ async def everything_arrives(dut):
     assert all(op.status == BurstStatus.OK for op in bench.ops)
     await bench.judge()
     assert not any(bench.events.values()), bench.events
+
+
+def damage(bench, tlp, fault):
+    """Return the completions of a read with a fault, and the status that the read must end with."""
+    start, length = tlp.byte_span()
+    middle = [a for a in (start + length // 2 & ~63,) if start < a < start + length]
+    parts = bench.good(tlp, middle)
+    first, last = parts[0], parts[-1]
+    failed = dataclasses.replace(first, type=TlpType.CPL, data=b"", length_dw=0)
+    flipped = {name: dataclasses.replace(last, **{name: getattr(last, name) ^ bit}) for name, bit in (
+        ("byte_count", 1), ("lower_address", 4), ("requester_id", 1), ("tag", 256))}  # fmt: skip
+    longer = dataclasses.replace(last, data=last.data + b"more", length_dw=last.length_dw + 1)
+    locked = dataclasses.replace(last, type=TlpType.CPLDLK)
+    empty = dataclasses.replace(last, type=TlpType.CPL, data=b"", length_dw=0)
+    poisoned = dataclasses.replace(first, poisoned=True)
+    lost = BurstStatus.TIMEOUT
+    return {
+        "UR": ([dataclasses.replace(failed, status=CplStatus.UR)], BurstStatus.UR),
+        "CA": ([dataclasses.replace(failed, status=CplStatus.CA)], BurstStatus.CA),
+        "CRS": ([dataclasses.replace(failed, status=CplStatus.CRS)], BurstStatus.UR),
+        "reserved status": ([dataclasses.replace(failed, status=7)], BurstStatus.UR),
+        "UR with data": ([dataclasses.replace(first, status=CplStatus.UR)], BurstStatus.UR),
+        "CA at the end": ([*parts[:-1], dataclasses.replace(failed, status=CplStatus.CA)], BurstStatus.CA),
+        "poisoned": ([poisoned, *parts[1:]], BurstStatus.POISONED),
+        "duplicate": ([*parts, last], BurstStatus.OK),
+        "wrong, then right": ([flipped["byte_count"], longer, flipped["requester_id"], *parts], BurstStatus.OK),
+        "missing": ([], lost),
+        "last missing": (parts[:-1], lost),
+        "wrong byte count": ([*parts[:-1], flipped["byte_count"]], lost),
+        "wrong lower address": ([*parts[:-1], flipped["lower_address"]], lost),
+        "wrong requester": ([*parts[:-1], flipped["requester_id"]], lost),
+        "wrong tag": ([*parts[:-1], flipped["tag"]], lost),
+        "too long": ([*parts[:-1], longer], lost),
+        "locked": ([*parts[:-1], locked], lost),
+        "without data": ([*parts[:-1], empty], lost),
+        "wrong order": ([*reversed(parts)] if len(parts) > 1 else [flipped["lower_address"]], lost),
+    }[fault]
+
+
+FAULTS = ("UR", "CA", "CRS", "reserved status", "UR with data", "CA at the end", "poisoned", "duplicate", "wrong, then right",
+          "missing", "last missing", "wrong byte count", "wrong lower address", "wrong requester", "wrong tag", "too long", "locked",
+          "without data", "wrong order")  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [64, 512])
+def test_every_error_ends_its_read(request, width):
+    simulate(request, make(width))
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def every_error_ends_its_read(dut):
+    """TLP-REQ-2: each fault of a completion, on the wall, an unordered and an ordered client, in the middle of a burst and of other
+    reads: the burst ends once with its status, the neighbours are right, the tag comes back, the next read works."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    bench = await Bench(dut, rng).begin(ready=0.9)
+    faulty, left = {}, []
+
+    def answer(tlp):
+        start, _ = tlp.byte_span()
+        if start not in faulty:
+            return bench.answer_well(tlp)
+        parts, faulty[start][1] = damage(bench, tlp, faulty[start][0])
+        for part in parts:
+            bench.link.send(part, 30)
+        bench.release(tlp)
+        if faulty[start][1] == BurstStatus.TIMEOUT:
+            left.append((tlp, parts))
+
+    bench.answer = answer
+    for fault in FAULTS:
+        before = dict(bench.events)
+        ops, expected = [], []
+        for client in (WALL, RING, DATA, RING2, DATA2):
+            page = rng.getrandbits(40) << 12
+            length = 1500 if CLIENTS[client].ordered else 60
+            good = [bench.issue(client, False, page + n, length) for n in (0, 2048)]
+            bad = bench.issue(client, False, page + 1026 if CLIENTS[client].ordered else page + 1024 + rng.randrange(4), length)
+            good.append(bench.issue(client, False, page + 3 * 4096, length))
+            faulty[page + 1536 if CLIENTS[client].ordered else bad.address] = [fault, None]
+            ops += [*good, bad]
+            expected += [(op, BurstStatus.OK) for op in good] + [(bad, None)]
+        await bench.settle(8000, ops)
+        statuses = {found[1] for found in faulty.values()}
+        assert len(statuses) == 1, f"{fault}: some were not read"
+        status = statuses.pop()
+        for op, wanted in expected:
+            assert op.status == (wanted or status), f"{fault}: {op} ended with {op.status}, expected {wanted or status}"
+        happened = {name: bench.events[name] - before[name] for name in before}
+        assert happened["timeout"] == 5 * (status == BurstStatus.TIMEOUT), f"{fault}: {happened}"
+        assert happened["unsupported"] == 5 * (status == BurstStatus.UR), f"{fault}: {happened}"
+        assert happened["aborted"] == 5 * (status == BurstStatus.CA), f"{fault}: {happened}"
+        assert happened["poisoned"] == 5 * (status == BurstStatus.POISONED), f"{fault}: {happened}"
+        wrong = {"duplicate": 5, "wrong, then right": 15}.get(fault, 0 if "missing" in fault else 5)
+        if status in (BurstStatus.OK, BurstStatus.TIMEOUT):
+            assert happened["unexpected"] == wrong, f"{fault}: {happened}"
+        assert int(dut.tags_in_flight.value) == 0
+        # What is still missing arrives late: nothing happens but that the tags are free again.
+        for tlp, _ in left:
+            for part in damage(bench, tlp, "duplicate")[0][:-1]:
+                bench.link.send(part)
+        left.clear()
+        faulty.clear()
+        await ClockCycles(dut.clk, 150)
+        assert not bench.problems, f"{fault}: {bench.problems[:3]}"
+    assert int(dut.exhausted.value) == 0
+    for _ in range(80):
+        bench.issue(rng.choice([WALL, RING, DATA, RING2, DATA2]), False)
+    await bench.settle()
+    assert all(op.status == BurstStatus.OK for op in bench.ops[-80:])
+    await bench.judge()

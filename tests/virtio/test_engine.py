@@ -208,7 +208,8 @@ async def many_requests_in_flight(dut):
             head, expected = 0, []
             while head + 8 <= ring.size:
                 cuts = bench.rng.randrange(1, 6)
-                length, sector = 512 * bench.rng.randrange(1, 5), bench.rng.randrange(10, SECTORS - 5)  # 8 and 9 keep what other tests wrote
+                length = 512 * bench.rng.randrange(1, 5)
+                sector = bench.rng.randrange(10, SECTORS - 5)  # 8 and 9 keep what other tests wrote
                 place = 0x100000 + 0x40000 * n + 0x1000 * head + bench.rng.randrange(64)
                 kind = bench.rng.choice([0, 1])
                 if kind:
