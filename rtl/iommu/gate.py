@@ -1,0 +1,251 @@
+"""The one gate: bursts with IOVA in, bursts with physical address or a refusal out, and the count of what is in flight."""
+
+from amaranth import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from ..tlp.layouts import Burst, BurstRetired, BurstStatus, ConfigState
+from .layouts import TranslateRequest, TranslateResponse
+
+COOKIES = 256  # of a translation request
+MAX_FUNCTIONS = 8  # of one device number [PCIe5 2.2.6.2]
+
+
+class _Verdict(data.Struct):
+    """What the translator said about a burst."""
+
+    fault: 1
+    readable: 1
+    writable: 1
+    page: 52
+
+
+class Gate(wiring.Component):
+    """Translates every burst of every client, or lets it pass where its function bypasses, or refuses it.
+
+    One translation per burst. Bursts of one client leave in their order; a client whose burst waits for its translation holds up no
+    other one, as long as the translator takes requests; bypassed bursts do not need the translator at all. A burst that is refused leaves
+    with verdict FAULT, its address unchanged. Nothing leaves with verdict OK without a permission for its direction that was
+    given after the burst entered. ``client``, ``is_wall``, ``verdict`` and ``epoch`` of what enters are ignored: what leaves from port p
+    has client p + 1.
+
+    A burst counts for its function from the cycle in which it enters until it is retired. An item at ``fence`` is answered at
+    ``fenced`` when every burst that entered before it was accepted is retired; bursts that enter later do not delay it.
+    A function with 2 ** ``count_bits`` - 1 bursts in flight waits.
+
+    Latency: 4 cycles from ``bursts`` valid to ``o`` valid besides the cycles of the translator from request to response, 3 for bypassed
+    bursts; a fence with nothing in flight 4. Throughput: 1 burst per cycle, from one client too while its translations take no longer
+    than ``depth`` - 4 cycles.
+
+    Parameters
+    ----------
+    clients : :class:`int`
+        Ports: at least 1; at most 256 / ``depth``.
+    functions : :class:`int`
+        1 to 8; ``function`` of every burst is below.
+    depth : :class:`int`
+        Bursts of one client inside the gate: a power of two, 2 to 64.
+    has_iommu : :class:`bool`
+        False: every function bypasses, nothing is ever asked of a translator.
+    count_bits : :class:`int`
+        Width of the counts: 2 to 16.
+
+    Members
+    -------
+    bursts : ``In(stream.Signature(Burst)).array(clients)``
+        Bursts with IOVA; wall bursts do not come here.
+    o : ``Out(stream.Signature(Burst))``
+        Bursts with physical address, verdict and epoch, for the requester.
+    translate_request, translate_response : ``Out(stream.Signature(TranslateRequest))``, ``In(stream.Signature(TranslateResponse))``
+        The translator; answers are always taken.
+    bypass : ``In(functions)``
+        1: bursts of the function that enter now carry physical addresses.
+    config : ``In(ConfigState).array(functions)``
+        Bus and device of each function: with its number they are the device_id [RVIOMMU1.0 2.3].
+    retired_reads, retired_writes : ``In(stream.Signature(BurstRetired))``
+        Each burst that left, once; always taken.
+    fence, fenced : ``In(stream.Signature(0))``, ``Out(stream.Signature(0))``
+        Ask for a drain; its end. The next one is accepted after the answer was taken.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If a number is out of range.
+    """
+
+    def __init__(self, *, clients, functions, depth=8, has_iommu=True, count_bits=12):
+        if depth not in (2, 4, 8, 16, 32, 64):
+            raise ValueError(f"Depth must be a power of two between 2 and 64, not {depth!r}")
+        if clients not in range(1, COOKIES // depth + 1):
+            raise ValueError(f"Clients must be 1 to {COOKIES // depth}, not {clients!r}")
+        if functions not in range(1, MAX_FUNCTIONS + 1):
+            raise ValueError(f"Functions must be 1 to {MAX_FUNCTIONS}, not {functions!r}")
+        if count_bits not in range(2, 17):
+            raise ValueError(f"Bits of a count must be 2 to 16, not {count_bits!r}")
+        self.clients, self.functions, self.depth = clients, functions, depth
+        self.has_iommu, self.count_bits = has_iommu, count_bits
+        super().__init__({
+            "bursts": In(stream.Signature(Burst)).array(clients),
+            "o": Out(stream.Signature(Burst)),
+            "translate_request": Out(stream.Signature(TranslateRequest)),
+            "translate_response": In(stream.Signature(TranslateResponse)),
+            "bypass": In(functions),
+            "config": In(ConfigState).array(functions),
+            "retired_reads": In(stream.Signature(BurstRetired)),
+            "retired_writes": In(stream.Signature(BurstRetired)),
+            "fence": In(stream.Signature(0)),
+            "fenced": Out(stream.Signature(0)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        ports, slot_bits = self.clients, (self.depth - 1).bit_length()
+        places = ports * self.depth
+        m.submodules.waiting = waiting = Memory(shape=Burst, depth=places, init=[])
+        m.submodules.verdicts = verdicts = Memory(shape=_Verdict, depth=places, init=[])
+        put, get = ([Signal(slot_bits + 1, name=f"{name}_{n}") for n in range(ports)] for name in ("put", "get"))
+        decided = [Signal(self.depth, name=f"decided_{n}") for n in range(ports)]  # verdict is there, a bit per slot
+        bypassed = [Signal(self.depth, name=f"bypassed_{n}") for n in range(ports)]
+        epoch = Signal()
+
+        # Enter: one client per cycle, round robin.
+        request = self.translate_request
+        enters, wanted = Signal(ports), Signal(ports)
+        passing = Signal(ports)
+        entering, entry, entry_slot = Signal(), Signal(Burst), Signal(slot_bits)
+        entry_client, entry_passes = Signal(range(max(ports, 2))), Signal()
+        asks = Signal()
+        room = Signal(self.functions)
+        m.d.comb += asks.eq(~request.valid | request.ready)
+        for n in range(ports):
+            burst = self.bursts[n]
+            function = burst.p.function[: (self.functions - 1).bit_length()]
+            m.d.comb += [
+                passing[n].eq(self.bypass.bit_select(function, 1) if self.has_iommu else 1),
+                wanted[n].eq(burst.valid & ((put[n] - get[n])[: slot_bits + 1] != self.depth) & room.bit_select(function, 1)
+                             & (passing[n] | asks)),
+                burst.ready.eq(enters[n]),
+            ]  # fmt: skip
+            with m.If(enters[n]):
+                m.d.comb += [
+                    entry.eq(burst.p), entry_client.eq(n), entry_slot.eq(put[n]), entry_passes.eq(passing[n]),
+                    entry.client.eq(n + 1), entry.is_wall.eq(0), entry.epoch.eq(epoch), entry.verdict.eq(BurstStatus.OK),
+                ]  # fmt: skip
+                m.d.sync += put[n].eq(put[n] + 1)
+        _round_robin(m, wanted, enters, "enter")
+        m.d.comb += entering.eq(enters.any())
+
+        # What entered is stored one cycle later, beside its translation request.
+        stored, storing = Signal(Burst), Signal()
+        stored_at, stored_passes = Signal(range(max(places, 2))), Signal()
+        m.d.sync += [storing.eq(entering), stored.eq(entry), stored_at.eq(Cat(entry_slot, entry_client)), stored_passes.eq(entry_passes)]
+        write = waiting.write_port()
+        m.d.comb += [write.en.eq(storing), write.addr.eq(stored_at), write.data.eq(stored)]
+        device = Array(Cat(Const(n, 3), c.device, c.bus) for n, c in enumerate(self.config))[entry.function]
+        with m.If(request.ready):
+            m.d.sync += request.valid.eq(0)
+        with m.If(entering & ~entry_passes):
+            m.d.sync += [
+                request.valid.eq(1),
+                request.p.device_id.eq(device),
+                request.p.process_id_valid.eq(entry.pasid_valid),
+                request.p.process_id.eq(Mux(entry.pasid_valid, entry.pasid, 0)),
+                request.p.is_write.eq(entry.is_write),
+                request.p.page.eq(entry.address[12:]),
+                request.p.offset.eq(entry.address[:12]),
+                request.p.cookie.eq(Cat(entry_slot, entry_client)),
+            ]
+
+        # Verdicts come in any order.
+        response = self.translate_response
+        judged = verdicts.write_port()
+        m.d.comb += [
+            response.ready.eq(1),
+            judged.en.eq(response.valid),
+            judged.addr.eq(response.p.cookie),
+            judged.data.fault.eq(response.p.fault),
+            judged.data.readable.eq(response.p.readable),
+            judged.data.writable.eq(response.p.writable),
+            judged.data.page.eq(response.p.page),
+        ]
+
+        # Leave: a client whose oldest burst has its verdict, round robin.
+        burst_out, verdict_out = waiting.read_port(), verdicts.read_port()
+        leavers, leaves = Signal(ports), Signal(ports)
+        leave_at, free, out_passes = Signal(range(max(places, 2))), Signal(), Signal()
+        m.d.comb += [
+            free.eq(~self.o.valid | self.o.ready),
+            burst_out.en.eq(free), verdict_out.en.eq(free), burst_out.addr.eq(leave_at), verdict_out.addr.eq(leave_at),
+        ]  # fmt: skip
+        for n in range(ports):
+            slot = get[n][:slot_bits]
+            m.d.comb += leavers[n].eq(decided[n].bit_select(slot, 1) & free)
+            for at in range(self.depth):
+                place = n * self.depth + at
+                passes_now = storing & stored_passes & (stored_at == place)
+                with m.If(passes_now | (response.valid & (response.p.cookie == place))):
+                    m.d.sync += [decided[n][at].eq(1), bypassed[n][at].eq(passes_now)]
+                with m.If(leaves[n] & (slot == at)):
+                    m.d.sync += decided[n][at].eq(0)
+            with m.If(leaves[n]):
+                m.d.comb += leave_at.eq(Cat(slot, Const(n, range(max(ports, 2)))))
+                m.d.sync += [get[n].eq(get[n] + 1), out_passes.eq(bypassed[n].bit_select(slot, 1))]
+        _round_robin(m, leavers, leaves, "leave")
+        with m.If(free):
+            m.d.sync += self.o.valid.eq(leaves.any())
+        verdict, allowed = verdict_out.data, Signal()
+        m.d.comb += [
+            allowed.eq(out_passes | (~verdict.fault & Mux(burst_out.data.is_write, verdict.writable, verdict.readable))),
+            self.o.p.eq(burst_out.data),
+        ]
+        with m.If(~allowed):
+            m.d.comb += self.o.p.verdict.eq(BurstStatus.FAULT)
+        with m.Elif(~out_passes):
+            m.d.comb += self.o.p.address.eq(Cat(burst_out.data.address[:12], verdict.page))
+
+        self._count(m, epoch, entering, entry, room)
+        return m
+
+    def _count(self, m, epoch, entering, entry, room):
+        """Count bursts in flight per function and epoch; serve fences."""
+        full = (1 << self.count_bits) - 1
+        m.d.comb += [self.retired_reads.ready.eq(1), self.retired_writes.ready.eq(1)]
+        empty, all_empty = [Signal(self.functions, name=f"empty_{e}") for e in range(2)], Array(Signal(name=f"none_{e}") for e in range(2))
+        for f in range(self.functions):
+            counts = Array(Signal(self.count_bits, name=f"count_{f}_{e}") for e in range(2))
+            m.d.comb += room[f].eq(counts[epoch] != full)
+            for e in range(2):
+                begun, reads, writes = (Signal(name=f"{name}_{f}_{e}") for name in ("begun", "read_over", "write_over"))
+                m.d.comb += begun.eq(entering & (entry.function == f) & (epoch == e))
+                for over, source in ((reads, self.retired_reads), (writes, self.retired_writes)):
+                    m.d.comb += over.eq(source.valid & (source.p.function == f) & (source.p.epoch == e))
+                m.d.sync += counts[e].eq(counts[e] + begun - (reads + writes))
+                m.d.comb += empty[e][f].eq(counts[e] == 0)
+        m.d.sync += [all_empty[e].eq(empty[e].all()) for e in range(2)]
+
+        with m.FSM():
+            with m.State("TAKE_FENCE"):
+                m.d.comb += self.fence.ready.eq(1)
+                with m.If(self.fence.valid):
+                    m.d.sync += epoch.eq(~epoch)
+                    m.next = "SETTLE"
+            with m.State("SETTLE"):  # what entered in the cycle of the fence is in the counts now, and in their sum after this
+                m.next = "DRAIN"
+            with m.State("DRAIN"):
+                with m.If(all_empty[~epoch]):
+                    m.next = "ANSWER"
+            with m.State("ANSWER"):
+                m.d.comb += self.fenced.valid.eq(1)
+                with m.If(self.fenced.ready):
+                    m.next = "TAKE_FENCE"
+
+
+def _round_robin(m, wanted, granted, name):
+    """Set the bit of ``granted`` next behind the one that was granted last, among those ``wanted``."""
+    behind = Signal(len(wanted), name=f"{name}_behind")  # those behind the one granted last
+    later = Signal(len(wanted), name=f"{name}_later")
+    pool = Signal(len(wanted), name=f"{name}_pool")
+    m.d.comb += [later.eq(wanted & behind), pool.eq(Mux(later.any(), later, wanted)), granted.eq(pool & -pool)]
+    with m.If(granted.any()):
+        m.d.sync += behind.eq(~(granted | (granted - 1)))
