@@ -1,7 +1,7 @@
 """Payloads of the streams around the translation unit: translate, memory, drain."""
 
 from amaranth import unsigned
-from amaranth.lib import data
+from amaranth.lib import data, enum
 
 from ..tlp.layouts import BurstStatus
 
@@ -68,3 +68,39 @@ class MemoryWriteDone(data.Struct):
 
     cookie: unsigned(8)
     status: BurstStatus
+
+
+class FaultReport(data.Struct):
+    """One fault that is to be recorded; whoever reports it has taken DTF of the device context into account. [RVIOMMU1.0 4.2]"""
+
+    cause: unsigned(12)
+    ttyp: unsigned(6)  # 0: no inbound transaction; then device and process are 0
+    device_id: unsigned(24)
+    process_id_valid: unsigned(1)
+    process_id: unsigned(20)  # 0 without process_id_valid
+    privileged: unsigned(1)  # 0 without process_id_valid
+    iotval: unsigned(64)
+    iotval2: unsigned(64)
+
+
+class InvalidateKind(enum.Enum, shape=2):
+    """Which caches an :class:`Invalidate` is about."""
+
+    VMA = 0  # first-stage translations [RVIOMMU1.0 4.1.1]
+    GVMA = 1  # second-stage translations, and what was made of them [RVIOMMU1.0 4.1.1]
+    DDT = 2  # device contexts [RVIOMMU1.0 4.1.3]
+    ALL = 3  # everything
+
+
+class Invalidate(data.Struct):
+    """Forget cached entries; operands without their valid bit are ignored. Forgetting more than asked is legal."""
+
+    kind: InvalidateKind
+    av: unsigned(1)
+    page: unsigned(52)  # address bits 63:12
+    pscv: unsigned(1)
+    pscid: unsigned(20)
+    gv: unsigned(1)
+    gscid: unsigned(16)
+    dv: unsigned(1)
+    device_id: unsigned(24)
