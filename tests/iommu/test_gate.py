@@ -134,7 +134,8 @@ class Bench:
         base = {
             "address": rng.getrandbits(52) << 12 | rng.randrange(2048), "length_bytes": rng.randrange(1, 2048),
             "is_write": rng.randrange(2), "function": function, "pasid_valid": rng.randrange(2), "pasid": rng.getrandbits(20),
-            "relaxed_ordering": rng.randrange(2), "no_snoop": rng.randrange(2), "client": rng.getrandbits(6), "is_wall": rng.randrange(2), "cookie": client << 8 | n % 256,
+            "relaxed_ordering": rng.randrange(2), "no_snoop": rng.randrange(2), "client": rng.getrandbits(6), "is_wall": rng.randrange(2),
+            "cookie": client << 8 | n % 256,
             "verdict": rng.choice(list(BurstStatus)), "epoch": rng.randrange(2),
         }  # fmt: skip
         return base | fields

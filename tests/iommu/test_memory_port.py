@@ -25,7 +25,8 @@ def test_memory_port(request, width):
 def test_memory_port_parameters():
     """IOMMU-MEM-1: parameters out of range are refused with a sentence."""
     for bad, message in (({"width": 32}, "Width must be 64, 128, 256 or 512 bits, not 32"),
-                         ({"width": 64, "readers": 0}, "Readers .*not 0"), ({"width": 64, "writers": 17}, "Writers .*not 17"), ({"width": 64, "client": 64}, "Client .*not 64")):  # fmt: skip
+                         ({"width": 64, "readers": 0}, "Readers .*not 0"), ({"width": 64, "writers": 17}, "Writers .*not 17"),
+                         ({"width": 64, "client": 64}, "Client .*not 64")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             MemoryPort(**bad)
 
