@@ -21,7 +21,7 @@ def to_beats(width, tlp):
         "fmt": (2 if tlp.type.has_data else 0) | (tlp.address >> 32 != 0), "type": tlp.type.value[0], "tc": tlp.tc,
         "id_based_ordering": tlp.ido, "relaxed_ordering": tlp.relaxed_ordering, "no_snoop": tlp.no_snoop, "digest": tlp.td,
         "poisoned": tlp.poisoned, "at": tlp.at, "length_dw": tlp.length_dw, "requester_id": tlp.requester_id, "tag": tlp.tag,
-        "first_be": tlp.first_be, "last_be": tlp.last_be, "address": tlp.address, "completer_id": tlp.completer_id,
+        "first_be": tlp.first_be, "last_be": tlp.last_be, "address": tlp.address or tlp.register, "completer_id": tlp.completer_id,
         "status": int(tlp.status), "byte_count_modified": tlp.bcm, "byte_count": tlp.byte_count,
         "lower_address": tlp.lower_address,
     }  # fmt: skip

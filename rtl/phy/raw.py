@@ -1,0 +1,292 @@
+"""The raw TLP link: headers in line, as soft cores and our own simulations have it."""
+
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..spec import pcie
+from ..tlp.codec import decode, encode, is_completion, is_config, is_message
+from ..tlp.layouts import TlpBeat
+
+WIDTHS = (64, 128, 256, 512)
+
+
+def RawBeat(width):
+    """One beat of a TLP on the link: dwords from lane 0, 3 or 4 of header, then payload.
+
+    A header dword has byte 0 in bits 31:24, a payload dword has its lowest address in bits 7:0. ``keep`` has one bit per
+    dword: all ones but in the last beat, where it is contiguous from lane 0.
+    """
+    return data.StructLayout({"data": width, "keep": width // 32, "first": 1, "last": 1})
+
+
+class RawReceiver(wiring.Component):
+    """Takes headers out of the line: raw beats in, TLP beats out.
+
+    A TLP of a reserved Fmt or Type, with a prefix, or that ends inside its header is dropped whole. One that ends before its
+    length is passed on short; dwords beyond the length are dropped. Each of these gives a pulse of ``malformed``. None
+    disturbs the next TLP. [PCIe5 2.3]
+
+    Latency: 1 cycle from the beat that completes a beat of payload; 2 for the last. Throughput: one raw beat per cycle.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        64, 128, 256 or 512.
+
+    Members
+    -------
+    i : ``In(stream.Signature(RawBeat(width)))``
+        From the link.
+    o : ``Out(stream.Signature(TlpBeat(width)))``
+        To the transaction layer.
+    malformed : ``Out(1)``
+        Pulse.
+    """
+
+    def __init__(self, *, width):
+        self.width = width
+        super().__init__({
+            "i": In(stream.Signature(RawBeat(width))),
+            "o": Out(stream.Signature(TlpBeat(width))),
+            "malformed": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes, out = self.width // 32, self.o.payload
+        header_at = 3 // lanes if lanes < 4 else 0  # the beat in which every header ends
+        shifts = [size - header_at * lanes for size in (3, 4)]  # lanes of that beat that are header
+        shifts = [shift % lanes for shift in shifts]
+
+        # One beat behind the link, with the header dwords up to and with it.
+        go = Signal()
+        beat, beat_valid = Signal(RawBeat(self.width)), Signal()
+        position, index = Signal(range(header_at + 2)), Signal(range(header_at + 2))  # of the next beat, of ``beat``
+        dwords = [Signal(32, name=f"dword_{n}") for n in range(4)]
+        arriving = self.i.payload
+        next_index = Mux(arriving.first, 0, position)
+        m.d.comb += [go.eq(~self.o.valid | self.o.ready), self.i.ready.eq(go)]
+        with m.If(go):
+            m.d.sync += [beat_valid.eq(self.i.valid), beat.eq(arriving), index.eq(next_index)]
+        with m.If(go & self.i.valid):
+            m.d.sync += position.eq(Mux(next_index == header_at + 1, next_index, next_index + 1))
+            for n, dword in enumerate(dwords):
+                with m.If(next_index == n // lanes):
+                    m.d.sync += dword.eq(arriving.data.word_select(n % lanes, 32))
+        header = decode(m, "header", dwords)
+        wide, has_data = header.fmt[pcie.FMT_4DW], header.fmt[pcie.FMT_DATA]
+        kept = Signal(range(lanes + 1))
+        m.d.comb += kept.eq(sum(beat.keep[n] for n in range(lanes)))
+        known, whole = Signal(), Signal()
+        m.d.comb += [
+            known.eq(~header.fmt[pcie.FMT_PREFIX] & (
+                (header.type[1:] == pcie.TYPE_MEMORY >> 1) | (is_message(header) & wide)
+                | (((header.type == pcie.TYPE_IO) | is_config(header) | is_completion(header)) & ~wide)
+                | ((header.type[2:] == pcie.TYPE_FETCH_ADD >> 2) & (header.type[:2] != 3) & has_data))),
+            whole.eq(kept + header_at * lanes >= Mux(wide, 4, 3)),
+        ]
+
+        # The TLP at work: its header, and the beat whose lanes from ``shift`` on wait for the next beat.
+        held, shift = Signal.like(header), Signal(range(max(shifts) + 1))
+        hold, stock, holding = Signal(self.width), Signal(range(lanes + 1)), Signal()
+        left, begun = Signal(11), Signal()  # payload dwords to come; a beat has left
+        flush, dropping = Signal(), Signal()
+        at_header, at_payload = Signal(), Signal()
+        m.d.comb += [
+            at_header.eq(beat_valid & (index == header_at)),
+            at_payload.eq(beat_valid & (index > header_at) & ~dropping),
+        ]
+        moved, joined = Signal(self.width), Cat(hold, beat.data)
+        with m.Switch(shift):
+            for value in sorted(set(shifts)):
+                with m.Case(value):
+                    m.d.comb += moved.eq(joined[32 * value :][: self.width])
+        borrowed, spare = Signal(range(lanes + 1)), Signal(range(lanes + 1))  # dwords of ``beat`` that go now, and later
+        reach, give = Signal(range(lanes + 1)), Signal(range(lanes + 1))
+        m.d.comb += [
+            borrowed.eq(Mux(flush, 0, Mux(kept < shift, kept, shift))),
+            spare.eq(kept - borrowed),
+            reach.eq(stock + borrowed),
+            give.eq(Mux(left < reach, left, reach)),
+        ]
+        ended = Signal()  # the length's last dword goes now
+        m.d.comb += ended.eq(left == give)
+
+        def send(last):
+            return [
+                self.o.valid.eq(1), out.header.eq(held), out.data.eq(moved), out.dword_count.eq(give), out.first.eq(~begun),
+                out.last.eq(last), begun.eq(1), left.eq(left - give),
+            ]
+
+        m.d.sync += self.malformed.eq(0)
+        with m.If(go):
+            m.d.sync += [self.o.valid.eq(0), flush.eq(0)]
+            with m.If(flush):
+                m.d.sync += send(1)
+                m.d.sync += [holding.eq(0), self.malformed.eq((left != give) | (stock != give))]
+            with m.If(at_payload):
+                m.d.sync += [hold.eq(beat.data), stock.eq(spare), holding.eq(1)]
+                with m.If(holding):
+                    m.d.sync += send(ended | (beat.last & (spare == 0)))
+                    with m.If(ended):
+                        m.d.sync += [dropping.eq(1), self.malformed.eq(~beat.last | (spare != 0))]
+                    with m.Elif(beat.last):
+                        m.d.sync += [flush.eq(spare != 0), self.malformed.eq(spare == 0)]
+                with m.Elif(beat.last):
+                    m.d.sync += flush.eq(1)
+            with m.If(at_header):
+                m.d.sync += [
+                    held.eq(header),
+                    shift.eq(Mux(wide, shifts[1], shifts[0])),
+                    left.eq(Mux(has_data, header.length_dw, 0)),
+                    begun.eq(0),
+                    hold.eq(beat.data),
+                    stock.eq(kept - Mux(wide, 4 - header_at * lanes, 3 - header_at * lanes)),
+                    holding.eq(Mux(wide, shifts[1], shifts[0]) != 0),
+                    flush.eq(beat.last & known & whole),
+                    dropping.eq(~(known & whole)),
+                ]
+                with m.If(~(known & whole)):
+                    m.d.sync += self.malformed.eq(1)
+            with m.Elif(beat_valid & beat.last & (index < header_at)):
+                m.d.sync += self.malformed.eq(1)
+        return m
+
+
+class RawTransmitter(wiring.Component):
+    """Puts headers into the line: TLP beats in, raw beats out.
+
+    Latency: 1 cycle. Throughput: one raw beat per cycle; a TLP of P payload and H header dwords takes ceil((P + H) / lanes) of them.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        64, 128, 256 or 512.
+
+    Members
+    -------
+    i : ``In(stream.Signature(TlpBeat(width)))``
+        From the transaction layer.
+    o : ``Out(stream.Signature(RawBeat(width)))``
+        To the link.
+    """
+
+    def __init__(self, *, width):
+        self.width = width
+        super().__init__({
+            "i": In(stream.Signature(TlpBeat(width))),
+            "o": Out(stream.Signature(RawBeat(width))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes, beat, out = self.width // 32, self.i.payload, self.o.payload
+        dwords = Cat(encode(m, "dword", beat.header))
+        wide = beat.header.fmt[pcie.FMT_4DW]
+        pure = [size // lanes for size in (3, 4)]  # beats of nothing but header
+        shifts = [size % lanes for size in (3, 4)]
+
+        sent = Signal(range(max(pure) + 1))  # pure header beats of this TLP that have left
+        carry, shift, flush = Signal(128), Signal(range(max(shifts) + 1)), Signal()
+        flush_count = Signal(range(lanes + 1))
+        now_shift, pure_count = Signal.like(shift), Signal.like(sent)
+        lead = Signal(128)  # dwords in front of this beat's
+        m.d.comb += [
+            now_shift.eq(Mux(beat.first, Mux(wide, shifts[1], shifts[0]), shift)),
+            pure_count.eq(Mux(wide, pure[1], pure[0])),
+            lead.eq(Mux(beat.first, Mux(wide, dwords[32 * lanes * pure[1] :], dwords[32 * lanes * pure[0] : 96]), carry)),
+        ]
+        merged = Signal(self.width + 128)
+        with m.Switch(now_shift):
+            for value in sorted(set(shifts)):
+                with m.Case(value):
+                    m.d.comb += merged.eq(Cat(lead[: 32 * value], beat.data))
+        total = Signal(range(lanes + 5))
+        m.d.comb += total.eq(now_shift + beat.dword_count)
+
+        go, heading = Signal(), Signal()
+        only = (shifts[0] == 0) if shifts[0] == shifts[1] else Mux(wide, shifts[1] == 0, shifts[0] == 0)
+        headless = Signal()  # this pure header beat is the end of the TLP
+        m.d.comb += [
+            go.eq(~self.o.valid | self.o.ready),
+            heading.eq(beat.first & (sent != pure_count)),
+            headless.eq(only & beat.last & (beat.dword_count == 0) & (sent + 1 == pure_count)),
+            self.i.ready.eq(go & ~flush & (~heading | headless)),
+        ]
+
+        def ones(count):
+            return (1 << count) - 1
+
+        with m.If(go):
+            m.d.sync += self.o.valid.eq(0)
+            with m.If(flush):
+                m.d.sync += [
+                    self.o.valid.eq(1), out.data.eq(carry), out.keep.eq(ones(flush_count)), out.first.eq(0), out.last.eq(1), flush.eq(0),
+                ]
+            with m.Elif(self.i.valid & heading):
+                m.d.sync += [
+                    self.o.valid.eq(1), out.keep.eq(ones(lanes)), out.first.eq(sent == 0),
+                    out.last.eq(headless),
+                    sent.eq(Mux(headless, 0, sent + 1)),
+                ]
+                with m.Switch(sent):
+                    for n in range(max(pure)):
+                        with m.Case(n):
+                            m.d.sync += out.data.eq(dwords[32 * lanes * n :][: self.width])
+            with m.Elif(self.i.valid):
+                m.d.sync += [
+                    self.o.valid.eq(1),
+                    out.data.eq(merged), out.first.eq(beat.first & (pure_count == 0)), out.last.eq(beat.last & (total <= lanes)),
+                    out.keep.eq(ones(Mux(total < lanes, total, lanes))),
+                    carry.eq(merged[self.width :]), shift.eq(now_shift), sent.eq(0),
+                    flush.eq(beat.last & (total > lanes)), flush_count.eq(total - lanes),
+                ]
+        return m
+
+
+class RawPhy(wiring.Component):
+    """Link adapter of the raw TLP link: :class:`RawReceiver` and :class:`RawTransmitter`.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        64, 128, 256 or 512.
+
+    Members
+    -------
+    i, o : raw streams
+        From and to the link.
+    received, to_send : TLP streams
+        To and from the transaction layer.
+    malformed : ``Out(1)``
+        Pulse, see :class:`RawReceiver`.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If the width is not one of these.
+    """
+
+    def __init__(self, *, width):
+        if width not in WIDTHS:
+            raise ValueError(f"Link width must be 64, 128, 256 or 512 bits, not {width!r}")
+        self.width = width
+        super().__init__({
+            "i": In(stream.Signature(RawBeat(width))),
+            "o": Out(stream.Signature(RawBeat(width))),
+            "received": Out(stream.Signature(TlpBeat(width))),
+            "to_send": In(stream.Signature(TlpBeat(width))),
+            "malformed": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.receiver = receiver = RawReceiver(width=self.width)
+        m.submodules.transmitter = transmitter = RawTransmitter(width=self.width)
+        wiring.connect(m, wiring.flipped(self.i), receiver.i)
+        wiring.connect(m, receiver.o, wiring.flipped(self.received))
+        wiring.connect(m, wiring.flipped(self.to_send), transmitter.i)
+        wiring.connect(m, transmitter.o, wiring.flipped(self.o))
+        m.d.comb += self.malformed.eq(receiver.malformed)
+        return m

@@ -1,0 +1,22 @@
+"""Numbers of the transaction layer. [PCIe5 2.2]"""
+
+# Type, 5 bits [PCIe5 2.2.1.1]; whether a TLP carries data and has a fourth header dword is in Fmt.
+TYPE_MEMORY = 0b00000
+TYPE_MEMORY_LOCKED = 0b00001
+TYPE_IO = 0b00010
+TYPE_CONFIG_0 = 0b00100
+TYPE_CONFIG_1 = 0b00101
+TYPE_COMPLETION = 0b01010
+TYPE_COMPLETION_LOCKED = 0b01011
+TYPE_FETCH_ADD = 0b01100
+TYPE_SWAP = 0b01101
+TYPE_CAS = 0b01110
+TYPE_MESSAGE = 0b10000  # the low three bits route it
+
+FMT_4DW = 0  # bit numbers of Fmt [PCIe5 2.2.1]
+FMT_DATA = 1
+FMT_PREFIX = 2
+
+STATUS_SC = 0b000  # completion status [PCIe5 2.2.9]
+STATUS_UR = 0b001
+STATUS_CA = 0b100
