@@ -1,0 +1,195 @@
+"""What the models know of one run: memory as the card sees it, memory as it should be, translations, the scoreboard, the log.
+
+The same session is fed by a simulation (:class:`Session`) and by a recorded log (:func:`replay`).
+"""
+
+from ..models.events import HostStore, Setup, TlpReceived, Told
+from ..models.iommu.cache import AllowedTranslations
+from ..models.iommu.commands import decode as decode_command
+from ..models.iommu.faults import Cause
+from ..models.iommu.registers import Capabilities, IommuMode
+from ..models.iommu.tables import DeviceContext
+from ..models.memory import GuestMemory
+from ..models.tlp import TlpType, decode
+from . import scoreboard
+from .scoreboard import Scoreboard
+
+__all__ = ["ObservedMemory", "RecordedTranslations", "Session", "replay"]
+
+
+class ObservedMemory(GuestMemory):
+    """Guest memory that tells of every write of software (``source`` empty), after it: ``observe(address, data)``."""
+
+    def __init__(self, observe, **arguments):
+        super().__init__(**arguments)
+        self.observe = observe
+
+    def write(self, address, data, *, source=""):
+        super().write(address, data, source=source)
+        if not source:
+            self.observe(address, bytes(data))
+
+
+class RecordedTranslations(AllowedTranslations):
+    """:class:`AllowedTranslations` that repeats what it is told to ``record(method, arguments)``, as plain JSON values."""
+
+    def __init__(self, record, mode=IommuMode.BARE):
+        super().__init__(mode)
+        self._record = record
+
+    def mode_changed(self, mode):
+        self._record("mode_changed", [int(mode)])
+        super().mode_changed(mode)
+
+    def mode_settled(self):
+        self._record("mode_settled", [])
+        super().mode_settled()
+
+    def mapped(self, root, iova, spa, size, perms, *, is_global=False):
+        self._record("mapped", [root, iova, spa, size, perms, is_global])
+        super().mapped(root, iova, spa, size, perms, is_global=is_global)
+
+    def unmapped(self, root, iova):
+        self._record("unmapped", [root, iova])
+        super().unmapped(root, iova)
+
+    def context_changed(self, device_id, context):
+        is_cause = isinstance(context, Cause)
+        self._record("context_changed", [device_id, int(context) if is_cause else context.pack().hex()])
+        super().context_changed(device_id, context)
+
+    def submitted(self, command):
+        self._record("submitted", [command.encode().hex()])
+        return super().submitted(command)
+
+    def fence_completed(self, token=None):
+        self._record("fence_completed", [token])
+        super().fence_completed(token)
+
+    def commands_aborted(self):
+        self._record("commands_aborted", [])
+        super().commands_aborted()
+
+
+def _tell(allowed, method, arguments):
+    """Repeat one call that :class:`RecordedTranslations` recorded."""
+    match method:
+        case "mapped":
+            allowed.mapped(*arguments[:5], is_global=arguments[5])
+        case "context_changed":
+            device_id, context = arguments
+            is_cause = isinstance(context, int)
+            allowed.context_changed(device_id, Cause(context) if is_cause else DeviceContext.unpack(bytes.fromhex(context)))
+        case "submitted":
+            allowed.submitted(decode_command(bytes.fromhex(arguments[0]), Capabilities()))
+        case "mode_changed":
+            allowed.mode_changed(IommuMode(arguments[0]))
+        case "mode_settled" | "unmapped" | "fence_completed" | "commands_aborted":
+            getattr(allowed, method)(*arguments)
+        case _:
+            raise ValueError(f"What translations were told must be one of their methods, not {method!r}")
+
+
+class Session:
+    """The models beside one run of a card.
+
+    Software uses ``memory`` and tells ``allowed`` (drivers and table builders do so by themselves); the host port reports to
+    :meth:`take`. Both memories get what software writes; ``memory`` gets what the card writes (from the host), ``golden`` what
+    the checkers find that it should have written.
+
+    Parameters
+    ----------
+    seed : :class:`int`
+        Of the run.
+    log : :class:`ringwall.sim.log.Log` or None
+        Gets every event.
+    cycle : callable
+        Returns the current cycle.
+
+    Attributes
+    ----------
+    memory : :class:`ObservedMemory`
+    golden : :class:`ringwall.models.memory.GuestMemory`
+    allowed : :class:`RecordedTranslations`
+    board : :class:`ringwall.sim.scoreboard.Scoreboard`
+    """
+
+    def __init__(self, *, seed=0, log=None, cycle=lambda: 0):
+        self.log, self.cycle = log, cycle
+        self.memory, self.golden = ObservedMemory(self._stored), GuestMemory()
+        self.allowed = RecordedTranslations(self._told)
+        self.board = Scoreboard(seed=seed)
+
+    def add(self, checker, **parameters):
+        """Let the checker class named ``checker`` judge from now on, made from this session and ``parameters``; returns it.
+
+        The parameters are plain JSON values, so that a replay can do the same.
+        """
+        self.take(Setup(self.cycle(), checker, parameters))
+        return self._add(checker, parameters)
+
+    def _add(self, checker, parameters):
+        made = getattr(scoreboard, checker).of_session(self, **parameters)
+        self.board.checkers.append(made)
+        return made
+
+    def take(self, event, tlp=None):
+        """Log one event and let it be judged; ``tlp`` is the decoded TLP of one that the card sent."""
+        if self.log is not None:
+            self.log.write(event)
+        self.board.take(event, tlp)
+
+    def finish(self):
+        """Judge what can be judged at the end only."""
+        self.board.finish()
+
+    def _stored(self, address, data):
+        self.golden.write(address, data)
+        self.take(HostStore(self.cycle(), address, data))
+
+    def _told(self, method, arguments):
+        self.take(Told(self.cycle(), method, arguments))
+
+
+def replay(header, events):
+    """Judge a recorded log with the models alone; return the :class:`Session` when nothing differs.
+
+    Raises
+    ------
+    :exc:`ringwall.sim.scoreboard.Difference`
+        At the first event where card and model differ, as the run itself would have.
+    """
+    session = Session(seed=header.seed)
+    session.memory.observe = lambda address, data: None
+    session.allowed._record = lambda method, arguments: None
+    for event in events:
+        tlp = None
+        session.cycle = lambda when=event.cycle: when
+        match event:
+            case HostStore(address=address, data=data):
+                session.memory.write(address, data)
+                session.golden.write(address, data)
+            case TlpReceived(dwords=dwords):
+                tlp = decode(dwords)
+                if tlp.type is TlpType.MWR:
+                    _store(session.memory, tlp)
+        session.take(event, tlp)
+        match event:
+            case Setup(checker=checker, parameters=parameters):
+                session._add(checker, parameters)
+            case Told(method=method, arguments=arguments):
+                _tell(session.allowed, method, arguments)
+    session.finish()
+    return session
+
+
+def _store(memory, tlp):
+    """Do a write of the card."""
+    if tlp.poisoned:
+        return
+    if tlp.has_gaps:
+        for at, byte in tlp.enabled_bytes():
+            memory.write(at, bytes([byte]), source="card")
+    else:
+        start, length = tlp.byte_span()
+        memory.write(start, tlp.data[start - tlp.address : start - tlp.address + length], source="card")
