@@ -65,7 +65,6 @@ class HostPort:
             for tlp in pending.tlps:
                 self.link.send(encode(tlp), now)
             if not pending.done and not await self._wait(lambda: pending.done, self.limit_cycles):
-                self.host.abandon(pending)
                 raise AssertionError(f"the card did not answer {operation} within {self.limit_cycles} cycles")
             result = pending.result
         if self.observe is not None:

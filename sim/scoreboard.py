@@ -247,8 +247,19 @@ class MemoryChecker:
     def finish(self):
         self.comparisons += 1
         found = []
-        for address, length in self.memory.differences(self.golden):
-            if not any(low <= address and address + length <= low + size for low, size in self.free):
-                card, model = (_hex(memory.read(address, min(length, 33)), length) for memory in (self.memory, self.golden))
-                found.append(Mismatch(f"memory differs at {address:#x}, {length} bytes", card, model))
+        for start, length in self.memory.differences(self.golden):
+            for address, end in self._compared(start, start + length):
+                size = end - address
+                card, model = (_hex(memory.read(address, min(size, 33)), size) for memory in (self.memory, self.golden))
+                found.append(Mismatch(f"memory differs at {address:#x}, {size} bytes", card, model))
         return found
+
+    def _compared(self, start, end):
+        """Yield the parts of start to end that are not free."""
+        for low, size in sorted(self.free):
+            if start < low < end:
+                yield start, low
+            if low < end and low + size > start:
+                start = max(start, low + size)
+        if start < end:
+            yield start, end

@@ -165,6 +165,9 @@ async def waits_end(dut):
     await start(dut, "i")
     _, _, port = bring_up(dut)
     assert await port.perform(MemoryRead(0xE000_0000, 4)) == 0
+    begin = cycle()
+    await port.perform(Delay(7))
+    assert cycle() - begin == 7
     dut.fault.value = 1
     begin = cycle()
     with pytest.raises(AssertionError, match=r"did not answer MemoryRead.* within 2000 cycles"):
