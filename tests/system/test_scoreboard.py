@@ -118,6 +118,7 @@ DEEDS = {
     "wrong cause": (lambda run: run.record(Cause.READ_PAGE_FAULT, 0x8000, 2), r"allowed: .*WRITE_PAGE_FAULT \(15\)"),
     "half a record": (lambda run: run.write(QUEUE, bytes(16), who=IOMMU), "fault record is not written as one whole entry"),
     "reserved cause": (lambda run: run.record(99, 0x8000, 2), "fault record is malformed"),
+    "write before what is free": (lambda run: run.write(BUFFERS + 0xFF6, b"ab123"), "memory differs at 0x400ff6, 2 bytes"),
     "write beside what is free": (lambda run: run.write(BUFFERS + 0xFFC, b"4567"), "memory differs at 0x400fff, 1 bytes"),
     "stray write": (lambda run: run.write(BUFFERS + 0x1000 - 4, bytes(3) + b"x"), "memory differs at 0x400fff, 1 bytes"),
 }
