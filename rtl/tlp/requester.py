@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from ..stream.arbiter import Arbiter
 from ..stream.queue import Queue
 from .layouts import Burst, BurstData, BurstDone, BurstRetired, ConfigState, TlpBeat
-from .read_buffer import ReadBuffer
+from .read_buffer import Over, ReadBuffer
 from .read_lines import SLOT_BYTES, OrderedLine, ReadRequest, UnorderedLine
 from .tags import TagEvents, TagTable
 from .write_path import WritePath
@@ -197,11 +197,11 @@ class Requester(wiring.Component):
         m.d.comb += live.eq(Cat(config.bus_master for config in self.config) & ~self.stop)
 
         lines = self._make_lines(m, table, live)
-        sent = self._make_write_side(m, writes, live)
-        accepted = self._make_entries(m, writes, lines, sent)
+        may_write, dones = self._make_write_side(m, writes, live)
+        accepted = self._make_entries(m, writes, lines, may_write)
         self._make_read_requests(m, table, lines)
         overs = self._make_buffer(m, table, lines)
-        self._make_stopped(m, accepted, [*overs, writes.over])
+        self._make_stopped(m, accepted, [*overs, *dones])
 
         m.d.comb += [
             table.stop.eq(self.stop),
@@ -238,8 +238,8 @@ class Requester(wiring.Component):
         return lines
 
     def _make_write_side(self, m, writes, live):
-        """Join the write path to the ports; return, for each client, whether a write may be accepted."""
-        may_write = []
+        """Join the write path to the ports; return, for each client, whether a write may be accepted, and that a BurstDone was taken."""
+        may_write, taken = [], []
         over = writes.over
         m.d.comb += writes.live.eq(live)
         for config, its_config in zip(self.config, writes.config):
@@ -247,14 +247,19 @@ class Requester(wiring.Component):
         wiring.connect(m, writes.posted, wiring.flipped(self.posted))
         for n, port in enumerate(self.write_data):
             wiring.connect(m, wiring.flipped(port), writes.data[n])
-            m.submodules[f"done{n}"] = done = Queue(BurstDone, WRITES_IN_FLIGHT)
+            m.submodules[f"done{n}"] = done = Queue(data.StructLayout({"done": BurstDone, "function": 8}), WRITES_IN_FLIGHT)
             o = self.write_done[n]
             m.d.comb += [
                 done.i.valid.eq(over.valid & (over.p.client == n)),
-                done.i.p.cookie.eq(over.p.cookie),
-                done.i.p.status.eq(over.p.status),
+                done.i.p.done.cookie.eq(over.p.cookie),
+                done.i.p.done.status.eq(over.p.status),
+                done.i.p.function.eq(over.p.function),
+                o.valid.eq(done.o.valid),
+                o.payload.eq(done.o.p.done),
+                done.o.ready.eq(o.ready),
             ]
-            wiring.connect(m, done.o, wiring.flipped(o))
+            taken.append(end := Signal(Over, name=f"done{n}_taken"))
+            m.d.comb += [end.valid.eq(o.valid & o.ready), end.function.eq(done.o.p.function)]
             outstanding = Signal(range(WRITES_IN_FLIGHT + 1))
             source = self.gate if n else self.wall
             starts = source.valid & source.ready & source.p.is_write & ((source.p.client == n) if n else 1)
@@ -265,7 +270,7 @@ class Requester(wiring.Component):
             self.retired_writes.p.function.eq(over.p.function),
             self.retired_writes.p.epoch.eq(over.p.epoch),
         ]
-        return may_write
+        return may_write, taken
 
     def _make_entries(self, m, writes, lines, may_write):
         """Join the two ports to write path and lines; return, for each, a stream that shows what is accepted."""
@@ -384,15 +389,13 @@ class Requester(wiring.Component):
 
     def _make_stopped(self, m, accepted, overs):
         """Count the bursts of each function that are not over."""
-        event = data.StructLayout({"valid": 1, "function": 8})
         begins, ends = [], []
         for n, port in enumerate(accepted):
-            begins.append(begin := Signal(event, name=f"begin{n}"))
+            begins.append(begin := Signal(Over, name=f"begin{n}"))
             m.d.sync += [begin.valid.eq(port.valid & port.ready), begin.function.eq(port.p.function)]
         for n, over in enumerate(overs):
-            ends.append(end := Signal(event, name=f"end{n}"))
-            function = over.p.function if hasattr(over, "p") else over.function
-            m.d.sync += [end.valid.eq(over.valid), end.function.eq(function)]
+            ends.append(end := Signal(Over, name=f"end{n}"))
+            m.d.sync += end.eq(over)
         for f in range(self.functions):
             count = Signal(14, name=f"bursts{f}")
             starting = sum(((b.valid & (b.function == f)) for b in begins), start=Const(0, 1))

@@ -123,8 +123,8 @@ class TagTable(wiring.Component):
     two timeouts have passed since its function was stopped. ``dead`` shows sets without a tag that will come back by itself.
 
     A timeout is found between ``timeout_cycles`` and 1.25 times that. For this the table needs a cycle without the first
-    or the last beat of a completion every ``timeout_cycles / (16 * tags)`` cycles. When none came for 64 cycles longer than
-    that, ``completions.ready`` is 0 for one cycle; otherwise it is always 1.
+    beat of a completion every ``timeout_cycles / (16 * tags)`` cycles, and one without a last beat for each timeout. When there was
+    none for 64 cycles ``completions.ready`` is 0 for one cycle; otherwise it is always 1.
 
     Latency: 2 cycles from a beat to ``store``; 3 from a last beat to ``ended``. Throughput: 1 beat per cycle. No tag is handed out
     in the first ``tags`` cycles after reset.
@@ -244,7 +244,13 @@ class TagTable(wiring.Component):
         for name in ("generation", "client", "function", "epoch", "requester_id", "lower_address", "length_bytes", "row", "index"):
             m.d.comb += new_record[name].eq(new[name])
 
-        # Stage A: a completion's first beat, or in a cycle without a first and a last beat the next probe, reads the record.
+        b = Signal(data.StructLayout({
+            "valid": 1, "probe": 1, "first": 1, "last": 1, "data": self.width, "dword_count": range(self.width // 32 + 1),
+            "tag": tag_shape, "in_range": 1, "requester_id": 16, "brings_data": 1, "failed": 1, "aborted": 1, "poisoned": 1,
+            "byte_count": 13, "lower_address": 7, "length_dw": 11, "payload_bytes": 13,
+        }))  # fmt: skip
+
+        # Stage A: a completion's first beat, or else the next probe, reads the record.
         i = self.completions
         period = max(2, self.timeout_cycles // (PROBES * self.tags))
         wait = Signal(range(period))
@@ -254,27 +260,26 @@ class TagTable(wiring.Component):
         m.d.comb += [
             i.ready.eq(~force),
             accept.eq(i.valid & ~force),
-            probe.eq(due & ~(accept & (i.p.first | i.p.last))),
+            probe.eq(due & ~(accept & i.p.first)),
             ask_read.addr.eq(Mux(probe, probe_tag, i.p.header.tag)),
             tell_read.addr.eq(ask_read.addr),
         ]
         m.d.sync += wait.eq(wait + 1)
         with m.If(wait == period - 1):
             m.d.sync += [wait.eq(0), due.eq(swept)]
-        patience = Signal(range(PATIENCE))
-        m.d.sync += [patience.eq(patience + 1), force.eq(patience == PATIENCE - 1)]
-        with m.If(probe | ~due):
-            m.d.sync += [patience.eq(0), force.eq(0)]
         with m.If(probe):
             m.d.sync += [due.eq(wait == period - 1), probe_tag.eq(Mux(probe_tag == self.tags - 1, 0, probe_tag + 1))]
+        patience, clean, retry = Signal(range(PATIENCE)), Signal(), Signal()
+        with m.If(retry):
+            m.d.sync += [due.eq(1), probe_tag.eq(b.tag)]
+        with m.If(clean):
+            m.d.sync += patience.eq(0)
+        with m.Elif(due & (patience != PATIENCE - 1)):
+            m.d.sync += patience.eq(patience + 1)
+        m.d.sync += force.eq(due & ~probe & (patience == PATIENCE - 1))
 
         h = i.p.header
         is_completion = (h.type == TYPE_CPL) & ~h.fmt[0] & ~h.fmt[2]
-        b = Signal(data.StructLayout({
-            "valid": 1, "probe": 1, "first": 1, "last": 1, "data": self.width, "dword_count": range(self.width // 32 + 1),
-            "tag": tag_shape, "in_range": 1, "requester_id": 16, "brings_data": 1, "failed": 1, "aborted": 1, "poisoned": 1,
-            "byte_count": 13, "lower_address": 7, "length_dw": 11, "payload_bytes": 13,
-        }))  # fmt: skip
         m.d.sync += [
             b.valid.eq(accept), b.probe.eq(probe), b.first.eq(i.p.first), b.last.eq(i.p.last),
             b.data.eq(i.p.data), b.dword_count.eq(i.p.dword_count),
@@ -342,14 +347,20 @@ class TagTable(wiring.Component):
             self.store.p.row.eq(work.asked.row), self.store.p.position.eq(work.at),
         ]  # fmt: skip
 
-        # The verdict: what becomes of the record, and what is told. A probe comes in no cycle with a last beat.
+        # The verdict: what becomes of the record, and what is told. A probe that finds something in a cycle with a last beat is
+        # made once more.
+        concludes, probed, found = Signal(), Signal(), Signal()
         subject, record = Signal(work_layout), Signal(got_layout)
         end, status, release = Signal(), Signal(BurstStatus), Signal()
         enters, leaves = Signal(), Signal()  # the quarantine
         unexpected = Signal()
         age = Signal(STAMP_BITS)
         m.d.comb += [
-            subject.eq(Mux(b.probe, fresh, work)),
+            concludes.eq(b.valid & b.last),
+            probed.eq(b.probe & ~(under_way & (saved.tag == b.tag))),
+            retry.eq(probed & found & concludes),
+            clean.eq(b.probe & ~retry),
+            subject.eq(Mux(concludes, work, fresh)),
             record.generation.eq(subject.asked.generation),
             record.state.eq(subject.state),
             record.stamp.eq(subject.stamp),
@@ -358,7 +369,14 @@ class TagTable(wiring.Component):
             record.position.eq(subject.position),
             record.poisoned.eq(subject.poisoned),
         ]
-        with m.If(b.valid & b.last):
+        with m.Switch(state):
+            with m.Case(State.BUSY):
+                m.d.comb += [age.eq(now - a.stamp), found.eq(age > TICKS)]
+            with m.Case(State.QUARANTINED):
+                m.d.comb += found.eq(a.stops != stops[a.function[:3]])
+            with m.Case(State.RECOVERING):
+                m.d.comb += [age.eq(now - g.stamp), found.eq(age > 2 * TICKS)]
+        with m.If(concludes):
             m.d.comb += unexpected.eq(~(work.failed | complete) | (work.state != State.BUSY))
             with m.If(work.failed | complete):
                 m.d.comb += [
@@ -378,20 +396,15 @@ class TagTable(wiring.Component):
                 m.d.comb += status.eq(Mux(work.aborted, BurstStatus.CA, BurstStatus.UR))
             with m.Elif(work.poisoned):
                 m.d.comb += status.eq(BurstStatus.POISONED)
-        with m.Elif(b.probe & ~(under_way & (saved.tag == b.tag))):
+        with m.Elif(probed & found):
+            m.d.comb += tell.en.eq(1)
             with m.Switch(state):
                 with m.Case(State.BUSY):
-                    m.d.comb += age.eq(now - a.stamp)
-                    with m.If(age > TICKS):
-                        m.d.comb += [tell.en.eq(1), record.state.eq(State.QUARANTINED), enters.eq(1)]
-                        m.d.comb += [end.eq(1), status.eq(BurstStatus.TIMEOUT)]
+                    m.d.comb += [record.state.eq(State.QUARANTINED), enters.eq(1), end.eq(1), status.eq(BurstStatus.TIMEOUT)]
                 with m.Case(State.QUARANTINED):
-                    m.d.comb += [tell.en.eq(a.stops != stops[a.function[:3]]), record.state.eq(State.RECOVERING)]
-                    m.d.comb += record.stamp.eq(now)
+                    m.d.comb += [record.state.eq(State.RECOVERING), record.stamp.eq(now)]
                 with m.Case(State.RECOVERING):
-                    m.d.comb += age.eq(now - g.stamp)
-                    with m.If(age > 2 * TICKS):
-                        m.d.comb += [tell.en.eq(1), record.state.eq(State.FREE), release.eq(1), leaves.eq(1)]
+                    m.d.comb += [record.state.eq(State.FREE), release.eq(1), leaves.eq(1)]
         m.d.comb += [tell.addr.eq(subject.tag), tell.data.eq(record)]
         with m.If(~swept):
             m.d.comb += [tell.en.eq(1), tell.addr.eq(sweep), tell.data.eq(0)]

@@ -1,0 +1,107 @@
+"""What a card is made of: the only place of defaults."""
+
+from dataclasses import dataclass, field
+
+from .function.description import Bar, FunctionDescription, MsixCapability, PcieCapability
+
+IOMMU_VECTORS = 4
+MSIX_TABLE, MSIX_PBA = 0x300, 0x400  # offsets of msi_cfg_tbl, which is the MSI-X table, and of its pending bits [RVIOMMU1.0 6.29]
+
+
+@dataclass(frozen=True)
+class IommuConfig:
+    """The RISC-V IOMMU front end, function 0.
+
+    ``entries``, ``ways``: size of the IOTLB. ``walks``: walks in flight. The IDs are the user's to choose: the defaults are those
+    that pid.codes sets aside for tests. A stock Linux riscv_iommu_pci driver binds to 1b36:0014.
+    """
+
+    entries: int = 64
+    ways: int = 4
+    walks: int = 8
+    vendor_id: int = 0x1209
+    device_id: int = 0x0001
+
+    def __post_init__(self):
+        if self.entries not in [1 << n for n in range(4, 13)]:
+            raise ValueError(f"IOTLB entries must be a power of two between 16 and 4096, not {self.entries!r}")
+        if self.ways not in (1, 2, 4, 8) or self.ways > self.entries:
+            raise ValueError(f"IOTLB ways must be 1, 2, 4 or 8, not {self.ways!r}")
+        if self.walks not in range(1, 33):
+            raise ValueError(f"Walks in flight must be between 1 and 32, not {self.walks!r}")
+
+    def description(self):
+        """Return the :class:`.function.description.FunctionDescription` of function 0. [RVIOMMU1.0 8.1]"""
+        return FunctionDescription(
+            vendor_id=self.vendor_id,
+            device_id=self.device_id,
+            class_code=0x080600,
+            bars=(Bar(0, 4096),),
+            capabilities=(PcieCapability(), MsixCapability(IOMMU_VECTORS, 0, MSIX_TABLE, 0, MSIX_PBA)),
+        )
+
+
+@dataclass(frozen=True)
+class BlkConfig:
+    """A virtio-blk function on a RAM store: its size, its serial number, its largest queue, its MSI-X vectors."""
+
+    capacity_sectors: int = 16384  # 8 MiB
+    serial: bytes = b"ringwall"
+    queue_size: int = 256
+    vectors: int = 2
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """A card.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Bits of the data path: 64, 128, 256 or 512.
+    iommu : :class:`IommuConfig` or None
+        With an IOMMU it is function 0, and the disks follow; without, the disks begin at 0 and their DMA is not translated.
+    disks : tuple of :class:`BlkConfig`
+        virtio-blk functions.
+    strict : :class:`bool`
+        False: a host that ignores the IOMMU finds a working card (Bare at power-on; a driver without ACCESS_PLATFORM bypasses). True:
+        Off at power-on, and such a driver is refused.
+    tags, wall_tags : :class:`int`
+        Outstanding reads in all, and those of the wall.
+    completion_timeout_cycles : :class:`int`
+        When a missing completion is given up; the default is 10 ms at 250 MHz.
+    read_buffer_bytes : :class:`int`
+        Space for each function's bulk reads in flight.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If a parameter is out of its range.
+    """
+
+    width: int = 256
+    iommu: IommuConfig | None = field(default_factory=IommuConfig)
+    disks: tuple[BlkConfig, ...] = (BlkConfig(),)
+    strict: bool = False
+    tags: int = 256
+    wall_tags: int = 16
+    completion_timeout_cycles: int = 2_500_000
+    read_buffer_bytes: int = 16384
+
+    def __post_init__(self):
+        if self.width not in (64, 128, 256, 512):
+            raise ValueError(f"Width of the data path must be 64, 128, 256 or 512 bits, not {self.width!r}")
+        if not self.disks or len(self.disks) + (self.iommu is not None) > 8:
+            raise ValueError(f"Functions of a card must be between 1 and 8, with at least one disk, not {len(self.disks)!r} disks")
+        if self.strict and self.iommu is None:
+            raise ValueError(f"A strict card must have an IOMMU, not {self.iommu!r}")
+
+    @property
+    def functions(self):
+        """Number of functions."""
+        return len(self.disks) + self.first_disk
+
+    @property
+    def first_disk(self):
+        """Function number of the first disk."""
+        return int(self.iommu is not None)

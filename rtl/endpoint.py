@@ -1,0 +1,224 @@
+"""The card: a raw TLP link on one side, virtio functions behind an IOMMU on the other."""
+
+from amaranth import Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .config import EndpointConfig
+from .function.config_space import ConfigSpace
+from .function.decoder import AddressDecoder
+from .function.description import MsixCapability
+from .function.layouts import MsixRequest
+from .function.msix import Msix, MsixFunction
+from .iommu.gate import Gate
+from .iommu.memory_port import MemoryPort
+from .phy.raw import RawBeat, RawPhy
+from .regs.router import Merger, Range, Router
+from .spec import virtio_blk
+from .stream.arbiter import Arbiter
+from .tlp.completer import Completer
+from .tlp.receiver import Receiver
+from .tlp.requester import ReadClient, Requester
+from .tlp.transmitter import Transmitter
+from .virtio.blk import configuration
+from .virtio.blk_function import BlkFunction
+from .virtio.engine import QueueDescription, RingEngine
+from .virtio.layouts import QueueCommand
+from .virtio.transport import MSIX_BAR, MSIX_BYTES, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
+
+CLIENTS_PER_FUNCTION = 3  # ring, data, MSI-X
+RING_BUFFER_BYTES = 1024
+BLK_FEATURES = 1 << virtio_blk.F_FLUSH
+BLK_CONFIG_BYTES = 60
+MASS_STORAGE = 0x018000  # class code of a virtio-blk function
+
+
+class Activity(data.Struct):
+    """What happens in a cycle: levels and pulses for counters."""
+
+    tags_in_flight: 11
+    iotlb_hit: 1
+    iotlb_miss: 1
+    walk: 1
+    walk_read: 1
+    ring_read: 1
+    used_write: 1
+    malformed: 1
+
+
+class Endpoint(wiring.Component):
+    """A card as :class:`.config.EndpointConfig` says, on a raw TLP link.
+
+    Parameters
+    ----------
+    config : :class:`.config.EndpointConfig`
+        What it is made of.
+
+    Members
+    -------
+    i, o : raw streams
+        From and to the link; see "Raw link" in rtl/README.md.
+    activity : ``Out(Activity)``
+        For counters.
+    """
+
+    def __init__(self, config: EndpointConfig):
+        self.config = config
+        raw = stream.Signature(RawBeat(config.width))
+        super().__init__({"i": In(raw), "o": Out(raw), "activity": Out(Activity)})
+
+    def elaborate(self, platform):
+        m = Module()
+        config, width, disks = self.config, self.config.width, self.config.disks
+        first, count = config.first_disk, len(self.config.disks)
+        numbers = [first + n for n in range(count)]  # function numbers of the disks
+        clients = [1 + CLIENTS_PER_FUNCTION * n for n in range(count)]  # their first requester clients
+
+        # Functions as the host sees them.
+        descriptions = [] if config.iommu is None else [config.iommu.description()]
+        for disk in disks:
+            descriptions.append(virtio_function(
+                device_type=virtio_blk.DEVICE_TYPE, class_code=MASS_STORAGE, queues=1, config_bytes=BLK_CONFIG_BYTES,
+                vectors=disk.vectors))
+        m.submodules.config_space = space = ConfigSpace(functions=descriptions)
+        m.submodules.decoder = decoder = AddressDecoder(functions=descriptions)
+
+        # Link and transaction layer.
+        m.submodules.phy = phy = RawPhy(width=width)
+        m.submodules.receiver = receiver = Receiver(width=width)
+        m.submodules.transmitter = transmitter = Transmitter(width=width)
+        m.submodules.completer = completer = Completer(width=width, functions=config.functions)
+        readers = [ReadClient("wall", False, RING_BUFFER_BYTES)]
+        for n in numbers:
+            readers += [
+                ReadClient(f"ring {n}", False, RING_BUFFER_BYTES),
+                ReadClient(f"data {n}", True, config.read_buffer_bytes),
+                ReadClient(f"msix {n}", False, 0),
+            ]
+        m.submodules.requester = requester = Requester(
+            width=width, clients=readers, functions=config.functions, tags=config.tags, wall_tags=config.wall_tags,
+            completion_timeout_cycles=config.completion_timeout_cycles)
+        wiring.connect(m, wiring.flipped(self.i), phy.i)
+        wiring.connect(m, phy.o, wiring.flipped(self.o))
+        for source, sink in (
+            (phy.received, receiver.i), (receiver.requests, completer.requests), (receiver.completions, requester.completions),
+            (requester.posted, transmitter.posted), (requester.non_posted, transmitter.non_posted),
+            (completer.completions, transmitter.completions), (transmitter.o, phy.to_send),
+            (completer.config_requests, space.requests), (space.responses, completer.config_responses),
+            (completer.decode_requests, decoder.requests), (decoder.responses, completer.decode_responses),
+        ):
+            wiring.connect(m, source, sink)
+        for n in range(config.functions):
+            m.d.comb += [
+                completer.state[n].eq(space.state[n]),
+                decoder.state[n].eq(space.state[n]),
+                requester.config[n].eq(space.state[n]),
+            ]
+        m.d.comb += [inner.eq(outer) for inner, outer in zip(decoder.bars, space.bars)]
+
+        # Registers.
+        ranges = [] if config.iommu is None else [(Range(0, 0, 0, 4096),)]
+        ranges += [(Range(n, REGISTERS_BAR, 0, REGISTERS_BYTES),) for n in numbers]
+        ranges.append(tuple(Range(n, MSIX_BAR, 0, MSIX_BYTES) for n in numbers))
+        m.submodules.merger = merger = Merger(count=2)
+        m.submodules.router = router = Router(targets=ranges)
+        wiring.connect(m, completer.registers, merger.initiators[0])
+        wiring.connect(m, space.registers, merger.initiators[1])
+        wiring.connect(m, merger.bus, router.bus)
+
+        # The wall.
+        m.submodules.gate = gate = Gate(
+            clients=CLIENTS_PER_FUNCTION * count, functions=config.functions, has_iommu=config.iommu is not None)
+        for source, sink in ((gate.o, requester.gate), (requester.retired_reads, gate.retired_reads),
+                             (requester.retired_writes, gate.retired_writes)):
+            wiring.connect(m, source, sink)
+        if config.iommu is not None:
+            from .iommu.unit import Iommu
+
+            m.submodules.iommu = iommu = Iommu(
+                entries=config.iommu.entries, ways=config.iommu.ways, walks=config.iommu.walks, reset_bare=not config.strict)
+            m.submodules.wall = wall = MemoryPort(width=width)
+            for source, sink in (
+                (gate.translate_request, iommu.translate_request), (iommu.translate_response, gate.translate_response),
+                (iommu.fence, gate.fence), (gate.fenced, iommu.fenced), (router.targets[0], iommu.bus),
+                (iommu.read, wall.read[0]), (wall.read_data[0], iommu.read_data),
+                (iommu.write, wall.write[0]), (wall.write_done[0], iommu.write_done),
+                (wall.bursts, requester.wall), (wall.burst_write_data, requester.write_data[0]),
+                (requester.read_data[0], wall.burst_read_data), (requester.write_done[0], wall.burst_done),
+            ):
+                wiring.connect(m, source, sink)
+            m.d.comb += [
+                iommu.config.eq(space.state[0]),
+                self.activity.iotlb_hit.eq(iommu.hit),
+                self.activity.iotlb_miss.eq(iommu.miss),
+                self.activity.walk.eq(iommu.walk),
+                self.activity.walk_read.eq(iommu.walk_read),
+            ]
+
+        # The ring engine, and what is per disk.
+        m.submodules.engine = engine = RingEngine(
+            width=width, functions=numbers, clients=clients,
+            queues=[QueueDescription(n, 0, disk.queue_size) for n, disk in enumerate(disks)])
+        m.submodules.msix = msix = Msix(
+            functions=[
+                MsixFunction(number, descriptions[number].capability(MsixCapability), client + 2)
+                for number, client in zip(numbers, clients)
+            ],
+            width=width)
+        m.submodules.commands = commands = Arbiter(QueueCommand, count)
+        m.submodules.kicks = kicks = Arbiter(6, count)
+        m.submodules.interrupts = interrupts = Arbiter(MsixRequest, count)
+        wiring.connect(m, commands.o, engine.commands)
+        wiring.connect(m, kicks.o, engine.kicks)
+        wiring.connect(m, interrupts.o, msix.requests)
+        wiring.connect(m, router.targets[-1], msix.bus)
+        bypass = Signal(config.functions)
+        m.d.comb += gate.bypass.eq(bypass)
+        for n, disk in enumerate(disks):
+            number, client = numbers[n], clients[n]
+            transport = PciTransport(
+                function=number, device_features=BLK_FEATURES, queues=(disk.queue_size,), first_queue=n, config_bytes=BLK_CONFIG_BYTES,
+                vectors=disk.vectors, strict=config.strict)
+            back_end = BlkFunction(
+                width=width, function=number, client=client + 1, capacity_sectors=disk.capacity_sectors, serial=disk.serial)
+            m.submodules[f"transport_{number}"] = transport
+            m.submodules[f"disk_{number}"] = back_end
+            wiring.connect(m, router.targets[first + n], transport.bus)
+            wiring.connect(m, transport.commands, commands.i[n])
+            wiring.connect(m, transport.kicks, kicks.i[n])
+            wiring.connect(m, transport.interrupts, interrupts.i[n])
+            for name in ("chains", "readable", "writable", "finished"):
+                wiring.connect(m, getattr(engine, name)[n], getattr(back_end, name))
+            for offset, owner in enumerate((engine, back_end, msix)):
+                port = client + offset
+                for name, theirs in (("bursts", gate.bursts[port - 1]), ("write_data", requester.write_data[port]),
+                                     ("write_done", requester.write_done[port]), ("read_data", requester.read_data[port])):
+                    ours = getattr(owner, name, None)
+                    if ours is not None:
+                        wiring.connect(m, ours if owner is back_end else ours[n], theirs)
+            state = space.state[number]
+            m.d.comb += [
+                transport.config.eq(int.from_bytes(configuration(capacity_sectors=disk.capacity_sectors), "little")),
+                transport.msix_enable.eq(state.msix_enable),
+                transport.notifications.valid.eq(engine.notifications.valid & (engine.notifications.payload.queue == n)),
+                transport.notifications.payload.eq(engine.notifications.payload),
+                transport.needs_reset.eq(engine.needs_reset[n]),
+                space.interrupt[number].eq(transport.interrupt),
+                msix.state[n].eq(state),
+                bypass[number].eq(0 if config.strict else ~transport.access_platform),
+                engine.stop[n].eq(transport.stop),
+                back_end.stop.eq(transport.stop),
+                msix.stop[n].eq(transport.stop),
+                requester.stop[number].eq(transport.stop),
+                transport.stopped.eq(engine.stopped[n] & back_end.stopped & msix.stopped[n] & requester.stopped[number]),
+            ]
+            with m.If(engine.notifications.payload.queue == n):
+                m.d.comb += engine.notifications.ready.eq(transport.notifications.ready)
+
+        m.d.comb += [
+            self.activity.tags_in_flight.eq(requester.tags_in_flight),
+            self.activity.ring_read.eq(engine.ring_reads),
+            self.activity.used_write.eq(engine.used_writes),
+            self.activity.malformed.eq(phy.malformed),
+        ]
+        return m

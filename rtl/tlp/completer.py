@@ -1,0 +1,293 @@
+"""Answers the requests that the host sends us."""
+
+from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..regs.bus import RegisterBus
+from ..spec import pcie
+from .codec import is_config, is_message
+from .layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse, TlpBeat
+
+MAX_READ_BYTES = 64  # a longer read of a BAR is a programming error: Completer Abort
+
+
+class CompleterEvents(data.Struct):
+    """Pulses for error reporting."""
+
+    unsupported: 1  # Unsupported Request, answered (non-posted) or dropped (posted)
+    aborted: 1  # Completer Abort
+    poisoned: 1  # a poisoned request was dropped
+
+
+class Completer(wiring.Component):
+    """Serves configuration and memory requests, one after the other, and answers each non-posted request exactly once.
+
+    Configuration requests of type 0 go to ``config_requests``; memory requests are looked up with ``decode_requests``, then
+    become accesses of aligned 8-byte words in ascending order (two dwords of one word that came in one beat are one
+    access). A read of 1 to 64 bytes is answered with one completion, whose byte count and lower address follow its byte
+    enables; a zero-length read touches no register; a longer one, or one in which a register reports an error, with
+    Completer Abort. Whatever else there is, a BAR miss, or a function with memory disabled, is Unsupported Request. Poisoned
+    data is not used. [PCIe5 2.3.1, 2.7.2]
+
+    Latency: 3 cycles besides decoder and register owner. Throughput: one request at a time; nothing it waits for depends on DMA.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Data width in bits.
+    functions : :class:`int`
+        Functions of the card.
+
+    Members
+    -------
+    requests : ``In(stream.Signature(TlpBeat(width)))``
+        Requests.
+    completions : ``Out(stream.Signature(TlpBeat(width)))``
+        Answers; without bubbles.
+    config_requests, config_responses : streams
+        One configuration access at a time.
+    decode_requests, decode_responses : streams
+        One address at a time.
+    registers : ``Out(RegisterBus())``
+        One register access at a time.
+    state : ``In(ConfigState)``, one per function
+        For completer IDs.
+    events : ``Out(CompleterEvents)``
+        Pulses.
+    """
+
+    def __init__(self, *, width, functions):
+        self.width, self.functions = width, functions
+        super().__init__({
+            "requests": In(stream.Signature(TlpBeat(width))),
+            "completions": Out(stream.Signature(TlpBeat(width))),
+            "config_requests": Out(stream.Signature(ConfigRequest)),
+            "config_responses": In(stream.Signature(ConfigResponse)),
+            "decode_requests": Out(stream.Signature(DecodeRequest)),
+            "decode_responses": In(stream.Signature(DecodeResponse)),
+            "registers": Out(RegisterBus()),
+            "state": In(ConfigState).array(functions),
+            "events": Out(CompleterEvents),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes = self.width // 32
+        beat, header = self.requests.payload, self.requests.payload.header
+        kept = Signal.like(header)
+        is_write = kept.fmt[pcie.FMT_DATA]
+        answers = Signal()  # the request wants a completion
+        status = Signal(3)
+        place = Signal(DecodeResponse)
+        completer_id = Signal(16)
+
+        # Bytes asked for: the first of them, and how many from the first to the last. [PCIe5 2.3.1.1]
+        first_be, last_be = kept.first_be, Mux(kept.length_dw == 1, kept.first_be, kept.last_be)
+        low, high = Signal(2), Signal(2)
+        for n in reversed(range(4)):
+            with m.If(first_be[n]):
+                m.d.comb += low.eq(n)
+        for n in range(4):
+            with m.If(last_be[n]):
+                m.d.comb += high.eq(n)
+        nothing = (kept.length_dw == 1) & (kept.first_be == 0)
+        byte_count, lower_address = Signal(13), Signal(7)
+
+        # The dword at work, and whether its neighbour goes with it.
+        index, lane = Signal(11), Signal(range(lanes))
+        iova = Signal(32)  # offset in the BAR of the dword at work, in bytes
+        pair, last_pair = Signal(), Signal()
+        m.d.comb += [
+            lane.eq(index),
+            iova.eq(place.offset + (kept.address[2] << 2) + (index << 2)),
+            pair.eq(~iova[2] & (index + 1 < kept.length_dw) & (~is_write | (lane != lanes - 1))),
+            last_pair.eq(index + 1 + pair >= kept.length_dw),
+        ]
+
+        def enables(at):
+            return Mux(at == 0, kept.first_be, Mux(at == kept.length_dw - 1, kept.last_be, 0xF))
+
+        here = Signal(32)
+        m.d.comb += here.eq(beat.data.word_select(lane, 32))
+        neighbour = Signal(32)
+        m.d.comb += neighbour.eq(beat.data.word_select((lane + 1)[: len(lane)], 32))
+        request = self.registers.request
+        m.d.comb += [
+            request.payload.function.eq(place.function),
+            request.payload.bar.eq(place.bar),
+            request.payload.offset.eq(Cat(Const(0, 3), iova[3:])),
+            request.payload.is_write.eq(is_write),
+        ]
+        with m.If(iova[2]):
+            m.d.comb += [
+                request.payload.byte_enable.eq(Cat(Const(0, 4), enables(index))),
+                request.payload.data.eq(Cat(Const(0, 32), here)),
+            ]
+        with m.Else():
+            m.d.comb += [
+                request.payload.byte_enable.eq(Cat(enables(index), Mux(pair, enables(index + 1), 0))),
+                request.payload.data.eq(Cat(here, neighbour)),
+            ]
+
+        gathered = Signal(8 * MAX_READ_BYTES)
+        sent = Signal(11)  # dwords of the completion that have left
+        out = self.completions.payload
+        m.d.comb += [
+            out.header.fmt.eq(Mux((status == pcie.STATUS_SC) & ~is_write, 1 << pcie.FMT_DATA, 0)),
+            out.header.type.eq(pcie.TYPE_COMPLETION),
+            out.header.tc.eq(kept.tc),
+            out.header.id_based_ordering.eq(kept.id_based_ordering),
+            out.header.relaxed_ordering.eq(kept.relaxed_ordering),
+            out.header.no_snoop.eq(kept.no_snoop),
+            out.header.length_dw.eq(Mux(out.header.fmt[pcie.FMT_DATA], kept.length_dw, 0)),
+            out.header.requester_id.eq(kept.requester_id),
+            out.header.tag.eq(kept.tag),
+            out.header.completer_id.eq(completer_id),
+            out.header.status.eq(status),
+            out.header.byte_count.eq(byte_count),
+            out.header.lower_address.eq(lower_address),
+            out.first.eq(sent == 0),
+            out.data.eq(gathered),
+            out.dword_count.eq(Mux(out.header.length_dw - sent < lanes, out.header.length_dw - sent, lanes)),
+            out.last.eq(sent + lanes >= out.header.length_dw),
+        ]
+        identities = Signal(16)
+        with m.Switch(place.function):
+            for n in range(self.functions):
+                with m.Case(n):
+                    m.d.comb += identities.eq(Cat(Const(n, 3), self.state[n].device, self.state[n].bus))
+
+        config = self.config_requests.payload
+        m.d.comb += [
+            config.function.eq(kept.completer_id[:3]),
+            config.device.eq(kept.completer_id[3:8]),
+            config.bus.eq(kept.completer_id[8:]),
+            config.register.eq(kept.address[2:12]),
+            config.is_write.eq(is_write),
+            config.byte_enable.eq(kept.first_be),
+            config.data.eq(beat.data[:32]),
+            self.decode_requests.payload.address.eq(Cat(Const(0, 3), kept.address[3:])),
+        ]
+
+        with m.FSM():
+            with m.State("TAKE"):  # the beat stays at the input until the request has been served
+                is_memory = header.type == pcie.TYPE_MEMORY
+                posted = is_message(header) | (is_memory & header.fmt[pcie.FMT_DATA])
+                m.d.sync += [
+                    kept.eq(header), answers.eq(~posted), status.eq(pcie.STATUS_SC), index.eq(0), sent.eq(0),
+                    place.function.eq(0), byte_count.eq(4), lower_address.eq(0),
+                ]
+                with m.If(self.requests.valid & ~beat.first):
+                    m.next = "DROP"
+                with m.Elif(self.requests.valid):
+                    m.next = "REFUSE"
+                    with m.If(header.poisoned & header.fmt[pcie.FMT_DATA]):
+                        m.d.comb += self.events.poisoned.eq(1)
+                        m.next = "REFUSE"
+                        with m.If(posted):
+                            m.next = "DROP"
+                    with m.Elif(is_config(header) & ~header.type[0] & (header.length_dw == 1)):
+                        m.next = "ASK_CONFIG"
+                    with m.Elif(is_memory):
+                        m.next = "ASK_DECODER"
+                    with m.Elif(is_message(header)):
+                        m.next = "DROP"
+
+            with m.State("ASK_CONFIG"):
+                m.d.comb += self.config_requests.valid.eq(1)
+                m.d.sync += completer_id.eq(kept.completer_id)
+                with m.If(self.config_requests.ready):
+                    m.next = "AWAIT_CONFIG"
+            with m.State("AWAIT_CONFIG"):
+                m.d.comb += self.config_responses.ready.eq(1)
+                with m.If(self.config_responses.valid):
+                    m.d.sync += gathered.eq(self.config_responses.payload.data)
+                    m.next = "COMPLETE"
+                    with m.If(self.config_responses.payload.unsupported):
+                        m.next = "REFUSE"
+
+            with m.State("ASK_DECODER"):
+                m.d.comb += self.decode_requests.valid.eq(1)
+                with m.If(self.decode_requests.ready):
+                    m.next = "AWAIT_DECODER"
+            with m.State("AWAIT_DECODER"):
+                m.d.comb += self.decode_responses.ready.eq(1)
+                m.d.sync += [
+                    byte_count.eq(Mux(nothing, 1, ((kept.length_dw - 1) << 2) + high - low + 1)),
+                    lower_address.eq(Cat(low, kept.address[2:7])),
+                ]
+                with m.If(self.decode_responses.valid):
+                    m.d.sync += place.eq(self.decode_responses.payload)
+                    m.next = "IDENTIFY"
+                    with m.If(~self.decode_responses.payload.hit):
+                        m.d.sync += place.function.eq(0)
+                        m.next = "REFUSE"
+            with m.State("IDENTIFY"):
+                m.d.sync += [completer_id.eq(identities), gathered.eq(0)]
+                m.next = "ACCESS"
+                with m.If(nothing):
+                    m.next = "DROP"
+                    with m.If(answers):
+                        m.next = "COMPLETE"
+                with m.Elif(answers & (kept.length_dw > MAX_READ_BYTES // 4)):
+                    m.next = "ABORT"
+            with m.State("ACCESS"):
+                m.d.comb += request.valid.eq(1)
+                with m.If(request.ready):
+                    m.next = "AWAIT_ACCESS"
+            with m.State("AWAIT_ACCESS"):
+                m.d.comb += self.registers.response.ready.eq(1)
+                with m.If(self.registers.response.valid):
+                    word = self.registers.response.payload.data
+                    with m.Switch(index):
+                        for n in range(MAX_READ_BYTES // 4):
+                            with m.Case(n):
+                                m.d.sync += gathered[32 * n : 32 * n + 64].eq(Mux(iova[2], word[32:], word))
+                    m.d.sync += index.eq(index + 1 + pair)
+                    leaves = Signal()  # the beat at the input is used up
+                    m.d.comb += leaves.eq(is_write & (lane + pair == lanes - 1))
+                    m.next = "ACCESS"
+                    with m.If(answers & self.registers.response.payload.error):
+                        m.next = "ABORT"
+                    with m.Elif(last_pair):
+                        m.next = "DROP"
+                        with m.If(answers):
+                            m.next = "COMPLETE"
+                    with m.Elif(leaves):
+                        m.next = "NEXT_BEAT"
+            with m.State("NEXT_BEAT"):
+                m.next = "AWAIT_BEAT"
+                with m.If(beat.last):  # shorter than its length: what there was has been written
+                    m.next = "DROP"
+                with m.Else():
+                    m.d.comb += self.requests.ready.eq(1)
+            with m.State("AWAIT_BEAT"):
+                with m.If(self.requests.valid):
+                    m.next = "ACCESS"
+
+            with m.State("REFUSE"):
+                m.d.comb += self.events.unsupported.eq(1)
+                m.d.sync += status.eq(pcie.STATUS_UR)
+                with m.If(~is_config(kept)):
+                    m.d.sync += completer_id.eq(identities)
+                with m.Else():
+                    m.d.sync += completer_id.eq(kept.completer_id)
+                m.next = "DROP"
+                with m.If(answers):
+                    m.next = "COMPLETE"
+            with m.State("ABORT"):
+                m.d.comb += self.events.aborted.eq(1)
+                m.d.sync += status.eq(pcie.STATUS_CA)
+                m.next = "COMPLETE"
+            with m.State("COMPLETE"):
+                m.d.comb += self.completions.valid.eq(1)
+                with m.If(self.completions.ready):
+                    m.d.sync += [sent.eq(sent + lanes), gathered.eq(gathered >> self.width if self.width < len(gathered) else 0)]
+                    with m.If(out.last):
+                        m.next = "DROP"
+            with m.State("DROP"):  # what is left of the request
+                m.d.comb += self.requests.ready.eq(1)
+                with m.If(self.requests.valid & beat.last):
+                    m.next = "TAKE"
+        return m
