@@ -1,0 +1,283 @@
+"""Registers of the IOMMU: what software sees, and the levels and pulses that join it to the queues."""
+
+from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from ..regs.bus import RegisterBus
+from ..spec.riscv_iommu_registers import (
+    IGS_MSI,
+    MSI_ENTRIES,
+    MSI_TABLE,
+    PENDING_ARRAY,
+    PPN_LOW,
+    REGISTERS,
+    VERSION,
+    Capabilities,
+    Mode,
+    QueueCsr,
+)
+
+INDEX_BITS = 16  # of a queue index: LOG2SZ is at most this
+PPN_BITS = 44
+_OFFSET = {register.name: register.offset for register in REGISTERS}
+
+
+class QueueControl(wiring.Signature):
+    """What a queue and its registers tell each other (seen from the registers). [RVIOMMU1.0 6.6 to 6.16]
+
+    base : page number of the queue; mask : entries - 1; head, tail : indices; enable : software wants it on; stopped : an error bit
+    is 1. From the queue: on : level; step : pulse, its own index moves on by one; memory_fault, refused : pulses that set cqmf and
+    cmd_ill, or fqmf and fqof.
+    """
+
+    def __init__(self):
+        super().__init__({
+            "base": Out(PPN_BITS), "mask": Out(INDEX_BITS), "head": Out(INDEX_BITS), "tail": Out(INDEX_BITS),
+            "enable": Out(1), "stopped": Out(1), "on": In(1), "step": In(1), "memory_fault": In(1), "refused": In(1),
+        })  # fmt: skip
+
+
+class _Queue:
+    """State of one queue's registers: base, csr, and two indices of which ``own`` ("head" or "tail") is the hardware's."""
+
+    def __init__(self, name, own, control):
+        self.ppn, self.log2 = Signal(PPN_BITS, name=f"{name}_ppn"), Signal(4, name=f"{name}_log2")  # entries: 2 ** (log2 + 1)
+        self.index = {side: Signal(INDEX_BITS, name=f"{name}_{side}") for side in ("head", "tail")}
+        self.enable, self.interrupt_enable = Signal(name=f"{name}_enable"), Signal(name=f"{name}_interrupt_enable")
+        self.memory_fault, self.refused = Signal(name=f"{name}_memory_fault"), Signal(name=f"{name}_refused")
+        self.own, self.other, self.control = own, "tail" if own == "head" else "head", control
+        self.is_commands = own == "head"
+        self.busy = self.enable ^ control.on
+        self.mask = Cat(Const(1, 1), *(self.log2 >= n for n in range(1, INDEX_BITS)))
+        self.event = self.interrupt_enable & (self.memory_fault | self.refused)
+
+    def base_word(self):
+        return Cat(self.log2, Const(0, PPN_LOW - 4), self.ppn)
+
+    def csr_word(self):
+        csr = Signal(QueueCsr)
+        error = csr.cmd_ill if self.is_commands else csr.stopped
+        return csr, [
+            csr.enable.eq(self.enable), csr.interrupt_enable.eq(self.interrupt_enable), csr.memory_fault.eq(self.memory_fault),
+            error.eq(self.refused), csr.on.eq(self.control.on), csr.busy.eq(self.busy),
+        ]  # fmt: skip
+
+
+class Registers(wiring.Component):
+    """The 4 KiB of registers, the table of MSIs, and the pending bits. [RVIOMMU1.0 6]
+
+    One access at a time, answered after 2 cycles. A write takes effect at once with all its bytes; bytes that are not enabled keep
+    their value. Where the specification says UNSPECIFIED: writes to a queue base while the queue is on or wanted, to ddtp and the csr of a
+    queue while they are busy are ignored; ddtp keeps its value on an unsupported mode, from one nLVL mode to another or to Bare, and its
+    high half outside Off and Bare; what is not a register reads 0. Registers reset to 0 and M to 1; the rest of the MSI table is
+    0 at power-up and survives a reset.
+
+    A write of ddtp that is taken is effective for translations in the next cycle; ddtp.busy stays 1 until an item sent at ``drain`` was
+    answered at ``drained``.
+
+    Latency: 2 cycles from request to answer. Throughput: an access per 3 cycles.
+
+    Parameters
+    ----------
+    strict : :class:`bool`
+        ddtp resets to Off, else to Bare.
+    vectors : :class:`int`
+        Vectors that icvec can name: 1, 2, 4, 8 or 16.
+    queue_log2_max : :class:`int`
+        Largest LOG2SZ of a queue: 1 to 16.
+    physical_address_bits : :class:`int`
+        32 to 56.
+
+    Members
+    -------
+    bus : ``In(RegisterBus())``
+        Accesses; function and BAR are not looked at, nor bits of the offset above 11.
+    ddtp_mode, ddtp_ppn : ``Out(Mode)``, ``Out(44)``
+        The translator's mode and the root of the directory.
+    drain, drained : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
+        See above.
+    commands, faults : ``Out(QueueControl())``
+        The two queues.
+    interrupt : ``Out(16)``
+        Pulses: a bit of ipsr with this vector became 1.
+    msi_masked : ``Out(16)``
+        M of each vector.
+    msi_pending : ``In(16)``
+        What the pending bit array shows.
+    msi_word_index, msi_word : ``In(5)``, ``Out(64)``
+        Reads a 64-bit word of the MSI table, one cycle later; M reads 0 here.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If a number is out of range.
+    """
+
+    def __init__(self, *, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56):
+        if vectors not in (1, 2, 4, 8, 16):
+            raise ValueError(f"Vectors must be 1, 2, 4, 8 or 16, not {vectors!r}")
+        if queue_log2_max not in range(1, INDEX_BITS + 1):
+            raise ValueError(f"Largest LOG2SZ must be 1 to {INDEX_BITS}, not {queue_log2_max!r}")
+        if physical_address_bits not in range(32, 57):
+            raise ValueError(f"Physical address bits must be 32 to 56, not {physical_address_bits!r}")
+        self.strict, self.vectors, self.queue_log2_max, self.physical_address_bits = strict, vectors, queue_log2_max, physical_address_bits
+        super().__init__({
+            "bus": In(RegisterBus()),
+            "ddtp_mode": Out(Mode, init=Mode.OFF if strict else Mode.BARE),
+            "ddtp_ppn": Out(PPN_BITS),
+            "drain": Out(stream.Signature(0)),
+            "drained": In(stream.Signature(0)),
+            "commands": Out(QueueControl()),
+            "faults": Out(QueueControl()),
+            "interrupt": Out(MSI_ENTRIES),
+            "msi_masked": Out(MSI_ENTRIES, init=(1 << MSI_ENTRIES) - 1),
+            "msi_pending": In(MSI_ENTRIES),
+            "msi_word_index": In(range(2 * MSI_ENTRIES)),
+            "msi_word": Out(64),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.messages = messages = Memory(shape=64, depth=2 * MSI_ENTRIES, init=[])
+        store, show, send = messages.write_port(granularity=8), messages.read_port(), messages.read_port()
+        cq, fq = _Queue("cq", "head", self.commands), _Queue("fq", "tail", self.faults)
+        civ, fiv = Signal(4), Signal(4)
+        draining = Signal()
+
+        # What each word reads as.
+        request, at = Signal.like(self.bus.request.p), Signal(9)
+        now, table_half = Signal(64), Signal()
+        is_table = (at >= MSI_TABLE // 8) & (at < MSI_TABLE // 8 + 2 * MSI_ENTRIES)
+        entry = at[1:5]
+        capabilities = Capabilities.const({"version": VERSION, "Sv39": 1, "IGS": IGS_MSI, "PAS": self.physical_address_bits})
+        (cqcsr, cq_parts), (fqcsr, fq_parts) = cq.csr_word(), fq.csr_word()
+        ipsr = Signal(2)  # fip, cip
+        ddtp_busy = self.drain.valid | draining
+        m.d.comb += [*cq_parts, *fq_parts, at.eq(request.offset[3:12])]
+        words = {
+            "capabilities": capabilities,
+            "ddtp": Cat(self.ddtp_mode, ddtp_busy, Const(0, PPN_LOW - 5), self.ddtp_ppn),
+            "cqb": cq.base_word(), "cqh": Cat(cq.index["head"], Const(0, 16), cq.index["tail"]),
+            "fqb": fq.base_word(), "fqh": Cat(fq.index["head"], Const(0, 16), fq.index["tail"]),
+            "cqcsr": Cat(cqcsr, fqcsr), "icvec": Cat(civ, fiv),
+        }  # fmt: skip
+        with m.Switch(at):
+            for name, value in words.items():
+                with m.Case(_OFFSET[name] // 8):
+                    m.d.comb += now.eq(value)
+            with m.Case(_OFFSET["ipsr"] // 8):
+                m.d.comb += now[32:].eq(ipsr)
+            with m.Case(PENDING_ARRAY // 8):
+                m.d.comb += now.eq(self.msi_pending)
+
+        # What a write makes of it.
+        enabled, new, ones = Signal(64), Signal(64), Signal(64)
+        low, high = Signal(), Signal()  # halves that are written
+        write = Signal()
+        m.d.comb += [
+            enabled.eq(Cat(bit.replicate(8) for bit in request.byte_enable)),
+            new.eq((now & ~enabled) | (request.data & enabled)),
+            ones.eq(request.data & enabled),
+            low.eq(write & request.byte_enable[:4].any()),
+            high.eq(write & request.byte_enable[4:].any()),
+        ]
+        self._keep_queue(m, cq, "cqb", "cqcsr", "cqh", at, low, high, new, ones)
+        self._keep_queue(m, fq, "fqb", "fqcsr", "fqh", at, low, high, new, ones)
+        self._keep_ddtp(m, (at == _OFFSET["ddtp"] // 8) & ~ddtp_busy, low, high, new, draining)
+        with m.If(low & (at == _OFFSET["icvec"] // 8)):
+            m.d.sync += [civ.eq(new[:4] & (self.vectors - 1)), fiv.eq(new[4:8] & (self.vectors - 1))]
+        with m.If(high & is_table & at[0] & request.byte_enable[4]):
+            m.d.sync += self.msi_masked.bit_select(entry, 1).eq(request.data[32])
+
+        # ipsr: a bit cleared by software is set again at once while its condition holds.
+        kept, raised = Signal(2), Signal(2)
+        causes = Cat(cq.event, fq.event | (fq.interrupt_enable & self.faults.step))
+        m.d.comb += kept.eq(Mux(high & (at == _OFFSET["ipsr"] // 8), ipsr & ~ones[32:], ipsr))
+        m.d.comb += raised.eq(causes & ~kept)
+        m.d.sync += ipsr.eq(kept | causes)
+        m.d.comb += self.interrupt.eq((raised[0] << civ) | (raised[1] << fiv))
+
+        # The MSI table: address words and data words in turn; M is apart.
+        m.d.comb += [
+            store.addr.eq(Cat(at[:5])),
+            store.data.eq(Mux(at[0], request.data & 0xFFFF_FFFF, request.data & ((1 << 56) - 4))),
+            show.addr.eq(at[:5]), send.addr.eq(self.msi_word_index), self.msi_word.eq(send.data),
+        ]  # fmt: skip
+        with m.If(write & is_table):
+            m.d.comb += store.en.eq(request.byte_enable)
+
+        answer, from_table, mask_bit = Signal(64), Signal(), Signal()
+        response = self.bus.response
+        m.d.comb += [show.en.eq(0), response.p.data.eq(Mux(from_table, show.data | (mask_bit << 32), answer))]
+        with m.FSM():
+            with m.State("TAKE"):
+                m.d.comb += self.bus.request.ready.eq(1)
+                m.d.sync += request.eq(self.bus.request.p)
+                with m.If(self.bus.request.valid):
+                    m.next = "EXECUTE"
+            with m.State("EXECUTE"):
+                m.d.comb += [write.eq(request.is_write), show.en.eq(1), table_half.eq(at[0])]
+                m.d.sync += [answer.eq(now), from_table.eq(is_table), mask_bit.eq(table_half & self.msi_masked.bit_select(entry, 1))]
+                m.next = "ANSWER"
+            with m.State("ANSWER"):
+                m.d.comb += response.valid.eq(1)
+                with m.If(response.ready):
+                    m.next = "TAKE"
+        return m
+
+    def _keep_ddtp(self, m, selected, low, high, new, draining):
+        """Take modes and roots as the specification lets them follow each other; have each change drained."""
+        reachable = Signal()  # directory modes are entered from Off and Bare only
+        mode = new[:4]
+        ppn = new[PPN_LOW : PPN_LOW + PPN_BITS] & ((1 << self.physical_address_bits - 12) - 1)
+        split = 32 - PPN_LOW
+        m.d.comb += reachable.eq((self.ddtp_mode == Mode.OFF) | (self.ddtp_mode == Mode.BARE))
+        with m.If(self.drain.ready):
+            m.d.sync += self.drain.valid.eq(0)
+        with m.If(self.drain.valid & self.drain.ready):
+            m.d.sync += draining.eq(1)
+        m.d.comb += self.drained.ready.eq(draining)
+        with m.If(self.drained.valid & draining):
+            m.d.sync += draining.eq(0)
+        with m.If(selected & high & reachable):
+            m.d.sync += self.ddtp_ppn[split:].eq(ppn[split:])
+        with m.If(selected & low & ((mode == Mode.OFF) | (reachable & (mode <= Mode.LVL3)))):
+            m.d.sync += [self.ddtp_mode.eq(mode), self.ddtp_ppn[:split].eq(ppn[:split]), self.drain.valid.eq(1)]
+
+    def _keep_queue(self, m, queue, base, csr, indices, at, low, high, new, ones):
+        """Take writes to base, csr and index of ``queue``; move its own index."""
+        control = queue.control
+        m.d.comb += [
+            control.base.eq(queue.ppn), control.mask.eq(queue.mask), control.head.eq(queue.index["head"]),
+            control.tail.eq(queue.index["tail"]), control.enable.eq(queue.enable), control.stopped.eq(queue.memory_fault | queue.refused),
+        ]  # fmt: skip
+        own, other = queue.index[queue.own], queue.index[queue.other]
+        with m.If(control.step):
+            m.d.sync += own.eq((own + 1) & queue.mask)
+        written, value = (high, new[32:]) if queue.own == "head" else (low, new[:32])
+        with m.If(written & (at == _OFFSET[indices] // 8)):
+            m.d.sync += other.eq(value & queue.mask)
+        with m.If((low | high) & (at == _OFFSET[base] // 8) & ~queue.enable & ~control.on):
+            ppn = new[PPN_LOW : PPN_LOW + PPN_BITS] & ((1 << self.physical_address_bits - 12) - 1)
+            log2, size_mask = Signal(5, name=f"{base}_size"), Signal(INDEX_BITS, name=f"{base}_size_mask")
+            m.d.comb += [
+                log2.eq(Mux(new[:5] < self.queue_log2_max, new[:5], self.queue_log2_max - 1)),
+                size_mask.eq(Cat(Const(1, 1), *(log2 >= n for n in range(1, INDEX_BITS)))),
+            ]
+            m.d.sync += [queue.ppn.eq(ppn), queue.log2.eq(log2), own.eq(own & size_mask), other.eq(other & size_mask)]
+        half, seen, clear = (low, new[:32], ones[:32]) if queue.is_commands else (high, new[32:], ones[32:])
+        with m.If(half & (at == _OFFSET[csr] // 8) & ~queue.busy):
+            seen, clear = QueueCsr(seen), QueueCsr(clear)
+            error = clear.cmd_ill if queue.is_commands else clear.stopped
+            m.d.sync += [
+                queue.enable.eq(seen.enable), queue.interrupt_enable.eq(seen.interrupt_enable),
+                queue.memory_fault.eq(queue.memory_fault & ~clear.memory_fault), queue.refused.eq(queue.refused & ~error),
+            ]  # fmt: skip
+            with m.If(seen.enable & ~queue.enable):
+                m.d.sync += [queue.memory_fault.eq(0), queue.refused.eq(0), own.eq(0)]
+        with m.If(control.memory_fault):
+            m.d.sync += queue.memory_fault.eq(1)
+        with m.If(control.refused):
+            m.d.sync += queue.refused.eq(1)

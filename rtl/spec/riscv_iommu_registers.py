@@ -1,0 +1,192 @@
+"""Registers, commands and record of the RISC-V IOMMU's programming interface, as the RTL reads them."""
+
+from dataclasses import dataclass
+
+from amaranth import unsigned
+from amaranth.lib import data, enum
+
+REGISTER_SPACE = 4096  # bytes [RVIOMMU1.0 6.1]
+MSI_ENTRIES = 16  # of msi_cfg_tbl [RVIOMMU1.0 6.29]
+MSI_ENTRY_BYTES = 16
+COMMAND_BYTES = 16  # [RVIOMMU1.0 4.1]
+RECORD_BYTES = 32  # [RVIOMMU1.0 4.2]
+PAGE_BITS = 12
+PPN_LOW = 10  # lowest bit of PPN in ddtp, cqb, fqb [RVIOMMU1.0 6.5, 6.6, 6.9]
+VERSION = 0x10  # 1.0 [RVIOMMU1.0 6.3]
+IGS_MSI = 0
+CAUSE_MSI_WRITE = 273  # IOMMU MSI write access fault [RVIOMMU1.0 4.2]
+
+
+class Mode(enum.Enum, shape=4):
+    """ddtp.iommu_mode. [RVIOMMU1.0 6.5]"""
+
+    OFF = 0
+    BARE = 1
+    LVL1 = 2
+    LVL2 = 3
+    LVL3 = 4
+
+
+DEVICE_ID_BITS = {Mode.LVL1: 7, Mode.LVL2: 16, Mode.LVL3: 24}  # with 32-byte contexts [RVIOMMU1.0 3.1]
+
+
+@dataclass(frozen=True)
+class Register:
+    """Place, width in bits and access (RO, RW, RW1C, WARL) of a register. [RVIOMMU1.0 6.1]"""
+
+    name: str
+    offset: int
+    width: int
+    access: str
+
+
+REGISTERS = (
+    Register("capabilities", 0x000, 64, "RO"),
+    Register("fctl", 0x008, 32, "WARL"),
+    Register("ddtp", 0x010, 64, "WARL"),
+    Register("cqb", 0x018, 64, "WARL"),
+    Register("cqh", 0x020, 32, "RO"),
+    Register("cqt", 0x024, 32, "WARL"),
+    Register("fqb", 0x028, 64, "WARL"),
+    Register("fqh", 0x030, 32, "WARL"),
+    Register("fqt", 0x034, 32, "RO"),
+    Register("cqcsr", 0x048, 32, "RW"),
+    Register("fqcsr", 0x04C, 32, "RW"),
+    Register("ipsr", 0x054, 32, "RW1C"),
+    Register("icvec", 0x2F8, 64, "WARL"),
+    *(Register(f"msi_addr_{n}", 0x300 + MSI_ENTRY_BYTES * n, 64, "WARL") for n in range(MSI_ENTRIES)),
+    *(Register(f"msi_data_{n}", 0x308 + MSI_ENTRY_BYTES * n, 32, "WARL") for n in range(MSI_ENTRIES)),
+    *(Register(f"msi_vec_ctl_{n}", 0x30C + MSI_ENTRY_BYTES * n, 32, "RW") for n in range(MSI_ENTRIES)),
+)
+MSI_TABLE = 0x300  # of BAR 0: also the function's MSI-X table [RVIOMMU1.0 8.1]
+PENDING_ARRAY = 0x400  # of BAR 0: the function's pending bits [PCIe5 7.7.2]
+
+
+class Capabilities(data.Struct):
+    """capabilities. [RVIOMMU1.0 6.3]"""
+
+    version: 8
+    Sv32: 1
+    Sv39: 1
+    Sv48: 1
+    Sv57: 1
+    reserved_12: 2
+    Svrsw60t59b: 1
+    Svpbmt: 1
+    Sv32x4: 1
+    Sv39x4: 1
+    Sv48x4: 1
+    Sv57x4: 1
+    reserved_20: 1
+    AMO_MRIF: 1
+    MSI_FLAT: 1
+    MSI_MRIF: 1
+    AMO_HWAD: 1
+    ATS: 1
+    T2GPA: 1
+    END: 1
+    IGS: 2
+    HPM: 1
+    DBG: 1
+    PAS: 6
+    PD8: 1
+    PD17: 1
+    PD20: 1
+    QOSID: 1
+    NL: 1
+    S: 1
+    reserved_44: 20
+
+
+class QueueCsr(data.Struct):
+    """cqcsr and fqcsr: bits 9 and 8 are there in both, 11:10 in cqcsr only. [RVIOMMU1.0 6.15, 6.16]"""
+
+    enable: 1
+    interrupt_enable: 1
+    reserved_2: 6
+    memory_fault: 1  # cqmf, fqmf
+    stopped: 1  # cmd_to, fqof
+    cmd_ill: 1
+    fence_w_ip: 1
+    reserved_12: 4
+    on: 1
+    busy: 1
+    reserved_18: 14
+
+
+class Opcode(enum.Enum, shape=7):
+    """Opcodes of commands. [RVIOMMU1.0 4.1]"""
+
+    IOTINVAL = 1
+    IOFENCE = 2
+    IODIR = 3
+
+
+class Iotinval(data.Struct):
+    """IOTINVAL. [RVIOMMU1.0 4.1.1]"""
+
+    opcode: 7
+    func3: 3  # 0 VMA, 1 GVMA
+    AV: 1
+    reserved_11: 1
+    PSCID: unsigned(20)
+    PSCV: 1
+    GV: 1
+    reserved_34: 10  # NL is not offered
+    GSCID: 16
+    reserved_60: 14  # S is not offered
+    ADDR: 52
+    reserved_126: 2
+
+
+class Iofence(data.Struct):
+    """IOFENCE.C. [RVIOMMU1.0 4.1.2]"""
+
+    opcode: 7
+    func3: 3
+    AV: 1
+    WSI: 1
+    PR: 1
+    PW: 1
+    reserved_14: 18
+    DATA: 32
+    ADDR: 62
+    reserved_126: 2
+
+
+class Iodir(data.Struct):
+    """IODIR. [RVIOMMU1.0 4.1.3]"""
+
+    opcode: 7
+    func3: 3  # 0 INVAL_DDT, 1 INVAL_PDT
+    reserved_10: 2
+    PID: 20
+    reserved_32: 1
+    DV: 1
+    reserved_34: 6
+    DID: 24
+    reserved_64: 64
+
+
+class Command(data.Union):
+    """One entry of the command queue. [RVIOMMU1.0 4.1]"""
+
+    raw: 128
+    iotinval: Iotinval
+    iofence: Iofence
+    iodir: Iodir
+
+
+class FaultRecord(data.Struct):
+    """One entry of the fault queue. [RVIOMMU1.0 4.2]"""
+
+    CAUSE: 12
+    PID: 20
+    PV: 1
+    PRIV: 1
+    TTYP: 6
+    DID: 24
+    custom: 32
+    reserved_96: 32
+    iotval: 64
+    iotval2: 64

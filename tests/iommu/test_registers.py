@@ -1,0 +1,228 @@
+"""Registers alone: every register of the model's list, then random accesses, compared with the golden register file."""
+
+import random
+
+import cocotb
+import pytest
+from cocotb.triggers import ClockCycles, RisingEdge
+
+from ringwall.models.iommu.registers import REGISTERS, IommuMode, RegisterFile, register_list
+from ringwall.models.iommu.registers import Capabilities as ModelCapabilities
+from ringwall.rtl.iommu.registers import Registers
+from ringwall.rtl.spec import riscv_iommu_registers as spec
+from ringwall.sim.regs_bus import RegisterBus
+from ringwall.sim.run import params, run
+from ringwall.sim.stream import Stream, start
+
+ON_BUSY = 3 << 16
+
+
+@pytest.mark.parametrize("strict, vectors, log2", [(False, 4, 16), (True, 2, 9)])
+def test_registers(request, strict, vectors, log2):
+    run(Registers(strict=strict, vectors=vectors, queue_log2_max=log2), module=__name__, node=request.node.nodeid,
+        params={"strict": strict, "vectors": vectors, "log2": log2})  # fmt: skip
+
+
+def test_registers_parameters():
+    """IOMMU-REG-1: parameters out of range are refused with a sentence; both register lists agree name by name."""
+    for bad, message in (({"vectors": 3}, "Vectors .*not 3"), ({"queue_log2_max": 17}, "Largest LOG2SZ .*not 17"),
+                         ({"physical_address_bits": 57}, "Physical address bits .*not 57")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            Registers(**bad)
+    ours = {(r.name, r.offset, r.width, r.access) for r in spec.REGISTERS}
+    assert ours == {(r.name, r.offset, r.width, r.access) for r in REGISTERS}
+
+
+class Bench:
+    """Device under test and model side by side; the queues go on and off one cycle after software says so."""
+
+    def __init__(self, dut, rng):
+        self.dut, self.rng = dut, rng
+        p = params()
+        self.mode = IommuMode.OFF if p["strict"] else IommuMode.BARE
+        self.model = RegisterFile(reset_mode=self.mode, vectors=p["vectors"], queue_log2_max=p["log2"])
+        self.interrupts = []
+
+    async def begin(self):
+        await start(self.dut)
+        self.bus = RegisterBus(self.dut)
+        self.drain, self.drained = Stream(self.dut, "drain"), Stream(self.dut, "drained")
+        cocotb.start_soon(self._queues())
+        cocotb.start_soon(self._drain())
+        return self
+
+    async def _queues(self):
+        dut = self.dut
+        while True:
+            await RisingEdge(dut.clk)
+            dut.commands__on.value = dut.commands__enable.value
+            dut.faults__on.value = dut.faults__enable.value
+            bits = int(dut.interrupt.value)
+            self.interrupts += [n for n in range(16) if bits >> n & 1]
+
+    async def _drain(self):
+        while True:
+            await self.drain.get()
+            await ClockCycles(self.dut.clk, self.rng.randrange(1, 6))
+            await self.drained.put()
+
+    async def pulse(self, name):
+        await RisingEdge(self.dut.clk)
+        getattr(self.dut, name).value = 1
+        await RisingEdge(self.dut.clk)
+        getattr(self.dut, name).value = 0
+        await RisingEdge(self.dut.clk)
+
+    async def write(self, offset, size, value):
+        await self.bus.write(offset, value, size)
+        self.model.write(offset, size, value)
+        await ClockCycles(self.dut.clk, 12)
+
+    async def compare(self, what):
+        for register in REGISTERS:
+            size = register.width // 8
+            seen, want = await self.bus.read(register.offset, size), self.model.read(register.offset, size)
+            assert seen == want, f"{register.name} is {seen:#x}, not {want:#x}, after {what}"
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+async def every_register_as_the_model(dut):
+    """IOMMU-REG-2: each register by name: reset value, ones, zeros, patterns, halves; all others compared too."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    bench = await Bench(dut, rng).begin()
+    listed = {r.name: r for r in register_list(ModelCapabilities(), reset_mode=bench.mode)}
+    for register in listed.values():
+        if not register.name.startswith("msi_addr") and not register.name.startswith("msi_data"):
+            assert await bench.bus.read(register.offset, register.width // 8) == register.reset, register.name
+    for n in range(16):  # the table is 0 at power-up in this memory as well
+        assert await bench.bus.read(0x300 + 16 * n, 8) == 0
+        assert await bench.bus.read(0x308 + 16 * n, 4) == 0
+    for name, register in listed.items():
+        size = register.width // 8
+        enables = name in ("cqcsr", "fqcsr")
+        for value in (0, (1 << 8 * size) - 1, rng.getrandbits(8 * size), 0):
+            await bench.write(register.offset, size, value)
+            if value and not enables:
+                await bench.compare(f"{name} = {value:#x}")
+        if size == 8:
+            for at in (4, 0):
+                await bench.write(register.offset + at, 4, rng.getrandbits(32))
+                await bench.compare(f"half {at} of {name}")
+    for offset in (0x00C, 0x038, 0x058, 0x060, 0x258, 0x270, 0x400, 0x408, 0x800, 0xFF8):
+        await bench.bus.write(offset, 0xFFFF_FFFF)
+        assert await bench.bus.read(offset, 4) == 0, f"nothing is at {offset:#x}"
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+async def random_accesses_as_the_model(dut):
+    """IOMMU-REG-3: random writes, queue events and interrupts: all registers and the messages due are the model's after each."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    bench = await Bench(dut, rng).begin()
+    model = bench.model
+    names = [r for r in REGISTERS if not r.name.startswith("msi_")] + [r for r in REGISTERS if r.name in ("msi_addr_1", "msi_vec_ctl_2")]
+    for n in range(16):  # the table survives resets
+        await bench.write(0x300 + 16 * n, 8, 0)
+        await bench.write(0x308 + 16 * n, 4, 0)
+        await bench.write(0x30C + 16 * n, 4, 0)  # nothing is masked: the model's messages are this component's pulses
+    events = {"commands__step": model.command_done, "commands__memory_fault": lambda: model.command_error("cqmf"),
+              "commands__refused": lambda: model.command_error("cmd_ill"), "faults__step": model.fault_recorded,
+              "faults__memory_fault": lambda: model.fault_queue_error("fqmf"),
+              "faults__refused": lambda: model.fault_queue_error("fqof")}  # fmt: skip
+    seen_messages = 0
+    for n in range(250):
+        model.messages.clear()
+        bench.interrupts.clear()
+        if rng.random() < 0.3:
+            what = rng.choice(list(events))
+            await bench.pulse(what)
+            events[what]()
+            await ClockCycles(dut.clk, 4)
+        else:
+            register = rng.choice(names)
+            value = rng.choice([rng.getrandbits(64), rng.randrange(8), 0xFFF, 3])
+            if register.name == "ddtp":
+                value = rng.getrandbits(54) >> 10 << 10 | rng.randrange(7)
+            if register.name == "msi_vec_ctl_2":
+                value = 0
+            offset, size = (register.offset + rng.choice([0, 4]), 4) if register.width == 64 and rng.random() < 0.4 else (
+                register.offset, register.width // 8)  # fmt: skip
+            what = f"{register.name} at {offset:#x} = {value & (1 << 8 * size) - 1:#x}"
+            await bench.write(offset, size, value & (1 << 8 * size) - 1)
+        if n % 3 == 0:
+            await bench.compare(f"step {n}: {what}")
+        wanted = sorted({m.vector for m in model.messages})
+        assert sorted(set(bench.interrupts)) == wanted, f"step {n}: {what}: interrupts {bench.interrupts}, not {wanted}"
+        seen_messages += len(wanted)
+        assert int(dut.ddtp_mode.value) == model.mode
+        assert int(dut.ddtp_ppn.value) == model.ddtp >> 10 & (1 << 44) - 1
+    assert seen_messages > 3
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def busy_until_drained(dut):
+    """IOMMU-REG-4: ddtp.busy from the write until the drain is answered, writes in between are ignored; queue csrs the same with on."""
+    await start(dut)
+    bus, drain, drained = RegisterBus(dut), Stream(dut, "drain"), Stream(dut, "drained")
+    await bus.write(0x10, 0x1234_5678 << 10 | 4, 8)
+    for _ in range(2):  # with the drain not yet taken, then taken
+        assert await bus.read(0x10, 8) == 0x1234_5678 << 10 | 4 | 1 << 4
+        assert dut.ddtp_mode.value == 4
+        await bus.write(0x10, 0, 8)
+        if dut.drain__valid.value:
+            await drain.get()
+    assert await bus.read(0x10, 8) & 0x1F == 0x14
+    await drained.put()
+    assert await bus.read(0x10, 8) == 0x1234_5678 << 10 | 4
+    for offset, on in ((0x48, dut.commands__on), (0x4C, dut.faults__on)):
+        await bus.write(offset, 1)
+        assert await bus.read(offset) == 1 | 2 << 16
+        await bus.write(offset, 0)
+        assert await bus.read(offset) == 1 | 2 << 16, "a write while busy is ignored"
+        on.value = 1
+        assert await bus.read(offset) == 1 | 1 << 16
+        await bus.write(offset, 0)
+        assert await bus.read(offset) == 3 << 16
+        on.value = 0
+        assert await bus.read(offset) == 0
+    assert max(bus.latencies) <= 2
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def bytes_and_set_wins(dut):
+    """IOMMU-REG-5: single bytes are merged; an event in the very cycle of its clearing is not lost; pending bits are shown."""
+    await start(dut)
+    bus = RegisterBus(dut)
+    await bus.write(0x300, 0x11_2233_4455_6677, 8)
+    await bus.write(0x303, 0xAB, 1)
+    assert await bus.read(0x300, 8) == 0x11_2233_AB55_6674
+    dut.msi_pending.value = 0xA5A5
+    assert await bus.read(0x400, 8) == 0xA5A5
+    dut.msi_pending.value = 0
+    await bus.write(0x4C, 3)
+    dut.faults__on.value = 1
+    seen = 0
+    for delay in range(6):  # fip is cleared while records keep coming: one of the delays hits the cycle of the clearing
+        await bus.write(0x54, 2)
+        assert await bus.read(0x54) == 0
+        pulses = []
+
+        async def step(delay=delay, pulses=pulses):
+            await ClockCycles(dut.clk, delay)
+            dut.faults__step.value = 1
+            await RisingEdge(dut.clk)
+            dut.faults__step.value = 0
+            for _ in range(12):
+                pulses.append(int(dut.interrupt.value))
+                await RisingEdge(dut.clk)
+
+        dut.faults__step.value = 1
+        await RisingEdge(dut.clk)
+        dut.faults__step.value = 0
+        await ClockCycles(dut.clk, 2)
+        assert await bus.read(0x54) == 2
+        task = cocotb.start_soon(step())
+        await bus.write(0x54, 2)
+        await task
+        left = await bus.read(0x54)
+        seen |= 1 << (left >> 1)
+    assert seen == 3, "some records came before the clearing, some at or behind it"
