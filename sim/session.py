@@ -4,12 +4,12 @@ The same session is fed by a simulation (:class:`Session`) and by a recorded log
 """
 
 from ..models.events import HostStore, Setup, TlpReceived, Told
-from ..models.iommu.cache import AllowedTranslations
+from ..models.iommu.cache import AllowedTranslations, Outcome
 from ..models.iommu.commands import decode as decode_command
 from ..models.iommu.faults import Cause
 from ..models.iommu.registers import Capabilities, IommuMode
 from ..models.iommu.tables import DeviceContext
-from ..models.memory import GuestMemory
+from ..models.memory import GuestMemory, Spa
 from ..models.tlp import TlpType, decode
 from . import scoreboard
 from .scoreboard import Scoreboard
@@ -31,11 +31,29 @@ class ObservedMemory(GuestMemory):
 
 
 class RecordedTranslations(AllowedTranslations):
-    """:class:`AllowedTranslations` that repeats what it is told to ``record(method, arguments)``, as plain JSON values."""
+    """:class:`AllowedTranslations` that repeats what it is told to ``record(method, arguments)``, as plain JSON values.
+
+    Besides, a function may be :meth:`bypassed`: a virtio function whose driver did not negotiate ACCESS_PLATFORM uses
+    physical addresses. [VIRTIO1.4 6.1]
+    """
 
     def __init__(self, record, mode=IommuMode.BARE):
         super().__init__(mode)
-        self._record = record
+        self._record, self._bypassed = record, set()
+
+    def bypassed(self, device_id, is_bypassed):
+        """From now on the addresses of this function are not translated, or are."""
+        self._record("bypassed", [device_id, is_bypassed])
+        self.now += 1
+        (self._bypassed.add if is_bypassed else self._bypassed.discard)(device_id)
+
+    def may_access(self, device_id, spa, is_write, *, since=None):
+        return device_id in self._bypassed or super().may_access(device_id, spa, is_write, since=since)
+
+    def outcomes(self, device_id, iova, access, *, since=None):
+        if device_id in self._bypassed:
+            return frozenset({Outcome(spa=Spa(iova))})
+        return super().outcomes(device_id, iova, access, since=since)
 
     def mode_changed(self, mode):
         self._record("mode_changed", [int(mode)])
@@ -84,7 +102,7 @@ def _tell(allowed, method, arguments):
             allowed.submitted(decode_command(bytes.fromhex(arguments[0]), Capabilities()))
         case "mode_changed":
             allowed.mode_changed(IommuMode(arguments[0]))
-        case "mode_settled" | "unmapped" | "fence_completed" | "commands_aborted":
+        case "mode_settled" | "bypassed" | "unmapped" | "fence_completed" | "commands_aborted":
             getattr(allowed, method)(*arguments)
         case _:
             raise ValueError(f"What translations were told must be one of their methods, not {method!r}")

@@ -224,6 +224,24 @@ def test_out_of_reach():
     assert [head for _, head, *_ in run.checker.finished] == [good]
 
 
+def test_moved():
+    """SIM-RING-5: the used ring is followed to another page; other functions and interrupts are not this judge's business."""
+    run = Run(5)
+    run.give_back(run.offer([64, -64]))
+    new = SPA + 0x1000 * 0x300
+    run.session.memory.write(new, run.session.memory.read(run.spa[USED], 4096))
+    run.table.unmap(USED)
+    run.session.allowed.submitted(IotinvalVma())
+    run.session.allowed.fence_completed(run.session.allowed.submitted(IofenceC()))
+    run.spa[USED] = new
+    run.table.map_page(USED, new)
+    run.give_back(run.offer([64, -64]))
+    tlp = memory_write(SPA + 0x1000 * 0x400, b"12345678", requester_id=0x102)
+    run.session.take(TlpReceived(run.now, encode(tlp)), tlp)
+    assert run.checker.comparisons == 2
+    run.session.finish()
+
+
 def test_endless_chain():
     """SIM-RING-4: a chain that loops is never waited for, and returning it is found."""
     run = Run(5)

@@ -61,6 +61,11 @@ class Run:
     def record(self, cause, iova, at=0, ttyp=TransactionType.UNTRANSLATED_WRITE, device=1, **fields):
         self.write(QUEUE + 32 * at, FaultRecord(cause, ttyp, device, iotval=iova, **fields).pack(), who=IOMMU)
 
+    def bypass(self, is_bypassed):
+        """The driver of device 2 does without ACCESS_PLATFORM, or with it; all that follows is device 2's."""
+        self.session.allowed.bypassed(2, is_bypassed)
+        self.read = lambda address: self.card(memory_read(address, 8, requester_id=OTHER, tag=1))
+
     def late_record(self):
         """A fault, long after its page was mapped."""
         self.now += 30_000
@@ -118,10 +123,12 @@ DEEDS = {
     "wrong cause": (lambda run: run.record(Cause.READ_PAGE_FAULT, 0x8000, 2), r"allowed: .*WRITE_PAGE_FAULT \(15\)"),
     "half a record": (lambda run: run.write(QUEUE, bytes(16), who=IOMMU), "fault record is not written as one whole entry"),
     "reserved cause": (lambda run: run.record(99, 0x8000, 2), "fault record is malformed"),
+    "bypass that has ended": (lambda run: (run.bypass(True), run.read(0x7654_0000), run.bypass(False), run.read(0x7654_0000)),
+                              "device 2 may not read 0x76540000"),
     "write before what is free": (lambda run: run.write(BUFFERS + 0xFF6, b"ab123"), "memory differs at 0x400ff6, 2 bytes"),
     "write beside what is free": (lambda run: run.write(BUFFERS + 0xFFC, b"4567"), "memory differs at 0x400fff, 1 bytes"),
     "stray write": (lambda run: run.write(BUFFERS + 0x1000 - 4, bytes(3) + b"x"), "memory differs at 0x400fff, 1 bytes"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("deed", DEEDS)
