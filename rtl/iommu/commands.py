@@ -1,0 +1,175 @@
+"""The command queue: commands out of memory, invalidations and fences done in order."""
+
+from amaranth import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..spec.riscv_iommu_registers import COMMAND_BYTES, DEVICE_ID_BITS, PAGE_BITS, Command, Mode, Opcode
+from ..tlp.layouts import BurstStatus
+from .layouts import Invalidate, InvalidateKind, MemoryRead, MemoryReadData, MemoryWrite, MemoryWriteDone
+from .registers import QueueControl
+
+BATCH = 4  # commands that one read of an aligned 64-byte block brings
+
+
+class Commands(wiring.Component):
+    """Fetches and executes commands in order; cqh moves past a command when it is done. [RVIOMMU1.0 4.1, 6.15]
+
+    An invalidation is done when ``invalidate`` took it: it is effective for everything that the translator accepts later. IOFENCE.C is done
+    when all that came before it is done, an item at ``fence`` was answered at ``fenced`` (also without PR and PW), and its data, if any,
+    is written. A command that this build does not have, with a reserved bit set, or with a device id too wide for ddtp sets cmd_ill,
+    a failing read or write cqmf; cqh stays at the command, which is fetched anew when software has cleared the bit. An error on
+    a read counts for the first of up to 4 commands that it was to bring. cmd_to and fence_w_ip never come (no ATS, no wires).
+
+    A queue that is switched off goes off when the command at work has ended.
+
+    Throughput: an invalidation per 3 cycles and a read per 4 commands.
+
+    Members
+    -------
+    control : ``In(QueueControl())``
+        The queue's registers.
+    ddtp_mode : ``In(Mode)``
+        Bounds device ids.
+    read, read_data : ``Out(stream.Signature(MemoryRead))``, ``In(stream.Signature(MemoryReadData))``
+        Memory.
+    write, write_done : ``Out(stream.Signature(MemoryWrite))``, ``In(stream.Signature(MemoryWriteDone))``
+        Memory.
+    invalidate : ``Out(stream.Signature(Invalidate))``
+        The translator.
+    fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
+        The gate.
+    """
+
+    control: In(QueueControl())
+    ddtp_mode: In(Mode)
+    read: Out(stream.Signature(MemoryRead))
+    read_data: In(stream.Signature(MemoryReadData))
+    write: Out(stream.Signature(MemoryWrite))
+    write_done: In(stream.Signature(MemoryWriteDone))
+    invalidate: Out(stream.Signature(Invalidate))
+    fence: Out(stream.Signature(0))
+    fenced: In(stream.Signature(0))
+
+    def elaborate(self, platform):
+        m = Module()
+        control = self.control
+        words, word = Array(Signal(64, name=f"word_{n}") for n in range(2 * BATCH)), Signal(range(2 * BATCH))
+        left, at = Signal(range(BATCH + 1)), Signal(range(BATCH))
+        command, runs = Signal(Command), Signal()
+        m.d.comb += runs.eq(control.on & control.enable & ~control.stopped)
+
+        # A read stays inside the queue, inside an aligned block of 64 bytes, and in front of the tail.
+        available, room = Signal(16), Signal(range(BATCH + 1))
+        m.d.comb += [
+            available.eq((control.tail - control.head) & control.mask),
+            room.eq(Mux(control.mask[1], BATCH - control.head[:2], 2 - control.head[0])),
+            self.read.p.address.eq(Cat(Const(0, PAGE_BITS), control.base) | (control.head << (COMMAND_BYTES - 1).bit_length())),
+            self.read.p.length_bytes.eq(left << (COMMAND_BYTES - 1).bit_length()),
+        ]
+
+        is_invalidation, is_fence, wide = Signal(), Signal(), Signal()
+        self._judge(m, command, is_invalidation, is_fence, wide)
+        fence = command.iofence
+        m.d.comb += [
+            self.write.p.address.eq(fence.ADDR << 2), self.write.p.length_bytes.eq(4), self.write.p.data.eq(fence.DATA),
+            self.write.p.last.eq(1),
+        ]  # fmt: skip
+        done = Signal()
+        m.d.comb += control.step.eq(done)
+        with m.If(done):
+            m.d.sync += [left.eq(left - 1), at.eq(at + 1)]
+
+        with m.FSM():
+            with m.State("AWAIT"):
+                m.d.sync += [
+                    control.on.eq(control.enable), word.eq(0), at.eq(0), left.eq(Mux(available < room, available, room)),
+                ]  # fmt: skip
+                with m.If(runs & (control.head != control.tail)):
+                    m.next = "FETCH"
+            with m.State("FETCH"):
+                m.d.comb += self.read.valid.eq(1)
+                with m.If(self.read.ready):
+                    m.next = "COLLECT"
+            with m.State("COLLECT"):
+                m.d.comb += self.read_data.ready.eq(1)
+                with m.If(self.read_data.valid):
+                    m.d.sync += [words[word].eq(self.read_data.p.data), word.eq(word + 1)]
+                    with m.If(self.read_data.p.last):
+                        with m.If(self.read_data.p.status == BurstStatus.OK):
+                            m.next = "PICK"
+                        with m.Else():
+                            m.d.comb += control.memory_fault.eq(1)
+                            m.next = "AWAIT"
+            with m.State("PICK"):
+                m.d.sync += command.eq(Cat(words[Cat(Const(0, 1), at)], words[Cat(Const(1, 1), at)]))
+                with m.If(runs & (left != 0)):
+                    m.next = "EXECUTE"
+                with m.Else():
+                    m.next = "AWAIT"
+            with m.State("EXECUTE"):
+                m.d.comb += self.invalidate.valid.eq(is_invalidation)
+                with m.If(is_invalidation):
+                    m.d.comb += done.eq(self.invalidate.ready)
+                    with m.If(self.invalidate.ready):
+                        m.next = "PICK"
+                with m.Elif(is_fence):
+                    m.next = "FENCE"
+                with m.Else():
+                    m.d.comb += control.refused.eq(1)
+                    m.next = "AWAIT"
+            with m.State("FENCE"):
+                m.d.comb += self.fence.valid.eq(1)
+                with m.If(self.fence.ready):
+                    m.next = "DRAIN"
+            with m.State("DRAIN"):
+                m.d.comb += self.fenced.ready.eq(1)
+                with m.If(self.fenced.valid):
+                    with m.If(fence.AV):
+                        m.next = "WRITE"
+                    with m.Else():
+                        m.d.comb += done.eq(1)
+                        m.next = "PICK"
+            with m.State("WRITE"):
+                m.d.comb += self.write.valid.eq(1)
+                with m.If(self.write.ready):
+                    m.next = "WAIT_DONE"
+            with m.State("WAIT_DONE"):
+                m.d.comb += self.write_done.ready.eq(1)
+                with m.If(self.write_done.valid):
+                    with m.If(self.write_done.p.status == BurstStatus.OK):
+                        m.d.comb += done.eq(1)
+                        m.next = "PICK"
+                    with m.Else():
+                        m.d.comb += control.memory_fault.eq(1)
+                        m.next = "AWAIT"
+        return m
+
+    def _judge(self, m, command, is_invalidation, is_fence, wide):
+        """Tell invalidations and fences; what is neither is illegal. Fill the invalidation. [RVIOMMU1.0 4.1.1 to 4.1.3]"""
+        tlb, fence, directory, out = command.iotinval, command.iofence, command.iodir, self.invalidate.p
+        with m.Switch(self.ddtp_mode):
+            for mode, width in DEVICE_ID_BITS.items():
+                if width < len(directory.DID):
+                    with m.Case(mode):
+                        m.d.comb += wide.eq(directory.DV & directory.DID[width:].any())
+        m.d.comb += [
+            out.av.eq(tlb.AV), out.page.eq(tlb.ADDR), out.pscv.eq(tlb.PSCV), out.pscid.eq(tlb.PSCID), out.gv.eq(tlb.GV),
+            out.gscid.eq(tlb.GSCID), out.dv.eq(directory.DV), out.device_id.eq(directory.DID),
+        ]  # fmt: skip
+        reserved = {
+            Opcode.IOTINVAL: (tlb.reserved_11, tlb.reserved_34, tlb.reserved_60, tlb.reserved_126, tlb.func3[1:], tlb.func3[0] & tlb.PSCV),
+            Opcode.IOFENCE: (fence.func3, fence.WSI, fence.reserved_14, fence.reserved_126),
+            # INVAL_PDT (func3 1) asks for process directories, which this build does not have.
+            Opcode.IODIR: (directory.func3, directory.PID, directory.reserved_10, directory.reserved_32, directory.reserved_34,
+                           directory.reserved_64, wide),
+        }  # fmt: skip
+        with m.Switch(tlb.opcode):
+            for opcode, bits in reserved.items():
+                with m.Case(opcode):
+                    target = is_fence if opcode is Opcode.IOFENCE else is_invalidation
+                    m.d.comb += target.eq(~Cat(*bits).any())
+        with m.If(tlb.opcode == Opcode.IODIR):
+            m.d.comb += [out.kind.eq(InvalidateKind.DDT), out.av.eq(0), out.pscv.eq(0), out.gv.eq(0)]
+        with m.Else():
+            m.d.comb += [out.kind.eq(Mux(tlb.func3[0], InvalidateKind.GVMA, InvalidateKind.VMA)), out.dv.eq(0)]

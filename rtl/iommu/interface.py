@@ -1,0 +1,153 @@
+"""The programming interface of the IOMMU: registers, queues and interrupts around one memory port; everything but translation."""
+
+from amaranth import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..regs.bus import RegisterBus
+from ..spec.riscv_iommu_registers import Mode
+from ..stream.arbiter import Arbiter
+from ..tlp.layouts import Burst, BurstData, BurstDone, ConfigState
+from .commands import Commands
+from .faults import Faults
+from .interrupts import Interrupts
+from .layouts import FaultReport, Invalidate, MemoryRead, MemoryReadData
+from .memory_port import MemoryPort
+from .registers import PPN_BITS, Registers
+
+
+class FenceShare(wiring.Component):
+    """Lets ``count`` askers use one fence, one after the other, the first before the others.
+
+    Latency: 1 cycle from an asker to ``fence``, none from ``fenced`` to the asker.
+
+    Members
+    -------
+    ask, answer : ``In(stream.Signature(0)).array(count)``, ``Out(stream.Signature(0)).array(count)``
+        Of each asker.
+    fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
+        Of the gate.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If ``count`` is not positive.
+    """
+
+    def __init__(self, *, count):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"Askers must be at least 1, not {count!r}")
+        self.count = count
+        super().__init__({
+            "ask": In(stream.Signature(0)).array(count),
+            "answer": Out(stream.Signature(0)).array(count),
+            "fence": Out(stream.Signature(0)),
+            "fenced": In(stream.Signature(0)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        with m.FSM():
+            with m.State("CHOOSE"):
+                for n in range(self.count):
+                    with m.If(self.ask[n].valid) if n == 0 else m.Elif(self.ask[n].valid):
+                        m.d.comb += self.ask[n].ready.eq(1)
+                        m.next = f"FENCE_{n}"
+            for n in range(self.count):
+                with m.State(f"FENCE_{n}"):
+                    m.d.comb += self.fence.valid.eq(1)
+                    with m.If(self.fence.ready):
+                        m.next = f"AWAIT_{n}"
+                with m.State(f"AWAIT_{n}"):
+                    m.d.comb += [self.answer[n].valid.eq(self.fenced.valid), self.fenced.ready.eq(self.answer[n].ready)]
+                    with m.If(self.fenced.valid & self.fenced.ready):
+                        m.next = "CHOOSE"
+        return m
+
+
+class ProgrammingInterface(wiring.Component):
+    """What software sees of the IOMMU, beside a translator of any kind.
+
+    Behaviour: see :class:`.registers.Registers`, :class:`.commands.Commands`, :class:`.faults.Faults`, :class:`.interrupts.Interrupts`,
+    :class:`.memory_port.MemoryPort`.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Bits of burst data per beat.
+    strict, vectors, queue_log2_max, physical_address_bits
+        See :class:`.registers.Registers`.
+
+    Members
+    -------
+    bus : ``In(RegisterBus())``
+        BAR 0 of function 0.
+    config : ``In(ConfigState)``
+        Of function 0.
+    bursts, write_data, read_data, write_done
+        Wall port of the requester: ``Out(stream.Signature(Burst))``, ``Out(stream.Signature(BurstData(width)))``,
+        ``In(stream.Signature(BurstData(width)))``, ``In(stream.Signature(BurstDone))``.
+    fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
+        Of the gate.
+    ddtp_mode, ddtp_ppn : ``Out(Mode)``, ``Out(44)``
+        For the translator.
+    invalidate : ``Out(stream.Signature(Invalidate))``
+        For the translator.
+    reports : ``In(stream.Signature(FaultReport))``
+        Of the translator.
+    memory_read, memory_read_data : ``In(stream.Signature(MemoryRead))``, ``Out(stream.Signature(MemoryReadData))``
+        Of the translator.
+    """
+
+    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56):
+        self.width = width
+        self._port = MemoryPort(width=width, readers=2, writers=3)
+        self._registers = Registers(strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
+                                    physical_address_bits=physical_address_bits)  # fmt: skip
+        super().__init__({
+            "bus": In(RegisterBus()),
+            "config": In(ConfigState),
+            "bursts": Out(stream.Signature(Burst)),
+            "write_data": Out(stream.Signature(BurstData(width))),
+            "read_data": In(stream.Signature(BurstData(width))),
+            "write_done": In(stream.Signature(BurstDone)),
+            "fence": Out(stream.Signature(0)),
+            "fenced": In(stream.Signature(0)),
+            "ddtp_mode": Out(Mode, init=Mode.OFF if strict else Mode.BARE),
+            "ddtp_ppn": Out(PPN_BITS),
+            "invalidate": Out(stream.Signature(Invalidate)),
+            "reports": In(stream.Signature(FaultReport)),
+            "memory_read": In(stream.Signature(MemoryRead)),
+            "memory_read_data": Out(stream.Signature(MemoryReadData)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.registers, m.submodules.port = registers, port = self._registers, self._port
+        m.submodules.commands, m.submodules.faults = commands, faults = Commands(), Faults()
+        m.submodules.interrupts = interrupts = Interrupts()
+        m.submodules.reports = reports = Arbiter(FaultReport, 2)
+        m.submodules.fences = fences = FenceShare(count=2)
+
+        outer = wiring.flipped
+        for inner, member in ((registers.bus, self.bus), (port.bursts, self.bursts), (port.burst_write_data, self.write_data),
+                              (port.burst_read_data, self.read_data), (port.burst_done, self.write_done), (fences.fence, self.fence),
+                              (fences.fenced, self.fenced), (commands.invalidate, self.invalidate), (port.read[0], self.memory_read),
+                              (port.read_data[0], self.memory_read_data), (reports.i[0], self.reports)):  # fmt: skip
+            wiring.connect(m, inner, outer(member))
+        for one, other in ((registers.commands, commands.control), (registers.faults, faults.control),
+                           (port.read[1], commands.read), (port.read_data[1], commands.read_data),
+                           (port.write[0], commands.write), (port.write_done[0], commands.write_done),
+                           (port.write[1], faults.write), (port.write_done[1], faults.write_done),
+                           (port.write[2], interrupts.write), (port.write_done[2], interrupts.write_done),
+                           (interrupts.reports, reports.i[1]), (reports.o, faults.reports),
+                           (commands.fence, fences.ask[0]), (commands.fenced, fences.answer[0]),
+                           (registers.drain, fences.ask[1]), (registers.drained, fences.answer[1])):  # fmt: skip
+            wiring.connect(m, one, other)
+        m.d.comb += [
+            self.ddtp_mode.eq(registers.ddtp_mode), self.ddtp_ppn.eq(registers.ddtp_ppn), commands.ddtp_mode.eq(registers.ddtp_mode),
+            interrupts.interrupt.eq(registers.interrupt), interrupts.masked.eq(registers.msi_masked), interrupts.config.eq(self.config),
+            registers.msi_pending.eq(interrupts.pending), registers.msi_word_index.eq(interrupts.word_index),
+            interrupts.word.eq(registers.msi_word),
+        ]  # fmt: skip
+        return m

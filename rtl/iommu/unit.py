@@ -1,0 +1,79 @@
+"""The IOMMU as one block: translation beside its programming interface."""
+
+from amaranth import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..regs.bus import RegisterBus
+from ..tlp.layouts import Burst, BurstData, BurstDone, ConfigState
+from .interface import ProgrammingInterface
+from .layouts import TranslateRequest, TranslateResponse
+from .translator import Translator
+
+COUNTERS = ("hit", "miss", "begun", "merged", "read")
+
+
+class Iommu(wiring.Component):
+    """Translates for the gate, is programmed over the register bus, reads and writes memory over the requester's wall port.
+
+    Behaviour: see :class:`.translator.Translator` and :class:`.interface.ProgrammingInterface`.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Bits of burst data per beat.
+    strict, vectors, queue_log2_max
+        See :class:`.registers.Registers`.
+    translator
+        Keyword parameters of :class:`.translator.Translator`.
+
+    Members
+    -------
+    translate_request, translate_response : ``In(stream.Signature(TranslateRequest))``, ``Out(stream.Signature(TranslateResponse))``
+        For the gate.
+    bus : ``In(RegisterBus())``
+        BAR 0 of function 0.
+    config : ``In(ConfigState)``
+        Of function 0.
+    bursts, write_data, read_data, write_done
+        Wall port of the requester: ``Out(stream.Signature(Burst))``, ``Out(stream.Signature(BurstData(width)))``,
+        ``In(stream.Signature(BurstData(width)))``, ``In(stream.Signature(BurstDone))``.
+    fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
+        Of the gate.
+    hit, miss, begun, merged, read : ``Out(1)``
+        Pulses of the translator, for counters.
+    """
+
+    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, **translator):
+        self.width, self.strict, self.vectors, self.queue_log2_max = width, strict, vectors, queue_log2_max
+        self._interface = ProgrammingInterface(width=width, strict=strict, vectors=vectors, queue_log2_max=queue_log2_max)
+        self._translator = Translator(**translator)
+        super().__init__({
+            "translate_request": In(stream.Signature(TranslateRequest)),
+            "translate_response": Out(stream.Signature(TranslateResponse)),
+            "bus": In(RegisterBus()),
+            "config": In(ConfigState),
+            "bursts": Out(stream.Signature(Burst)),
+            "write_data": Out(stream.Signature(BurstData(width))),
+            "read_data": In(stream.Signature(BurstData(width))),
+            "write_done": In(stream.Signature(BurstDone)),
+            "fence": Out(stream.Signature(0)),
+            "fenced": In(stream.Signature(0)),
+            **{name: Out(1) for name in COUNTERS},
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.interface, m.submodules.translator = interface, translator = self._interface, self._translator
+        for inner, name in ((translator.request, "translate_request"), (translator.response, "translate_response")):
+            wiring.connect(m, inner, wiring.flipped(getattr(self, name)))
+        for name in ("bus", "bursts", "write_data", "read_data", "write_done", "fence", "fenced"):
+            wiring.connect(m, getattr(interface, name), wiring.flipped(getattr(self, name)))
+        for ours, theirs in (("memory_read", "memory_read"), ("memory_read_data", "memory_read_data"), ("reports", "faults"),
+                             ("invalidate", "invalidate")):  # fmt: skip
+            wiring.connect(m, getattr(interface, ours), getattr(translator, theirs))
+        m.d.comb += [
+            interface.config.eq(self.config), translator.ddtp_mode.eq(interface.ddtp_mode), translator.ddtp_ppn.eq(interface.ddtp_ppn),
+            *(getattr(self, name).eq(getattr(translator, name)) for name in COUNTERS),
+        ]  # fmt: skip
+        return m
