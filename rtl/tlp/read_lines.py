@@ -305,7 +305,7 @@ class OrderedLine(wiring.Component):
         # One ticket for each piece, in the order of issue.
         ticket_layout = data.StructLayout({
             "offset": bytes_log2, "length_bytes": 13, "first": 1, "last": 1, "cookie": 12, "function": 8, "epoch": 1,
-            "refused": BurstStatus,
+            "refused": 1,
         })  # fmt: skip
         # Filled in when it ended; it counts if ``mark`` is the inverse of the lap.
         end_layout = data.StructLayout({"mark": 1, "status": BurstStatus})
@@ -317,16 +317,25 @@ class OrderedLine(wiring.Component):
         sweep = Signal(range(depth + 1))  # after reset nothing ended
         swept = sweep == depth
         ended = self.ended.p
-        with m.If(swept):
+        mine = Signal()
+        m.d.comb += mine.eq(self.ended.valid & (ended.client == self.client))
+        with m.If(~swept):
+            m.d.sync += sweep.eq(sweep + 1)
+            m.d.comb += [end_write.en.eq(1), end_write.addr.eq(sweep)]
+        with m.Elif(mine):
             m.d.comb += [
-                end_write.en.eq(self.ended.valid & (ended.client == self.client)),
+                end_write.en.eq(1),
                 end_write.addr.eq(ended.index[: pointer - 1]),
                 end_write.data.mark.eq(~ended.index[pointer - 1]),
                 end_write.data.status.eq(ended.status),
             ]
         with m.Else():
-            m.d.sync += sweep.eq(sweep + 1)
-            m.d.comb += [end_write.en.eq(1), end_write.addr.eq(sweep)]
+            m.d.comb += [
+                end_write.en.eq(front.refused),
+                end_write.addr.eq(issued[:-1]),
+                end_write.data.mark.eq(~issued[-1]),
+                end_write.data.status.eq(front.status),
+            ]
 
         # Issue.
         free = Signal(count_shape, init=self.region)  # rows
@@ -339,7 +348,7 @@ class OrderedLine(wiring.Component):
             need.eq(rows_of(offset, burst.length_bytes)),
             room.eq(swept & ((issued ^ done) != depth)),  # places equal, laps not: full
             front.space.eq(room & (free >= need)),
-            front.refusable.eq(room),
+            front.refusable.eq(room & ~mine),
             self.request.row.eq(self.base + put),
             self.request.index.eq(issued),
             ticket_write.en.eq(self.granted | front.refused),
@@ -351,7 +360,7 @@ class OrderedLine(wiring.Component):
             ticket_write.data.cookie.eq(burst.cookie),
             ticket_write.data.function.eq(burst.function),
             ticket_write.data.epoch.eq(burst.epoch),
-            ticket_write.data.refused.eq(Mux(front.refused, front.status, BurstStatus.OK)),
+            ticket_write.data.refused.eq(front.refused),
         ]
         m.d.sync += [issued.eq(issued + ticket_write.en), seen.eq(issued)]
         with m.If(self.granted):
@@ -363,7 +372,7 @@ class OrderedLine(wiring.Component):
         m.d.comb += [
             r_ticket.addr.eq((retired + r_step)[: pointer - 1]),
             r_end.addr.eq(r_ticket.addr),
-            r_over.eq((retired != seen) & ((r_ticket.data.refused != BurstStatus.OK) | (r_end.data.mark != retired[-1]))),
+            r_over.eq((retired != seen) & (r_end.data.mark != retired[-1])),
             self.retired.valid.eq(r_over & r_ticket.data.last),
             self.retired.p.function.eq(r_ticket.data.function),
             self.retired.p.epoch.eq(r_ticket.data.epoch),
@@ -385,8 +394,8 @@ class OrderedLine(wiring.Component):
             d_ticket.addr.eq((done + step)[: pointer - 1]),
             d_end.addr.eq(d_ticket.addr),
             have.eq(done != retired),
-            status.eq(Mux(t.refused == BurstStatus.OK, d_end.data.status, t.refused)),
-            sent_rows.eq(Mux(t.refused == BurstStatus.OK, rows_of(t.offset, t.length_bytes), 0)),
+            status.eq(d_end.data.status),
+            sent_rows.eq(Mux(t.refused, 0, rows_of(t.offset, t.length_bytes))),
             streamer.i.valid.eq(have & ~skipping),
             step.eq(have & (skipping | streamer.i.ready)),
             span.row.eq(self.base + get),
