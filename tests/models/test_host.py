@@ -923,3 +923,51 @@ def test_host_run():
 
     assert run(outer(), lambda operation: operation.cycles * 3) == [9, 30]
     assert run(iter_software([]), lambda operation: None) == []
+
+
+def test_host_is_the_only_way_to_memory():
+    """MODEL-HOST-31: every access of a card is logged with its function; software's own carry no name (R01)."""
+    memory = GuestMemory(log=True)
+    host = make_host(memory)
+    host.assume_enabled(3)
+    memory.write(0x1000, b"software")
+    host.receive(memory_write(0x2000, b"abcd", requester_id=CARD + 3))
+    host.receive(memory_read(0x1001, 6, requester_id=CARD, tag=1))
+    host.receive(Tlp(TlpType.MWR, length_dw=1, requester_id=CARD, address=0x3000, first_be=0b0101, data=b"wxyz"))
+    host.receive(memory_write(0xFEE0_0000, b"abcd", requester_id=CARD))
+    assert [(access.source, access.address, access.data, access.is_write) for access in memory.log] == [
+        ("", 0x1000, b"software", True), ("01:00.3", 0x2000, b"abcd", True), ("01:00.0", 0x1001, b"oftwar", False),
+        ("01:00.0", 0x3000, b"w", True), ("01:00.0", 0x3002, b"y", True)]  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 5000)), min_size=1, max_size=6), st.integers(0, 99))
+def test_host_scatter_gather(fragments, seed):
+    """MODEL-HOST-32: a structure in 1 to N fragments at any bytes is written and read back whole, in TLPs that the rules allow (R12)."""
+    rng = random.Random(seed)
+    spans, at = [], 0x1_0000_0000
+    for gap, length in fragments:
+        spans.append((at + gap, length))
+        at += gap + length
+    host = make_host(policy=CompletionPolicy(split="random", reorder=True))
+    structure = rng.randbytes(sum(length for _, length in spans))
+    rest, back = structure, b""
+    for start, length in spans:
+        for at, size in cuts(start, length, 256):
+            host.receive(memory_write(at, rest[:size], requester_id=CARD))
+            rest = rest[size:]
+    for start, length in spans:
+        assert host.memory.read(start, length) == structure[len(back) : len(back) + length]
+        for at, size in cuts(start, length, 512):
+            replies = host.receive(memory_read(at, size, requester_id=CARD, tag=0))
+            back += b"".join(reply.tlp.data for reply in replies)[at % 4 :][:size]
+            for reply in replies:
+                host.sent(reply)
+    assert (rest, back) == (b"", structure)
+    assert host.violations == []
+
+
+def cuts(start, length, limit):
+    """Cut a fragment at multiples of ``limit``."""
+    edges = [start, *range((start // limit + 1) * limit, start + length, limit), start + length]
+    return [(a, b - a) for a, b in itertools.pairwise(edges)]
