@@ -97,7 +97,7 @@ def test_address_space_access():
        st.one_of(st.none(), st.lists(st.tuples(st.integers(0, 60), st.integers(1, 30)), max_size=3)),
        st.integers(0, 70), st.integers(1, 8))  # fmt: skip
 def test_address_space_oracle(sections, windows, address, length):
-    """MODEL-AS-4: any sections, unaligned ones too, and any windows, against a byte map (R30, R37)."""
+    """MODEL-AS-4: any sections, unaligned ones too, and any windows, against a byte map (R37)."""
     space, owner = AddressSpace(windows=windows and [Window(*window) for window in windows]), {}
     if windows == []:
         space = AddressSpace(windows=[])
@@ -121,7 +121,7 @@ def test_address_space_oracle(sections, windows, address, length):
 
 
 def test_address_space_hotplug():
-    """MODEL-AS-5: a section that goes is Unsupported Request at once, and may come back elsewhere (R29, R38)."""
+    """MODEL-AS-5: a section that goes is Unsupported Request at once, and may come back elsewhere."""
     space = machine([LOW, HIGH])
     bar = space.route(0xE000_0000, 4)
     space.remove(bar)
@@ -137,7 +137,7 @@ def test_address_space_hotplug():
 
 
 def test_address_space_behind_a_host():
-    """MODEL-AS-6: a card behind such a bridge: data from RAM, data from a peer, UR outside, then good again (R03, R37, R40)."""
+    """MODEL-AS-6: a card behind such a bridge: data from RAM, data from a peer, UR outside, then good again (R03, R37)."""
     host = Host(machine([LOW]), rng=random.Random(1))
     host.assume_enabled(0)
     host.receive(memory_write(0x1000, b"abcd", requester_id=0x0100))

@@ -347,7 +347,7 @@ def test_host_refuses():
     ("interrupt may overtake", memory_write(0xFEE0_1000, bytes(4), requester_id=CARD, relaxed_ordering=True)),
 ])  # fmt: skip
 def test_host_violations(rule, tlp):
-    """MODEL-HOST-11: each rule that the card breaks is found, once, and a request is answered nevertheless (R18, R19)."""
+    """MODEL-HOST-11: each rule that the card breaks is found, once, and a request is answered nevertheless (R19)."""
     host = make_host()
     replies = host.receive(encode(tlp))
     assert len(host.violations) == 1
@@ -646,7 +646,7 @@ class RawSpace(ConfigSpace):
     ("MSI-X: BAR 2 does not hold 64 bytes at 0xfc8", {0x80: 0x0000_0FCA}),
 ])  # fmt: skip
 def test_host_enumerate_hostile(problem, changes):
-    """MODEL-HOST-18: a broken configuration space is reported by name and enumeration ends (R66, R67)."""
+    """MODEL-HOST-18: a broken configuration space is reported by name and enumeration ends (R66)."""
     bench = Bench(RawSpace(description(), changes))
     [info] = bench.run(host_module.enumerate(bench.host))
     assert [text for text in info.problems if text.startswith(problem)] == info.problems[:1]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringwall.models.memory import Access, AccessFault, GuestMemory
+from ringwall.models.memory import Access, AccessFault, Gpa, GuestMemory, Iova, Spa
 
 TOP = 1 << 64
 ORDERS = {"le": "little", "be": "big"}
@@ -85,10 +85,11 @@ def test_memory_accessors(name, order):
 
 
 def test_memory_accessor_names():
-    """MODEL-MEM-3: bytes have one pair of accessors, everything longer states its byte order in the name (R04, R09)."""
+    """MODEL-MEM-3: bytes have one pair of accessors, everything longer states its byte order in the name (R02, R04, R09)."""
     names = {name for name in dir(GuestMemory) if name.startswith(("load_", "store_"))}
     assert names == {f"{verb}_ub" for verb in ("load", "store")} | {
         f"{verb}_{size}_{order}" for verb in ("load", "store") for size in SIZES for order in ORDERS}  # fmt: skip
+    assert len({Iova, Gpa, Spa}) == 3  # one type per kind of address (R02)
     memory = GuestMemory()
     memory.store_ub(5, 0xA5)
     assert memory.load_ub(5) == 0xA5
@@ -198,7 +199,7 @@ def test_memory_rights():
 
 
 def test_memory_hotplug():
-    """MODEL-MEM-8: a range that goes takes its content and poison along and nothing else; a new one is zeroes (R29)."""
+    """MODEL-MEM-8: a range that goes takes its content and poison along and nothing else; a new one is zeroes."""
     memory = GuestMemory(all_ram=False)
     for start in (0x1000, 0x1800, 0x3000):
         memory.add_range(start, 0x800)
