@@ -4,14 +4,14 @@ from amaranth import Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .config import EndpointConfig
+from .config import IOMMU_VECTORS, EndpointConfig
 from .function.config_space import ConfigSpace
 from .function.decoder import AddressDecoder
 from .function.description import MsixCapability
 from .function.layouts import MsixRequest
 from .function.msix import Msix, MsixFunction
 from .iommu.gate import Gate
-from .iommu.memory_port import MemoryPort
+from .iommu.unit import Iommu
 from .phy.raw import RawBeat, RawPhy
 from .regs.router import Merger, Range, Router
 from .spec import virtio_blk
@@ -126,33 +126,29 @@ class Endpoint(wiring.Component):
         wiring.connect(m, space.registers, merger.initiators[1])
         wiring.connect(m, merger.bus, router.bus)
 
-        # The wall.
+        # The wall. The gate is told no bus and device: the function number alone is the device_id.
         m.submodules.gate = gate = Gate(
             clients=CLIENTS_PER_FUNCTION * count, functions=config.functions, has_iommu=config.iommu is not None)
         for source, sink in ((gate.o, requester.gate), (requester.retired_reads, gate.retired_reads),
                              (requester.retired_writes, gate.retired_writes)):
             wiring.connect(m, source, sink)
         if config.iommu is not None:
-            from .iommu.unit import Iommu
-
             m.submodules.iommu = iommu = Iommu(
-                entries=config.iommu.entries, ways=config.iommu.ways, walks=config.iommu.walks, reset_bare=not config.strict)
-            m.submodules.wall = wall = MemoryPort(width=width)
+                width=width, strict=config.strict, vectors=IOMMU_VECTORS, entries=config.iommu.entries, ways=config.iommu.ways,
+                walks=config.iommu.walks)
             for source, sink in (
                 (gate.translate_request, iommu.translate_request), (iommu.translate_response, gate.translate_response),
                 (iommu.fence, gate.fence), (gate.fenced, iommu.fenced), (router.targets[0], iommu.bus),
-                (iommu.read, wall.read[0]), (wall.read_data[0], iommu.read_data),
-                (iommu.write, wall.write[0]), (wall.write_done[0], iommu.write_done),
-                (wall.bursts, requester.wall), (wall.burst_write_data, requester.write_data[0]),
-                (requester.read_data[0], wall.burst_read_data), (requester.write_done[0], wall.burst_done),
+                (iommu.bursts, requester.wall), (iommu.write_data, requester.write_data[0]),
+                (requester.read_data[0], iommu.read_data), (requester.write_done[0], iommu.write_done),
             ):
                 wiring.connect(m, source, sink)
             m.d.comb += [
                 iommu.config.eq(space.state[0]),
                 self.activity.iotlb_hit.eq(iommu.hit),
                 self.activity.iotlb_miss.eq(iommu.miss),
-                self.activity.walk.eq(iommu.walk),
-                self.activity.walk_read.eq(iommu.walk_read),
+                self.activity.walk.eq(iommu.begun),
+                self.activity.walk_read.eq(iommu.read),
             ]
 
         # The ring engine, and what is per disk.
