@@ -599,4 +599,4 @@ class SplitDriver:
 
 def _buffers(readable: Sequence[Span], writable: Sequence[Span]) -> list[Descriptor]:
     """Return the descriptors of buffers, not yet linked."""
-    return [Descriptor(address, length) for address, length in readable] + [Descriptor(address, length, WRITE) for address, length in writable]
+    return [Descriptor(*span) for span in readable] + [Descriptor(*span, WRITE) for span in writable]
