@@ -153,7 +153,7 @@ class ConfigSpace(wiring.Component):
                     m.next = "UPDATE"
             with m.State("UPDATE"):
                 m.d.comb += [store.en.eq(inside & request.is_write), store.data.eq(updated)]
-                m.d.comb += captures.eq(exists & request.is_write)
+                m.d.comb += captures.eq(request.is_write)
                 m.d.sync += result.eq(Mux(inside, shown, 0))
                 m.next = "ANSWER"
                 with m.If(inside & rule.data.is_window & (request.byte_enable != 0)):

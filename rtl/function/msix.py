@@ -102,7 +102,7 @@ class Msix(wiring.Component):
 
         # Per function.
         enabled = Cat(state.msix_enable for state in self.state)
-        sendable, was_sendable = Signal(count), Signal(count)
+        sendable = Signal(count)
         stop, was_stop, stopping = Cat(self.stop), Signal(count), Signal(count)
         in_flight, retry, free = Signal(count), Signal(count), Signal(count)
         m.d.comb += [
@@ -110,10 +110,11 @@ class Msix(wiring.Component):
             stopping.eq(stop & was_stop),
             free.eq(~in_flight & ~retry),
         ]
-        m.d.sync += [was_sendable.eq(sendable), was_stop.eq(stop)]
+        m.d.sync += was_stop.eq(stop)
+        # ``left`` vectors from ``at`` on include all that are pending and not masked: setting a bit and unmasking a vector begin anew.
         total = Array(totals)
-        left = Array(Signal(range(most + 1), name=f"left_{n}") for n, most in enumerate(totals))  # vectors still to be searched
-        at = Array(Signal(range(most), name=f"at_{n}") for n, most in enumerate(totals))  # the next of them
+        left = Array(Signal(range(most + 1), name=f"left_{n}") for n, most in enumerate(totals))
+        at = Array(Signal(range(most), name=f"at_{n}") for n, most in enumerate(totals))
         latest = Array(Signal(11, name=f"latest_{n}") for n in range(count))  # vector of the latest message
 
         # At work: a request, a step of the search for pending bits, or a register access.
@@ -250,7 +251,7 @@ class Msix(wiring.Component):
 
         for n, (function, burst, write_data, done) in enumerate(zip(self.functions, self.bursts, self.write_data, self.write_done)):
             here = which == n
-            with m.If((sendable[n] & ~was_sendable[n]) | (search_all & here)):
+            with m.If(search_all & here):
                 m.d.sync += left[n].eq(totals[n])
             with m.If(stop[n] & ~was_stop[n]):
                 m.d.sync += [left[n].eq(totals[n]), at[n].eq(0)]
