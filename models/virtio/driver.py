@@ -169,7 +169,7 @@ class VirtioPciDriver:
         number = self.info.function
         head = yield ConfigRead(number, at, 4)
         length, raw_kind = head >> 16 & 0xFF, head >> 24
-        if raw_kind not in StructureType:
+        if raw_kind not in tuple(StructureType):
             return  # a reserved type must be ignored
         kind = StructureType(raw_kind)
         if length < CAP_LEN.get(kind, 16):
