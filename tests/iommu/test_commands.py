@@ -234,12 +234,14 @@ async def off_means_nothing_in_flight(dut):
     bench.fences.clear()
     for wait, name in ((10, "fetch"), (90, "drain")):
         await bench.turn_on(4)
+        orders = len(bench.orders)
         await bench.submit([IofenceC(address=TARGET, data=1), IotinvalVma()])
         await ClockCycles(dut.clk, wait)
         await bench.write("cqcsr", 0)
         assert await bench.read("cqcsr") & 3 << 16 == 3 << 16, name
         await bench.until_register("cqcsr", lambda value: not value & 3 << 16, "cqon to fall")
-        count, orders = len(bench.bursts), len(bench.orders)
+        count = len(bench.bursts)
+        assert len(bench.orders) == orders, f"{name}: a command behind the one at work was executed"
         assert all(answered for _, answered in bench.fences), f"{name}: off with a drain in flight"
         await ClockCycles(dut.clk, 200)
         assert (len(bench.bursts), len(bench.orders)) == (count, orders), name
