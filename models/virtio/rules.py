@@ -171,7 +171,7 @@ class SplitDeviceRules:
     layout : :class:`SplitLayout`
         The queue.
     memory : :class:`GuestMemory`
-        What memory holds before the first event; not changed.
+        What memory holds before the first event: copied now.
     indirect, event_idx : :class:`bool`
         INDIRECT_DESC, EVENT_IDX were negotiated.
     has_vector : :class:`bool`
@@ -191,7 +191,8 @@ class SplitDeviceRules:
                  allowed: Iterable[Span] = ()):  # fmt: skip
         if granule < 1 or granule & (granule - 1):
             raise ValueError(f"Granule of reads must be a power of two, not {granule!r}")
-        self.layout, self.memory, self.indirect, self.event_idx, self.has_vector = layout, memory, indirect, event_idx, has_vector
+        self.layout, self.memory = layout, memory.snapshot()
+        self.indirect, self.event_idx, self.has_vector = indirect, event_idx, has_vector
         self.is_ready, self.index, self.granule, self.allowed = is_ready, index, granule, tuple(allowed)
 
     def broken(self, events: Iterable[Event], *, is_finished: bool = False) -> list[Broken]:
@@ -225,7 +226,7 @@ class _Judge:
         """Nothing is out: as after a reset."""
         layout = self.layout
         self.avail_index = self.used_index = self._first
-        self.jumped = False
+        self.jumped = self.erred = False  # the available index cannot be; the driver made any mistake
         self.wish = self._wish()
         self.out: dict[int, list[_Out]] = {}  # head -> available chains of that head: one, unless the driver erred
         self.returned: list[_Out] = []
@@ -293,7 +294,7 @@ class _Judge:
         index = self._load(self.layout.avail_idx)
         count = index - self.avail_index & 0xFFFF
         if count > self.layout.size:
-            self.jumped = True  # nothing of it can be meant [V047]
+            self.jumped = self.erred = True  # nothing of it can be meant [V047]
             return
         for _ in range(count):
             head = self._load(self.layout.avail_slot(self.avail_index))
@@ -304,6 +305,7 @@ class _Judge:
                 chain = Chain(head, (), (), (), None, str(fault), False)
             if chain.beyond is not None:
                 self.beyond.add(chain.beyond)
+            self.erred = self.erred or bool(chain.error) or head in self.out
             if head < self.layout.size:
                 self.out.setdefault(head, []).append(_Out(chain))
                 self._open(chain, True)
@@ -493,10 +495,8 @@ class _Judge:
         self._number = number
         self._close_duties(is_finished)
         self._claims()
-        if is_finished and not self.jumped:
-            left = sorted(head for head, same in self.out.items() for one in same if not one.chain.error)
-            if left and not any(one.chain.error for same in self.out.values() for one in same):
-                self._say("V046", f"chains {left} never came back")
+        if is_finished and self.out and not self.erred:  # a broken ring may stop for good
+            self._say("V046", f"chains {sorted(self.out)} never came back")
 
 
 def _told(event: Access) -> str:
