@@ -34,9 +34,8 @@ class Gate(wiring.Component):
     ``fenced`` when every burst that entered before it was accepted is retired; bursts that enter later do not delay it.
     A function with 2 ** ``count_bits`` - 1 bursts in flight waits.
 
-    Latency: 4 cycles from ``bursts`` valid to ``o`` valid besides the cycles of the translator from request to response, 3 for bypassed
-    bursts; a fence with nothing in flight 4. Throughput: 1 burst per cycle, from one client too while its translations take no longer
-    than ``depth`` - 4 cycles.
+    Latency: 3 cycles from ``bursts`` valid to ``o`` valid, besides those of the translator from request to response; a fence with nothing
+    in flight at most 4. Throughput: 1 burst per cycle; from one client too, with ``depth`` 8, while its translations take 2 cycles.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ class Interrupts(wiring.Component):
     message. Its address and data are those of the table when it is sent. A message whose write fails is lost and reported with
     cause 273.
 
-    Latency: 4 cycles from pulse to message. Throughput: 1 message at a time.
+    Throughput: 1 message at a time.
 
     Members
     -------

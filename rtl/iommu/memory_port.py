@@ -28,8 +28,7 @@ class MemoryPort(wiring.Component):
     issued; one is at work at a time, from its first beat until its data has left; it is done when the requester says so. A write is 4
     bytes at a multiple of 4, or a multiple of 8 bytes at a multiple of 8. Readers and writers take their answers without waiting.
 
-    Latency: 1 cycle from a read to its burst, 1 from a beat of data to its first 8 bytes. Throughput: 1 read per cycle; 8 bytes of read
-    data per cycle; a write takes 3 cycles and 1 per beat of either side.
+    Throughput: 1 read per cycle; 8 bytes of read data per cycle; 1 write at a time.
 
     Parameters
     ----------

@@ -77,7 +77,7 @@ class Registers(wiring.Component):
     A write of ddtp that is taken is effective for translations in the next cycle; ddtp.busy stays 1 until an item sent at ``drain`` was
     answered at ``drained``.
 
-    Latency: 2 cycles from request to answer. Throughput: an access per 3 cycles.
+    Latency: 2 cycles from request to answer.
 
     Parameters
     ----------
