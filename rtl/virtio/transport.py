@@ -428,12 +428,12 @@ class PciTransport(wiring.Component):
                     m.d.sync += [
                         is_clearing.eq(0), is_fresh.eq(0), is_resetting.eq(0), status.eq(0), device_select.eq(0), driver_select.eq(0),
                         accepted.eq(0), beyond.eq(0), config_vector.eq(spec.NO_VECTOR), queue_select.eq(0), isr.eq(0), enabled.eq(0),
-                        enable_due.eq(0), config_due.eq(0),
+                        enable_due.eq(0),
                     ]  # fmt: skip
 
         with m.If(self.needs_reset & ~is_resetting):
             m.d.sync += status[spec.S_NEEDS_RESET].eq(1)
-        with m.If((self.needs_reset | self.config_changed) & live):
+        with m.If(self.needs_reset | self.config_changed):
             m.d.sync += config_due.eq(1)
         with m.If(self.config_changed):
             m.d.sync += changed.eq(1)

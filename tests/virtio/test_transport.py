@@ -12,7 +12,7 @@ from ringwall.rtl.virtio.layouts import Notification, QueueCommand, QueueOperati
 from ringwall.rtl.virtio.transport import PciTransport, virtio_function
 from ringwall.sim.regs_bus import RegisterBus
 from ringwall.sim.run import params, run
-from ringwall.sim.stream import Stream, cycle, pack, start, unpack
+from ringwall.sim.stream import Stream, cycle, pack, random_ready, start, unpack
 
 FUNCTION, FIRST, VECTORS, CONFIG_BYTES = 3, 5, 4, 61
 QUEUES = (256, 16, 32768)
@@ -712,6 +712,7 @@ async def many_queues_are_served(dut):
     bench, rng = await begin(dut)
     dut.msix_enable.value = 1
     count = 59
+    cocotb.start_soon(random_ready(Stream(dut, "commands"), rng, 0.3))
     vectors = {n: n % VECTORS for n in range(count)}
     await bench.start(queues=range(count), vectors=vectors)
     await ClockCycles(dut.clk, 10 * count)  # each waits for its turn
