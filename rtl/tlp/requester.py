@@ -6,6 +6,7 @@ from amaranth import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..spec import pcie
 from ..stream.arbiter import Arbiter
 from ..stream.queue import Queue
 from .layouts import Burst, BurstData, BurstDone, BurstRetired, ConfigState, TlpBeat
@@ -87,8 +88,10 @@ class Requester(wiring.Component):
     Stop: while ``stop`` is 1 for a function nothing is sent for it; ``stopped`` is 1 when besides every burst accepted for it has been
     answered and the answer taken. A stop also starts the recovery of the function's quarantined tags.
 
-    Latency: 9 cycles from a read burst to its first TLP, 10 from a write burst's last beat of data to its TLP. Throughput: reads and
-    writes a beat per cycle; a read TLP per cycle.
+    Latency: 5 cycles from a read burst to its TLP and 11 from the last beat of a TLP's completions to its data (13 for unordered clients
+    of the gate); 5 from the last beat of data of a write TLP to its first beat, 2 from its last beat to its BurstDone. Throughput:
+    reads and writes a beat per cycle, writes that do not start in dword lane 0 a cycle more per burst; a read TLP per cycle. For
+    reads at full rate an ordered client needs a buffer of the link's latency in beats, and 10 % more.
 
     Parameters
     ----------
@@ -349,7 +352,8 @@ class Requester(wiring.Component):
         with m.If(free):
             m.d.sync += [
                 o.valid.eq(granted.any()),
-                header.fmt.eq(burst.address[32:].any()),
+                header.fmt.eq(burst.address[32:].any() << pcie.FMT_4DW),
+                header.type.eq(pcie.TYPE_MEMORY),
                 header.relaxed_ordering.eq(burst.relaxed_ordering & config.relaxed_ordering),
                 header.no_snoop.eq(burst.no_snoop & config.no_snoop),
                 header.length_dw.eq(piece.length_dw),

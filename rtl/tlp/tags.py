@@ -5,11 +5,10 @@ from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from ..spec import pcie
 from ..stream.queue import Queue
 from .layouts import BurstStatus, TlpBeat
 
-TYPE_CPL = 0b01010  # [PCIe5 2.2.1.1]
-STATUS_SC, STATUS_CA = 0, 4  # [PCIe5 2.2.9.1]
 SHORT_TAGS = 32  # tags 0..31: all that a function may use without Extended Tag Field Enable [PCIe5 2.2.6.2]
 TICKS = 8  # of the timer in one completion timeout
 STAMP_BITS = 5  # of the timer in a tag's record: longer than the longest wait, (2 * TICKS + 1) ticks
@@ -279,13 +278,13 @@ class TagTable(wiring.Component):
         m.d.sync += force.eq(due & ~probe & (patience == PATIENCE - 1))
 
         h = i.p.header
-        is_completion = (h.type == TYPE_CPL) & ~h.fmt[0] & ~h.fmt[2]
+        is_completion = (h.type == pcie.TYPE_COMPLETION) & ~h.fmt[pcie.FMT_4DW] & ~h.fmt[pcie.FMT_PREFIX]
         m.d.sync += [
             b.valid.eq(accept), b.probe.eq(probe), b.first.eq(i.p.first), b.last.eq(i.p.last),
             b.data.eq(i.p.data), b.dword_count.eq(i.p.dword_count),
             b.tag.eq(ask_read.addr), b.in_range.eq((h.tag < self.tags) & swept), b.requester_id.eq(h.requester_id),
-            b.brings_data.eq(is_completion & h.fmt[1] & (h.status == STATUS_SC)),
-            b.failed.eq(is_completion & (h.status != STATUS_SC)), b.aborted.eq(h.status == STATUS_CA),
+            b.brings_data.eq(is_completion & h.fmt[pcie.FMT_DATA] & (h.status == pcie.STATUS_SC)),
+            b.failed.eq(is_completion & (h.status != pcie.STATUS_SC)), b.aborted.eq(h.status == pcie.STATUS_CA),
             b.poisoned.eq(h.poisoned), b.byte_count.eq(h.byte_count), b.lower_address.eq(h.lower_address),
             b.length_dw.eq(h.length_dw), b.payload_bytes.eq((h.length_dw << 2) - h.lower_address[:2]),
         ]  # fmt: skip

@@ -4,6 +4,7 @@ from amaranth import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..spec import pcie
 from ..stream.queue import Queue
 from .cutter import Cutter
 from .layouts import Burst, BurstData, BurstStatus, ConfigState, TlpBeat
@@ -223,7 +224,8 @@ class WritePath(wiring.Component):
                 o.p.data.eq(payloads.o.payload),
                 o.p.dword_count.eq(Mux(final_beat, (h.length_dw - 1)[:lanes_log2] + 1, lanes)),
                 o.p.header.eq(0),
-                o.p.header.fmt.eq(Cat(h.address[32:].any(), Const(1, 2))),
+                o.p.header.fmt.eq(h.address[32:].any() << pcie.FMT_4DW | 1 << pcie.FMT_DATA),
+                o.p.header.type.eq(pcie.TYPE_MEMORY),
                 o.p.header.relaxed_ordering.eq(h.relaxed_ordering & may_relax[h.over.function]),
                 o.p.header.no_snoop.eq(h.no_snoop & may_not_snoop[h.over.function]),
                 o.p.header.length_dw.eq(h.length_dw),

@@ -8,6 +8,7 @@ import cocotb
 import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
 
+from ringwall.models.dma import Span, TlpRules
 from ringwall.models.tlp import CplStatus, TlpType, decode, encode, stray_bits
 from ringwall.rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstRetired, BurstStatus, ConfigState, TlpBeat
 from ringwall.rtl.tlp.requester import ReadClient, Requester
@@ -44,6 +45,8 @@ class Op:
     beats: int = 0
     status: BurstStatus | None = None
     sent_bytes: int = 0
+    tlps: list = dataclasses.field(default_factory=list)
+    rules: TlpRules | None = None
     accepted: int = -1  # place in the order of its port
     accepted_at: int = -1  # cycle
 
@@ -248,9 +251,10 @@ class Bench:
             self.problems.append(f"{tlp}: no burst asks for it next")
             return None
         config = self.config[op.function]
-        limit = 128 << (0 if config[code] > 5 else min(config[code], 5))
-        if length > limit or (tlp.length_dw * 4 > limit):
-            self.problems.append(f"{tlp}: more than {limit} bytes")
+        limits = {name: 128 << (0 if config[name] > 5 else config[name]) for name in ("mps_code", "mrrs_code")}
+        limit = limits[code]
+        op.rules = op.rules or TlpRules(mps=limits["mps_code"], mrrs=limits["mrrs_code"])
+        op.tlps.append(tlp)
         if start // limit != (start + length - 1) // limit or (start != op.address and start % limit):
             self.problems.append(f"{tlp}: not cut at multiples of {limit}")
         if tlp.requester_id != config["bus"] << 8 | config["device"] << 3 | op.function:
@@ -342,7 +346,10 @@ class Bench:
             if op.is_write:
                 done = op.length if op.status == BurstStatus.OK else op.sent_bytes
                 expected.update(zip(range(op.address, op.address + done), op.data))
-            elif op.status == BurstStatus.OK:
+            if op.status == BurstStatus.OK:
+                broken = op.rules.faults(Span(op.address, op.length), op.tlps, op.data if op.is_write else None)
+                assert not broken, f"{op}: {broken}"
+            if not op.is_write and op.status == BurstStatus.OK:
                 assert op.got == self.content(op.address, op.length), f"wrong data for {op}"
         assert self.memory == expected, "memory differs"
         for name, is_write in (("retired_reads", False), ("retired_writes", True)):
@@ -383,7 +390,7 @@ async def everything_arrives(dut):
     bench.delay = lambda: rng.choice([0, 3, 40, 150])
     for _ in range(6):
         for n in range(3):
-            bench.set_config(n, mps_code=rng.randrange(6), mrrs_code=rng.randrange(6), extended_tag=rng.getrandbits(1),
+            bench.set_config(n, mps_code=rng.randrange(8), mrrs_code=rng.randrange(8), extended_tag=rng.getrandbits(1),
                              relaxed_ordering=rng.getrandbits(1), no_snoop=rng.getrandbits(1))  # fmt: skip
         for _ in range(25):
             client = rng.randrange(6)
