@@ -81,7 +81,7 @@ class RawReceiver(wiring.Component):
         known, whole = Signal(), Signal()
         m.d.comb += [
             known.eq(~header.fmt[pcie.FMT_PREFIX] & (
-                (header.type[1:] == pcie.TYPE_MEMORY >> 1) | (is_message(header) & wide)
+                (header.type == pcie.TYPE_MEMORY) | ((header.type == pcie.TYPE_MEMORY_LOCKED) & ~has_data) | (is_message(header) & wide)
                 | (((header.type == pcie.TYPE_IO) | is_config(header) | is_completion(header)) & ~wide)
                 | ((header.type[2:] == pcie.TYPE_FETCH_ADD >> 2) & (header.type[:2] != 3) & has_data))),
             whole.eq(kept + header_at * lanes >= Mux(wide, 4, 3)),

@@ -9,7 +9,7 @@ from ..spec import pcie
 from .codec import is_config, is_message
 from .layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse, TlpBeat
 
-MAX_READ_BYTES = 64  # a longer read of a BAR is a programming error: Completer Abort
+MAX_READ_BYTES = 128  # one completion of any Max_Payload_Size; a longer read of a BAR is answered with Completer Abort
 
 
 class CompleterEvents(data.Struct):
@@ -17,20 +17,23 @@ class CompleterEvents(data.Struct):
 
     unsupported: 1  # Unsupported Request, answered (non-posted) or dropped (posted)
     aborted: 1  # Completer Abort
-    poisoned: 1  # a poisoned request was dropped
+    poisoned: 1  # poisoned data was not used
+    malformed: 1  # dropped: a configuration or I/O request whose length is not 1
 
 
 class Completer(wiring.Component):
     """Serves configuration and memory requests, one after the other, and answers each non-posted request exactly once.
 
-    Configuration requests of type 0 go to ``config_requests``; memory requests are looked up with ``decode_requests``, then
-    become accesses of aligned 8-byte words in ascending order (two dwords of one word that came in one beat are one
-    access). A read of 1 to 64 bytes is answered with one completion, whose byte count and lower address follow its byte
-    enables; a zero-length read touches no register; a longer one, or one in which a register reports an error, with
-    Completer Abort. Whatever else there is, a BAR miss, or a function with memory disabled, is Unsupported Request. Poisoned
-    data is not used. [PCIe5 2.3.1, 2.7.2]
+    Configuration requests of type 0 go to ``config_requests``. Memory requests are looked up with ``decode_requests``, then
+    become one access for each aligned 8-byte word that they touch, in ascending order: what lies in one word is one access. A
+    read of up to 128 bytes is answered with one completion, whose byte count and lower address follow its byte enables; a zero-length
+    read or write touches no register; a longer read, or one in which a register reports an error, is answered with Completer Abort; a
+    posted write ends at an error. All else that wants an answer, a BAR miss, and a function with memory disabled get Unsupported
+    Request; messages are dropped. Poisoned data is not used. Of a write shorter than its length no dword is
+    used that did not come. [PCIe5 2.3.1, 2.7.2]
 
-    Latency: 3 cycles besides decoder and register owner. Throughput: one request at a time; nothing it waits for depends on DMA.
+    Latency: from a request to its completion 3 cycles for configuration, 6 for a read of one word and 2 more for each further one,
+    besides the time of those it asks. Throughput: one request at a time; nothing it waits for depends on DMA.
 
     Parameters
     ----------
@@ -93,51 +96,45 @@ class Completer(wiring.Component):
                 m.d.comb += high.eq(n)
         nothing = (kept.length_dw == 1) & (kept.first_be == 0)
         byte_count, lower_address = Signal(13), Signal(7)
+        is_read = (kept.type[1:] == pcie.TYPE_MEMORY >> 1) & ~is_write
+        m.d.sync += [byte_count.eq(4), lower_address.eq(0)]
+        with m.If(is_read):
+            m.d.sync += [
+                byte_count.eq(Mux(nothing, 1, ((kept.length_dw - 1) << 2) + high - low + 1)),
+                lower_address.eq(Cat(low, kept.address[2:7])),
+            ]
 
-        # The dword at work, and whether its neighbour goes with it.
+        # The dword at work; whether its neighbour goes with it, and comes with the next beat only.
         index, lane = Signal(11), Signal(range(lanes))
-        iova = Signal(32)  # offset in the BAR of the dword at work, in bytes
-        pair, last_pair = Signal(), Signal()
+        offset = Signal(32)  # in the BAR, in bytes
+        pair, last_pair, straddles, lacks = Signal(), Signal(), Signal(), Signal()
+        saved, has_saved = Signal(32), Signal()
         m.d.comb += [
             lane.eq(index),
-            iova.eq(place.offset + (kept.address[2] << 2) + (index << 2)),
-            pair.eq(~iova[2] & (index + 1 < kept.length_dw) & (~is_write | (lane != lanes - 1))),
+            offset.eq(place.offset + (kept.address[2] << 2) + (index << 2)),
+            pair.eq(~offset[2] & (index + 1 < kept.length_dw)),
             last_pair.eq(index + 1 + pair >= kept.length_dw),
+            straddles.eq(is_write & pair & (lane == lanes - 1) & ~has_saved),
+            lacks.eq(is_write & (beat.dword_count <= Mux(has_saved, 0, lane + (pair & ~straddles)))),
         ]
 
         def enables(at):
             return Mux(at == 0, kept.first_be, Mux(at == kept.length_dw - 1, kept.last_be, 0xF))
 
-        here = Signal(32)
-        m.d.comb += here.eq(beat.data.word_select(lane, 32))
-        neighbour = Signal(32)
-        m.d.comb += neighbour.eq(beat.data.word_select((lane + 1)[: len(lane)], 32))
-        request = self.registers.request
+        here, neighbour = Signal(32), Signal(32)
         m.d.comb += [
-            request.payload.function.eq(place.function),
-            request.payload.bar.eq(place.bar),
-            request.payload.offset.eq(Cat(Const(0, 3), iova[3:])),
-            request.payload.is_write.eq(is_write),
+            here.eq(Mux(has_saved, saved, beat.data.word_select(lane, 32))),
+            neighbour.eq(beat.data.word_select((lane + 1)[: len(lane)], 32)),
         ]
-        with m.If(iova[2]):
-            m.d.comb += [
-                request.payload.byte_enable.eq(Cat(Const(0, 4), enables(index))),
-                request.payload.data.eq(Cat(Const(0, 32), here)),
-            ]
-        with m.Else():
-            m.d.comb += [
-                request.payload.byte_enable.eq(Cat(enables(index), Mux(pair, enables(index + 1), 0))),
-                request.payload.data.eq(Cat(here, neighbour)),
-            ]
+        request = self.registers.request
 
         gathered = Signal(8 * MAX_READ_BYTES)
         sent = Signal(11)  # dwords of the completion that have left
         out = self.completions.payload
         m.d.comb += [
             out.header.fmt.eq(Mux((status == pcie.STATUS_SC) & ~is_write, 1 << pcie.FMT_DATA, 0)),
-            out.header.type.eq(pcie.TYPE_COMPLETION),
+            out.header.type.eq(pcie.TYPE_COMPLETION | (kept.type == pcie.TYPE_MEMORY_LOCKED)),
             out.header.tc.eq(kept.tc),
-            out.header.id_based_ordering.eq(kept.id_based_ordering),
             out.header.relaxed_ordering.eq(kept.relaxed_ordering),
             out.header.no_snoop.eq(kept.no_snoop),
             out.header.length_dw.eq(Mux(out.header.fmt[pcie.FMT_DATA], kept.length_dw, 0)),
@@ -172,13 +169,17 @@ class Completer(wiring.Component):
 
         with m.FSM():
             with m.State("TAKE"):  # the beat stays at the input until the request has been served
-                is_memory = header.type == pcie.TYPE_MEMORY
+                is_memory, is_register = header.type == pcie.TYPE_MEMORY, is_config(header) | (header.type == pcie.TYPE_IO)
                 posted = is_message(header) | (is_memory & header.fmt[pcie.FMT_DATA])
                 m.d.sync += [
                     kept.eq(header), answers.eq(~posted), status.eq(pcie.STATUS_SC), index.eq(0), sent.eq(0),
-                    place.function.eq(0), byte_count.eq(4), lower_address.eq(0),
+                    place.function.eq(0), has_saved.eq(0),
                 ]
-                with m.If(self.requests.valid & ~beat.first):
+                is_short = header.fmt[pcie.FMT_DATA] & beat.last & (beat.dword_count < header.length_dw)
+                with m.If(self.requests.valid & (~beat.first | is_short)):
+                    m.next = "DROP"
+                with m.Elif(self.requests.valid & is_register & ((header.length_dw != 1) | (header.last_be != 0))):
+                    m.d.comb += self.events.malformed.eq(1)
                     m.next = "DROP"
                 with m.Elif(self.requests.valid):
                     m.next = "REFUSE"
@@ -187,7 +188,7 @@ class Completer(wiring.Component):
                         m.next = "REFUSE"
                         with m.If(posted):
                             m.next = "DROP"
-                    with m.Elif(is_config(header) & ~header.type[0] & (header.length_dw == 1)):
+                    with m.Elif(header.type == pcie.TYPE_CONFIG_0):
                         m.next = "ASK_CONFIG"
                     with m.Elif(is_memory):
                         m.next = "ASK_DECODER"
@@ -213,10 +214,6 @@ class Completer(wiring.Component):
                     m.next = "AWAIT_DECODER"
             with m.State("AWAIT_DECODER"):
                 m.d.comb += self.decode_responses.ready.eq(1)
-                m.d.sync += [
-                    byte_count.eq(Mux(nothing, 1, ((kept.length_dw - 1) << 2) + high - low + 1)),
-                    lower_address.eq(Cat(low, kept.address[2:7])),
-                ]
                 with m.If(self.decode_responses.valid):
                     m.d.sync += place.eq(self.decode_responses.payload)
                     m.next = "IDENTIFY"
@@ -225,13 +222,33 @@ class Completer(wiring.Component):
                         m.next = "REFUSE"
             with m.State("IDENTIFY"):
                 m.d.sync += [completer_id.eq(identities), gathered.eq(0)]
-                m.next = "ACCESS"
+                m.next = "PREPARE"
                 with m.If(nothing):
                     m.next = "DROP"
                     with m.If(answers):
                         m.next = "COMPLETE"
                 with m.Elif(answers & (kept.length_dw > MAX_READ_BYTES // 4)):
                     m.next = "ABORT"
+            with m.State("PREPARE"):
+                m.d.sync += [
+                    request.payload.function.eq(place.function),
+                    request.payload.bar.eq(place.bar),
+                    request.payload.offset.eq(Cat(Const(0, 3), offset[3:])),
+                    request.payload.is_write.eq(is_write),
+                    request.payload.byte_enable.eq(Cat(enables(index), Mux(pair, enables(index + 1), 0))),
+                    request.payload.data.eq(Cat(here, neighbour)),
+                ]
+                with m.If(offset[2]):
+                    m.d.sync += [
+                        request.payload.byte_enable.eq(Cat(Const(0, 4), enables(index))),
+                        request.payload.data.eq(Cat(Const(0, 32), here)),
+                    ]
+                m.next = "ACCESS"
+                with m.If(lacks):
+                    m.next = "DROP"
+                with m.Elif(straddles):
+                    m.d.sync += [saved.eq(here), has_saved.eq(1)]
+                    m.next = "NEXT_BEAT"
             with m.State("ACCESS"):
                 m.d.comb += request.valid.eq(1)
                 with m.If(request.ready):
@@ -243,12 +260,12 @@ class Completer(wiring.Component):
                     with m.Switch(index):
                         for n in range(MAX_READ_BYTES // 4):
                             with m.Case(n):
-                                m.d.sync += gathered[32 * n : 32 * n + 64].eq(Mux(iova[2], word[32:], word))
-                    m.d.sync += index.eq(index + 1 + pair)
+                                m.d.sync += gathered[32 * n : 32 * n + 64].eq(Mux(offset[2], word[32:], word))
+                    m.d.sync += [index.eq(index + 1 + pair), has_saved.eq(0)]
                     leaves = Signal()  # the beat at the input is used up
-                    m.d.comb += leaves.eq(is_write & (lane + pair == lanes - 1))
-                    m.next = "ACCESS"
-                    with m.If(answers & self.registers.response.payload.error):
+                    m.d.comb += leaves.eq(is_write & ~has_saved & (lane + pair == lanes - 1))
+                    m.next = "PREPARE"
+                    with m.If(self.registers.response.payload.error):
                         m.next = "ABORT"
                     with m.Elif(last_pair):
                         m.next = "DROP"
@@ -258,16 +275,16 @@ class Completer(wiring.Component):
                         m.next = "NEXT_BEAT"
             with m.State("NEXT_BEAT"):
                 m.next = "AWAIT_BEAT"
-                with m.If(beat.last):  # shorter than its length: what there was has been written
+                with m.If(beat.last):  # shorter than its length
                     m.next = "DROP"
                 with m.Else():
                     m.d.comb += self.requests.ready.eq(1)
             with m.State("AWAIT_BEAT"):
                 with m.If(self.requests.valid):
-                    m.next = "ACCESS"
+                    m.next = "PREPARE"
 
             with m.State("REFUSE"):
-                m.d.comb += self.events.unsupported.eq(1)
+                m.d.comb += self.events.unsupported.eq(~(kept.poisoned & is_write))
                 m.d.sync += status.eq(pcie.STATUS_UR)
                 with m.If(~is_config(kept)):
                     m.d.sync += completer_id.eq(identities)
@@ -279,7 +296,9 @@ class Completer(wiring.Component):
             with m.State("ABORT"):
                 m.d.comb += self.events.aborted.eq(1)
                 m.d.sync += status.eq(pcie.STATUS_CA)
-                m.next = "COMPLETE"
+                m.next = "DROP"
+                with m.If(answers):
+                    m.next = "COMPLETE"
             with m.State("COMPLETE"):
                 m.d.comb += self.completions.valid.eq(1)
                 with m.If(self.completions.ready):

@@ -1,9 +1,10 @@
 """Received TLPs, apart: requests for us, completions for our requests."""
 
-from amaranth import Module, Signal
+from amaranth import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..stream.demux import Demux
 from ..stream.queue import Queue
 from .codec import is_completion
 from .layouts import TlpBeat
@@ -39,21 +40,10 @@ class Receiver(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.waiting = waiting = Queue(TlpBeat(self.width), self.depth)
+        m.submodules.split = split = Demux(TlpBeat(self.width), 2, packets=True)
+        m.d.comb += split.select.eq(is_completion(self.i.payload.header))
+        wiring.connect(m, wiring.flipped(self.i), split.i)
+        wiring.connect(m, split.o[0], waiting.i)
+        wiring.connect(m, split.o[1], wiring.flipped(self.completions))
         wiring.connect(m, waiting.o, wiring.flipped(self.requests))
-        to_requester, latest = Signal(), Signal()
-        m.d.comb += to_requester.eq(latest)
-        with m.If(self.i.payload.first):
-            m.d.comb += to_requester.eq(is_completion(self.i.payload.header))
-        with m.If(self.i.valid):
-            m.d.sync += latest.eq(to_requester)
-        m.d.comb += [
-            self.completions.valid.eq(self.i.valid & to_requester),
-            self.completions.payload.eq(self.i.payload),
-            waiting.i.valid.eq(self.i.valid & ~to_requester),
-            waiting.i.payload.eq(self.i.payload),
-        ]
-        with m.If(to_requester):
-            m.d.comb += self.i.ready.eq(self.completions.ready)
-        with m.Else():
-            m.d.comb += self.i.ready.eq(waiting.i.ready)
         return m

@@ -179,6 +179,7 @@ async def malformed_tlps_disturb_nobody(dut):
     write = encode(memory_write(0x1_0000_0000, rng.randbytes(128), requester_id=1, tag=0))
     spoilt = [
         ("reserved type", [0x1F << 24 | write[0] & 0xE0FFFFFF, *write[1:]], True),
+        ("locked write", [1 << 24 | write[0], *write[1:]], True),
         ("prefix", [4 << 29 | write[0], *write[1:]], True),
         ("one header dword", write[:1], True),
         ("three of four header dwords", write[:3], True),
