@@ -8,7 +8,7 @@ export SIM SEED WIDTH LATENCY IMAGE WAVES
 .PHONY: help setup sim test models lint formal bench clean
 
 help:
-	@echo "make sim      one run of the whole card: enumerate, write an ext4 image, read it back, report"
+	@echo "make sim      the whole card against the model host: enumerate, IOMMU, virtio-blk, golden model watching"
 	@echo "make test     every test, on $(JOBS) cores"
 	@echo "make models   the golden model alone, in an environment with neither Amaranth nor cocotb"
 	@echo "make lint     ruff and pyright"
@@ -19,19 +19,23 @@ help:
 # The environment is made anew when pyproject.toml changes; build/ready is its stamp.
 setup: build/ready
 
+DEBIAN := python3-venv iverilog g++ make perl ccache e2fsprogs liblz4-dev zlib1g-dev
+
 build/ready: pyproject.toml
-	@for tool in $(PYTHON) iverilog vvp g++ make perl ccache mke2fs; do \
+	@missing=; for tool in $(PYTHON) iverilog vvp g++ perl ccache mke2fs; do \
 	  PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool > /dev/null || missing="$$missing $$tool"; done; \
-	  if [ -n "$$missing" ]; then \
-	    echo "missing:$$missing; on Debian: apt install python3-venv iverilog g++ make perl ccache e2fsprogs liblz4-dev zlib1g-dev" >&2; \
-	    exit 2; fi
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then root=; elif sudo -n true 2> /dev/null; then root=sudo; else \
+	    echo "missing:$$missing. Type: sudo apt-get install -y $(DEBIAN)" >&2; exit 2; fi; \
+	  echo "installing Debian packages for:$$missing"; \
+	  $$root apt-get update -qq && $$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(DEBIAN) > /dev/null; fi
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing Python packages into .venv"
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	@mkdir -p build && touch $@
 
 sim: build/ready
-	@$(BIN)/python -m ringwall.sim.main
+	$(BIN)/pytest -q -s tests/system/test_card.py
 
 test: build/ready
 	$(BIN)/pytest -q -n $(JOBS) --dist worksteal tests

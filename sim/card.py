@@ -1,0 +1,187 @@
+"""A whole card in a simulation, with a model host, its software and the golden model around it."""
+
+import random
+
+import cocotb
+from cocotb.triggers import RisingEdge
+
+from ..models.host import CompletionPolicy, Host, enable_msix
+from ..models.host import enumerate as enumerate_functions
+from ..models.iommu.registers import IommuDriver
+from ..models.iommu.tables import Allocator, DeviceContext, PageTable
+from ..models.virtio.blk import BlkDevice, BlkDriver
+from ..models.virtio.driver import Feature, VirtioPciDriver
+from ..models.virtio.split import SplitDriver
+from .host_port import HostPort
+from .ring_checker import RingChecker
+from .session import Session
+from .stream import cycle, start
+from .tlp_bus import RawLink
+
+__all__ = ["Card", "Disk", "MappedMemory"]
+
+PAGE = 4096
+OWN, OWN_BYTES = 0x4000_0000, 0x100_0000  # directories, page tables, queues of the IOMMU
+FRAMES = 0x1_0000_0000  # physical pages behind the disks' IOVAs, from here on
+IOVAS = 0x10_0000_0000  # first IOVA of ring and buffers
+
+
+class MappedMemory:
+    """Memory as a device addresses it: the pages of ``frames`` (IOVA page number -> physical page number)."""
+
+    def __init__(self, memory):
+        self.memory, self.frames = memory, {}
+
+    def _pieces(self, address, length):
+        while length:
+            size = min(length, PAGE - address % PAGE)
+            yield self.frames.get(address // PAGE, address // PAGE) * PAGE + address % PAGE, size
+            address, length = address + size, length - size
+
+    def read(self, address, length):
+        return b"".join(self.memory.read(at, size) for at, size in self._pieces(address, length))
+
+    def write(self, address, data):
+        done = 0
+        for at, size in self._pieces(address, len(data)):
+            self.memory.write(at, data[done : done + size])
+            done += size
+
+
+class Disk:
+    """One virtio-blk function and its driver, as :meth:`Card.disk` brings it up.
+
+    Attributes
+    ----------
+    function : :class:`int`
+        Function number, and device_id.
+    driver : :class:`VirtioPciDriver`
+    blk : :class:`BlkDriver`
+    table : :class:`PageTable` or None
+        The device's page table; None when it is not translated.
+    memory : :class:`MappedMemory`
+    golden : :class:`BlkDevice`
+    """
+
+    def __init__(self, card, function, table, memory, layout, driver, blk, golden):
+        self.card, self.function, self.table, self.memory, self.layout = card, function, table, memory, layout
+        self.driver, self.blk, self.golden = driver, blk, golden
+
+    async def done(self, requests, *, cycles=60_000):
+        """Publish what was added, ring the doorbell, wait until all of ``requests`` came back; raises AssertionError when they do not."""
+        if self.blk.publish():
+            await self.card.port.run(self.driver.notify())
+        begun = cycle()
+        while not all(request.is_done for request in requests):
+            await RisingEdge(self.card.dut.clk)
+            if self.memory.read(self.layout.used + 2, 2) != self._seen:
+                self._seen = self.memory.read(self.layout.used + 2, 2)
+                self.blk.poll()
+                if self.blk.damage:
+                    raise AssertionError(self.blk.damage[0])
+            if cycle() - begun > cycles:
+                raise AssertionError(f"{sum(not r.is_done for r in requests)} requests did not come back in {cycles} cycles")
+
+    _seen = b"\0\0"
+
+
+class Card:
+    """The card ``dut`` of ``config`` on a paced raw link, enumerated on demand, watched by a :class:`Session`.
+
+    Parameters
+    ----------
+    dut
+        A simulated :class:`ringwall.rtl.endpoint.Endpoint`, perhaps inside of :class:`.counted.Counted`.
+    config : :class:`ringwall.rtl.config.EndpointConfig`
+    seed : :class:`int`
+    latency : :class:`int`
+        Cycles from the card's read to the host's first completion.
+    policy : :class:`CompletionPolicy` or None
+        Instead of one with ``latency``.
+    log : :class:`.log.Log` or None
+    link : dict
+        Further parameters of :class:`.tlp_bus.RawLink`.
+    """
+
+    def __init__(self, dut, config, *, seed, latency=250, policy=None, log=None, link=None, mps=256, mrrs=512):
+        self.dut, self.config, self.rng = dut, config, random.Random(seed)
+        self.session = Session(seed=seed, log=log, cycle=cycle)
+        self.host = Host(self.session.memory, rng=self.rng, policy=policy or CompletionPolicy(latency=latency), mps=mps, mrrs=mrrs)
+        self.link_options = {"bytes_per_cycle": config.width / 8 * 128 / 130} | (link or {})  # PCIe 3.0: 128b/130b
+        self.observers = [self.session.take]
+        self.allocator = Allocator(self.session.memory, OWN, OWN_BYTES, rng=self.rng)
+        self.iommu, self._frame, self._next_pscid = None, FRAMES // PAGE, 1
+        self.disks = {}
+
+    async def begin(self):
+        """Reset, start the link, enumerate; ``functions`` are what software found."""
+        await start(self.dut)
+        self.link = RawLink(self.dut, **self.link_options)
+        self.port = HostPort(self.host, self.link, observe=self._observe)
+        self.link.start()
+        self.functions = await self.port.run(enumerate_functions(self.host))
+        return self
+
+    def _observe(self, event, tlp):
+        for observer in self.observers:
+            observer(event, tlp)
+
+    async def enable_iommu(self, *, levels=1):
+        """Bring the card's IOMMU up with an empty directory; from here on the disks are translated, or refused."""
+        info = self.functions[0]
+        await self.port.run(enable_msix(info, 2))
+        self.session.add("AccessChecker", iommu_function=0, own=[[OWN, OWN_BYTES, "rw"], [0xFEE0_0000, 0x10_0000, "w"]])
+        self.iommu = IommuDriver(info.bars[0].address, self.session.memory, self.allocator, allowed=self.session.allowed)
+        await self.port.run(self.iommu.init(levels))
+        return self.iommu
+
+    def map(self, table, memory, iova, pages, *, perms="rwu"):
+        """Map ``pages`` pages from ``iova`` on to fresh physical pages, scattered."""
+        frames = [self._frame + n for n in range(pages)]
+        self._frame += pages
+        self.rng.shuffle(frames)
+        for n, frame in enumerate(frames):
+            memory.frames[iova // PAGE + n] = frame
+            table.map_page(iova + PAGE * n, frame * PAGE, perms=perms)
+
+    async def disk(self, number, *, queue_size=64, buffer_pages=600, platform=True, framing="parts", alignment=1, vectors=True):
+        """Bring disk ``number`` (from 0) up: tables if there is an IOMMU in use, context, MSI-X, virtio; return the :class:`Disk`."""
+        function = self.config.first_disk + number
+        info = self.functions[function]
+        translated = self.iommu is not None and platform
+        memory, table = MappedMemory(self.session.memory), None
+        area = IOVAS + 0x10_0000, buffer_pages * PAGE
+        if translated:
+            table = PageTable(self.session.memory, self.allocator, observer=self.session.allowed)
+            self.map(table, memory, IOVAS, 16)
+            self.map(table, memory, area[0], buffer_pages)
+            message = info.msix.message_address & -PAGE
+            table.map_page(message, message, perms="rwu")
+            self.iommu.directory.set(function, DeviceContext.sv39(table.root, PSCID=self._next_pscid))
+            self._next_pscid += 1
+            await self.port.run(self.iommu.invalidate_context(function))
+        elif self.iommu is not None:
+            self.session.allowed.bypassed(function, True)
+        if vectors:
+            await self.port.run(enable_msix(info, 2))
+        driver = VirtioPciDriver(info)
+        ring = SplitDriver(memory, size=queue_size, base=IOVAS)
+        layout = ring.layout
+        wanted = 1 << Feature.VERSION_1 | 1 << 9 | (1 << Feature.ACCESS_PLATFORM if platform else 0)
+        await self.port.run(driver.start([layout], wanted=wanted, vectors=[1] if vectors else [], config_vector=0 if vectors else 0xFFFF))
+        blk = BlkDriver(ring, memory, area=area, rng=self.rng, framing=framing, alignment=alignment)
+        golden = BlkDevice(self.config.disks[number].capacity_sectors, serial=self.config.disks[number].serial)
+        disk = self.disks[number] = Disk(self, function, table, memory, layout, driver, blk, golden)
+        if self.iommu is not None:
+            message = info.msix.message_address & -PAGE
+            self.session.board.checkers.append(RingChecker(
+                self.session.memory, self.session.golden, self.session.allowed, function=function, size=queue_size, desc=layout.desc,
+                avail=layout.avail, used=layout.used, device=golden, free=[[message, PAGE]]))
+        return disk
+
+    def finish(self):
+        """End the run: nothing may differ, no rule of the link may be broken."""
+        if self.host.violations:
+            raise AssertionError(self.host.violations[0])
+        self.session.finish()
+        cocotb.log.info("%d comparisons, 0 differences", self.session.board.comparisons)
