@@ -1,6 +1,5 @@
 """Numbers of PCI configuration space as the RTL reads them."""
 
-SPACE_BYTES = 4096  # per function [PCIe5 7.2]
 HEADER_BYTES = 0x40  # type 0 header [PCIe5 7.5.1]
 CAPABILITIES_END = 0x100  # of the part that PCI capabilities live in [PCIe5 7.2]
 

@@ -2,7 +2,6 @@
 
 VENDOR_ID = 0x1AF4  # [VIRTIO1.4 4.1.2]
 DEVICE_ID_BASE = 0x1040  # + device type
-SUBSYSTEM_MINIMUM = 0x40
 
 # Device status bit numbers [VIRTIO1.4 2.1]
 S_ACKNOWLEDGE = 0
