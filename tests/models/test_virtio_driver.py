@@ -430,7 +430,7 @@ def test_driver_wrong_cards(name):
 
 
 def test_driver_misaligned_common():
-    """MODEL-VPCI-4: a common configuration on no multiple of 4 is noted by its rule, before anything is read there (V076)."""
+    """MODEL-VPCI-8: a common configuration on no multiple of 4 is noted by its rule, before anything is read there (V076)."""
     card = Card(capabilities=standard(common=virtio_capability(COMMON, 0, 2, 0x38)))
     driver = found(card)
     run(driver.find(), card.perform)

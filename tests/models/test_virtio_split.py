@@ -91,7 +91,7 @@ def test_split_parameters(arguments, message):
 
 
 def test_split_chain_parameters():
-    """MODEL-SPLIT-2: a chain that a driver must not make is refused, and nothing is taken for it."""
+    """MODEL-SPLIT-12: a chain that a driver must not make is refused, and nothing is taken for it."""
     _, ring = make(4)
     with pytest.raises(ValueError, match="between 1 and 4 buffers, not 0"):
         ring.add_chain()
@@ -238,7 +238,7 @@ def test_split_malformed(kind, arrangement):
 
 
 def test_split_malformed_parameters():
-    """MODEL-SPLIT-5: a mistake that cannot be made is refused with a sentence."""
+    """MODEL-SPLIT-13: a mistake that cannot be made is refused with a sentence."""
     _, ring = make(8)
     _, indirect = make(8, indirect=True)
     with pytest.raises(ValueError, match="must be on for 'indirect table of 0 bytes', not False"):
