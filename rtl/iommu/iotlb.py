@@ -1,12 +1,13 @@
 """The IOTLB: first-stage translations by page, size and address space."""
 
-from amaranth import Array, Cat, Const, Module, Signal
+from amaranth import Array, Cat, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 SUPERPAGES = ((4, 16), (9, 21), (18, 30))  # low page-number bits that the page covers, log2 of its size [RVPRIV 10.4, 11]
 VPN_BITS = 27  # Sv39
+REGION_BITS = 9  # low page-number bits that number the pages of one leaf table
 
 
 class Entry(data.Struct):
@@ -34,10 +35,10 @@ class Found(data.Struct):
 class Iotlb(wiring.Component):
     """Looks a page up in every cycle.
 
-    Pages of 4 KiB live in ``ways`` sets, at a place that depends on all bits of the page number, so that neither sequential nor
-    strided pages crowd; larger ones in a small associative array. A place is taken in turn when none is empty, so
-    that a cyclic pattern that is a little too large does not evict all of itself. An entry with G matches every PSCID. Several entries
-    for one page may exist: one of them answers.
+    Pages of 4 KiB live in sets of ``ways`` entries: as many sequential pages of a 2 MiB region as there are entries fill every set
+    evenly, and regions are spread over the sets. Larger pages live in a small associative array. A new entry takes an empty place of its
+    set or a random one, so that a cyclic pattern that is a little too large does not evict all of itself. An entry with G matches every
+    PSCID. Several entries for one page may exist: one of them answers, and ``discard`` takes all of them out.
 
     Latency: ``vpn`` in cycle n, ``PSCID`` in cycle n + 1, ``found`` combinationally in cycle n + 1. Throughput: one lookup, one fill, one
     invalidation per cycle. What is filled in cycle n is found by lookups that begin in cycle n + 1; what is forgotten in cycle n is not
@@ -58,6 +59,8 @@ class Iotlb(wiring.Component):
         The lookup; ``advance`` moves it from its first to its second cycle.
     found : ``Out(Found)``
         Its result.
+    discard : ``In(1)``
+        The entries found are of no use: forget them.
     fill : ``In(stream.Signature(Entry))``
         New entries; always taken.
     forget, forget_av, forget_vpn : ``In``
@@ -81,6 +84,7 @@ class Iotlb(wiring.Component):
             "PSCID": In(20),
             "advance": In(1),
             "found": Out(Found),
+            "discard": In(1),
             "fill": In(stream.Signature(Entry)),
             "forget": In(1),
             "forget_av": In(1),
@@ -93,8 +97,8 @@ class Iotlb(wiring.Component):
         bits = sets.bit_length() - 1
 
         def place(vpn):
-            result = Const(0, bits)
-            for low in range(0, VPN_BITS, bits):
+            result = vpn[:bits]
+            for low in range(max(REGION_BITS, bits), VPN_BITS, bits):
                 result = result ^ vpn[low : low + bits]
             return result[:bits]
 
@@ -104,8 +108,8 @@ class Iotlb(wiring.Component):
         looked_up, shown = Signal(bits), Signal(bits)
         sought, forgotten, filled = Signal(VPN_BITS), Signal(bits), Signal(bits)
         m.d.comb += [looked_up.eq(place(self.vpn)), forgotten.eq(place(self.forget_vpn)), filled.eq(place(entry.vpn))]
-        turn = Signal(range(max(self.ways, 2)))
-        m.d.sync += turn.eq(turn + 1 if self.ways > 1 else 0)
+        noise = Signal(16, init=1)  # x^16 + x^15 + x^13 + x^4 + 1, every state but 0
+        m.d.sync += noise.eq(Cat(noise[15] ^ noise[14] ^ noise[12] ^ noise[3], noise))
         with m.If(self.advance):
             m.d.sync += [shown.eq(looked_up), sought.eq(self.vpn)]
 
@@ -126,21 +130,23 @@ class Iotlb(wiring.Component):
                 m.d.sync += valid_then.eq(valid.bit_select(looked_up, 1) & ~(self.forget & (~self.forget_av | (forgotten == looked_up))))
             with m.If(write.en):
                 m.d.sync += valid.bit_select(filled, 1).eq(1)
+            rows.append(read.data)
+            hits.append(valid_then & (read.data.vpn == sought) & (read.data.G | (read.data.PSCID == self.PSCID)))
+            with m.If(self.discard & hits[way]):
+                m.d.sync += valid.bit_select(shown, 1).eq(0)
             with m.If(self.forget):
                 with m.If(self.forget_av):
                     m.d.sync += valid.bit_select(forgotten, 1).eq(0)
                 with m.Else():
                     m.d.sync += valid.eq(0)
-            rows.append(read.data)
-            hits.append(valid_then & (read.data.vpn == sought) & (read.data.G | (read.data.PSCID == self.PSCID)))
-        m.d.comb += victim.eq(turn)
+        m.d.comb += victim.eq(noise if self.ways > 1 else 0)
         for way in reversed(range(self.ways)):
             with m.If(empty[way]):
                 m.d.comb += victim.eq(way)
 
         # Larger pages.
         large = Array(Signal(Entry, name=f"large_{n}") for n in range(self.superpage_entries))
-        large_valid, large_turn = Signal(self.superpage_entries), Signal(range(self.superpage_entries))
+        large_valid, large_victim = Signal(self.superpage_entries), Signal(range(self.superpage_entries))
         large_hits = []
 
         def covers(item, vpn):
@@ -150,8 +156,14 @@ class Iotlb(wiring.Component):
 
         for n in range(self.superpage_entries):
             large_hits.append(large_valid[n] & covers(large[n], sought) & (large[n].G | (large[n].PSCID == self.PSCID)))
+        m.d.comb += large_victim.eq(noise)
+        for n in reversed(range(self.superpage_entries)):
+            with m.If(~large_valid[n]):
+                m.d.comb += large_victim.eq(n)
         with m.If(self.fill.valid & (entry.reach != 0)):
-            m.d.sync += [large[large_turn].eq(entry), large_valid.bit_select(large_turn, 1).eq(1), large_turn.eq(large_turn + 1)]
+            m.d.sync += [large[large_victim].eq(entry), large_valid.bit_select(large_victim, 1).eq(1)]
+        with m.If(self.discard):
+            m.d.sync += large_valid.eq(large_valid & ~Cat(large_hits))
         with m.If(self.forget):
             m.d.sync += large_valid.eq(0)
 

@@ -1,6 +1,6 @@
 """The translation path: caches in front, walker behind."""
 
-from amaranth import Module, Signal
+from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -20,7 +20,7 @@ class Translator(wiring.Component):
     translation. [RVIOMMU1.0 3.3]
 
     Latency: 2 cycles from request accepted to response valid when cached; a miss 8 cycles more than its reads. Throughput: one
-    request per cycle; the answer of a miss takes the place of one hit.
+    request per cycle; the answer of a miss takes the place of one hit, and so does a request that comes back from the walker.
 
     Parameters
     ----------
@@ -29,7 +29,9 @@ class Translator(wiring.Component):
     walks, context_entries : :class:`int`
         Walks in flight; device contexts cached.
     misses : :class:`int`
-        Requests that wait in front of the walker before hits behind them stall.
+        Requests that wait in front of the walker before what is behind them stalls; prefetches do not wait.
+    physical_address_bits : :class:`int`
+        See :class:`.walker.Walker`.
 
     Members
     -------
@@ -44,7 +46,7 @@ class Translator(wiring.Component):
     invalidate : ``In(stream.Signature(Invalidate))``
         Always taken.
     hit, miss, begun, merged, read : ``Out(1)``
-        Pulses for counters.
+        Pulses for counters: translations found in the IOTLB, requests for the walker, walks begun, requests that joined a walk, reads.
 
     Raises
     ------
@@ -52,9 +54,13 @@ class Translator(wiring.Component):
         If a size is out of range.
     """
 
-    def __init__(self, *, entries=64, ways=4, superpage_entries=8, walks=8, context_entries=8, misses=16):
+    def __init__(self, *, entries=64, ways=4, superpage_entries=8, walks=8, context_entries=8, misses=16, physical_address_bits=56):
         self.entries, self.ways, self.superpage_entries = entries, ways, superpage_entries
-        self.walks, self.context_entries, self.misses = walks, context_entries, misses
+        self.walks, self.context_entries, self.misses, self.physical_address_bits = walks, context_entries, misses, physical_address_bits
+        self._iotlb = Iotlb(entries=entries, ways=ways, superpage_entries=superpage_entries)
+        self._contexts = ContextCache(entries=context_entries, ports=2)
+        self._walker = Walker(walks=walks, physical_address_bits=physical_address_bits)
+        self._missed = Queue(TranslateRequest, misses)
         super().__init__({
             "request": In(stream.Signature(TranslateRequest)),
             "response": Out(stream.Signature(TranslateResponse)),
@@ -73,10 +79,10 @@ class Translator(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.iotlb = iotlb = Iotlb(entries=self.entries, ways=self.ways, superpage_entries=self.superpage_entries)
-        m.submodules.contexts = contexts = ContextCache(entries=self.context_entries, ports=2)
-        m.submodules.walker = walker = Walker(walks=self.walks)
-        m.submodules.missed = missed = Queue(TranslateRequest, self.misses)
+        m.submodules.iotlb = iotlb = self._iotlb
+        m.submodules.contexts = contexts = self._contexts
+        m.submodules.walker = walker = self._walker
+        m.submodules.missed = missed = self._missed
         wiring.connect(m, missed.o, walker.i)
         wiring.connect(m, walker.memory_read, wiring.flipped(self.memory_read))
         wiring.connect(m, wiring.flipped(self.memory_read_data), walker.memory_read_data)
@@ -105,19 +111,20 @@ class Translator(wiring.Component):
         m.d.comb += iotlb.forget_vpn.eq(order.page)
 
         # First cycle: context and IOTLB are read. Second cycle: decide. Then the response, unless the walker's answer goes first.
-        request, go = self.request.payload, Signal()
+        request, go = Signal(TranslateRequest), Signal()
         valid, asked = Signal(), Signal(TranslateRequest)
         context, context_found = Signal(Context), Signal()
         m.d.comb += [
-            self.request.ready.eq(go),
+            request.eq(Mux(walker.retry.valid, walker.retry.payload, self.request.payload)),
+            walker.retry.ready.eq(go), self.request.ready.eq(go & ~walker.retry.valid),
             contexts.device_id[0].eq(request.device_id),
             iotlb.vpn.eq(request.page), iotlb.advance.eq(go), iotlb.PSCID.eq(context.PSCID),
         ]
         with m.If(go):
-            m.d.sync += [valid.eq(self.request.valid), asked.eq(request), context.eq(contexts.context[0]),
+            m.d.sync += [valid.eq(walker.retry.valid | self.request.valid), asked.eq(request), context.eq(contexts.context[0]),
                          context_found.eq(contexts.found[0])]
         found = iotlb.found
-        plain, passes, hits = Signal(), Signal(), Signal()
+        plain, passes, found_ours, hits = Signal(), Signal(), Signal(), Signal()
         canonical = (asked.page[VPN_BITS - 1 :] == 0) | asked.page[VPN_BITS - 1 :].all()
         in_directory = (self.ddtp_mode != spec.OFF) & (self.ddtp_mode != spec.BARE)
         permitted = Signal()
@@ -128,7 +135,9 @@ class Translator(wiring.Component):
         m.d.comb += [
             plain.eq(~asked.process_id_valid & ~asked.execute),
             passes.eq((self.ddtp_mode == spec.BARE) | (in_directory & plain & context_found & context.is_bare)),
-            hits.eq(in_directory & plain & context_found & ~context.is_bare & canonical & found.hit & permitted),
+            found_ours.eq(in_directory & plain & context_found & ~context.is_bare & canonical & found.hit),
+            hits.eq(found_ours & permitted),
+            iotlb.discard.eq(valid & found_ours & ~permitted & go),  # the walk brings what memory says now
         ]
         answered, unanswered = Signal(), Signal()
         m.d.comb += [
@@ -149,9 +158,9 @@ class Translator(wiring.Component):
             free.eq(~self.response.valid | self.response.ready),
             walker.o.ready.eq(free),
             # A second cycle ends when its answer or its miss has a place.
-            go.eq(~valid | (answered & ((free & ~walker.o.valid) | asked.is_prefetch)) | (unanswered & missed.i.ready)),
+            go.eq(~valid | asked.is_prefetch | (answered & free & ~walker.o.valid) | (unanswered & missed.i.ready)),
             missed.i.valid.eq(unanswered),
-            self.hit.eq(valid & hits & go), self.miss.eq(unanswered & go),
+            self.hit.eq(valid & hits & go), self.miss.eq(missed.i.valid & missed.i.ready),
         ]
         with m.If(free):
             m.d.sync += self.response.valid.eq(walker.o.valid | (answered & ~asked.is_prefetch))

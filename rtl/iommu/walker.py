@@ -27,6 +27,7 @@ class Walk(data.Struct):
 
     device_id: 24
     page: 52
+    process_id_valid: 1
     phase: Phase
     level: 2
     context: Context
@@ -37,8 +38,15 @@ class Waiter(data.Struct):
 
     cookie: 8
     is_write: 1
+    execute: 1
     is_prefetch: 1
+    process_id_valid: 1
+    process_id: 20
+    privileged: 1
     offset: 12
+
+
+WAITER = tuple(name for name, _ in data.Layout.cast(Waiter))
 
 
 class Outcome(enum.Enum, shape=2):
@@ -53,14 +61,17 @@ class Outcome(enum.Enum, shape=2):
 class Walker(wiring.Component):
     """Answers the requests that the caches could not: reads directories and page tables, fills the caches, reports faults.
 
-    Up to ``walks`` walks are in flight. A request for a page that is being walked for the same device waits for that walk, unless an
-    invalidation came between; such a walk fills no cache. Non-leaf entries that lead to leaf tables are remembered: then the next
-    page costs one read. Prefetches are dropped when no walk is free, and never answered or reported.
-    Every request but a prefetch is answered exactly once; every refused one is reported, if its context does not forbid it (DTF).
+    Up to ``walks`` walks are in flight. A request for a page that is being walked for the same device waits for that walk, and one whose
+    device context is being fetched for another page waits for that fetch, unless an invalidation came between; a walk that an
+    invalidation met fills no cache. A request whose page was filled while the request waited goes back to the IOTLB, by ``retry``.
+    Non-leaf entries that lead to leaf tables are remembered: then the next page costs one read. Prefetches are dropped when there is
+    no walk for them or one runs already, and never answered or reported.
+    Every other request is answered, or given back, exactly once; every refused one is reported, if its context does not forbid it (DTF).
     Supported: Off, Bare, 1 to 3 directory levels with 32-byte contexts, first stage Bare or Sv39 with Svnapot, no second stage, no process
     directory, no hardware update of A and D. [RVIOMMU1.0 3.3]
 
-    Latency: about 6 cycles from memory data to the next read; a request to its first read 4. Throughput: one step in 3 cycles.
+    Latency, with nothing else to do: 4 cycles from a request accepted to its first read offered, 4 from the data of an entry to the
+    next read, 6 from that of a leaf to the answer. Throughput: one thing at a time.
 
     Parameters
     ----------
@@ -70,6 +81,8 @@ class Walker(wiring.Component):
         Requests that wait for walks: a power of two.
     tables : :class:`int`
         Leaf tables that are remembered.
+    physical_address_bits : :class:`int`
+        Nothing is read or reached beyond; an access fault instead. [RVIOMMU1.0 6.3 PAS]
 
     Members
     -------
@@ -77,6 +90,8 @@ class Walker(wiring.Component):
         Requests.
     o : ``Out(stream.Signature(TranslateResponse))``
         Answers, in any order.
+    retry : ``Out(stream.Signature(TranslateRequest))``
+        Requests that the IOTLB can answer now; not prefetches.
     memory_read, memory_read_data : streams
         8 or 32 bytes; ``cookie`` is the walk.
     mode, root_ppn : ``In``
@@ -98,17 +113,20 @@ class Walker(wiring.Component):
         If a number is out of range.
     """
 
-    def __init__(self, *, walks=8, waiters=32, tables=8):
+    def __init__(self, *, walks=8, waiters=32, tables=8, physical_address_bits=56):
         if walks not in range(1, 33):
             raise ValueError(f"Walks in flight must be between 1 and 32, not {walks!r}")
         if waiters not in [1 << n for n in range(1, 9)]:
             raise ValueError(f"Waiters must be a power of two between 2 and 256, not {waiters!r}")
         if tables not in range(1, 65):
             raise ValueError(f"Remembered tables must be between 1 and 64, not {tables!r}")
-        self.walks, self.waiters, self.tables = walks, waiters, tables
+        if physical_address_bits not in range(32, 57):
+            raise ValueError(f"Physical address bits must be between 32 and 56, not {physical_address_bits!r}")
+        self.walks, self.waiters, self.tables, self.physical_address_bits = walks, waiters, tables, physical_address_bits
         super().__init__({
             "i": In(stream.Signature(TranslateRequest)),
             "o": Out(stream.Signature(TranslateResponse)),
+            "retry": Out(stream.Signature(TranslateRequest)),
             "memory_read": Out(stream.Signature(MemoryRead)),
             "memory_read_data": In(stream.Signature(MemoryReadData)),
             "mode": In(4),
@@ -134,6 +152,9 @@ class Walker(wiring.Component):
         # Walks in flight, and who waits for them: a linked list per walk.
         flights = Array(Signal(Walk, name=f"walk_{n}") for n in range(self.walks))
         busy, stale = Signal(self.walks), Signal(self.walks)
+        fetching = Signal(self.walks)  # its device context
+        parked, resumable = Signal(self.walks), Signal(self.walks)  # until another has fetched the device context; no longer
+        cached = Signal(self.walks)  # not busy: what it found is in the IOTLB
         heads = Array(Signal(waiter_bits, name=f"head_{n}") for n in range(self.walks))
         tails = Array(Signal(waiter_bits, name=f"tail_{n}") for n in range(self.walks))
         m.submodules.waiting = waiting = Memory(shape=Waiter, depth=self.waiters, init=[])
@@ -165,7 +186,7 @@ class Walker(wiring.Component):
         directory = spec.DirectoryEntry(doublewords[0])
         found = spec.DeviceContext(Cat(doublewords))
         next_ppn = Signal(44)
-        outcome, cause, mapped = Signal(Outcome), Signal(12), Signal(Entry)
+        outcome, cause, mapped, executable = Signal(Outcome), Signal(12), Signal(Entry), Signal()
         is_direct = Signal()  # the answer is for ``asked``, no walk is involved
         identity = Signal()
         dtf = Signal()
@@ -174,18 +195,32 @@ class Walker(wiring.Component):
         too_wide = Signal()
         with m.Switch(self.mode):
             with m.Case(spec.LVL1):
-                m.d.comb += too_wide.eq(asked.device_id[spec.DDI[0][1] :] != 0)
+                m.d.comb += too_wide.eq(self.device_id[spec.DDI[0][1] :] != 0)
             with m.Case(spec.LVL2):
-                m.d.comb += [levels.eq(1), too_wide.eq(asked.device_id[spec.DDI[1][1] :] != 0)]
+                m.d.comb += [levels.eq(1), too_wide.eq(self.device_id[spec.DDI[1][1] :] != 0)]
             with m.Case(spec.LVL3):
                 m.d.comb += levels.eq(2)
 
         m.d.comb += self.device_id.eq(asked.device_id)
         context = self.context
-        merges, merge_at = Signal(), Signal(walk_bits)
-        for n in range(self.walks):
-            with m.If(busy[n] & ~stale[n] & (flights[n].device_id == asked.device_id) & (flights[n].page == asked.page)):
-                m.d.comb += [merges.eq(1), merge_at.eq(n)]
+        is_plain = ~asked.process_id_valid  # a process_id is answered by the device context alone
+        joins, joined = Signal(), Signal(walk_bits)
+        is_cached, cached_at, context_comes = Signal(), Signal(walk_bits), Signal()
+        wake = Signal()  # the device context of ``walk`` has come, or never will
+        for n, flight in enumerate(flights):
+            same_page = is_plain & ~flight.process_id_valid & (flight.device_id == asked.device_id) & (flight.page == asked.page)
+            with m.If(busy[n] & ~stale[n] & same_page):
+                m.d.comb += [joins.eq(1), joined.eq(n)]
+            with m.If(cached[n] & ~stale[n] & same_page & ~asked.execute):
+                m.d.comb += [is_cached.eq(1), cached_at.eq(n)]
+            with m.If(fetching[n] & ~stale[n] & (flight.device_id == asked.device_id)):
+                m.d.comb += context_comes.eq(1)
+            with m.If(wake & parked[n] & (flight.device_id == walk.device_id)):
+                m.d.sync += [parked[n].eq(0), resumable[n].eq(1)]
+        resumed = Signal(walk_bits)
+        for n in reversed(range(self.walks)):
+            with m.If(resumable[n]):
+                m.d.comb += resumed.eq(n)
         table_known, table_ppn = Signal(), Signal(44)
         walk_root, walk_region = Signal(44), Signal(NON_LEAF_BITS)
         m.d.comb += [walk_root.eq(walk.context.root_ppn), walk_region.eq(walk.page[9:VPN_BITS])]
@@ -222,7 +257,7 @@ class Walker(wiring.Component):
         context_bad = Signal()
         m.d.comb += context_bad.eq(
             found.EN_ATS | found.EN_PRI | found.T2GPA | found.PRPR | found.GADE | found.SADE | found.SBE | found.SXL
-            | (found.DPE & ~found.PDTV) | (found.tc_reserved != 0) | (found.iohgatp_mode != spec.MODE_BARE)
+            | (found.DPE & ~found.PDTV) | (found.tc_reserved != 0) | (found.tc_reserved_high != 0) | (found.iohgatp_mode != spec.MODE_BARE)
             | (found.ta_reserved != 0) | (found.ta_reserved_high != 0) | (found.fsc_reserved != 0)
             | ((found.fsc_mode != spec.MODE_BARE) & ((found.fsc_mode != spec.MODE_SV39) | found.PDTV)))
 
@@ -236,6 +271,9 @@ class Walker(wiring.Component):
                         vpn_part.eq(walk.page[9 * level : 9 * level + 9]),
                         ddi.eq(walk.device_id[slice(*spec.DDI[level])]),
                     ]
+        def beyond(ppn):
+            return ppn[self.physical_address_bits - spec.PAGE_BITS :].any()
+
         read = self.memory_read.payload
         m.d.comb += [read.cookie.eq(at), read.length_bytes.eq(spec.ENTRY_BYTES)]
         with m.Switch(walk.phase):
@@ -252,43 +290,55 @@ class Walker(wiring.Component):
         subject, subject_page, subject_device = Signal(Waiter), Signal(52), Signal(24)
         with m.If(is_direct):
             m.d.comb += [
-                subject.cookie.eq(asked.cookie), subject.is_write.eq(asked.is_write), subject.is_prefetch.eq(asked.is_prefetch),
-                subject.offset.eq(asked.offset), subject_page.eq(asked.page), subject_device.eq(asked.device_id),
+                *(subject[name].eq(asked[name]) for name in WAITER), subject_page.eq(asked.page), subject_device.eq(asked.device_id),
             ]
         with m.Else():
             m.d.comb += [subject.eq(read_waiter.data), subject_page.eq(walk.page), subject_device.eq(walk.device_id)]
+        # A write is a write; what executes reads. [RVIOMMU1.0 2.3]
+        allowed, page_fault, access_fault, ttyp = Signal(), Signal(12), Signal(12), Signal(6)
+        with m.If(subject.is_write):
+            m.d.comb += [
+                allowed.eq(mapped.writable), page_fault.eq(spec.WRITE_PAGE_FAULT), access_fault.eq(spec.WRITE_ACCESS_FAULT),
+                ttyp.eq(spec.TTYP_UNTRANSLATED_WRITE),
+            ]
+        with m.Elif(subject.execute):
+            m.d.comb += [
+                allowed.eq(executable), page_fault.eq(spec.INSTRUCTION_PAGE_FAULT), access_fault.eq(spec.INSTRUCTION_ACCESS_FAULT),
+                ttyp.eq(spec.TTYP_UNTRANSLATED_EXECUTE),
+            ]
+        with m.Else():
+            m.d.comb += [
+                allowed.eq(mapped.readable), page_fault.eq(spec.READ_PAGE_FAULT), access_fault.eq(spec.READ_ACCESS_FAULT),
+                ttyp.eq(spec.TTYP_UNTRANSLATED_READ),
+            ]
         permitted, subject_cause = Signal(), Signal(12)
-        m.d.comb += permitted.eq((outcome == Outcome.MAPPED) & (identity | Mux(subject.is_write, mapped.writable, mapped.readable)))
+        m.d.comb += permitted.eq((outcome == Outcome.MAPPED) & (identity | allowed))
         with m.Switch(outcome):
             with m.Case(Outcome.FAULT):
                 m.d.comb += subject_cause.eq(cause)
             with m.Case(Outcome.ACCESS_FAULT):
-                m.d.comb += subject_cause.eq(Mux(subject.is_write, spec.WRITE_ACCESS_FAULT, spec.READ_ACCESS_FAULT))
+                m.d.comb += subject_cause.eq(access_fault)
             with m.Default():
-                m.d.comb += subject_cause.eq(Mux(subject.is_write, spec.WRITE_PAGE_FAULT, spec.READ_PAGE_FAULT))
+                m.d.comb += subject_cause.eq(page_fault)
         always_logged = (outcome == Outcome.FAULT) & (cause != spec.TYPE_DISALLOWED) & (cause != spec.PT_CORRUPTED)
         answer, report = self.o.payload, self.faults.payload
         m.d.comb += [
             answer.cookie.eq(subject.cookie),
             answer.fault.eq(~permitted),
-            answer.cause.eq(Mux(permitted, 0, subject_cause)),
-            answer.page.eq(Mux(identity, subject_page, translated)),
-            answer.readable.eq(identity | mapped.readable),
-            answer.writable.eq(identity | mapped.writable),
             report.cause.eq(subject_cause),
-            report.ttyp.eq(Mux(subject.is_write, spec.TTYP_UNTRANSLATED_WRITE, spec.TTYP_UNTRANSLATED_READ)),
+            report.ttyp.eq(ttyp),
             report.device_id.eq(subject_device),
+            report.process_id_valid.eq(subject.process_id_valid),
+            report.process_id.eq(Mux(subject.process_id_valid, subject.process_id, 0)),
+            report.privileged.eq(subject.process_id_valid & subject.privileged),
             report.iotval.eq(Cat(subject.offset, subject_page)),
         ]
-        with m.If(is_direct):
-            m.d.comb += [
-                report.process_id_valid.eq(asked.process_id_valid),
-                report.process_id.eq(Mux(asked.process_id_valid, asked.process_id, 0)),
-                report.privileged.eq(asked.process_id_valid & asked.privileged),
-            ]
-        with m.If(identity):
-            m.d.comb += answer.size_log2.eq(63)
+        with m.If(~permitted):
+            m.d.comb += answer.cause.eq(subject_cause)
+        with m.Elif(identity):
+            m.d.comb += [answer.page.eq(subject_page), answer.readable.eq(1), answer.writable.eq(1), answer.size_log2.eq(63)]
         with m.Else():
+            m.d.comb += [answer.page.eq(translated), answer.readable.eq(mapped.readable), answer.writable.eq(mapped.writable)]
             with m.Switch(mapped.reach):
                 with m.Case(0):
                     m.d.comb += answer.size_log2.eq(spec.PAGE_BITS)
@@ -298,10 +348,8 @@ class Walker(wiring.Component):
 
         write_waiter_data = write_waiter.data
         m.d.comb += [
-            write_waiter.addr.eq(free_waiter),
-            write_waiter_data.cookie.eq(asked.cookie), write_waiter_data.is_write.eq(asked.is_write),
-            write_waiter_data.is_prefetch.eq(asked.is_prefetch), write_waiter_data.offset.eq(asked.offset),
-            write_link.addr.eq(tails[merge_at]), write_link.data.eq(free_waiter),
+            write_waiter.addr.eq(free_waiter), *(write_waiter_data[name].eq(asked[name]) for name in WAITER),
+            write_link.addr.eq(tails[joined]), write_link.data.eq(free_waiter), self.retry.payload.eq(asked),
             self.fill.payload.eq(mapped),
             self.fill_context.payload.eq(walk.context),
         ]
@@ -312,14 +360,16 @@ class Walker(wiring.Component):
         def direct(kind, number=0):
             return [*fail(kind, number), is_direct.eq(1), dtf.eq(0)]
 
-        # What happens to the request at hand when it cannot be begun: it stays, and replies go first.
-        pending = Signal()
+        pending = Signal()  # ``asked`` could not be begun: it stays, and replies go first
         with m.FSM():
             with m.State("REST"):
                 m.d.sync += [is_direct.eq(0), identity.eq(0), beat.eq(0)]
                 with m.If(self.memory_read_data.valid):
                     m.d.sync += [at.eq(reply.cookie), walk.eq(flights[reply.cookie[:walk_bits]])]
                     m.next = "TAKE_REPLY"
+                with m.Elif(resumable.any()):
+                    m.d.sync += [at.eq(resumed), walk.eq(flights[resumed]), resumable.bit_select(resumed, 1).eq(0)]
+                    m.next = "RESUME"
                 with m.Elif(pending):
                     m.next = "CLASSIFY"
                 with m.Elif(self.i.valid):
@@ -341,31 +391,62 @@ class Walker(wiring.Component):
                     m.d.sync += [*direct(Outcome.FAULT, spec.TYPE_DISALLOWED), dtf.eq(context.DTF)]
                 with m.Elif(self.context_found & context.is_bare):
                     m.d.sync += [*direct(Outcome.MAPPED), identity.eq(1)]
-                with m.Elif(merges & any_waiter & ~asked.process_id_valid):
-                    m.d.comb += [write_waiter.en.eq(1), write_link.en.eq(1), self.merged.eq(~asked.is_prefetch)]
-                    m.d.sync += [tails[merge_at].eq(free_waiter), used.bit_select(free_waiter, 1).eq(1)]
+                with m.Elif(asked.is_prefetch & (joins | is_cached)):
+                    m.next = "REST"
+                with m.Elif(is_cached):
+                    m.d.sync += cached.bit_select(cached_at, 1).eq(0)  # so that it is given back once only
+                    m.next = "GIVE_BACK"
+                with m.Elif(joins & any_waiter):
+                    m.d.comb += [write_waiter.en.eq(1), write_link.en.eq(1), self.merged.eq(1)]
+                    m.d.sync += [tails[joined].eq(free_waiter), used.bit_select(free_waiter, 1).eq(1)]
                     m.next = "REST"
                 with m.Elif(any_walk & any_waiter):
                     m.d.comb += [write_waiter.en.eq(1), self.begun.eq(1)]
                     m.d.sync += [
                         at.eq(free_walk),
-                        busy.bit_select(free_walk, 1).eq(1), stale.bit_select(free_walk, 1).eq(0),
+                        busy.bit_select(free_walk, 1).eq(1), stale.bit_select(free_walk, 1).eq(0), cached.bit_select(free_walk, 1).eq(0),
                         used.bit_select(free_waiter, 1).eq(1), heads[free_walk].eq(free_waiter), tails[free_walk].eq(free_waiter),
                         walk.device_id.eq(asked.device_id), walk.page.eq(asked.page), walk.context.eq(context),
+                        walk.process_id_valid.eq(asked.process_id_valid),
                     ]
-                    m.next = "BEGIN_DIRECTORY"
                     with m.If(self.context_found):
                         m.next = "BEGIN_TABLE"
+                    with m.Elif(context_comes):
+                        m.next = "PARK"
+                    with m.Else():
+                        m.next = "BEGIN_DIRECTORY"
                 with m.Elif(asked.is_prefetch):
                     m.next = "REST"
                 with m.Else():
                     m.d.sync += pending.eq(1)
                     m.next = "REST"
+            with m.State("GIVE_BACK"):
+                m.d.comb += self.retry.valid.eq(1)
+                with m.If(self.retry.ready):
+                    m.next = "REST"
+            with m.State("PARK"):
+                m.d.sync += [flights[at].eq(walk), parked.bit_select(at, 1).eq(1)]
+                m.next = "REST"
+            with m.State("RESUME"):
+                m.d.comb += self.device_id.eq(walk.device_id)
+                m.d.sync += [walk.context.eq(context), dtf.eq(context.DTF)]
+                m.next = "BEGIN_DIRECTORY"
+                with m.If(self.context_found):
+                    m.next = "USE_CONTEXT"
             with m.State("BEGIN_DIRECTORY"):
+                m.d.comb += self.device_id.eq(walk.device_id)
                 m.d.sync += [
                     walk.phase.eq(Mux(levels == 0, Phase.CONTEXT, Phase.DIRECTORY)), walk.level.eq(levels), next_ppn.eq(self.root_ppn),
+                    fetching.bit_select(at, 1).eq(1), dtf.eq(0),
                 ]
                 m.next = "READ"
+                # The mode may be another than when the request came.
+                with m.If((self.mode == spec.OFF) | (self.mode == spec.BARE)):
+                    m.d.sync += fail(Outcome.FAULT, spec.ALL_DISALLOWED)
+                    m.next = "END_WALK"
+                with m.Elif(too_wide):
+                    m.d.sync += fail(Outcome.FAULT, spec.TYPE_DISALLOWED)
+                    m.next = "END_WALK"
             with m.State("BEGIN_TABLE"):
                 m.d.sync += [
                     walk.phase.eq(Phase.TABLE), walk.level.eq(Mux(table_known, 0, 2)),
@@ -376,8 +457,13 @@ class Walker(wiring.Component):
                     m.d.sync += [*fail(Outcome.PAGE_FAULT), dtf.eq(walk.context.DTF)]
                     m.next = "END_WALK"
             with m.State("READ"):
-                m.d.comb += self.memory_read.valid.eq(1)
-                with m.If(self.memory_read.ready):
+                m.d.comb += self.memory_read.valid.eq(~beyond(next_ppn))
+                with m.If(beyond(next_ppn)):
+                    m.d.sync += [*fail(Outcome.FAULT, spec.DDT_LOAD_FAULT), dtf.eq(walk.context.DTF)]
+                    with m.If(walk.phase == Phase.TABLE):
+                        m.d.sync += fail(Outcome.ACCESS_FAULT)
+                    m.next = "END_WALK"
+                with m.Elif(self.memory_read.ready):
                     m.d.comb += self.read.eq(1)
                     m.d.sync += flights[at].eq(walk)
                     m.next = "REST"
@@ -429,17 +515,22 @@ class Walker(wiring.Component):
                 with m.Elif(context_bad):
                     m.d.sync += fail(Outcome.FAULT, spec.DDT_MISCONFIGURED)
                 with m.Else():
-                    m.next = "KEEP_CONTEXT"
-            with m.State("KEEP_CONTEXT"):
-                m.d.comb += self.fill_context.valid.eq(~stale.bit_select(at, 1))
+                    m.d.sync += dtf.eq(found.DTF)
+                    m.next = "USE_CONTEXT"
+            with m.State("USE_CONTEXT"):
+                m.d.comb += [self.fill_context.valid.eq(~stale.bit_select(at, 1)), wake.eq(fetching.bit_select(at, 1))]
+                m.d.sync += fetching.bit_select(at, 1).eq(0)
                 m.next = "BEGIN_TABLE"
-                with m.If(walk.context.is_bare):
+                with m.If(walk.process_id_valid & ~walk.context.PDTV):
+                    m.d.sync += fail(Outcome.FAULT, spec.TYPE_DISALLOWED)
+                    m.next = "END_WALK"
+                with m.Elif(walk.context.is_bare):
                     m.d.sync += [outcome.eq(Outcome.MAPPED), identity.eq(1)]
                     m.next = "END_WALK"
             with m.State("TAKE_ENTRY"):
                 m.d.sync += [
                     mapped.vpn.eq(walk.page), mapped.PSCID.eq(walk.context.PSCID), mapped.G.eq(entry.G), mapped.ppn.eq(entry.PPN),
-                    mapped.readable.eq(entry.R), mapped.writable.eq(entry.W & entry.D),
+                    mapped.readable.eq(entry.R), mapped.writable.eq(entry.W & entry.D), executable.eq(entry.X),
                     mapped.reach.eq(Mux(walk.level == 0, entry.N, walk.level + 1)),
                     next_ppn.eq(entry.PPN), walk.level.eq(walk.level - 1),
                 ]
@@ -454,7 +545,7 @@ class Walker(wiring.Component):
                     m.d.sync += outcome.eq(Outcome.MAPPED)
                     m.next = "KEEP_LEAF"
                 with m.Else():
-                    with m.If((walk.level == 1) & ~stale.bit_select(at, 1)):
+                    with m.If((walk.level == 1) & ~stale.bit_select(at, 1) & ~table_known):
                         for n in range(self.tables):
                             with m.If(known_turn == n):
                                 m.d.sync += [
@@ -464,12 +555,17 @@ class Walker(wiring.Component):
                         m.d.sync += known_turn.eq(Mux(known_turn == self.tables - 1, 0, known_turn + 1))
                     m.next = "READ"
             with m.State("KEEP_LEAF"):
-                m.d.comb += self.fill.valid.eq(~stale.bit_select(at, 1) & (mapped.readable | mapped.writable))
                 m.next = "END_WALK"
+                with m.If(beyond(mapped.ppn)):
+                    m.d.sync += fail(Outcome.ACCESS_FAULT)
+                with m.Elif(mapped.readable & ~stale.bit_select(at, 1)):
+                    m.d.comb += self.fill.valid.eq(1)
+                    m.d.sync += cached.bit_select(at, 1).eq(1)
 
             # The end.
             with m.State("END_WALK"):
-                m.d.sync += waiter_at.eq(heads[at])
+                m.d.comb += wake.eq(fetching.bit_select(at, 1))
+                m.d.sync += [waiter_at.eq(heads[at]), fetching.bit_select(at, 1).eq(0)]
                 m.next = "ANSWER"
             with m.State("ANSWER"):
                 m.d.comb += self.o.valid.eq(~subject.is_prefetch)

@@ -35,7 +35,9 @@ class DeviceContext(data.Struct):
     DPE: 1
     SBE: 1
     SXL: 1
-    tc_reserved: 52
+    tc_reserved: 12
+    tc_custom: 8
+    tc_reserved_high: 32
     iohgatp_ppn: 44
     GSCID: 16
     iohgatp_mode: 4
@@ -75,8 +77,10 @@ NAPOT_64K = 0b1000  # low bits of PPN of the one NAPOT size [RVPRIV 11]
 OFF, BARE, LVL1, LVL2, LVL3 = range(5)
 
 # Causes [RVIOMMU1.0 4.2]
+INSTRUCTION_ACCESS_FAULT = 1
 READ_ACCESS_FAULT = 5
 WRITE_ACCESS_FAULT = 7
+INSTRUCTION_PAGE_FAULT = 12
 READ_PAGE_FAULT = 13
 WRITE_PAGE_FAULT = 15
 ALL_DISALLOWED = 256
@@ -88,5 +92,6 @@ DDT_CORRUPTED = 268
 PT_CORRUPTED = 274
 
 # Transaction types [RVIOMMU1.0 4.2]
+TTYP_UNTRANSLATED_EXECUTE = 1
 TTYP_UNTRANSLATED_READ = 2
 TTYP_UNTRANSLATED_WRITE = 3
