@@ -1,4 +1,4 @@
-# Every command a person or CI runs. Variables: SIM= SEED= WIDTH= LATENCY= IMAGE= WAVES=1 for `make sim`, JOBS= for `make test`.
+# Every command a person or CI runs. Variables: SIM= SEED= WAVES=1 for every test, JOBS= for `make test`.
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
