@@ -93,7 +93,7 @@ class TagPool(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.used = used = Queue(TagGrant, self.count)
+        m.submodules.used = used = Queue(TagGrant, max(2, self.count))
         new = Signal(range(self.count + 1))  # tags that were handed out at least once
         m.d.comb += [used.i.valid.eq(self.freed.valid), used.i.payload.eq(self.freed.payload)]
         with m.If(new < self.count):
@@ -333,6 +333,8 @@ class TagTable(wiring.Component):
                 saved.left_dw.eq(work.left_dw - b.dword_count),
                 saved.at.eq(work.at + b.dword_count),
             ]
+            with m.If(b.last):  # beats without a first one are nobody's
+                m.d.sync += [saved.fits.eq(0), saved.failed.eq(0)]
         # From the cycle after a first beat's stage B to the last beat's: a probe must not free what is being written.
         under_way = Signal()
         with m.If(b.valid):

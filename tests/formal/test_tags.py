@@ -1,0 +1,143 @@
+"""Proof of the tag table: no tag twice in flight, each request ends once, whatever comes as completions; beside it planted bugs."""
+
+import pytest
+from amaranth.hdl import Assert, Assume, Cat, Cover, Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In
+
+from ringwall.rtl.spec import pcie
+from ringwall.rtl.tlp import tags as module
+from ringwall.rtl.tlp.layouts import BurstStatus
+from ringwall.rtl.tlp.tags import TagPool, TagTable
+from ringwall.sim.formal import mutant, prove, refute
+
+TAGS, WALL_TAGS = 2, 1
+DEPTH = 13
+
+# Completions: every field that the table looks at, in as few bits as show its rules.
+Beat = data.StructLayout({
+    "tag": 2, "requester_id": 1, "byte_count": 3, "lower_address": 3, "length_dw": 2, "status": 3, "has_data": 1, "poisoned": 1,
+    "locked": 1, "dword_count": 2, "first": 1, "last": 1,
+})  # fmt: skip
+
+
+class TagContract(wiring.Component):
+    """Takes tags, opens requests, feeds any completions at all; follows one tag that ``which`` picks."""
+
+    which: In(1)
+    take: In(2)  # from both sets
+    lower_address: In(3)
+    length_bytes: In(3)
+    stop: In(1)
+    completions: In(stream.Signature(Beat))
+
+    def __init__(self, table=TagTable):
+        self.table = table
+        super().__init__()
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.table = table = self.table(width=64, tags=TAGS, wall_tags=WALL_TAGS, rows=TAGS, index_bits=1,
+                                                timeout_cycles=32 * TAGS)  # fmt: skip
+        table.timeout_cycles = 2  # a tick each cycle: the shortest time that the table counts
+        tag, chosen = Signal(), Signal()
+        m.d.sync += chosen.eq(1)
+        with m.If(~chosen):
+            m.d.sync += tag.eq(self.which)
+
+        # One tag at a time; its request is sent in the next cycle.
+        wall, short = table.wall_tags, table.short_tags
+        m.d.comb += [wall.ready.eq(self.take[0] & chosen), short.ready.eq(self.take[1] & ~self.take[0] & chosen)]
+        grant = Signal(module.TagGrant)
+        granted = Signal()
+        m.d.comb += [granted.eq((wall.valid & wall.ready) | (short.valid & short.ready)), grant.eq(short.payload)]
+        with m.If(self.take[0]):
+            m.d.comb += grant.eq(wall.payload)
+        opened, o = table.opened, table.opened.p
+        m.d.sync += [opened.valid.eq(granted), o.tag.eq(grant.tag), o.generation.eq(grant.generation), o.index.eq(grant.tag)]
+        m.d.sync += [o.row.eq(grant.tag), o.lower_address.eq(self.lower_address), o.length_bytes.eq(self.length_bytes)]
+        m.d.comb += [
+            Assume((self.length_bytes != 0) & (self.length_bytes <= 6)),  # up to 3 dwords: enough
+            table.stop.eq(self.stop),
+        ]
+        b, c, h = self.completions.p, table.completions, table.completions.p.header
+        m.d.comb += [
+            c.valid.eq(self.completions.valid), self.completions.ready.eq(c.ready),
+            c.p.first.eq(b.first), c.p.last.eq(b.last), c.p.dword_count.eq(b.dword_count),
+            h.tag.eq(b.tag), h.requester_id.eq(b.requester_id), h.byte_count.eq(b.byte_count), h.length_dw.eq(b.length_dw),
+            h.lower_address.eq(b.lower_address), h.status.eq(b.status), h.poisoned.eq(b.poisoned),
+            h.fmt.eq(b.has_data << pcie.FMT_DATA), h.type.eq(pcie.TYPE_COMPLETION | b.locked),
+        ]  # fmt: skip
+
+        # What must hold for the tag.
+        ended, e = table.ended.valid & (table.ended.p.index == tag), table.ended.p
+        given = granted & (grant.tag == tag)
+        held, open_ = Signal(), Signal()  # between being given and the end; since it was opened
+        quarantined, excused = Signal(), Signal()  # timed out; something came that may bring it back
+        excuse, recent = Signal(), Signal(3)  # the table decides 3 cycles before it says so
+        m.d.comb += excuse.eq(self.stop | (c.valid & (h.tag == tag)))
+        m.d.sync += recent.eq(Cat(excuse, recent))
+        length, place = Signal(4), Signal(3)  # dwords up to the end of the request, from the start of its row
+        with m.If(given):
+            m.d.sync += [held.eq(1), quarantined.eq(0), excused.eq(0)]
+        with m.If(opened.valid & (o.tag == tag)):
+            m.d.sync += [open_.eq(1), place.eq(o.lower_address), length.eq(o.length_bytes)]
+        with m.If(ended):
+            m.d.sync += [held.eq(0), open_.eq(0), quarantined.eq(e.status == BurstStatus.TIMEOUT), excused.eq((recent != 0) | excuse)]
+        with m.If(quarantined & excuse):
+            m.d.sync += excused.eq(1)
+        tail = Signal(4)
+        m.d.comb += tail.eq((place + length + 3) >> 2)
+        s = table.store.p
+        stored = table.store.valid & (s.row == tag)
+        # The first cycle of a stored beat is the cycle before `ended` at the latest: the request is still open.
+        m.d.comb += [
+            Assert(~given | ~held, "a tag in flight is not given again"),
+            Assert(~ended | open_, "a request ends once"),
+            Assert(~(given & quarantined) | excused, "a tag that timed out comes back only with a completion or a stop"),
+            Assert(~stored | open_, "data is stored for open requests only"),
+            Assert(~stored | (s.position + s.dword_count <= tail), "no data is stored behind the end of a request"),
+            Assert(~stored | (s.position >= place[2:]), "no data is stored in front of a request"),
+            Assert(grant.tag < TAGS, "only tags that exist are given"),
+            Cover(ended & (e.status == BurstStatus.OK), "a request ends well"),
+            Cover(ended & (e.status == BurstStatus.POISONED), "a request ends poisoned"),
+            Cover(ended & (e.status == BurstStatus.CA), "a request ends with CA"),
+            Cover(ended & (e.status == BurstStatus.TIMEOUT), "a request times out"),
+        ]
+        return m
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Short times: a timeout of two ticks, as many as the table's arithmetic needs."""
+    monkeypatch.setattr(module, "TICKS", 2)
+    monkeypatch.setattr(module, "STAMP_BITS", 3)
+    monkeypatch.setattr(module, "PATIENCE", 2)
+
+
+def test_tags():
+    """FORMAL-TAG-1: under any completions no tag is given twice, each request ends once, no data is stored outside a request."""
+    prove(TagContract(), depth=DEPTH)
+
+
+@pytest.mark.parametrize(("old", "new", "broken"), [
+    ("end.eq(work.state == State.BUSY)", "end.eq(1)", "ends once"),
+    ("[saved.fits.eq(0), saved.failed.eq(0)]", "[saved.fits.eq(0)]", "ends once"),
+    ("got.read_port(transparent_for=(tell,))", "got.read_port()", "ends once"),
+    ("[record.state.eq(State.QUARANTINED), enters.eq(1),", "[record.state.eq(State.QUARANTINED), release.eq(1), enters.eq(1),",
+     "timed out comes back only"),
+    ("(excess[-1] | (excess[2:] == 0))", "1", "behind the end"),
+    ("& ~work.bad & ~too_many", "& ~work.bad", "behind the end"),
+    ("record.position.eq(work.position + work.length_dw)", "record.position.eq(work.position + work.length_dw + 1)", "behind the end"),
+    ("& (work.state == State.BUSY) & ~work.bad", "& ~work.bad", "open requests only"),
+    ("probed.eq(b.probe & ~(under_way & (saved.tag == b.tag)))", "probed.eq(b.probe)", "ends once"),
+])  # fmt: skip
+def test_tags_bugs(old, new, broken):
+    """FORMAL-TAG-2: each planted bug of the tag table breaks the assertion that it should."""
+    assert broken in refute(TagContract(mutant(TagTable, old, new)), depth=DEPTH)
+
+
+def test_pool_bug(monkeypatch):
+    """FORMAL-TAG-3: a pool that hands a tag out twice is noticed."""
+    monkeypatch.setattr(module, "TagPool", mutant(TagPool, "new.eq(new + self.o.ready)", "new.eq(new)"))
+    assert "not given again" in refute(TagContract(), depth=DEPTH)
