@@ -1,4 +1,4 @@
-"""The card: a raw TLP link on one side, virtio functions behind an IOMMU on the other."""
+"""The card: two TLP streams on one side, virtio functions behind an IOMMU on the other."""
 
 from amaranth import Module, Signal
 from amaranth.lib import data, stream, wiring
@@ -12,11 +12,11 @@ from .function.layouts import MsixRequest
 from .function.msix import Msix, MsixFunction
 from .iommu.gate import Gate
 from .iommu.unit import Iommu
-from .phy.raw import RawBeat, RawPhy
 from .regs.router import Merger, Range, Router
 from .spec import virtio_blk
 from .stream.arbiter import Arbiter
 from .tlp.completer import Completer
+from .tlp.layouts import TlpBeat
 from .tlp.receiver import Receiver
 from .tlp.requester import ReadClient, Requester
 from .tlp.transmitter import Transmitter
@@ -43,11 +43,10 @@ class Activity(data.Struct):
     walk_read: 1
     ring_read: 1
     used_write: 1
-    malformed: 1
 
 
 class Endpoint(wiring.Component):
-    """A card as :class:`.config.EndpointConfig` says, on a raw TLP link.
+    """A card as :class:`.config.EndpointConfig` says; a link adapter of ``rtl/phy`` joins it to a link.
 
     Parameters
     ----------
@@ -56,16 +55,18 @@ class Endpoint(wiring.Component):
 
     Members
     -------
-    i, o : raw streams
-        From and to the link; see "Raw link" in rtl/README.md.
+    received : ``In(stream.Signature(TlpBeat(width)))``
+        TLPs from the host.
+    to_send : ``Out(stream.Signature(TlpBeat(width)))``
+        TLPs to the host.
     activity : ``Out(Activity)``
         For counters.
     """
 
     def __init__(self, config: EndpointConfig):
         self.config = config
-        raw = stream.Signature(RawBeat(config.width))
-        super().__init__({"i": In(raw), "o": Out(raw), "activity": Out(Activity)})
+        tlps = stream.Signature(TlpBeat(config.width))
+        super().__init__({"received": In(tlps), "to_send": Out(tlps), "activity": Out(Activity)})
 
     def elaborate(self, platform):
         m = Module()
@@ -83,8 +84,7 @@ class Endpoint(wiring.Component):
         m.submodules.config_space = space = ConfigSpace(functions=descriptions)
         m.submodules.decoder = decoder = AddressDecoder(functions=descriptions)
 
-        # Link and transaction layer.
-        m.submodules.phy = phy = RawPhy(width=width)
+        # Transaction layer.
         m.submodules.receiver = receiver = Receiver(width=width)
         m.submodules.transmitter = transmitter = Transmitter(width=width)
         m.submodules.completer = completer = Completer(width=width, functions=config.functions)
@@ -98,12 +98,11 @@ class Endpoint(wiring.Component):
         m.submodules.requester = requester = Requester(
             width=width, clients=readers, functions=config.functions, tags=config.tags, wall_tags=config.wall_tags,
             completion_timeout_cycles=config.completion_timeout_cycles)
-        wiring.connect(m, wiring.flipped(self.i), phy.i)
-        wiring.connect(m, phy.o, wiring.flipped(self.o))
         for source, sink in (
-            (phy.received, receiver.i), (receiver.requests, completer.requests), (receiver.completions, requester.completions),
+            (wiring.flipped(self.received), receiver.i), (transmitter.o, wiring.flipped(self.to_send)),
+            (receiver.requests, completer.requests), (receiver.completions, requester.completions),
             (requester.posted, transmitter.posted), (requester.non_posted, transmitter.non_posted),
-            (completer.completions, transmitter.completions), (transmitter.o, phy.to_send),
+            (completer.completions, transmitter.completions),
             (completer.config_requests, space.requests), (space.responses, completer.config_responses),
             (completer.decode_requests, decoder.requests), (decoder.responses, completer.decode_responses),
         ):
@@ -215,6 +214,5 @@ class Endpoint(wiring.Component):
             self.activity.tags_in_flight.eq(requester.tags_in_flight),
             self.activity.ring_read.eq(engine.ring_reads),
             self.activity.used_write.eq(engine.used_writes),
-            self.activity.malformed.eq(phy.malformed),
         ]
         return m

@@ -3,13 +3,52 @@
 import os
 
 from amaranth.back import rtlil, verilog
-from amaranth.hdl import Const, Value
+from amaranth.hdl import Const, Module, Value
 from amaranth.hdl._ir import PortDirection  # what the back ends take; no public name exists
-from amaranth.lib import wiring
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
 
+from .config import EndpointConfig
+from .endpoint import Activity, Endpoint
+from .phy.raw import RawBeat, RawPhy
 from .virtio import store
 
-__all__ = ["convert", "to_rtlil"]
+__all__ = ["RawCard", "convert", "to_rtlil"]
+
+
+class RawCard(wiring.Component):
+    """An :class:`.endpoint.Endpoint` on a raw TLP link: what simulations run and what a soft core's wrapper instantiates.
+
+    Parameters
+    ----------
+    config : :class:`.config.EndpointConfig`
+        What the endpoint is made of.
+
+    Members
+    -------
+    i, o : ``In`` and ``Out(stream.Signature(RawBeat(width)))``
+        From and to the link; see "Raw link" in rtl/README.md.
+    activity : ``Out(Activity)``
+        For counters.
+    malformed : ``Out(1)``
+        Pulse: a TLP from the link was dropped or cut, see :class:`.phy.raw.RawReceiver`.
+    """
+
+    def __init__(self, config: EndpointConfig):
+        self.config = config
+        raw = stream.Signature(RawBeat(config.width))
+        super().__init__({"i": In(raw), "o": Out(raw), "activity": Out(Activity), "malformed": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.phy = phy = RawPhy(width=self.config.width)
+        m.submodules.endpoint = endpoint = Endpoint(self.config)
+        wiring.connect(m, wiring.flipped(self.i), phy.i)
+        wiring.connect(m, phy.o, wiring.flipped(self.o))
+        wiring.connect(m, phy.received, endpoint.received)
+        wiring.connect(m, endpoint.to_send, phy.to_send)
+        m.d.comb += [self.activity.eq(endpoint.activity), self.malformed.eq(phy.malformed)]
+        return m
 
 
 def convert(component: wiring.Component, name: str = "top") -> str:

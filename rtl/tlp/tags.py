@@ -273,9 +273,9 @@ class TagTable(wiring.Component):
             m.d.sync += [due.eq(1), probe_tag.eq(b.tag)]
         with m.If(clean):
             m.d.sync += patience.eq(0)
-        with m.Elif(due & (patience != PATIENCE - 1)):
+        with m.Elif((due | b.probe) & (patience != PATIENCE - 1)):
             m.d.sync += patience.eq(patience + 1)
-        m.d.sync += force.eq(due & ~probe & (patience == PATIENCE - 1))
+        m.d.sync += force.eq((retry | (due & ~probe)) & (patience == PATIENCE - 1))
 
         h = i.p.header
         is_completion = (h.type == pcie.TYPE_COMPLETION) & ~h.fmt[pcie.FMT_4DW] & ~h.fmt[pcie.FMT_PREFIX]

@@ -44,6 +44,7 @@ async def pieces_are_legal(dut):
         seen.clear()
         cycles.clear()
         await i.put(pack(Segment, address=address, length_bytes=length, last=last))
+        await ClockCycles(dut.clk, 2)  # the segment is in: ready has fallen
         while dut.i__ready.value != 1:
             await RisingEdge(dut.clk)
         await ClockCycles(dut.clk, 3)  # a piece too many would show here

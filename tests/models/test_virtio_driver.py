@@ -299,7 +299,8 @@ def test_driver_order():
     card = Card(quirk="slow reset")
     driver = found(card)
     layouts = [SplitLayout.at(RINGS, 8), SplitLayout.at(RINGS + 0x1_0000, 16)]
-    run(driver.start(layouts, wanted=1 << BlkFeature.FLUSH, required=PLATFORM, vectors=[2], config_vector=1), card.perform)
+    wanted = 1 << BlkFeature.FLUSH | 1 << Feature.EVENT_IDX | 1 << 100  # the last two are not offered
+    run(driver.start(layouts, wanted=wanted, required=PLATFORM, vectors=[2], config_vector=1), card.perform)
     assert [value for name, value in card.writes if name == "device_status"] == [0, 1, 3, 11, 15]
     names = [name for name, _ in card.writes]
     features_ok = card.writes.index(("device_status", 11))

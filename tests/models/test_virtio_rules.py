@@ -461,3 +461,28 @@ def test_rules_granule():
             bench.memory.log[-1] = Access(BUFFERS + 1023, bytes(2), True, "device")
             assert bench.names(False) == {"stray write"}
             bench.memory.log.pop()
+
+
+def test_rules_moments():
+    """MODEL-RULES-11: what is wrong only by its moment: data behind a returned chain that claims none of it; an element that an earlier
+    lap left behind; index and element in one write; while a read of no bytes is nothing (V039, V040)."""
+    bench = Bench()
+    bench.device.answer = lambda chain, data, late: 0
+    bench.round()
+    bench.memory.log.append(Access(0x7777, b"", False, "device"))
+    assert bench.names() == set()
+    chain = read_chain(bench.memory.snapshot(), bench.driver.layout, bench.driver.outstanding[0])
+    address, _ = chain.writable[0]
+    bench.memory.write(address, b"x", source="device")
+    assert [(one.rule, one.event) for one in bench.broken()] == [("V040", len(bench.memory.log) - 1)]
+    bench = Bench()
+    for _ in range(SIZE):
+        bench.round()
+        bench.driver.poll_used()
+    assert bench.names() == set()
+    bench.device.bug = "element missing"
+    bench.round()
+    assert bench.broken()[0].rule == "V039"
+    bench = Bench(bug="index and element at once")
+    bench.round()
+    assert [one.rule for one in bench.broken()] == ["V039"]

@@ -4,7 +4,7 @@ import cocotb
 import pytest
 
 from ringwall.rtl.config import BlkConfig, EndpointConfig
-from ringwall.rtl.endpoint import Endpoint
+from ringwall.rtl.verilog import RawCard
 from ringwall.sim.card import Card
 from ringwall.sim.run import params, run
 
@@ -15,7 +15,7 @@ def config_of(width):
 
 @pytest.mark.parametrize("width", [256])
 def test_card(request, width):
-    run(Endpoint(config_of(width)), module=__name__, node=request.node.nodeid, params={"width": width}, sim="verilator")
+    run(RawCard(config_of(width)), module=__name__, node=request.node.nodeid, params={"width": width}, sim="verilator")
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")
