@@ -16,7 +16,7 @@ class IommuConfig:
     that pid.codes sets aside for tests. A stock Linux riscv_iommu_pci driver binds to 1b36:0014.
     """
 
-    entries: int = 64
+    entries: int = 256
     ways: int = 4
     walks: int = 8
     vendor_id: int = 0x1209

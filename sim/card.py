@@ -12,18 +12,24 @@ from ..models.iommu.tables import Allocator, DeviceContext, PageTable
 from ..models.virtio.blk import BlkDevice, BlkDriver
 from ..models.virtio.driver import Feature, VirtioPciDriver
 from ..models.virtio.split import SplitDriver
+from ..rtl.config import BlkConfig, EndpointConfig
 from .host_port import HostPort
 from .ring_checker import RingChecker
 from .session import Session
 from .stream import cycle, start
 from .tlp_bus import RawLink
 
-__all__ = ["Card", "Disk", "MappedMemory"]
+__all__ = ["Card", "Disk", "MappedMemory", "bench_config"]
 
 PAGE = 4096
 OWN, OWN_BYTES = 0x4000_0000, 0x100_0000  # directories, page tables, queues of the IOMMU
 FRAMES = 0x1_0000_0000  # physical pages behind the disks' IOVAs, from here on
 IOVAS = 0x10_0000_0000  # first IOVA of ring and buffers
+
+
+def bench_config(width=256):
+    """Return the card that system tests share, so that it is built once: an IOMMU and two disks of 1 MiB, patience of 10,000 cycles."""
+    return EndpointConfig(width=width, disks=(BlkConfig(capacity_sectors=2048),) * 2, completion_timeout_cycles=10_000)
 
 
 class MappedMemory:
@@ -91,7 +97,7 @@ class Card:
     Parameters
     ----------
     dut
-        A simulated :class:`ringwall.rtl.endpoint.Endpoint`, perhaps inside of :class:`.counted.Counted`.
+        A simulated :class:`ringwall.rtl.verilog.RawCard`, perhaps inside of :class:`.counted.Counted`.
     config : :class:`ringwall.rtl.config.EndpointConfig`
     seed : :class:`int`
     latency : :class:`int`
