@@ -1,5 +1,6 @@
 """Amaranth to Verilog: for simulators, for synthesis and for users' own projects."""
 
+import hashlib
 import os
 
 from amaranth.back import rtlil, verilog
@@ -13,7 +14,7 @@ from .endpoint import Activity, Endpoint
 from .phy.raw import RawBeat, RawPhy
 from .virtio import store
 
-__all__ = ["RawCard", "convert", "to_rtlil"]
+__all__ = ["RawCard", "convert", "fingerprint"]
 
 
 class RawCard(wiring.Component):
@@ -69,15 +70,16 @@ def convert(component: wiring.Component, name: str = "top") -> str:
     return text + store.VERILOG if "ringwall_store" in text else text
 
 
-def to_rtlil(component: wiring.Component, name: str = "top") -> str:
-    """Return the RTLIL text of ``component``: what :func:`convert` is a function of, without running Yosys.
+def fingerprint(component: wiring.Component) -> str:
+    """Return a digest that is another one whenever :func:`convert` would give another text; it does not run Yosys.
 
     Raises
     ------
     :exc:`TypeError`
         When ``component`` is not a component.
     """
-    return rtlil.convert(component, name=name, ports=_ports(component), emit_src=False)
+    text = rtlil.convert(component, name="top", ports=_ports(component), emit_src=False)
+    return hashlib.sha256((text + store.VERILOG).encode()).hexdigest()
 
 
 def _ports(component):

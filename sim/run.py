@@ -243,10 +243,10 @@ def _versions(sim):
 
 def _build(component, sim, waves):
     """Return the folder with the compiled circuit, made now if this is the first to ask for it."""
-    from ..rtl.verilog import convert, to_rtlil
+    from ..rtl.verilog import convert, fingerprint
 
     recipe = f"{_RECIPE} {sim} {int(waves)} {_versions(sim)}\n"
-    digest = hashlib.sha256((recipe + to_rtlil(component)).encode()).hexdigest()[:20]
+    digest = hashlib.sha256((recipe + fingerprint(component)).encode()).hexdigest()[:20]
     root = build_root()
     final = root / f"{sim}-{digest}"
     if final.is_dir():

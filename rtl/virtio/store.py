@@ -13,7 +13,7 @@ module ringwall_store #(parameter WIDTH = 64, DEPTH = 1024, ADDRESS = 10) (
   input read_enable, input [ADDRESS-1:0] read_row, output reg [WIDTH-1:0] read_data,
   input write_enable, input [ADDRESS-1:0] write_row, input [WIDTH-1:0] write_data
 );
-  reg [WIDTH-1:0] rows [0:DEPTH-1];
+  reg [WIDTH-1:0] rows [0:DEPTH-1] /* verilator public_flat_rd */;
   integer row;
   initial begin
     read_data = 0;
