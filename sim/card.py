@@ -38,18 +38,19 @@ class MappedMemory:
     def __init__(self, memory):
         self.memory, self.frames = memory, {}
 
-    def _pieces(self, address, length):
+    def places(self, address, length):
+        """Yield the bus addresses and lengths, in order, of the pieces that ``length`` bytes at ``address`` consist of."""
         while length:
             size = min(length, PAGE - address % PAGE)
             yield self.frames.get(address // PAGE, address // PAGE) * PAGE + address % PAGE, size
             address, length = address + size, length - size
 
     def read(self, address, length):
-        return b"".join(self.memory.read(at, size) for at, size in self._pieces(address, length))
+        return b"".join(self.memory.read(at, size) for at, size in self.places(address, length))
 
     def write(self, address, data):
         done = 0
-        for at, size in self._pieces(address, len(data)):
+        for at, size in self.places(address, len(data)):
             self.memory.write(at, data[done : done + size])
             done += size
 
