@@ -1,0 +1,111 @@
+"""Proof of the splitter: every piece legal, the pieces of every segment cover it exactly; beside it the planted bugs that it refutes."""
+
+import pytest
+from amaranth.hdl import Assert, C, Cover, Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In
+
+from ringwall.rtl.dma.layouts import Segment
+from ringwall.rtl.dma.splitter import Splitter
+from ringwall.sim.formal import check_stream, mutant, offered, prove, refute
+
+PAGE = 4096  # [PCIe5 2.2.7]
+
+
+class SplitterContract(wiring.Component):
+    """Keeps account of what is owed for the segment that was taken last, and of the ends of lists; all 64 and 32 bits are free."""
+
+    i: In(stream.Signature(Segment))
+    ready: In(1)
+    stop: In(1)
+
+    def __init__(self, splitter=Splitter, max_burst=64):
+        self.splitter, self.max_burst = splitter, max_burst
+        super().__init__()
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.splitter = splitter = self.splitter(max_burst=self.max_burst)
+        offered(m, self.i)
+        m.d.comb += [
+            splitter.i.valid.eq(self.i.valid),
+            splitter.i.payload.eq(self.i.payload),
+            self.i.ready.eq(splitter.i.ready),
+            splitter.o.ready.eq(self.ready),
+            splitter.stop.eq(self.stop),
+        ]
+        check_stream(m, splitter.o, "o")
+
+        r, o = self.i.p, splitter.o.p
+        accepted, taken = self.i.valid & self.i.ready, splitter.o.valid & self.ready
+        # What is owed: the bytes from `at` to `at + owed`, and, where `ends`, one end of a list. Addresses count modulo 2^64.
+        owing, at, owed, ends = Signal(), Signal(64), Signal(32), Signal()
+        begun = Signal(3)  # pieces taken of this segment, up to 7
+        with m.If(taken):
+            m.d.sync += [at.eq(at + o.length_bytes), owed.eq(owed - o.length_bytes), begun.eq(begun + (begun != 7))]
+            with m.If((o.length_bytes == owed) | self.stop):
+                m.d.sync += owing.eq(0)
+        with m.If(accepted):
+            m.d.sync += [at.eq(r.address), owed.eq(r.length_bytes), ends.eq(r.last), begun.eq(0)]
+            m.d.sync += owing.eq(~self.stop & ((r.length_bytes != 0) | r.last))
+        # Ends of lists that came in, less those that went out or were forgotten.
+        open_lists = Signal(2)
+        forgotten = taken & self.stop & ends & ~o.last
+        m.d.sync += open_lists.eq(open_lists + (accepted & ~self.stop & r.last) - (taken & o.last) - forgotten)
+
+        block, in_page = Signal(14), Signal(14)
+        m.d.comb += [block.eq((o.address[:12] & (self.max_burst - 1)) + o.length_bytes), in_page.eq(o.address[:12] + o.length_bytes)]
+        shown = splitter.o.valid
+        for condition, rule, text in (
+            (shown, owing, "no piece without a segment, none after its end, none of a segment that stop dropped"),
+            (owing, shown, "a piece is there in each cycle until the segment is covered"),
+            (accepted, ~owing, "a segment is taken when the one before it is done"),
+            (~owing, self.i.ready, "a segment is taken as soon as the one before it is done"),
+            (shown, o.address == at, "each piece starts where the one before it ended"),
+            (shown, o.length_bytes <= owed, "no piece reaches beyond its segment"),
+            (shown, (o.length_bytes != 0) | ((owed == 0) & ends), "an empty piece does nothing but end a list"),
+            (shown, o.length_bytes <= self.max_burst, "no piece exceeds the limit"),
+            (shown, block <= self.max_burst, "no piece leaves its block of max_burst bytes"),
+            (shown, in_page <= PAGE, "no piece crosses 4 KiB"),
+            (shown, (block == self.max_burst) | (o.length_bytes == owed), "a segment is cut at the ends of blocks only"),
+            (shown, o.last == (ends & (o.length_bytes == owed)), "the last piece of a list's last segment, and no other, ends the list"),
+            (C(1), open_lists == (owing & ends), "each list that is not stopped ends once"),
+        ):
+            m.d.comb += Assert(~condition | rule, text)
+        m.d.comb += [
+            Cover(taken & o.last & (begun == 2) & (o.length_bytes == 1), "a third piece of one byte ends a list"),
+            Cover(taken & o.last & (o.length_bytes == 0), "an empty segment ends a list"),
+            Cover(taken & (in_page == PAGE) & (begun != 0) & (o.length_bytes != owed), "a segment is cut at a page"),
+            Cover(forgotten & (begun != 0), "stop forgets the rest of a list"),
+            Cover(accepted & self.stop & r.last & (r.length_bytes != 0), "stop drops a whole segment"),
+        ]
+        return m
+
+
+@pytest.mark.parametrize("max_burst", [64, 4096])
+def test_splitter(max_burst):
+    """FORMAL-SPLIT-1: for every segment, back-pressure and stop the pieces are legal and cover it exactly, a list ends once (R12, R14)."""
+    # Every state of the splitter is the start of some segment: a few pieces are as good as 2^26.
+    prove(SplitterContract(max_burst=max_burst), depth=8)
+
+
+@pytest.mark.parametrize(("old", "new", "broken"), [
+    ("room.eq(self.max_burst - iova[: (self.max_burst - 1).bit_length()])", "room.eq(self.max_burst)", "leaves its block"),
+    ("step.eq(Mux(left < room, left, room))", "step.eq(room)", "beyond its segment"),
+    ("step.eq(Mux(left < room, left, room))", "step.eq(left)", "cut at the ends of blocks"),
+    ("iova.eq(iova + step)", "iova.eq(iova + self.max_burst)", "starts where"),
+    ("left.eq(left - step)", "left.eq(left - 1)", "beyond its segment"),
+    ("last & (left == step)", "last", "ends the list"),
+    ("last & (left == step)", "(left == step)", "ends the list"),
+    ("last.eq(self.i.payload.last)", "last.eq(last | self.i.payload.last)", "ends the list"),
+    ("with m.If((left == step) | self.stop):", "with m.If(left == step):", "stop dropped"),
+    ("with m.If((left == step) | self.stop):", "with m.If((left <= self.max_burst) | self.stop):", "until the segment is covered"),
+    ("busy.eq(~self.stop & (", "busy.eq((", "as soon as"),
+    ("(self.i.payload.length_bytes != 0) | self.i.payload.last", "self.i.payload.length_bytes != 0", "until the segment is covered"),
+    ("(self.i.payload.length_bytes != 0) | self.i.payload.last", "1", "an empty piece"),
+    ("with m.If(busy & self.o.ready):", "with m.If(busy & (self.o.ready | self.stop)):", "stays until it is taken"),
+    ("self.i.ready.eq(~busy)", "self.i.ready.eq(~busy & ~self.stop)", "as soon as"),
+])  # fmt: skip
+def test_splitter_bugs(old, new, broken):
+    """FORMAL-SPLIT-2: each planted bug of the splitter breaks the assertion that it should."""
+    assert broken in refute(SplitterContract(mutant(Splitter, old, new)), depth=8)
