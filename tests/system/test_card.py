@@ -56,7 +56,7 @@ async def large_requests_fill_the_link(dut):
     limit = min(width / 8 * 128 / 130 * payload / (payload + header + 8), payload / -(-(payload + header) // (width // 8)))
     for kind in ("write", "read"):
         ends, in_flight, number = [], [], 0
-        while len(ends) < 12:
+        while len(ends) < 40:  # the first of them warm the IOTLB: the buffers lie in ever other pages of the 120
             while len(in_flight) < 2:
                 sector = 128 * (number % 16)
                 in_flight.append(disk.blk.write(sector, bytes([number]) * size) if kind == "write" else disk.blk.read(sector, size))
