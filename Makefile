@@ -1,4 +1,4 @@
-# Every command a person or CI runs. Variables: SIM= SEED= WAVES=1 for every test, JOBS= for `make test`.
+# Every command a person or CI runs. Variables: SIM= SEED= WAVES=1 for every run, WIDTH= LATENCY= IMAGE= for `make sim`, JOBS= for `make test`.
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
@@ -8,7 +8,7 @@ export SIM SEED WIDTH LATENCY IMAGE WAVES
 .PHONY: help setup sim test models lint formal bench clean
 
 help:
-	@echo "make sim      the whole card against the model host: enumerate, IOMMU, virtio-blk, golden model watching"
+	@echo "make sim      a disk image through the card and back, golden model watching; SIM= SEED= WIDTH= LATENCY= IMAGE= WAVES=1"
 	@echo "make test     every test, on $(JOBS) cores"
 	@echo "make models   the golden model alone, in an environment with neither Amaranth nor cocotb"
 	@echo "make lint     ruff and pyright"
@@ -35,7 +35,7 @@ build/ready: pyproject.toml
 	@mkdir -p build && touch $@
 
 sim: build/ready
-	$(BIN)/pytest -q -s tests/system/test_card.py
+	@$(BIN)/python -m ringwall.sim.main
 
 test: build/ready
 	$(BIN)/pytest -q -n $(JOBS) --dist worksteal tests

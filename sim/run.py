@@ -26,7 +26,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-__all__ = ["SIMULATORS", "build_root", "params", "ports", "run"]
+__all__ = ["SIMULATORS", "build_root", "params", "ports", "result_folder", "run"]
 
 SIMULATORS = ("icarus", "verilator")
 
@@ -40,6 +40,11 @@ def build_root() -> Path:
     """Return the folder for everything generated: ``build`` of the work tree, or of the current folder without one."""
     tree = Path(__file__).resolve().parents[1]
     return (tree if (tree / "pyproject.toml").is_file() else Path.cwd()) / "build"
+
+
+def result_folder(node: str) -> Path:
+    """Return the folder of the results of the run that is named ``node``."""
+    return build_root() / "sim" / _folder_name(node)
 
 
 def params() -> dict:
@@ -105,7 +110,7 @@ def run(component, *, module, node, params=None, sim=None, testcase=None, waves=
         seed = int(os.environ["SEED"], 0) if os.environ.get("SEED") else zlib.crc32(node.encode())
 
     built = _build(component, sim, waves)
-    folder = build_root() / "sim" / _folder_name(node)
+    folder = result_folder(node)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
