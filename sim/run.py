@@ -33,7 +33,7 @@ SIMULATORS = ("icarus", "verilator")
 _PARAMS = "RINGWALL_PARAMS"
 _PORTS = "RINGWALL_PORTS"
 _TIMESCALE = "1ns/1ps"
-_RECIPE = 6  # part of every build's hash: raise it when a command line below changes
+_RECIPES = {"icarus": 7, "verilator": 6}  # part of every build's hash: raise it when what is done for a simulator changes
 
 
 def build_root() -> Path:
@@ -250,7 +250,7 @@ def _build(component, sim, waves):
     """Return the folder with the compiled circuit, made now if this is the first to ask for it."""
     from ..rtl.verilog import convert, fingerprint
 
-    recipe = f"{_RECIPE} {sim} {int(waves)} {_versions(sim)}\n"
+    recipe = f"{_RECIPES[sim]} {sim} {int(waves)} {_versions(sim)}\n"
     digest = hashlib.sha256((recipe + fingerprint(component)).encode()).hexdigest()[:20]
     root = build_root()
     final = root / f"{sim}-{digest}"
@@ -284,20 +284,61 @@ def _ports_of(verilog):
 
 
 def _for_icarus(verilog):
+    """Return ``verilog`` as Icarus simulates it rightly: see :func:`_awake` and :func:`_without_glitches`."""
+    return _without_glitches(_awake(verilog))
+
+
+def _awake(verilog):
     """Return ``verilog`` so that every process runs in time 0.
 
     Icarus gives registers their initial values before any process waits, so an "always @*" leaves X behind until
     something that it reads changes. Yosys has most of them read a register that is always 0, which Icarus forgets because
     nothing comes of it. Here that register gets its value while time 0 runs, and something would come of it. Processes of
-    one statement do without the register: they get an initial process. (always_comb would do, but Icarus 11 can hang in it.)
+    one statement do without the register: they get an initial process. (Not always_comb: in Icarus 11.0 each such process
+    can wake all others, and two of them wake each other for ever. [iverilog issue 508])
     """
     text, single = re.subn(r"(?<=\n)  always @\*(\n\s+[^\n]+;\n)", r"  initial #0\1  always @*\1", verilog)
     text, woken = re.subn(r"reg (\\\$auto\$verilog_backend\S+) += 0;", r"reg \1 ; initial \1 <= 0;", text)
     text, waking = re.subn(r"(if \(\\\$auto\$verilog_backend\S+ \)) begin end", r"\1 $stop;", text)
     count = text.count("always @*")
     if count != single + waking or bool(woken) != bool(waking):
-        raise RuntimeError(f"Of {count} processes {single + waking} run at time 0: see _for_icarus in {__file__}")
+        raise RuntimeError(f"Of {count} processes {single + waking} run at time 0: see _awake in {__file__}")
     return text
+
+
+_NAME = r"(?:\\\S+ |[A-Za-z_][\w$]*)"
+_PROCESS = re.compile(r"^  always @\* begin\n(.*?)^  end\n", re.MULTILINE | re.DOTALL)
+_TARGET = re.compile(rf"^ {{4,}}((?:{_NAME}(?: ?\[[^]]*\])?)|\{{[^=]*?\}}) += ", re.MULTILINE)
+
+
+def _without_glitches(verilog):
+    """Return ``verilog`` with processes that give their register its value once, at their end.
+
+    A process of Yosys first assigns a default. Whoever reads that bit runs because of it, although the value is the old one
+    in the end. Two processes that read different bits of each other's register then wake each other for ever, without
+    any time going by: no loop of the circuit, but of its processes. Here each process works on a register of its own, "x$next".
+    """
+
+    def module(match):
+        registers = re.findall(rf"^  (?:output )?reg (\[\d+:\d+\] )?({_NAME})", match[0], re.MULTILINE)
+        ranges = {name.strip(): bits for bits, name in registers}
+
+        def process(match):
+            targets = ", ".join(_TARGET.findall(match[1]))
+            pieces = re.findall(rf"({_NAME})(?: ?(\[[^]]*\]))?", targets)
+            names = {name.strip() for name, _ in pieces}
+            name = names.pop()
+            if names or name in (n.strip() for n in re.findall(rf"(?<!['\w]){_NAME}", _TARGET.sub("", match[1]))):
+                raise RuntimeError(f"A process must assign one register and not read it: see _without_glitches in {__file__}\n{match[0]}")
+            new = "\\" + name.removeprefix("\\") + "$next "
+            body = _TARGET.sub(lambda target: re.sub(_NAME, lambda _: new, target[0]), match[1])
+            parts = dict.fromkeys(part for _, part in pieces)
+            ends = "".join(f"    {name} {part} = {new}{part};\n" for part in ([""] if "" in parts else parts))
+            return f"  reg {ranges[name]}{new};\n  always @* begin\n{body}{ends}  end\n"
+
+        return _PROCESS.sub(process, match[0])
+
+    return re.sub(r"^module .*?^endmodule", module, verilog, flags=re.MULTILINE | re.DOTALL)
 
 
 def _build_icarus(work, waves):

@@ -15,7 +15,7 @@ from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
-from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
 from ringwall.rtl.verilog import convert
 from ringwall.sim import run as harness
@@ -100,6 +100,59 @@ class Still(wiring.Component):
             with m.Case(2):
                 m.d.comb += [self.level.eq(3), self.mixed.held.eq(1)]
         m.d.comb += self.mixed.constant.eq(2)
+        return m
+
+
+class Circle(wiring.Component):
+    """No loop of bits, but of registers: ``o.b`` depends on ``y``, which depends on ``o.a``; each has a default of its own."""
+
+    x: In(1)
+    o: Out(data.StructLayout({"a": 1, "b": 1}))
+
+    def elaborate(self, platform):
+        m = Module()
+        y, state = Signal(2), Signal()
+        m.d.sync += state.eq(~state)
+        with m.If(self.x):
+            m.d.comb += [self.o.a.eq(1), self.o.b.eq(y[0])]
+        with m.If(self.o.a):
+            m.d.comb += y.eq(1)
+        with m.Elif(state):
+            m.d.comb += y.eq(2)
+        return m
+
+
+class Chain(wiring.Component):
+    """Each of four levels has a default and depends on the one before and on ``x``."""
+
+    x: In(2)
+    o: Out(2)
+
+    def elaborate(self, platform):
+        m = Module()
+        before = self.x
+        for n in range(4):
+            level = Signal(2, name=f"level_{n}")
+            with m.Switch(self.x):
+                with m.Case(1):
+                    m.d.comb += level.eq(1)
+                with m.Case(3):
+                    m.d.comb += level.eq(before)
+            before = level
+        m.d.comb += self.o.eq(before)
+        return m
+
+
+class Hasty(wiring.Component):
+    """One bit of a register depends on another bit, which is assigned later: Verilog would read the default."""
+
+    x: In(1)
+    o: Out(2)
+
+    def elaborate(self, platform):
+        m = Module()
+        with m.If(self.x):
+            m.d.comb += [self.o[1].eq(self.o[0]), self.o[0].eq(1)]
         return m
 
 
@@ -202,6 +255,32 @@ async def level_is_known(dut):
     await start(dut)
     assert dut.level.value == 3
     assert dut.mixed.value == 0b0110
+
+
+@pytest.mark.parametrize("circuit", [Circle, Chain])
+def test_zero_time(request, monkeypatch, tmp_path, circuit):
+    """SIM-RUN-13: processes that wake each other in Icarus come to rest; without the translation they hang and the run is stopped."""
+    run(circuit(), module=__name__, node=request.node.nodeid, sim="icarus", timeout_s=20, testcase="outputs_follow")
+    untranslated = {Circle: harness._awake, Chain: lambda verilog: verilog.replace("always @*", "always_comb")}
+    monkeypatch.setattr(harness, "_for_icarus", untranslated[circuit])
+    monkeypatch.setattr(harness, "build_root", lambda: tmp_path)
+    with pytest.raises(AssertionError, match=r"(?s)no results were written.*stopped after 4 s"):
+        run(circuit(), module=__name__, node=request.node.nodeid, sim="icarus", timeout_s=4, testcase="outputs_follow")
+
+
+@cocotb.test(timeout_time=1, timeout_unit="us")
+async def outputs_follow(dut):
+    for _ in range(3):
+        for x in range(2 ** ports()["x"][1]):
+            dut.x.value = x
+            await Timer(4, "ns")
+            assert dut.o.value == {0: 0, 1: 3 if len(dut.x) == 1 else 1, 2: 0, 3: 3}[x]
+
+
+def test_hasty():
+    """SIM-RUN-14: a circuit whose Verilog depends on the order of the bits of one register is refused for Icarus."""
+    with pytest.raises(RuntimeError, match=r"(?s)must assign one register and not read it.*o\[1\] = o\[0\];"):
+        harness._for_icarus(convert(Hasty()))
 
 
 FAILING = {
