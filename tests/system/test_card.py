@@ -10,8 +10,10 @@ from ringwall.sim.stream import cycle
 
 
 @pytest.mark.parametrize("width", [256])
-def test_card(request, width):
-    run(RawCard(bench_config(width)), module=__name__, node=request.node.nodeid, params={"width": width}, sim="verilator")
+def test_card(request, width, capsys):
+    done = run(RawCard(bench_config(width)), module=__name__, node=request.node.nodeid, params={"width": width}, sim="verilator")
+    with capsys.disabled():
+        print("", *(line.partition("BENCH ")[2] for line in done.log.splitlines() if "BENCH " in line), sep="\n  ")
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")
@@ -65,7 +67,7 @@ async def large_requests_fill_the_link(dut):
             assert in_flight.pop(0).status == 0
             ends.append(cycle())
         rate = 8 * size / (ends[-1] - ends[-9])
-        dut._log.info("%s: %.2f bytes per cycle, limit %.2f (%.1f %%)", kind, rate, limit, 100 * rate / limit)
+        dut._log.info("BENCH 64 KiB disk %ss: %.2f bytes per cycle, limit %.2f (%.1f %%)", kind, rate, limit, 100 * rate / limit)
         assert rate >= 0.85 * limit, f"{kind}: {rate:.2f} of {limit:.2f} bytes per cycle"
         await disk.done(in_flight)
     card.finish()
