@@ -23,7 +23,7 @@ SERIAL = b"disk-of-the-test"
 @pytest.mark.parametrize("width", [64, 128, 256, 512])
 def test_blk(request, width):
     run(Blk(width=width, capacity_sectors=SECTORS, serial=SERIAL), module=__name__, node=request.node.nodeid,
-        params={"width": width}, sim="verilator")
+        params={"width": width})
 
 
 def test_parameters_are_checked():
