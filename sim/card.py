@@ -9,7 +9,7 @@ from ..models.host import CompletionPolicy, Host, enable_msix
 from ..models.host import enumerate as enumerate_functions
 from ..models.iommu.registers import IommuDriver
 from ..models.iommu.tables import Allocator, DeviceContext, PageTable
-from ..models.virtio.blk import BlkDevice, BlkDriver
+from ..models.virtio.blk import HEADER_BYTES, SECTOR, BlkDevice, BlkDriver, BlkResult, BlkStatus, BlkType, Outcome
 from ..models.virtio.driver import Feature, VirtioPciDriver
 from ..models.virtio.split import SplitDriver
 from ..rtl.config import BlkConfig, EndpointConfig
@@ -19,7 +19,7 @@ from .session import Session
 from .stream import cycle, start
 from .tlp_bus import RawLink
 
-__all__ = ["Card", "Disk", "MappedMemory", "bench_config"]
+__all__ = ["Card", "Disk", "DoubtfulBlkDevice", "MappedMemory", "bench_config"]
 
 PAGE = 4096
 OWN, OWN_BYTES = 0x4000_0000, 0x100_0000  # directories, page tables, queues of the IOMMU
@@ -55,6 +55,33 @@ class MappedMemory:
             done += size
 
 
+class DoubtfulBlkDevice(BlkDevice):
+    """The golden device, told of requests whose bytes may not get through: those may end in IOERR, and their sectors are in doubt.
+
+    Attributes
+    ----------
+    doubtful : set of (type, sector)
+        Such requests.
+    """
+
+    def __init__(self, *arguments, **parameters):
+        super().__init__(*arguments, **parameters)
+        self.doubtful = set()
+
+    def forget_request(self, request):
+        """The sectors that an OUT should have written are in doubt."""
+        if request.kind == BlkType.OUT:
+            self.forget(request.sector, -(-(len(request.sent) - HEADER_BYTES) // SECTOR))
+
+    def execute(self, readable, writable_len):
+        kind, sector = int.from_bytes(readable[:4], "little"), int.from_bytes(readable[8:16], "little")
+        if (kind, sector) not in self.doubtful:
+            return super().execute(readable, writable_len)
+        if kind == BlkType.OUT:
+            self.forget(sector, -(-(len(readable) - HEADER_BYTES) // SECTOR))
+        return BlkResult((Outcome(BlkStatus.OK), Outcome(BlkStatus.IOERR)), writable_len)
+
+
 class Disk:
     """One virtio-blk function and its driver, as :meth:`Card.disk` brings it up.
 
@@ -67,17 +94,61 @@ class Disk:
     table : :class:`PageTable` or None
         The device's page table; None when it is not translated.
     memory : :class:`MappedMemory`
-    golden : :class:`BlkDevice`
+    golden : :class:`DoubtfulBlkDevice`
+    checker : :class:`RingChecker` or None
+        Its judge; None without an IOMMU in use.
     """
 
-    def __init__(self, card, function, table, memory, layout, driver, blk, golden):
+    def __init__(self, card, function, table, memory, layout, driver, blk, golden, checker=None):
         self.card, self.function, self.table, self.memory, self.layout = card, function, table, memory, layout
-        self.driver, self.blk, self.golden = driver, blk, golden
+        self.driver, self.blk, self.golden, self.checker = driver, blk, golden, checker
 
-    async def done(self, requests, *, cycles=60_000):
-        """Publish what was added, ring the doorbell, wait until all of ``requests`` came back; raises AssertionError when they do not."""
+    async def start(self, *, wanted, vectors, config_vector, before_ok=None):
+        """Reset the function, zero its ring, bring it up; ``before_ok()`` is awaited in front of DRIVER_OK. [VIRTIO1.4 2.4, 3.1.1]
+
+        What was under way is lost: what it should have written is in doubt.
+        """
+        driver, run = self.driver, self.card.port.run
+        self._settings = {"wanted": wanted, "vectors": vectors, "config_vector": config_vector}
+        await run(driver.find())
+        await run(driver.reset())
+        for request in self.blk.requests.values():
+            self.golden.forget_request(request)
+        self.blk.abandon()
+        self.blk.ring.reset()
+        self._seen = b"\0\0"
+        if self.checker is not None:
+            checkers, old = self.card.session.board.checkers, self.checker
+            self.checker = RingChecker(
+                old.memory, old.golden, old.allowed, function=old.function, size=old.size, desc=old.desc, avail=old.avail, used=old.used,
+                device=old.device, free=old.free)  # fmt: skip
+            self.checker.comparisons = old.comparisons
+            checkers[checkers.index(old)] = self.checker
+        await run(driver.acknowledge())
+        await run(driver.negotiate(wanted, 1 << Feature.VERSION_1))
+        await run(driver.set_config_vector(config_vector))
+        await run(driver.set_up_queue(0, self.layout, vector=vectors[0] if vectors else 0xFFFF))
+        if before_ok is not None:
+            await before_ok()
+        await run(driver.driver_ok())
+
+    async def restart(self, *, before_ok=None):
+        """As :meth:`start`, with the settings of last time."""
+        await self.start(**self._settings, before_ok=before_ok)
+
+    async def offer(self):
+        """Publish what was added and ring the doorbell."""
         if self.blk.publish():
             await self.card.port.run(self.driver.notify())
+
+    async def done(self, requests, *, cycles=60_000, may_fail=False):
+        """Publish what was added, ring the doorbell, wait until all of ``requests`` came back; raises AssertionError when they do not.
+
+        ``may_fail``: the golden device allows that they end in IOERR.
+        """
+        doubtful = {(request.kind, request.sector) for request in requests} if may_fail else set()
+        self.golden.doubtful |= doubtful
+        await self.offer()
         begun = cycle()
         while not all(request.is_done for request in requests):
             await RisingEdge(self.card.dut.clk)
@@ -88,6 +159,10 @@ class Disk:
                     raise AssertionError(self.blk.damage[0])
             if cycle() - begun > cycles:
                 raise AssertionError(f"{sum(not r.is_done for r in requests)} requests did not come back in {cycles} cycles")
+        self.golden.doubtful -= doubtful
+        for request in requests:
+            if may_fail and request.status != BlkStatus.OK:
+                self.golden.forget_request(request)
 
     _seen = b"\0\0"
 
@@ -151,8 +226,12 @@ class Card:
             memory.frames[iova // PAGE + n] = frame
             table.map_page(iova + PAGE * n, frame * PAGE, perms=perms)
 
-    async def disk(self, number, *, queue_size=64, buffer_pages=600, platform=True, framing="parts", alignment=1, vectors=True):
-        """Bring disk ``number`` (from 0) up: tables if there is an IOMMU in use, context, MSI-X, virtio; return the :class:`Disk`."""
+    async def disk(self, number, *, queue_size=64, buffer_pages=600, platform=True, framing="parts", alignment=1, vectors=True,
+                   spread=False):  # fmt: skip
+        """Bring disk ``number`` (from 0) up: tables if there is an IOMMU in use, context, MSI-X, virtio; return the :class:`Disk`.
+
+        ``spread``: descriptors, available ring and used ring each have a page of their own.
+        """
         function = self.config.first_disk + number
         info = self.functions[function]
         translated = self.iommu is not None and platform
@@ -172,18 +251,20 @@ class Card:
         if vectors:
             await self.port.run(enable_msix(info, 2))
         driver = VirtioPciDriver(info)
-        ring = SplitDriver(memory, size=queue_size, base=IOVAS)
+        parts = {"addresses": (IOVAS, IOVAS + 4 * PAGE, IOVAS + 8 * PAGE)} if spread else {"base": IOVAS}
+        ring = SplitDriver(memory, size=queue_size, **parts)
         layout = ring.layout
         wanted = 1 << Feature.VERSION_1 | 1 << 9 | (1 << Feature.ACCESS_PLATFORM if platform else 0)
-        await self.port.run(driver.start([layout], wanted=wanted, vectors=[1] if vectors else [], config_vector=0 if vectors else 0xFFFF))
         blk = BlkDriver(ring, memory, area=area, rng=self.rng, framing=framing, alignment=alignment)
-        golden = BlkDevice(self.config.disks[number].capacity_sectors, serial=self.config.disks[number].serial)
+        golden = DoubtfulBlkDevice(self.config.disks[number].capacity_sectors, serial=self.config.disks[number].serial)
         disk = self.disks[number] = Disk(self, function, table, memory, layout, driver, blk, golden)
+        await disk.start(wanted=wanted, vectors=[1] if vectors else [], config_vector=0 if vectors else 0xFFFF)
         if self.iommu is not None:
             message = info.msix.message_address & -PAGE
-            self.session.board.checkers.append(RingChecker(
+            disk.checker = RingChecker(
                 self.session.memory, self.session.golden, self.session.allowed, function=function, size=queue_size, desc=layout.desc,
-                avail=layout.avail, used=layout.used, device=golden, free=[[message, PAGE]]))
+                avail=layout.avail, used=layout.used, device=golden, free=[[message, PAGE]])
+            self.session.board.checkers.append(disk.checker)
         return disk
 
     def finish(self):

@@ -11,29 +11,35 @@ NEXT, WRITE = 1, 2  # flags of a descriptor [VIRTIO1.4 2.7.5]
 PAGE = 4096
 
 
+def _pieces(allowed, device_id, iova, length, access):
+    """Yield (spa, length), one per page, of where ``length`` bytes at ``iova`` are for a device; spa None: out of its reach."""
+    while length:
+        piece = min(length, PAGE - iova % PAGE)
+        yield next((one.spa for one in allowed.outcomes(device_id, Iova(iova), access) if one.spa is not None), None), piece
+        iova, length = iova + piece, length - piece
+
+
 def places(allowed, device_id, iova, length, access):
     """Return ``[(spa, length)]``, one per page, of where ``length`` bytes at ``iova`` are for a device.
 
     None when the device cannot reach all of them. Where old and new mappings are both allowed, the first that is found.
     """
     found = []
-    while length:
-        piece = min(length, PAGE - iova % PAGE)
-        spa = next((one.spa for one in allowed.outcomes(device_id, Iova(iova), access) if one.spa is not None), None)
+    for spa, piece in _pieces(allowed, device_id, iova, length, access):
         if spa is None:
             return None
         found.append((spa, piece))
-        iova, length = iova + piece, length - piece
     return found
 
 
 class _Chain:
     """A chain that the driver made available, as software's memory describes it."""
 
-    __slots__ = ("head", "readable", "writable")
+    __slots__ = ("head", "is_in_reach", "readable", "writable")
 
-    def __init__(self, head, readable, writable):
-        self.head, self.readable, self.writable = head, readable, writable  # lists of (spa, length), None: out of reach
+    def __init__(self, head, readable, writable, is_in_reach):
+        self.head, self.readable, self.writable = head, readable, writable  # lists of (spa, length), those in reach
+        self.is_in_reach = is_in_reach
 
 
 class RingChecker:
@@ -44,7 +50,7 @@ class RingChecker:
     is one that it allows; the function writes nowhere but into writable buffers of available chains and its used ring.
     [VIRTIO1.4 2.7.6 to 2.7.8]
 
-    A chain with a buffer that the device cannot reach is not executed: its data is not compared.
+    A chain with bytes that the device cannot reach is not executed: its data is not compared, but the bytes in reach may be written.
 
     Parameters
     ----------
@@ -131,12 +137,12 @@ class RingChecker:
             if chain.head in self._chains:
                 return [Mismatch("the driver made a chain available twice", "-", f"head {chain.head}")]
             self._chains[chain.head] = chain
-            for spa, size in chain.writable or ():
+            for spa, size in chain.writable:
                 self._writable.setdefault(spa // PAGE, []).append((spa, spa + size))
         return []
 
     def _chain(self, head):
-        readable, writable, at = [], [], head
+        readable, writable, at, is_in_reach = [], [], head, True
         for _ in range(self.size):
             if at >= self.size:
                 return None
@@ -146,13 +152,13 @@ class RingChecker:
             address, length = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:12], "little")
             flags, following = int.from_bytes(raw[12:14], "little"), int.from_bytes(raw[14:], "little")
             access = AccessType.WRITE if flags & WRITE else AccessType.READ
-            found = places(self.allowed, self.function, address, length, access)
-            if flags & WRITE:
-                writable = None if writable is None or found is None else writable + found
-            else:
-                readable = None if readable is None or found is None else readable + found
+            for spa, size in _pieces(self.allowed, self.function, address, length, access):
+                if spa is None:
+                    is_in_reach = False
+                else:
+                    (writable if flags & WRITE else readable).append((spa, size))
             if not flags & NEXT:
-                return _Chain(head, readable, writable)
+                return _Chain(head, readable, writable, is_in_reach)
             at = following
         return None
 
@@ -186,10 +192,10 @@ class RingChecker:
     def _judge(self, event, chain, length):
         """Execute one returned chain and compare."""
         self.comparisons += 1
-        for spa, size in chain.writable or ():
+        for spa, size in chain.writable:
             self._writable[spa // PAGE].remove((spa, spa + size))
-        if chain.readable is None or chain.writable is None:
-            for spa, size in chain.writable or ():
+        if not chain.is_in_reach:
+            for spa, size in chain.writable:
                 self.golden.write(spa, self.memory.read(spa, size))
             return []
         readable = b"".join(self.golden.read(spa, size) for spa, size in chain.readable)
