@@ -450,3 +450,29 @@ def test_iommu_walk_fault_queue():
     assert not queue.report(records[9])
     assert registers.read(0x4C, 4) == 1 << 16 | 1 << 8 | 1
     assert registers.read(0x34, 4) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(SIZES), st.integers(0, 15)), min_size=1, max_size=6, unique=True), st.integers(0, 1 << 30))
+def test_iommu_walk_identity(pages, seed):
+    """MODEL-IOMMU-WALK-16 (R28): the same DMA in Bare and behind tables of identity reaches the same bytes and leaves the same memory."""
+    rng, images = random.Random(seed), []
+    starts = [(size, 0x8_0000_0000 * (SIZES.index(size) + 1) + n * size) for size, n in pages]
+    accesses = []  # of 8 bytes, aligned: address, data to write or None
+    for _ in range(60):
+        size, start = rng.choice(starts)
+        accesses.append((start + rng.randrange(0, size, 8), rng.getrandbits(64) if rng.random() < 0.6 else None))
+    for is_translated in (False, True):
+        _, allocator, directory, iommu = card()
+        table, data, seen = PageTable(iommu.memory, allocator), GuestMemory(), []
+        for size, start in starts:
+            table.map_page(start, start, size=size)
+        directory.set(5, DeviceContext.sv39(table.root, PSCID=9))
+        if not is_translated:
+            iommu.registers.ddtp = 1
+        for address, value in accesses:
+            spa = iommu.translate(Request(5, address, READ if value is None else WRITE)).spa
+            seen.append(data.load_q_le(spa)) if value is None else data.store_q_le(spa, value)
+        assert bool(iommu.read_count) == is_translated
+        images.append((seen, [data.load_q_le(address) for address, _ in accesses]))
+    assert images[0] == images[1]
