@@ -30,7 +30,7 @@ __all__ = ["BadSetting", "light", "main", "make_image"]
 
 WIDTHS = (64, 128, 256, 512)
 STORE_BYTES = SECTOR * BlkConfig().capacity_sectors
-IMAGE_KIB = 4096  # of the image that is made
+IMAGE_KIB = {"verilator": 4096, "icarus": 512}  # of the image that is made; Icarus is fifty times slower
 NODE = "make-sim"
 PHASES = {"bring-up": "bring-up", "write": "image to the card", "read": "image from the card"}
 
@@ -39,7 +39,7 @@ class BadSetting(ValueError):
     """A value of the command line or of a variable that does not do; its text is one sentence for the user."""
 
 
-def make_image(path, seed, kib=IMAGE_KIB):
+def make_image(path, seed, kib):
     """Make an ext4 file system of ``kib`` KiB with a few files at ``path``; the same ``seed`` gives the same bytes."""
     tool = shutil.which("mke2fs", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]))
     if tool is None:
@@ -207,7 +207,7 @@ def main(arguments=None):
         given = _settings(sys.argv[1:] if arguments is None else arguments)
         folder.mkdir(parents=True, exist_ok=True)
         made = given.image is None
-        image = make_image(folder / "ext4.img", given.seed) if made else _checked_image(given.image, folder)
+        image = make_image(folder / "ext4.img", given.seed, IMAGE_KIB[given.sim]) if made else _checked_image(given.image, folder)
     except BadSetting as error:
         errors.print(str(error), markup=False)
         return 2
