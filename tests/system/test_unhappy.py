@@ -5,12 +5,15 @@ import cocotb
 from cocotb.triggers import ClockCycles
 
 from ringwall.models.host import Fault, WaitInterrupt
-from ringwall.models.iommu.faults import Cause, FaultRecord, TransactionType
+from ringwall.models.iommu.commands import IotinvalVma
+from ringwall.models.iommu.faults import AccessType, Cause, FaultRecord, TransactionType
 from ringwall.models.iommu.registers import IommuMode
+from ringwall.models.iommu.walk import Iommu as GoldenIommu
+from ringwall.models.iommu.walk import PlainRegisters, Request
 from ringwall.models.tlp import TlpType
 from ringwall.models.virtio.driver import DeviceStatus
 from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import Card, bench_config
+from ringwall.sim.card import FRAMES, Card, bench_config
 from ringwall.sim.run import run
 from ringwall.sim.stream import cycle
 
@@ -53,7 +56,7 @@ class Seen:
 
 async def works(disk, *, sizes=(512, 4096, 9 * 512), cycles=60_000):
     """Good requests, one by one, come back whole, each in so many cycles: the golden device judges them, and so do we."""
-    rng, base = disk.card.rng, disk.card.rng.randrange(512)
+    rng, base = disk.card.rng, 200 + disk.card.rng.randrange(200)
     contents = [rng.randbytes(size) for size in sizes]
     for n, content in enumerate(contents):
         request = disk.blk.write(base + 64 * n, content, framing=rng.choice(["parts", "pages"]))
@@ -340,5 +343,179 @@ async def data_read_fails(dut, part, kind):
     assert again.status == OK and torn(old, new, again.data, offset)
     await no_faults(card)
     await works(disk)
+    await traffic.end()
+    card.finish()
+
+
+PLACES = ["directory", "context", "root", "middle", "leaf"]  # what a walk reads, in order, with two levels of directory
+
+
+def entries_of(card, disk, iova):
+    """Return the (address, length) that a walk for an IOVA of the disk reads, as the golden IOMMU does it."""
+    golden = GoldenIommu(card.session.memory, registers=PlainRegisters(ddtp=card.iommu.directory.ddtp))
+    golden.translate(Request(disk.function, iova, AccessType.READ), trace=True)
+    found = [(step.address, 8 * len(step.entry)) for step in golden.steps if step.address is not None]
+    assert len(found) == len(PLACES)
+    return dict(zip(PLACES, found, strict=True))
+
+
+@cocotb.test(**LIMITS)
+@cocotb.parametrize(place=PLACES)
+async def walk_for_the_ring_fails(dut, place):
+    """SYS-BAD-7 (R05, R18, R24): each entry that a walk for the ring reads meets UR, CA, poison, silence: NEEDS_RESET; 257, 268, 5, 274."""
+    card, (disk, other) = await begin(dut, levels=2, disks=2, page_faults=False)
+    traffic, at = Traffic(other), disk.layout.avail_idx
+    for kind in KINDS:
+        await works_and_rests(disk)
+        await card.port.run(forget_all(disk))
+        fault = strike(card, kind, 0, *entries_of(card, disk, at)[place])
+        lost = disk.blk.write(40, card.rng.randbytes(512))
+        disk.golden.forget_request(lost)
+        await disk.offer()
+        await needs_reset(card, disk)
+        assert fault.times == 0 and not lost.is_done
+        if place in ("directory", "context"):
+            cause = Cause.DDT_DATA_CORRUPTION if kind == "POISON" else Cause.DDT_ENTRY_LOAD_ACCESS_FAULT
+        else:
+            cause = Cause.PT_DATA_CORRUPTION if kind == "POISON" else Cause.READ_ACCESS_FAULT
+        await faults_of(card, disk, cause=cause, ttyp=READ, low=at, high=at + 2)
+        await disk.restart()
+    await works(disk)
+    await no_faults(card)
+    await traffic.end()
+    card.finish()
+
+
+@cocotb.test(**LIMITS)
+@cocotb.parametrize(way=["read", "write"])
+async def walk_for_data_fails(dut, way):
+    """SYS-BAD-8 (R05, R18, R24): the leaf for a data page meets UR, CA, poison, silence: IOERR; causes 5, 7, 274; again, and it works."""
+    card, (disk, other) = await begin(dut, levels=2, disks=2, page_faults=False)
+    traffic = Traffic(other)
+    for kind in KINDS:
+        old, new = card.rng.randbytes(2 * PAGE), card.rng.randbytes(2 * PAGE)
+        request = disk.blk.write(600, old)
+        await disk.done([request])
+        request = disk.blk.read(600, len(old)) if way == "read" else disk.blk.write(600, new)
+        begun = request.writable[0][0] if way == "read" else request.readable[1][0]
+        page = begun + PAGE & -PAGE
+        await card.port.run(card.iommu.invalidate(iova=page))
+        fault = strike(card, kind, 0, *entries_of(card, disk, page)["leaf"])
+        await disk.done([request], may_fail=True)
+        assert fault.times == 0 and request.status == IOERR
+        cause = Cause.PT_DATA_CORRUPTION if kind == "POISON" else Cause.WRITE_ACCESS_FAULT if way == "read" else Cause.READ_ACCESS_FAULT
+        await faults_of(card, disk, cause=cause, ttyp=WRITE if way == "read" else READ, low=page, high=page + PAGE)
+        again = disk.blk.read(600, len(old))
+        await disk.done([again])
+        assert again.status == OK and (again.data == old if way == "read" else torn(old, new, again.data, page - begun))
+    await works(disk)
+    await no_faults(card)
+    await traffic.end()
+    card.finish()
+
+
+# Software takes back what the device is using.
+
+
+class Revoked:
+    """Physical pages that no function may touch any more; whoever does ends the test."""
+
+    def __init__(self, card):
+        self.frames = set()
+        card.observers.append(self._look)
+
+    def _look(self, event, tlp):
+        if tlp is not None and tlp.type in (TlpType.MRD, TlpType.MWR) and tlp.requester_id & 0xFF:
+            start, length = tlp.byte_span()
+            touched = self.frames & set(range(start // PAGE, (start + length - 1) // PAGE + 1))
+            assert not touched, f"{tlp} touches revoked page {min(touched) * PAGE:#x}"
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+@cocotb.parametrize(way=["read", "write"])
+async def page_is_revoked_under_traffic(dut, way):
+    """SYS-BAD-9 (R05, R24): IOTINVAL and IOFENCE race live requests: from the end of the fence no byte moves through the page."""
+    card, (disk, other) = await begin(dut, disks=2)
+    rng, iommu, revoked, traffic = card.rng, card.iommu, Revoked(card), Traffic(other)
+    fresh, ends = FRAMES // PAGE + 0x10_0000, {OK: 0, IOERR: 0}
+    for step in range(12):
+        old, new = rng.randbytes(4 * PAGE), rng.randbytes(4 * PAGE)
+        request = disk.blk.write(600, old)
+        await disk.done([request])
+        if way == "read":
+            request = disk.blk.read(600, len(old))
+            begun = request.writable[0][0]
+        else:
+            request = disk.blk.write(600, new)
+            begun = request.readable[1][0]
+        page = begun + PAGE * rng.randrange(1, 4) & -PAGE
+        frame = disk.memory.frames[page // PAGE]
+        task = cocotb.start_soon(disk.done([request], may_fail=True))
+        await ClockCycles(dut.clk, rng.randrange(900))
+        disk.table.unmap(page)
+        pscid = card.iommu.directory.get(disk.function).PSCID
+        command = [IotinvalVma(address=page, pscid=pscid), IotinvalVma(address=page), IotinvalVma(pscid=pscid), IotinvalVma()][step % 4]
+        await card.port.run(iommu.submit([command]))
+        await card.port.run(iommu.fence())
+        # The page is software's again: what the device gave is moved, then it holds a secret.
+        revoked.frames.add(frame)
+        disk.memory.frames[page // PAGE] = fresh
+        card.session.memory.write(fresh * PAGE, card.session.memory.read(frame * PAGE, PAGE))
+        secret = rng.randbytes(PAGE)
+        card.session.memory.write(frame * PAGE, secret)
+        await task
+        assert card.session.memory.read(frame * PAGE, PAGE) == secret
+        ends[request.status] += 1
+        if request.status == OK:
+            await no_faults(card)
+        else:
+            await faults_of(card, disk, low=page, high=page + PAGE, **(
+                {"cause": Cause.WRITE_PAGE_FAULT, "ttyp": WRITE} if way == "read" else {"cause": Cause.READ_PAGE_FAULT, "ttyp": READ}))
+        assert await status_of(disk) == RUNNING
+        if way == "read" and request.status == OK:
+            assert request.data == old
+        disk.table.map_page(page, fresh * PAGE, perms="rwu")
+        fresh += 1
+        again = disk.blk.read(600, len(old))
+        await disk.done([again])
+        assert again.status == OK
+        if way == "read":
+            assert again.data == old
+        else:
+            assert again.data == new if request.status == OK else torn(old, new, again.data, page - begun)
+    dut._log.info("%s: %d finished before, %d were cut off", way, ends[OK], ends[IOERR])
+    assert ends[OK] >= 2 and ends[IOERR] >= 2, f"the race has one winner: {ends}"
+    await traffic.end()
+    card.finish()
+
+
+@cocotb.test(**LIMITS)
+async def context_is_revoked_under_traffic(dut):
+    """SYS-BAD-10 (R05, R24): V=0, IODIR, IOTINVAL, IOFENCE race live requests: then the function moves nothing; the other does."""
+    card, (disk, other) = await begin(dut, disks=2)
+    traffic, content = Traffic(other), card.rng.randbytes(12 * PAGE)
+    await disk.done([disk.blk.write(0, content)])
+    for _ in range(4):
+        await works(disk, sizes=(512,))
+        context = card.iommu.directory.get(disk.function)
+        for n in range(3):
+            disk.blk.read(32 * n, 4 * PAGE)
+        await disk.offer()
+        await ClockCycles(dut.clk, card.rng.randrange(1500))
+        disk.golden.doubtful |= {(request.kind, request.sector) for request in disk.blk.requests.values()}
+        card.iommu.directory.clear(disk.function)
+        await card.port.run(forget_all(disk))
+        seen = Seen(card, disk.function)
+        await needs_reset(card, disk, is_told=False)
+        assert not seen.tlps, f"{seen.tlps[0]} without a context"
+        records = await card.port.run(card.iommu.read_faults())
+        assert records and {(record.cause, record.device_id) for record in records} == {(Cause.DDT_ENTRY_NOT_VALID, disk.function)}
+        card.iommu.directory.set(disk.function, context)
+        await card.port.run(forget_all(disk))
+        await disk.restart()
+        disk.golden.doubtful.clear()
+    request = disk.blk.read(0, len(content))
+    await disk.done([request])
+    assert request.status == OK and request.data == content
     await traffic.end()
     card.finish()
