@@ -20,14 +20,14 @@ from ringwall.models.iommu.faults import Cause
 from ringwall.models.iommu.tables import DeviceContext, PageTable
 from ringwall.models.memory import AccessFault
 from ringwall.models.tlp import TlpType
-from ringwall.models.virtio.blk import BlkDevice, BlkDriver
+from ringwall.models.virtio.blk import BlkDriver
 from ringwall.models.virtio.driver import DriverError, Feature, VirtioPciDriver
 from ringwall.models.virtio.split import SplitDriver
 from ringwall.rtl.config import BlkConfig
 from ringwall.rtl.endpoint import Endpoint
 from ringwall.rtl.tlp.layouts import Burst, TlpBeat
 from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import FRAMES, IOVAS, OWN, OWN_BYTES, Card, Disk, MappedMemory, bench_config
+from ringwall.sim.card import FRAMES, IOVAS, OWN, OWN_BYTES, Card, Disk, DoubtfulBlkDevice, MappedMemory, bench_config
 from ringwall.sim.formal import mutant
 from ringwall.sim.ring_checker import RingChecker
 from ringwall.sim.run import run
@@ -82,7 +82,7 @@ async def attach(card, number, *, base, seed, tables=False, platform=True, pages
     await card.port.run(driver.start([ring.layout], wanted=wanted, vectors=[1], config_vector=0))
     assert bool(driver.features >> Feature.ACCESS_PLATFORM & 1) == platform
     blk = BlkDriver(ring, memory, area=(base + RING_BYTES, pages * PAGE), rng=random.Random(seed))
-    golden = BlkDevice(card.config.disks[number].capacity_sectors, serial=card.config.disks[number].serial)
+    golden = DoubtfulBlkDevice(card.config.disks[number].capacity_sectors, serial=card.config.disks[number].serial)
     disk = card.disks[number] = Disk(card, function, table, memory, ring.layout, driver, blk, golden)
     layout, message = ring.layout, info.msix.message_address & -PAGE
     card.session.board.checkers.append(RingChecker(
