@@ -53,7 +53,7 @@ def describe(**changes):
     (lambda: check_functions([describe()] * 9), "between 1 and 8, not 9"),
 ])  # fmt: skip
 def test_contradictions_are_refused(make, sentence):
-    """FUNC-CFG-1 (R58, R69, V074, V076, V092, V093, V101): overlaps, places outside, numbers too large are refused with a sentence."""
+    """FUNC-CFG-1 (R69, V074, V076, V092, V093, V101): overlaps, places outside, numbers too large are refused with a sentence."""
     with pytest.raises(ValueError, match=sentence):
         make()
 

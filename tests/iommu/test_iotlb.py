@@ -135,7 +135,7 @@ async def sizes_and_spaces_are_exact(dut):
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def cycles_are_exact(dut):
-    """IOMMU-TLB-4: a fill shows to the next lookup; a forget, of all or of a page, to lookups and fills of its own cycle (R41)."""
+    """IOMMU-TLB-4: a fill shows to the next lookup; a forget, of all or of a page, to lookups and fills of its own cycle (R15)."""
     bench = await Bench(dut).begin()
     for reach in range(4):
         for forget in (True, 0x1234):

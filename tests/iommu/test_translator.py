@@ -224,7 +224,7 @@ async def malformed_entries_fault_exactly(dut):
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def memory_errors_fault_exactly(dut):
-    """IOMMU-TR-3: access errors and poison at each step of a walk: 257/268, 5/7, 274; the next good request works (R37)."""
+    """IOMMU-TR-3: access errors and poison at each step of a walk: 257/268, 5/7, 274; the next good request works (R03)."""
     bench = Bench(dut)
     await bench.begin()
     table = bench.device(3, PSCID=7)

@@ -218,7 +218,7 @@ def test_iommu_walk_off_and_bare():
 
 
 def test_iommu_walk_unreadable_tables():
-    """MODEL-IOMMU-WALK-7 (R37): a table that cannot be read is an access fault, a poisoned one is data corruption.
+    """MODEL-IOMMU-WALK-7 (R03): a table that cannot be read is an access fault, a poisoned one is data corruption.
 
     At each read of a cold walk: 257 or 268 in the directory, 1, 5, 7 or 274 in the page table.
     """

@@ -654,7 +654,7 @@ def test_refusals_keep_their_place(request, width):
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")
 async def refusals_keep_their_place(dut):
-    """TLP-REQ-5: bursts that the gate refused among others: never sent, write data consumed, answered in the client's order (R05)."""
+    """TLP-REQ-5: bursts that the gate refused among others: never sent, write data consumed, answered in the client's order."""
     rng = random.Random(cocotb.RANDOM_SEED)
     bench = await Bench(dut, rng).begin(ready=0.8)
     bench.delay = lambda: rng.choice([0, 60])
