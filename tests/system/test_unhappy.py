@@ -4,16 +4,17 @@
 import cocotb
 from cocotb.triggers import ClockCycles
 
-from ringwall.models.host import Fault, WaitInterrupt
+from ringwall.models.host import ConfigWrite, Fault, MemoryWrite, WaitInterrupt
 from ringwall.models.iommu.commands import IotinvalVma
 from ringwall.models.iommu.faults import AccessType, Cause, FaultRecord, TransactionType
-from ringwall.models.iommu.registers import IommuMode
+from ringwall.models.iommu.registers import IommuMode, QueueCsr
 from ringwall.models.iommu.walk import Iommu as GoldenIommu
 from ringwall.models.iommu.walk import PlainRegisters, Request
 from ringwall.models.tlp import TlpType
 from ringwall.models.virtio.driver import DeviceStatus
+from ringwall.models.virtio.split import Malformed
 from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import FRAMES, Card, bench_config
+from ringwall.sim.card import FRAMES, IOVAS, Card, bench_config
 from ringwall.sim.run import run
 from ringwall.sim.stream import cycle
 
@@ -451,7 +452,7 @@ async def page_is_revoked_under_traffic(dut, way):
         page = begun + PAGE * rng.randrange(1, 4) & -PAGE
         frame = disk.memory.frames[page // PAGE]
         task = cocotb.start_soon(disk.done([request], may_fail=True))
-        await ClockCycles(dut.clk, rng.randrange(900))
+        await ClockCycles(dut.clk, rng.randrange(1400 if way == "read" else 900))
         disk.table.unmap(page)
         pscid = card.iommu.directory.get(disk.function).PSCID
         command = [IotinvalVma(address=page, pscid=pscid), IotinvalVma(address=page), IotinvalVma(pscid=pscid), IotinvalVma()][step % 4]
@@ -517,5 +518,180 @@ async def context_is_revoked_under_traffic(dut):
     request = disk.blk.read(0, len(content))
     await disk.done([request])
     assert request.status == OK and request.data == content
+    await traffic.end()
+    card.finish()
+
+
+# What a driver must not do.
+
+MALFORMED = [Malformed.LOOP, Malformed.SELF_LOOP, Malformed.HEAD_OUT_OF_RANGE, Malformed.NEXT_OUT_OF_RANGE, Malformed.AVAIL_JUMP,
+             Malformed.READABLE_AFTER_WRITABLE, Malformed.INDIRECT_WITHOUT_FEATURE, Malformed.TOO_MANY_BYTES]  # fmt: skip
+
+
+@cocotb.test(**LIMITS)
+async def ring_is_malformed(dut):
+    """SYS-BAD-11 (R05, V031, V032, V047, V048): loops, head or next out of range, index jump ...: bounded reads, no write, NEEDS_RESET."""
+    card, (disk, other) = await begin(dut, disks=2)
+    traffic, layout = Traffic(other), disk.layout
+    ring = [place for part in ("desc", "avail") for place in disk.memory.places(getattr(layout, part), getattr(layout, f"{part}_bytes"))]
+    for kind in card.rng.sample(MALFORMED, len(MALFORMED)):
+        await works_and_rests(disk)
+        area = IOVAS + 0x10_0000
+        disk.blk.ring.add_malformed(kind, [(area, 16), (area + PAGE, 512)], [(area + 2 * PAGE, 1)])
+        used = disk.memory.read(layout.used, layout.used_bytes)
+        seen = Seen(card, disk.function)
+        await disk.offer()
+        await needs_reset(card, disk)
+        reads = [tlp for _, tlp in seen.tlps if tlp.type is TlpType.MRD]
+        writes = [tlp for _, tlp in seen.tlps if tlp.type is TlpType.MWR]
+        for start, length in (tlp.byte_span() for tlp in reads):
+            assert any(low <= start and start + length <= low + size for low, size in ring), f"{kind}: read of {length} at {start:#x}"
+        assert len(reads) <= layout.size + 4, f"{kind}: {len(reads)} reads"
+        assert len(writes) == 1 and writes[0].address == card.functions[disk.function].msix.message_address, f"{kind}: {writes}"
+        assert disk.memory.read(layout.used, layout.used_bytes) == used
+        await disk.restart()
+    await works(disk)
+    await no_faults(card)
+    await traffic.end()
+    card.finish()
+
+
+@cocotb.test(**LIMITS)
+async def doorbell_before_driver_ok(dut):
+    """SYS-BAD-12 (R05, V001): doorbells after the reset and before DRIVER_OK move nothing; after it the request is served, once."""
+    card, (disk,) = await begin(dut)
+    await works_and_rests(disk)
+    content, requests, seen = card.rng.randbytes(PAGE), [], Seen(card, disk.function)
+    doorbell = disk.driver.notify_at[0]
+
+    async def too_early():
+        requests.append(disk.blk.write(600, content))
+        await disk.offer()
+        for _ in range(3):
+            await card.port.run(disk.driver.notify())
+            await ClockCycles(dut.clk, 500)
+        assert not seen.tlps, f"{seen.tlps[0]} before DRIVER_OK"
+        assert await status_of(disk) == RUNNING & ~DeviceStatus.DRIVER_OK
+
+    await card.port.run(disk.driver.reset())
+    await card.port.perform(MemoryWrite(doorbell, 2, 0))
+    await ClockCycles(dut.clk, 500)
+    assert not seen.tlps, f"{seen.tlps[0]} after the reset"
+    await disk.restart(before_ok=too_early)
+    await card.port.run(disk.driver.notify())
+    await disk.done(requests)
+    assert requests[0].status == OK
+    again = disk.blk.read(600, PAGE)
+    await disk.done([again])
+    assert again.status == OK and again.data == content
+    assert int.from_bytes(disk.memory.read(disk.layout.used_idx, 2), "little") == 2
+    await works(disk)
+    card.finish()
+
+
+# Bus master.
+
+
+def bus_master(function, is_on):
+    """Return the operation that turns Bus Master Enable on or off, Memory Space on. [PCIe5 7.5.1.1.3]"""
+    return ConfigWrite(function, 4, 2, 0x0006 if is_on else 0x0002)
+
+
+@cocotb.test(**LIMITS)
+async def bus_master_is_off(dut):
+    """SYS-BAD-13 (R05): without Bus Master a disk sends nothing, and asks for a reset; on again it tells so, and works after the reset."""
+    card, (disk, other) = await begin(dut, disks=2)
+    traffic = Traffic(other)
+    await works_and_rests(disk)
+    await card.port.perform(bus_master(disk.function, False))
+    seen = Seen(card, disk.function)
+    disk.golden.forget_request(disk.blk.write(40, card.rng.randbytes(512)))
+    await disk.offer()
+    await needs_reset(card, disk, is_told=False)
+    assert not seen.tlps, f"{seen.tlps[0]} without Bus Master"
+    await card.port.perform(bus_master(disk.function, True))
+    assert await card.port.perform(WaitInterrupt(disk.function, CONFIG, 5000)), "the interrupt is lost"
+    await disk.restart()
+    await works(disk)
+    # Now while requests are under way: whatever they end in, the next life of the device is good.
+    content = card.rng.randbytes(8 * PAGE)
+    for _ in range(6):
+        await disk.done([disk.blk.write(600, content)])
+        for n in range(2):
+            disk.blk.read(600 + 8 * n, 6 * PAGE)
+        disk.golden.doubtful |= {(request.kind, request.sector) for request in disk.blk.requests.values()}
+        await disk.offer()
+        await ClockCycles(dut.clk, card.rng.randrange(900))
+        await card.port.perform(bus_master(disk.function, False))
+        seen = Seen(card, disk.function)
+        await ClockCycles(dut.clk, 2000)
+        assert not seen.tlps, f"{seen.tlps[0]} without Bus Master"
+        await card.port.perform(bus_master(disk.function, True))
+        await disk.restart()
+        disk.golden.doubtful.clear()
+        request = disk.blk.read(600, len(content))
+        await disk.done([request])
+        assert request.status == OK and request.data == content
+    await no_faults(card)
+    await traffic.end()
+    card.finish()
+
+
+@cocotb.test(**LIMITS)
+async def iommu_may_not_master(dut):
+    """SYS-BAD-14 (R05, R24): the IOMMU without Bus Master cannot walk nor record: refused, fqmf; on again all works."""
+    card, (disk,) = await begin(dut, page_faults=False)
+    await works_and_rests(disk)
+    await card.port.run(forget_all(disk))
+    await card.port.perform(bus_master(0, False))
+    walls, seen = Seen(card, 0), Seen(card, disk.function)
+    disk.golden.forget_request(disk.blk.write(40, card.rng.randbytes(512)))
+    await disk.offer()
+    await needs_reset(card, disk, is_told=False)
+    assert not walls.tlps and not seen.tlps
+    csr = await card.port.run(card.iommu.read("fqcsr"))
+    assert csr & QueueCsr.MF and csr & QueueCsr.ON
+    await card.port.perform(bus_master(0, True))
+    await no_faults(card)  # none could be written; clears ipsr.fip, which comes back at once [RVIOMMU1.0 6.18], then the error
+    assert await card.port.perform(WaitInterrupt(0, 1, 5000)), "no interrupt of the fault queue"
+    await no_faults(card)  # as that interrupt's handler would; now fip is 0 for good
+    assert card.iommu.fault_overflows == 1
+    await disk.restart()
+    await works_and_rests(disk)
+    await card.port.run(forget_all(disk))
+    disk.table.unmap(disk.layout.avail)  # and records are written again
+    disk.blk.flush()
+    await disk.offer()
+    await needs_reset(card, disk)
+    await faults_of(card, disk, cause=Cause.READ_PAGE_FAULT, ttyp=READ, low=disk.layout.avail, high=disk.layout.avail + 4)
+    card.finish()
+
+
+# Completions that no host should send.
+
+
+@cocotb.test(**LIMITS)
+@cocotb.parametrize(kind=["WRONG_BYTE_COUNT", "WRONG_LOWER_ADDRESS", "WRONG_REQUESTER", "SHORT", "DUPLICATE", "LATE"])
+async def completion_is_strange(dut, kind):
+    """SYS-BAD-15 (R05, R18): broken, foreign, doubled, late completions for data: IOERR or the right data, never other bytes."""
+    card, (disk, other) = await begin(dut, disks=2)
+    traffic = Traffic(other)
+    for offset in (100, 5000):
+        old, new = card.rng.randbytes(2 * PAGE), card.rng.randbytes(2 * PAGE)
+        await disk.done([disk.blk.write(600, old)])
+        request = disk.blk.write(600, new)
+        fault = strike(card, kind, disk.function, request.readable[1][0] + offset, 8, disk.memory)
+        fault.cycles = 11_000
+        await disk.done([request], may_fail=True)
+        assert fault.times == 0 and request.status in (OK, IOERR)
+        assert request.status == (OK if kind == "DUPLICATE" else IOERR)
+        for _ in range(3):  # what comes late meets these
+            again = disk.blk.read(600, len(old))
+            await disk.done([again])
+            assert again.status == OK
+            assert again.data == new if request.status == OK else torn(old, new, again.data, offset + 8)
+            await works(disk)
+    assert await status_of(disk) == RUNNING
+    await no_faults(card)
     await traffic.end()
     card.finish()
