@@ -6,6 +6,7 @@ import struct
 
 import cocotb
 import pytest
+from cocotbext.axi import AddressSpace
 from cocotbext.pcie.core.caps import PciCapId
 from cocotbext.pcie.core.tlp import TlpType
 from cocotbext.pcie.core.utils import PcieId
@@ -15,7 +16,7 @@ from ringwall.models.virtio.driver import StructureType, VirtioPciDriver
 from ringwall.rtl.verilog import RawCard
 from ringwall.sim.card import bench_config
 from ringwall.sim.run import run
-from ringwall.sim.second_host import SecondHost, from_dwords
+from ringwall.sim.second_host import PoolMemory, SecondHost, from_dwords
 from ringwall.sim.stream import cycle
 
 PAGE = 4096
@@ -27,6 +28,23 @@ HOLE = 0x7FFF_0000  # in its pool, but not allocated: Completer Abort
 
 def test_second_host(request):
     run(RawCard(bench_config(256)), module=__name__, node=request.node.nodeid, sim="verilator")
+
+
+def test_parameters():
+    """SYS-RC-11: what the second host cannot be, and memory that was not allocated, are refused with a sentence."""
+    config = bench_config(256)
+    for options, message in (({"mps": 1024}, "not 1024"), ({"rcb": 32}, "not 32")):
+        with pytest.raises(ValueError, match=message):
+            SecondHost(None, config, seed=0, **options)
+    memory = PoolMemory(AddressSpace(1 << 32).create_pool(0, 1 << 20))
+    address = memory.allocate(1000)
+    memory.write(address + 4088, b"ringwall")
+    assert memory.read(address + 4080, 16) == bytes(8) + b"ringwall"
+    for at, length in ((address + 4089, 8), (address - 1, 1), (address + 4096, 1)):
+        with pytest.raises(ValueError, match=f"not {length} bytes at {at:#x}"):
+            memory.read(at, length)
+        with pytest.raises(ValueError, match=f"not {length} bytes at {at:#x}"):
+            memory.write(at, bytes(length))
 
 
 async def second_host(dut, **options):
@@ -268,7 +286,9 @@ async def masked_vectors_are_silent(dut):
         await device.capability_write_word(PciCapId.MSIX, 2, 0xC000 if is_masked else 0x8000)
 
     for mask in (mask_vector, mask_function):
+        await host.delay(2000)  # messages of requests that an earlier one already told of
         await mask(True)
+        await table.read_dword(16 + 12)  # the answer comes after the write took effect
         before = host.interrupts[1, 1]
         del seen[:]
         request = disk.blk.read(0, 4096)
