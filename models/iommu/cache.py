@@ -214,19 +214,25 @@ class AllowedTranslations:
         ``since`` (None: now) only widens the modes of ddtp that count: a request let through while Bare may reach
         memory after the change. Contexts and pages end with the fence that covers them, whenever the request started.
         """
+        return next(self.iovas(device_id, spa, is_write, since=since), None) is not None
+
+    def iovas(self, device_id: int, spa: Spa, is_write: bool, *, since: int | None = None) -> Iterator[Iova]:
+        """Yield the addresses that may lead this device to this physical byte, as `may_access` judges; some more than once."""
         perm = "w" if is_write else "r"
         for mode in _since(self._modes, self.now if since is None else since):
             if mode == IommuMode.BARE:
-                return True
+                yield Iova(spa)
+                continue
             if not mode.levels or device_id >> DEVICE_ID_BITS[mode.levels]:
                 continue
             for context in self._contexts.get(device_id, ()):
                 if _is_bare(context.value):
-                    return True
+                    yield Iova(spa)
+                    continue
                 for tag in self._tags[GLOBAL], self._tags[context.value.PSCID]:
-                    if any(perm in entry.perms for entry in tag.at_spa(spa)):
-                        return True
-        return False
+                    for entry in tag.at_spa(spa):
+                        if perm in entry.perms:
+                            yield Iova(entry.iova + spa - entry.spa)
 
     def outcomes(self, device_id: int, iova: Iova, access: AccessType, *, since: int | None = None) -> frozenset[Outcome]:
         """Return everything that may become of a request that started at time ``since`` (None: now).

@@ -10,11 +10,12 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..memory import Access, AccessFault, GuestMemory
 from .split import NO_INTERRUPT, Chain, Span, SplitLayout, read_chain
 
-__all__ = ["RULES", "Broken", "Event", "Notification", "SplitDeviceRules", "StatusWritten"]
+__all__ = ["RULES", "Available", "Broken", "Event", "Notification", "SplitDeviceJudge", "SplitDeviceRules", "StatusWritten"]
 
 DRIVER_OK = 4  # device status [VIRTIO1.4 2.1]
 ON_THEIR_WAY = 16  # notifications that can be decided on, but not arrived, when one more is
@@ -78,6 +79,12 @@ class Broken:
         return f"{self.rule} at event {self.event}: {self.what} ({RULES[self.rule][2]}) [VIRTIO1.4 {RULES[self.rule][1]}]"
 
 
+class Readable(Protocol):
+    """Memory as the device addresses it; may raise `AccessFault`."""
+
+    def read(self, address: int, length: int) -> bytes: ...
+
+
 class _Spans:
     """Bytes as sorted spans that may overlap; the question is whether a span is covered by their union."""
 
@@ -130,10 +137,19 @@ class _Written:
 
 
 @dataclass(eq=False)
-class _Out:
-    """A chain that is available, or was."""
+class Available:
+    """A chain that is available, or was.
+
+    Attributes
+    ----------
+    chain : :class:`Chain`
+        What it said when it was made available.
+    since : :class:`int`
+        Number of that event.
+    """
 
     chain: Chain
+    since: int = 0
     written: _Written = field(default_factory=_Written)
     claimed: int | None = None  # len of its used element
     in_time: int = 0  # bytes that had been written from the first on when the index was
@@ -156,12 +172,50 @@ class _Duty:
 
     old: int
     new: int
+    since: int  # number of the event
     must: bool = True
     may: bool = False
 
 
 class SplitDeviceRules:
-    """Judges a device on one split virtqueue.
+    """Judges what a device did on one split virtqueue, from a log of events.
+
+    Parameters
+    ----------
+    layout : :class:`SplitLayout`
+        The queue.
+    memory : :class:`GuestMemory`
+        What memory holds before the first event: copied now.
+    is_ready : :class:`bool`
+        DRIVER_OK is set before the first event.
+    settings
+        Further ones of :class:`SplitDeviceJudge`.
+    """
+
+    def __init__(self, layout: SplitLayout, memory: GuestMemory, *, is_ready: bool = True, **settings):
+        self.layout, self.memory, self.settings = layout, memory.snapshot(), settings | {"is_ready": is_ready}
+        SplitDeviceJudge(layout, self.memory, **self.settings)  # bad settings fail now
+
+    def broken(self, events: Iterable[Event], *, is_finished: bool = False) -> list[Broken]:
+        """Return every rule that the device broke, in the order of the events; empty: none.
+
+        An :class:`Access` with an empty ``source`` is software's, any other the device's: the log of a `GuestMemory` will do.
+        ``is_finished``: the device had all the time that it needed, so that every good chain must have come back (V046) and every
+        notification have arrived (V034, V037).
+        """
+        memory = self.memory.snapshot()
+        judge = SplitDeviceJudge(self.layout, memory, **self.settings)
+        number = -1
+        for number, event in enumerate(events):
+            if isinstance(event, Access) and event.is_write:
+                memory.write(event.address, event.data)
+            judge.take(number, event)
+        judge.end(number + 1, is_finished=is_finished)
+        return judge.found
+
+
+class SplitDeviceJudge:
+    """Judges a device on one split virtqueue, event by event.
 
     Notification is judged with the races that the specification leaves: a notification is missing only if the driver asked for it
     all the time since the used index was written, and one too many only if he did not at any time since; one may serve several.
@@ -170,8 +224,8 @@ class SplitDeviceRules:
     ----------
     layout : :class:`SplitLayout`
         The queue.
-    memory : :class:`GuestMemory`
-        What memory holds before the first event: copied now.
+    memory : object with read
+        Memory as the device addresses it and as software left it; changes before :meth:`take` is told.
     indirect, event_idx : :class:`bool`
         INDIRECT_DESC, EVENT_IDX were negotiated.
     has_vector : :class:`bool`
@@ -184,41 +238,34 @@ class SplitDeviceRules:
         A read may be rounded out to whole blocks of so many bytes: a dword of the bus, a line of a descriptor cache.
     allowed : iterable of (address, length)
         Where else the device reads and writes without this queue's doing: other queues, the IOMMU.
+    on_available, on_returned : callable or None
+        Called with each :class:`Available` when the driver makes it available; with it and the reported length when the device
+        returns it.
+
+    Attributes
+    ----------
+    found : list of :class:`Broken`
+        In the order of the events.
+    out : dict of :class:`int` to list of :class:`Available`
+        Chains that are available, by head.
+    needs_reset : :class:`bool`
+        The device was seen to ask for a reset: it need not serve this queue any more. Set by the owner, ended by the reset.
     """
 
-    def __init__(self, layout: SplitLayout, memory: GuestMemory, *, indirect: bool = False, event_idx: bool = False,
-                 has_vector: bool = True, is_ready: bool = True, index: int = 0, granule: int = 4,
-                 allowed: Iterable[Span] = ()):  # fmt: skip
+    def __init__(self, layout: SplitLayout, memory: Readable, *, indirect: bool = False, event_idx: bool = False,
+                 has_vector: bool = True, is_ready: bool = True, index: int = 0, granule: int = 4, allowed: Iterable[Span] = (),
+                 on_available: Callable[[Available], None] | None = None,
+                 on_returned: Callable[[Available, int], None] | None = None):  # fmt: skip
         if granule < 1 or granule & (granule - 1):
             raise ValueError(f"Granule of reads must be a power of two, not {granule!r}")
-        self.layout, self.memory = layout, memory.snapshot()
+        self.layout, self.memory = layout, memory
         self.indirect, self.event_idx, self.has_vector = indirect, event_idx, has_vector
-        self.is_ready, self.index, self.granule, self.allowed = is_ready, index, granule, tuple(allowed)
-
-    def broken(self, events: Iterable[Event], *, is_finished: bool = False) -> list[Broken]:
-        """Return every rule that the device broke, in the order of the events; empty: none.
-
-        An :class:`Access` with an empty ``source`` is software's, any other the device's: the log of a `GuestMemory` will do.
-        ``is_finished``: the device had all the time that it needed, so that every good chain must have come back (V046) and every
-        notification have arrived (V034, V037).
-        """
-        judge = _Judge(self)
-        number = -1
-        for number, event in enumerate(events):
-            judge.take(number, event)
-        judge.end(number + 1, is_finished)
-        return judge.found
-
-
-class _Judge:
-    """The state of one run over events."""
-
-    def __init__(self, rules: SplitDeviceRules):
-        self.rules, self.layout = rules, rules.layout
-        self.memory = rules.memory.snapshot()
+        self.granule, self.allowed = granule, tuple(allowed)
+        self.on_available, self.on_returned = on_available, on_returned
         self.found: list[Broken] = []
-        self.is_ready, self.was_ready = rules.is_ready, rules.is_ready
-        self._number, self._first = 0, rules.index
+        self.is_ready = self.was_ready = is_ready
+        self._number, self._first = 0, index
+        self.wish = 0
         self._begin()
         self._look()
 
@@ -226,16 +273,19 @@ class _Judge:
         """Nothing is out: as after a reset."""
         layout = self.layout
         self.avail_index = self.used_index = self._first
+        self.used = bytearray(layout.used_bytes)  # the used ring as the device wrote it
+        self.used[2:4] = self._first.to_bytes(2, "little")
+        self.needs_reset = False
         self.jumped = self.erred = False  # the available index cannot be; the driver made any mistake
         self.wish = self._wish()
-        self.out: dict[int, list[_Out]] = {}  # head -> available chains of that head: one, unless the driver erred
-        self.returned: list[_Out] = []
+        self.out: dict[int, list[Available]] = {}  # head -> available chains of that head: one, unless the driver erred
+        self.returned: list[Available] = []
         self.fresh: set[int] = set()  # bytes of the used ring's elements that were written for the coming lap
         self.beyond: set[int] = set()  # addresses of descriptors that are none
         self.duties: list[_Duty] = []
         self.readable = _Spans(((layout.desc, layout.desc_bytes), (layout.avail, layout.avail_bytes), (layout.used, layout.used_bytes)))
         self.writable = _Spans()
-        for address, length in self.rules.allowed:
+        for address, length in self.allowed:
             self.readable.add(address, length)
             self.writable.add(address, length)
         self.not_to_write = _Spans()  # readable buffers and indirect tables of available chains
@@ -245,6 +295,11 @@ class _Judge:
 
     def _load(self, address: int) -> int:
         return int.from_bytes(self.memory.read(address, 2), "little")
+
+    def _used(self, address: int) -> int:
+        """A word of the used ring."""
+        at = address - self.layout.used
+        return int.from_bytes(self.used[at : at + 2], "little")
 
     # -- one event --
 
@@ -257,11 +312,7 @@ class _Judge:
                 self._notified()
             case Access() if event.source == "":
                 if event.is_write:
-                    self.memory.write(event.address, event.data)
-                    self._look()
-                    if self._wish() != self.wish:
-                        self.wish = self._wish()
-                        self._weigh(self.duties)
+                    self.stored(number)
             case Access() if not event.data:
                 pass  # a zero-length read moves nothing
             case Access() if not self.is_ready and not self._is_elsewhere(event):
@@ -271,13 +322,26 @@ class _Judge:
             case Access():
                 self._read(event)
 
+    def stored(self, number: int) -> None:
+        """Software wrote to memory, or what the device's addresses lead to was changed."""
+        self._number = number
+        self._look()
+        if self._wish() != self.wish:
+            self.wish = self._wish()
+            self._weigh(self.duties)
+
+    def knows(self, address: int, length: int, *, is_write: bool) -> bool:
+        """Tell whether these bytes are all the device's to write, or to read."""
+        used = self.layout.used <= address and address + length <= self.layout.used + self.layout.used_bytes
+        return used or (self.writable if is_write else self.readable).missing(address, address + length) is None
+
     def _is_elsewhere(self, event: Access) -> bool:
-        return _Spans(self.rules.allowed).missing(event.address, event.address + len(event.data)) is None
+        return _Spans(self.allowed).missing(event.address, event.address + len(event.data)) is None
 
     def _status(self, value: int) -> None:
         """[VIRTIO1.4 2.1, 2.4]"""
         if value == 0:
-            self._close_duties(False)
+            self.duties.clear()
             self._claims()
             self._first = 0
             self._begin()
@@ -291,24 +355,33 @@ class _Judge:
         """Take note of the chains that the driver made available. [VIRTIO1.4 2.7.6]"""
         if not self.is_ready or self.jumped:
             return
-        index = self._load(self.layout.avail_idx)
+        try:
+            index = self._load(self.layout.avail_idx)
+        except AccessFault:
+            return  # the device cannot see it either
         count = index - self.avail_index & 0xFFFF
         if count > self.layout.size:
             self.jumped = self.erred = True  # nothing of it can be meant [V047]
             return
         for _ in range(count):
-            head = self._load(self.layout.avail_slot(self.avail_index))
+            try:
+                head = self._load(self.layout.avail_slot(self.avail_index))
+            except AccessFault:
+                return
             self.avail_index = self.avail_index + 1 & 0xFFFF
             try:
-                chain = read_chain(self.memory, self.layout, head, indirect=self.rules.indirect)
+                chain = read_chain(self.memory, self.layout, head, indirect=self.indirect)
             except AccessFault as fault:
                 chain = Chain(head, (), (), (), None, str(fault), False)
             if chain.beyond is not None:
                 self.beyond.add(chain.beyond)
             self.erred = self.erred or bool(chain.error) or head in self.out
             if head < self.layout.size:
-                self.out.setdefault(head, []).append(_Out(chain))
+                one = Available(chain, self._number)
+                self.out.setdefault(head, []).append(one)
                 self._open(chain, True)
+                if self.on_available is not None:
+                    self.on_available(one)
 
     def _open(self, chain: Chain, is_open: bool) -> None:
         """Let the device reach the buffers of a chain, or not any more."""
@@ -325,7 +398,7 @@ class _Judge:
         start, end = event.address, event.address + len(event.data)
         if self.readable.missing(start, end) is None:
             return
-        granule = self.rules.granule
+        granule = self.granule
         wide = _Spans((low // granule * granule, -(-high // granule) * granule - low // granule * granule)
                       for low, high in self.readable.spans)  # fmt: skip
         gap = wide.missing(start, end)
@@ -343,10 +416,8 @@ class _Judge:
     def _write(self, event: Access) -> None:
         start, end = event.address, event.address + len(event.data)
         layout = self.layout
-        before = self._load(layout.used_idx)
-        self.memory.write(start, event.data)
         if start < layout.used + layout.used_bytes and layout.used < end:
-            self._used_ring(event, before)
+            self._used_ring(event)
             return
         gap = self.writable.missing(start, end)
         if gap is None:
@@ -361,23 +432,26 @@ class _Judge:
         else:
             self._say("stray write", _told(event))
 
-    def _used_ring(self, event: Access, before: int) -> None:
+    def _used_ring(self, event: Access) -> None:
         """A write that touches the used ring. [VIRTIO1.4 2.7.8, 2.7.10]"""
         layout, start, end = self.layout, event.address, event.address + len(event.data)
+        before = self._used(layout.used_idx)
+        low, high = max(start, layout.used), min(end, layout.used + layout.used_bytes)
+        self.used[low - layout.used : high - layout.used] = event.data[low - start : high - start]
         if start < layout.used or end > layout.used + layout.used_bytes:
             self._say("stray write", f"{_told(event)}, over the end of the used ring")
-        if end > layout.avail_event and not self.rules.event_idx:
+        if end > layout.avail_event and not self.event_idx:
             self._say("stray write", f"{_told(event)}, where avail_event would be")
         if start < layout.used + 2:
-            flags = self._load(layout.used)
-            if self.rules.event_idx and flags:
+            flags = self._used(layout.used)
+            if self.event_idx and flags:
                 self._say("V044", f"flags are {flags}")
             elif flags > 1:
                 self._say("V043", f"flags are {flags}")
         touches_index = start < layout.used_idx + 2 and layout.used_idx < end
         low, high = max(start, layout.used_slot(0)), min(end, layout.avail_event)
         if low < high:
-            if touches_index and self._load(layout.used_idx) != before:
+            if touches_index and self._used(layout.used_idx) != before:
                 self._say("V039", f"{_told(event)}: index and elements at once, the index first")
             self._elements(low, high)
         if touches_index:
@@ -395,7 +469,7 @@ class _Judge:
 
     def _index(self, before: int) -> None:
         """The used index was written."""
-        layout, index = self.layout, self._load(self.layout.used_idx)
+        layout, index = self.layout, self._used(self.layout.used_idx)
         grown = index - before & 0xFFFF
         count = sum(len(same) for same in self.out.values())
         if grown > count:
@@ -408,11 +482,12 @@ class _Judge:
             if not places <= self.fresh:
                 self._say("V039", f"index {index} covers element {slot}, which was not written")
             self.fresh -= places
-            raw = self.memory.read(layout.used_slot(before + n), 8)
+            at = layout.used_slot(before + n) - layout.used
+            raw = bytes(self.used[at : at + 8])
             self._returned(int.from_bytes(raw[:4], "little"), int.from_bytes(raw[4:], "little"))
         self.used_index = index
         if grown:
-            self.duties.append(_Duty(before, index))
+            self.duties.append(_Duty(before, index, self._number))
             self._weigh(self.duties[-1:])
             spare = [duty for duty in self.duties if not duty.must]
             self.duties = [duty for duty in self.duties if duty.must or duty in spare[-ON_THEIR_WAY:]]
@@ -430,8 +505,10 @@ class _Judge:
         one.claimed, one.in_time = length, one.written.prefix
         self._forget(one)
         self.returned.append(one)
+        if self.on_returned is not None:
+            self.on_returned(one, length)
 
-    def _forget(self, new: _Out) -> None:
+    def _forget(self, new: Available) -> None:
         """The chains of that head that came back before are the driver's again: what was claimed of them is settled."""
         for one in [one for one in self.returned if one.chain.head == new.chain.head]:
             self._claim(one)
@@ -442,7 +519,7 @@ class _Judge:
             self._claim(one)
         self.returned.clear()
 
-    def _claim(self, one: _Out) -> None:
+    def _claim(self, one: Available) -> None:
         """Was as much written as was claimed, and in time? [VIRTIO1.4 2.7.8.2]"""
         if one.claimed is not None and one.claimed > one.written.prefix:
             self._say("V041", f"chain {one.chain.head}: len {one.claimed}, written {one.written.prefix} of {one.chain.writable_bytes}")
@@ -453,13 +530,16 @@ class _Judge:
 
     def _asks(self, duty: _Duty) -> bool:
         """Does the driver ask for this notification now?"""
-        if self.rules.event_idx:  # [VIRTIO1.4 2.7.7.2] the slot at used_event was filled
+        if self.event_idx:  # [VIRTIO1.4 2.7.7.2] the slot at used_event was filled
             return self.wish - duty.old & 0xFFFF < (duty.new - duty.old & 0xFFFF)
         return not self.wish & NO_INTERRUPT
 
     def _wish(self) -> int:
         """What the driver wrote to say which notifications it wants."""
-        return self._load(self.layout.used_event if self.rules.event_idx else self.layout.avail)
+        try:
+            return self._load(self.layout.used_event if self.event_idx else self.layout.avail)
+        except AccessFault:
+            return self.wish
 
     def _weigh(self, duties: list[_Duty]) -> None:
         """These are new, or the driver's wish changed."""
@@ -470,33 +550,32 @@ class _Judge:
     def _notified(self) -> None:
         if not self.is_ready:
             self._say("V011" if self.was_ready else "V001", "a notification")
-        elif not self.rules.has_vector:
+        elif not self.has_vector:
             self._say("V117", "a notification")
         else:
             asked = next((duty for duty in self.duties if duty.may), None)
             if asked is None:
-                self._say("V038" if self.rules.event_idx else "V035",
+                self._say("V038" if self.event_idx else "V035",
                           f"a notification after {len(self.duties)} writes of the index, none of which asked for it")  # fmt: skip
                 return
             self.duties.remove(asked)
             for duty in self.duties:
                 duty.must = False
 
-    def _close_duties(self, is_finished: bool) -> None:
-        if is_finished and self.rules.has_vector:
-            for duty in self.duties:
-                if duty.must:
-                    self._say("V037" if self.rules.event_idx else "V034", f"used index {duty.old} to {duty.new} was never notified")
-        self.duties.clear()
-
     # -- the end --
 
-    def end(self, number: int, is_finished: bool) -> None:
+    def end(self, number: int, *, is_finished: bool, patience: int = 0) -> None:
+        """No event comes after number ``number``; ``is_finished``: the device had its time for all that began ``patience`` before."""
         self._number = number
-        self._close_duties(is_finished)
         self._claims()
-        if is_finished and self.out and not self.erred:  # a broken ring may stop for good
-            self._say("V046", f"chains {sorted(self.out)} never came back")
+        if not is_finished or self.needs_reset:
+            return
+        for duty in self.duties:
+            if self.has_vector and duty.must and duty.since + patience <= number:
+                self._say("V037" if self.event_idx else "V034", f"used index {duty.old} to {duty.new} was never notified")
+        late = [head for head, same in self.out.items() if same[0].since + patience <= number]
+        if late and not self.erred:  # a broken ring may stop for good
+            self._say("V046", f"chains {sorted(late)} never came back")
 
 
 def _told(event: Access) -> str:
