@@ -435,9 +435,12 @@ class Revoked:
 @cocotb.test(timeout_time=4, timeout_unit="ms")
 @cocotb.parametrize(way=["read", "write"])
 async def page_is_revoked_under_traffic(dut, way):
-    """SYS-BAD-9 (R05, R24): IOTINVAL and IOFENCE race live requests: from the end of the fence no byte moves through the page."""
+    """SYS-BAD-9 (R05, R24): IOTINVAL and IOFENCE race live requests: from the end of the fence no byte moves through the page.
+
+    The way into memory is slow, so that writes which are translated already wait in the card; reads of the page are answered late.
+    """
     card, (disk, other) = await begin(dut, disks=2)
-    rng, iommu, revoked, traffic = card.rng, card.iommu, Revoked(card), Traffic(other)
+    rng, iommu, revoked, traffic = card.rng, card.iommu, Revoked(card), Traffic(other, cycles=12_000)
     fresh, ends = FRAMES // PAGE + 0x10_0000, {OK: 0, IOERR: 0}
     for step in range(12):
         old, new = rng.randbytes(4 * PAGE), rng.randbytes(4 * PAGE)
@@ -451,8 +454,12 @@ async def page_is_revoked_under_traffic(dut, way):
             begun = request.readable[1][0]
         page = begun + PAGE * rng.randrange(1, 4) & -PAGE
         frame = disk.memory.frames[page // PAGE]
+        if way == "read":
+            card.link.ready = lambda: rng.random() < 0.15
+        late = strike(card, "LATE", disk.function, frame * PAGE, PAGE, times=100)
+        late.cycles = 2500
         task = cocotb.start_soon(disk.done([request], may_fail=True))
-        await ClockCycles(dut.clk, rng.randrange(1400 if way == "read" else 900))
+        await ClockCycles(dut.clk, rng.randrange(4000 if way == "read" else 600))
         disk.table.unmap(page)
         pscid = card.iommu.directory.get(disk.function).PSCID
         command = [IotinvalVma(address=page, pscid=pscid), IotinvalVma(address=page), IotinvalVma(pscid=pscid), IotinvalVma()][step % 4]
@@ -460,11 +467,15 @@ async def page_is_revoked_under_traffic(dut, way):
         await card.port.run(iommu.fence())
         # The page is software's again: what the device gave is moved, then it holds a secret.
         revoked.frames.add(frame)
+        under_way = [tlp for tlp in card.host.outstanding.values() if tlp.byte_span()[0] // PAGE == frame]
+        assert not under_way, f"the fence did not wait for {under_way[0]}"
         disk.memory.frames[page // PAGE] = fresh
         card.session.memory.write(fresh * PAGE, card.session.memory.read(frame * PAGE, PAGE))
         secret = rng.randbytes(PAGE)
         card.session.memory.write(frame * PAGE, secret)
         await task
+        card.link.ready = None
+        card.host.policy.faults.remove(late)
         assert card.session.memory.read(frame * PAGE, PAGE) == secret
         ends[request.status] += 1
         if request.status == OK:
