@@ -9,12 +9,12 @@ from ..models.host import CompletionPolicy, Host, enable_msix
 from ..models.host import enumerate as enumerate_functions
 from ..models.iommu.registers import IommuDriver
 from ..models.iommu.tables import Allocator, DeviceContext, PageTable
-from ..models.virtio.blk import HEADER_BYTES, SECTOR, BlkDevice, BlkDriver, BlkResult, BlkStatus, BlkType, Outcome
-from ..models.virtio.driver import Feature, VirtioPciDriver
+from ..models.virtio.blk import BlkDriver
+from ..models.virtio.driver import FIELDS, Feature, StructureType, VirtioPciDriver
 from ..models.virtio.split import SplitDriver
 from ..rtl.config import BlkConfig, EndpointConfig
 from .host_port import HostPort
-from .ring_checker import RingChecker
+from .ring_checker import DoubtfulBlkDevice
 from .session import Session
 from .stream import cycle, start
 from .tlp_bus import RawLink
@@ -55,40 +55,6 @@ class MappedMemory:
             done += size
 
 
-class DoubtfulBlkDevice(BlkDevice):
-    """The golden device, told of requests whose bytes may not get through: those may end in IOERR, and their sectors are in doubt.
-
-    Attributes
-    ----------
-    doubtful : set of (type, sector)
-        Such requests.
-    """
-
-    def __init__(self, *arguments, **parameters):
-        super().__init__(*arguments, **parameters)
-        self.doubtful = set()
-
-    def forget_request(self, request):
-        """The sectors that an OUT should have written are in doubt."""
-        if request.kind == BlkType.OUT:
-            self.forget(request.sector, -(-(len(request.sent) - HEADER_BYTES) // SECTOR))
-
-    def settle(self, request):
-        """A doubtful request ended: an OUT that says OK was carried out, whatever the judge could see of it."""
-        if request.status == BlkStatus.OK:
-            super().execute(request.sent, 1)
-        else:
-            self.forget_request(request)
-
-    def execute(self, readable, writable_len):
-        kind, sector = int.from_bytes(readable[:4], "little"), int.from_bytes(readable[8:16], "little")
-        if (kind, sector) not in self.doubtful:
-            return super().execute(readable, writable_len)
-        if kind == BlkType.OUT:
-            self.forget(sector, -(-(len(readable) - HEADER_BYTES) // SECTOR))
-        return BlkResult((Outcome(BlkStatus.OK), Outcome(BlkStatus.IOERR)), writable_len)
-
-
 class Disk:
     """One virtio-blk function and its driver, as :meth:`Card.disk` brings it up.
 
@@ -102,13 +68,25 @@ class Disk:
         The device's page table; None when it is not translated.
     memory : :class:`MappedMemory`
     golden : :class:`DoubtfulBlkDevice`
-    checker : :class:`RingChecker` or None
-        Its judge; None without an IOMMU in use.
+        The model of the device, once it is watched.
     """
 
-    def __init__(self, card, function, table, memory, layout, driver, blk, golden, checker=None):
+    def __init__(self, card, function, table, memory, layout, driver, blk):
         self.card, self.function, self.table, self.memory, self.layout = card, function, table, memory, layout
-        self.driver, self.blk, self.golden, self.checker = driver, blk, golden, checker
+        self.driver, self.blk = driver, blk
+
+    @property
+    def golden(self):
+        return self.card.session.devices[self.function]
+
+    def watch(self, *, vector, is_running=False):
+        """Let the golden device judge the queue, from in front of the reset on or when it runs already."""
+        config, layout = self.card.config.disks[self.function - self.card.config.first_disk], self.layout
+        status = self.driver.structure(StructureType.COMMON).address + FIELDS["device_status"][0]
+        self.card.session.add(
+            "RingChecker", function=self.function, size=layout.size, desc=layout.desc, avail=layout.avail, used=layout.used,
+            device={"capacity_sectors": config.capacity_sectors, "serial": config.serial.hex()}, vector=vector,
+            status=None if is_running else status)  # fmt: skip
 
     async def start(self, *, wanted, vectors, config_vector, before_ok=None):
         """Reset the function, zero its ring, bring it up; ``before_ok()`` is awaited in front of DRIVER_OK. [VIRTIO1.4 2.4, 3.1.1]
@@ -118,19 +96,14 @@ class Disk:
         driver, run = self.driver, self.card.port.run
         self._settings = {"wanted": wanted, "vectors": vectors, "config_vector": config_vector}
         await run(driver.find())
+        if self.function not in self.card.session.devices:
+            self.watch(vector=vectors[0] if vectors else None)
         await run(driver.reset())
         for request in self.blk.requests.values():
             self.golden.forget_request(request)
         self.blk.abandon()
         self.blk.ring.reset()
         self._seen = b"\0\0"
-        if self.checker is not None:
-            checkers, old = self.card.session.board.checkers, self.checker
-            self.checker = RingChecker(
-                old.memory, old.golden, old.allowed, function=old.function, size=old.size, desc=old.desc, avail=old.avail, used=old.used,
-                device=old.device, free=old.free)  # fmt: skip
-            self.checker.comparisons = old.comparisons
-            checkers[checkers.index(old)] = self.checker
         await run(driver.acknowledge())
         await run(driver.negotiate(wanted, 1 << Feature.VERSION_1))
         await run(driver.set_config_vector(config_vector))
@@ -208,6 +181,11 @@ class Card:
         self.port = HostPort(self.host, self.link, observe=self._observe)
         self.link.start()
         self.functions = await self.port.run(enumerate_functions(self.host))
+        for info in self.functions:
+            if info.msix is not None:
+                is_iommu = info.function < self.config.first_disk
+                self.session.add("MessageChecker", function=info.function, entries=info.msix.count, is_translated=not is_iommu,
+                                 table=info.bars[info.msix.table_bar].address + info.msix.table_offset)  # fmt: skip
         return self
 
     def _observe(self, event, tlp):
@@ -218,9 +196,11 @@ class Card:
         """Bring the card's IOMMU up with an empty directory; from here on the disks are translated, or refused."""
         info = self.functions[0]
         await self.port.run(enable_msix(info, 2))
-        self.session.add("AccessChecker", iommu_function=0, own=[[OWN, OWN_BYTES, "rw"], [0xFEE0_0000, 0x10_0000, "w"]])
+        self.session.add("AccessChecker", iommu_function=0, own=[[OWN, OWN_BYTES, "r"]])
+        self.session.add("FenceChecker")
         self.iommu = IommuDriver(info.bars[0].address, self.session.memory, self.allocator, allowed=self.session.allowed)
         await self.port.run(self.iommu.init(levels))
+        self.session.add("FaultQueueChecker", base=self.iommu.fq_base, entries=self.iommu.fq_entries, registers=info.bars[0].address)
         return self.iommu
 
     def map(self, table, memory, iova, pages, *, perms="rwu"):
@@ -262,20 +242,15 @@ class Card:
         layout = ring.layout
         wanted = 1 << Feature.VERSION_1 | 1 << 9 | (1 << Feature.ACCESS_PLATFORM if platform else 0)
         blk = BlkDriver(ring, memory, area=area, rng=self.rng, framing=framing, alignment=alignment)
-        golden = DoubtfulBlkDevice(self.config.disks[number].capacity_sectors, serial=self.config.disks[number].serial)
-        disk = self.disks[number] = Disk(self, function, table, memory, layout, driver, blk, golden)
+        disk = self.disks[number] = Disk(self, function, table, memory, layout, driver, blk)
         await disk.start(wanted=wanted, vectors=[1] if vectors else [], config_vector=0 if vectors else 0xFFFF)
-        if self.iommu is not None:
-            message = info.msix.message_address & -PAGE
-            disk.checker = RingChecker(
-                self.session.memory, self.session.golden, self.session.allowed, function=function, size=queue_size, desc=layout.desc,
-                avail=layout.avail, used=layout.used, device=golden, free=[[message, PAGE]])
-            self.session.board.checkers.append(disk.checker)
         return disk
 
     def finish(self):
         """End the run: nothing may differ, no rule of the link may be broken."""
         if self.host.violations:
             raise AssertionError(self.host.violations[0])
+        if self.session.board.checkers:
+            self.session.add("MemoryChecker")
         self.session.finish()
         cocotb.log.info("%d comparisons, 0 differences", self.session.board.comparisons)

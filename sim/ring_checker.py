@@ -1,56 +1,181 @@
-"""Judges one split virtqueue: what the card writes for each chain against the golden device, and where it may write at all."""
+"""Judges one split virtqueue of virtio-blk: the ring by the rules of the specification, the data by the golden device."""
 
+from collections.abc import MutableSet
+
+from ..models.events import HostStore, Operation
+from ..models.host import MemoryRead, MemoryWrite
 from ..models.iommu.faults import AccessType
-from ..models.memory import Iova
+from ..models.memory import Access, AccessFault, Iova, Spa
 from ..models.tlp import TlpType
-from .scoreboard import Mismatch
+from ..models.virtio.blk import HEADER_BYTES, SECTOR, BlkDevice, BlkStatus, BlkType
+from ..models.virtio.driver import DeviceStatus
+from ..models.virtio.rules import RULES, Notification, SplitDeviceJudge, StatusWritten
+from ..models.virtio.split import SplitLayout
+from .scoreboard import Checker, MessageChecker, Mismatch
 
-__all__ = ["RingChecker", "places"]
+__all__ = ["DoubtfulBlkDevice", "RingChecker"]
 
-NEXT, WRITE = 1, 2  # flags of a descriptor [VIRTIO1.4 2.7.5]
 PAGE = 4096
+MAX_BYTES = 1 << 32  # of a chain [VIRTIO1.4 2.7.5.2]
 
 
-def _pieces(allowed, device_id, iova, length, access):
-    """Yield (spa, length), one per page, of where ``length`` bytes at ``iova`` are for a device; spa None: out of its reach."""
-    while length:
-        piece = min(length, PAGE - iova % PAGE)
-        yield next((one.spa for one in allowed.outcomes(device_id, Iova(iova), access) if one.spa is not None), None), piece
-        iova, length = iova + piece, length - piece
+class _Doubts(MutableSet):
+    """The doubtful requests of a device; tells ``record`` of each change."""
+
+    def __init__(self, record):
+        self._all, self._record = set(), record
+
+    def __contains__(self, one):
+        return one in self._all
+
+    def __iter__(self):
+        return iter(self._all)
+
+    def __len__(self):
+        return len(self._all)
+
+    def add(self, one):
+        self._record("doubt", [int(part) for part in one])
+        self._all.add(one)
+
+    def discard(self, one):
+        self._record("trust", [int(part) for part in one])
+        self._all.discard(one)
+
+    def clear(self):
+        for one in list(self._all):
+            self.discard(one)
 
 
-def places(allowed, device_id, iova, length, access):
-    """Return ``[(spa, length)]``, one per page, of where ``length`` bytes at ``iova`` are for a device.
+class _Doubtful:
+    """What a doubtful request may end in: OK as without doubt, or IOERR with no other bytes than the right ones, none, or as before."""
 
-    None when the device cannot reach all of them. Where old and new mappings are both allowed, the first that is found.
+    def __init__(self, real):
+        self.real = real
+
+    def problem(self, before, after, used_len):
+        """As :meth:`ringwall.models.virtio.blk.BlkResult.problem`."""
+        if not after or after[-1] != BlkStatus.IOERR:
+            return self.real.problem(before, after, used_len)
+        for n in range(len(after) - 1):
+            free = any(low <= n < high for one in self.real.outcomes for low, high in one.free)
+            right = {before[n], 0, *(one.data[n] for one in self.real.outcomes if n < len(one.data))}
+            if not free and after[n] not in right:
+                return f"IOERR: byte {n} is {after[n]:#04x}, which is nothing that the device may give"
+        return ""
+
+
+class DoubtfulBlkDevice(BlkDevice):
+    """The golden device, told of requests whose bytes may not get through: those may end in IOERR, and their sectors are in doubt.
+
+    Parameters
+    ----------
+    record : callable
+        Is told of every call that software makes, before it is done: ``record(method, arguments)``, as :meth:`repeat` takes them.
+
+    Attributes
+    ----------
+    doubtful : set of (type, sector)
+        Such requests.
     """
-    found = []
-    for spa, piece in _pieces(allowed, device_id, iova, length, access):
-        if spa is None:
-            return None
-        found.append((spa, piece))
-    return found
+
+    def __init__(self, capacity_sectors, *, record=lambda method, arguments: None, **parameters):
+        super().__init__(capacity_sectors, **parameters)
+        self._record, self.doubtful = record, _Doubts(record)
+
+    def repeat(self, method, arguments):
+        """Do what was recorded."""
+        match method:
+            case "doubt":
+                self.doubtful.add(tuple(arguments))
+            case "trust":
+                self.doubtful.discard(tuple(arguments))
+            case "forget":
+                self.forget(*arguments)
+            case "carry_out":
+                self.carry_out(bytes.fromhex(arguments[0]))
+            case _:
+                raise ValueError(f"What a golden device was told must be one of its methods, not {method!r}")
+
+    def forget(self, sector, count):
+        self._record("forget", [sector, count])
+        super().forget(sector, count)
+
+    def forget_request(self, request):
+        """The sectors that an OUT should have written are in doubt."""
+        if request.kind == BlkType.OUT:
+            self.forget(request.sector, -(-(len(request.sent) - HEADER_BYTES) // SECTOR))
+
+    def carry_out(self, sent):
+        """A request with these readable bytes was carried out, whatever the judge could see of it."""
+        self._record("carry_out", [sent.hex()])
+        super().execute(sent, 1)
+
+    def settle(self, request):
+        """A doubtful request ended: an OUT that says OK was carried out."""
+        if request.status == BlkStatus.OK:
+            self.carry_out(request.sent)
+        else:
+            self.forget_request(request)
+
+    def lost(self, header, length):
+        """A request of ``length`` readable bytes, which begin with ``header``, was returned, and it cannot be known what it did."""
+        if len(header) < HEADER_BYTES or int.from_bytes(header[:4], "little") == BlkType.OUT:
+            sector = int.from_bytes(header[8:16], "little") if len(header) >= HEADER_BYTES else 0
+            super().forget(sector, -(-(length - HEADER_BYTES) // SECTOR) if len(header) >= HEADER_BYTES else self.capacity)
+
+    def execute(self, readable, writable_len):
+        kind, sector = int.from_bytes(readable[:4], "little"), int.from_bytes(readable[8:16], "little")
+        if (kind, sector) not in self.doubtful:
+            return super().execute(readable, writable_len)
+        if kind != BlkType.OUT:
+            return _Doubtful(super().execute(readable, writable_len))
+        self.lost(readable[:HEADER_BYTES], len(readable))
+        return _Doubtful(super().execute(BlkType.FLUSH.to_bytes(HEADER_BYTES, "little"), writable_len))
 
 
-class _Chain:
-    """A chain that the driver made available, as software's memory describes it."""
+class _View:
+    """Memory as a device reaches it: pages as one allowed translation leads to them."""
 
-    __slots__ = ("head", "is_in_reach", "readable", "writable")
+    def __init__(self, memory, allowed, function):
+        self.memory, self.allowed, self.function = memory, allowed, function
+        self._pages, self._at = {}, -1
 
-    def __init__(self, head, readable, writable, is_in_reach):
-        self.head, self.readable, self.writable = head, readable, writable  # lists of (spa, length), those in reach
-        self.is_in_reach = is_in_reach
+    def page(self, iova, access):
+        """Return where the page of this address is; None: out of reach."""
+        if self._at != self.allowed.now:
+            self._pages.clear()
+            self._at = self.allowed.now
+        place = iova // PAGE, access
+        if place not in self._pages:
+            outcomes = self.allowed.outcomes(self.function, Iova(iova & -PAGE), access)
+            self._pages[place] = min((one.spa for one in outcomes if one.spa is not None), default=None)
+        return self._pages[place]
+
+    def pieces(self, iova, length, access):
+        """Yield (IOVA, SPA, length), one per page; SPA None: out of reach."""
+        while length:
+            size = min(length, PAGE - iova % PAGE)
+            page = self.page(iova, access)
+            yield iova, None if page is None else page + iova % PAGE, size
+            iova, length = iova + size, length - size
+
+    def read(self, address, length):
+        """Return bytes that the device can read."""
+        found = list(self.pieces(address, length, AccessType.READ))
+        if any(spa is None for _, spa, _ in found):
+            raise AccessFault(address, length, False, "unmapped")
+        return b"".join(self.memory.read(Spa(spa), size) for _, spa, size in found)
 
 
-class RingChecker:
+class RingChecker(Checker):
     """The golden device executes each chain when the card returns it; every byte that the card wrote for it is compared.
 
-    Checked: used elements name chains that are available, once each; the used index grows by at most what is outstanding and
-    is written behind its elements and their data; writable buffers hold what the golden device says, and the reported length
-    is one that it allows; the function writes nowhere but into writable buffers of available chains and its used ring.
-    [VIRTIO1.4 2.7.6 to 2.7.8]
+    The ring itself, where the function reads and writes, and its notifications are judged by
+    :class:`ringwall.models.virtio.rules.SplitDeviceJudge`. Whether the function may reach a page is :class:`AccessChecker`'s.
 
-    A chain with bytes that the device cannot reach is not executed: its data is not compared, but the bytes in reach may be written.
+    A chain with bytes that the device cannot reach, or could not any more when it came back, is not executed: its data is not
+    compared, and its sectors are unknown to the golden device.
 
     Parameters
     ----------
@@ -64,156 +189,186 @@ class RingChecker:
     desc, avail, used : :class:`int`
         IOVAs of the three parts.
     device : object
-        ``execute(readable, writable_len)`` returns an object with ``written`` (the bytes that the device writes, from the first
-        writable byte on; None: free) and ``used_len_allowed`` (a container of lengths).
-    free : list of [start, length]
-        Where else the function may write: interrupts.
+        ``execute(readable, writable_len)`` returns an object with ``problem(before, after, used_len)``, why writable bytes that
+        held ``before`` and hold ``after`` cannot be ("": they can); ``lost(header, length)`` as :class:`DoubtfulBlkDevice`.
+    status : :class:`int` or None
+        Bus address of device_status: software's accesses tell when the device runs. None: it runs already.
+    vector : :class:`int` or None
+        MSI-X vector of the queue.
+    messages : :class:`.scoreboard.MessageChecker` or None
+        Of the function; without it notifications are not judged.
+    index : :class:`int`
+        Both indices at the start.
+    patience : :class:`int`
+        Cycles after which at the end of the run a chain must have come back, and a notification have arrived.
 
     Attributes
     ----------
     finished : list of (cycle, head, readable bytes, writable bytes)
-        Chains that came back.
+        Chains that came back and were executed.
     """
 
-    def __init__(self, memory, golden, allowed, *, function, size, desc, avail, used, device, free=()):
-        self.memory, self.golden, self.allowed, self.device, self.free = memory, golden, allowed, device, free
-        self.function, self.size, self.desc, self.avail, self.used = function, size, desc, avail, used
-        self.comparisons, self.finished = 0, []
-        self._avail_index = self._used_index = 0
-        self._chains = {}  # head -> chain
-        self._writable = {}  # page -> list of (start, end) that may be written
-        self._ring = []  # places of the used ring
-        self._looked_at = None  # allowed.now when _ring was found
+    def __init__(self, memory, golden, allowed, *, function, size, desc, avail, used, device, status=None, vector=None, messages=None,
+                 index=0, patience=60_000):  # fmt: skip
+        self.memory, self.golden, self.allowed, self.function, self.device = memory, golden, allowed, function, device
+        self.status, self.vector, self.messages, self.patience = status, vector, messages, patience
+        self.layout, self.finished = SplitLayout(size, desc, avail, used), []
+        self._view, self._now, self._looked_at, self._resets = _View(golden, allowed, function), 0, -1, False
+        self._avail = []  # where the available ring is: (SPA, length)
+        self._chains = {}  # Available -> ([(IOVA, SPA, length)] of readable and of writable bytes)
+        self._found, self._told = [], 0
+        self.judge = SplitDeviceJudge(
+            self.layout, self._view, is_ready=status is None, index=index, has_vector=vector is not None,
+            on_available=self._is_available, on_returned=self._is_returned)  # fmt: skip
+
+    @classmethod
+    def of_session(cls, session, *, function, device, **parameters):
+        """Make it from a session; ``device``: ``capacity_sectors``, ``serial`` and ``content`` (from sector 0 on), both hexadecimal.
+
+        The golden device is ``session.devices[function]``.
+        """
+        def record(method, arguments):
+            session.told("device", [function, method, arguments])
+
+        made = DoubtfulBlkDevice(device["capacity_sectors"], serial=bytes.fromhex(device.get("serial", "")), record=record)
+        content = bytes.fromhex(device.get("content", ""))
+        made.store[: len(content)] = content
+        session.devices[function] = made
+        messages = [one for one in session.board.checkers if isinstance(one, MessageChecker) and one.function == function]
+        return cls(session.memory, session.golden, session.allowed, function=function, device=made,
+                   messages=messages[0] if messages else None, **parameters)  # fmt: skip
 
     def take(self, event, tlp):
-        if tlp is None or tlp.type is not TlpType.MWR or tlp.requester_id & 0xFF != self.function:
-            return []
-        start, length = tlp.byte_span()
-        end = start + length
-        if any(low <= start and end <= low + size for low, size in self.free):
-            return []
-        if self._looked_at != self.allowed.now:
-            self._looked_at = self.allowed.now
-            self._ring = places(self.allowed, self.function, self.used, 6 + 8 * self.size, AccessType.WRITE) or []
-        for base, size in self._ring:
-            if base <= start and end <= base + size:
-                index = self._spa_of_index()
-                return self._returned(event) if start <= index < end else []
-        for again in (False, True):
-            if any(low <= start and end <= high for low, high in self._writable.get(start // PAGE, ())):
-                return []
-            if not again:
-                found = self._look_for_chains()
-                if found:
-                    return found
-        return [Mismatch("write outside of writable buffers and used ring", str(tlp), f"{len(self._chains)} chains are available")]
+        self._now = getattr(event, "cycle", self._now)
+        if tlp is not None:
+            if tlp.requester_id & 0xFF == self.function and tlp.type in (TlpType.MRD, TlpType.MWR):
+                self._look()
+                self._requested(tlp)
+        elif isinstance(event, HostStore):
+            self._look()
+            end = event.address + len(event.data)
+            if any(start < end and event.address < start + size for start, size in self._avail):
+                self.judge.stored(self._now)
+        elif isinstance(event, Operation):
+            self._operated(event.operation, event.result)
+        return self._verdict()
 
     def finish(self):
-        return []
+        if self.vector is not None and (self.messages is None or self.messages.is_masked(self.vector)):
+            self.judge.duties.clear()
+        self.judge.end(self._now, is_finished=True, patience=self.patience)
+        self._lose()
+        return self._verdict()
 
-    def _spa_of_index(self):
-        (spa, _), = places(self.allowed, self.function, self.used + 2, 2, AccessType.WRITE) or [(-1, 0)]
-        return spa
-
-    def _load(self, memory, iova, length, access=AccessType.READ):
-        """Return bytes at ``iova`` as the device reaches them, None when it does not."""
-        found = places(self.allowed, self.function, iova, length, access)
-        return None if found is None else b"".join(memory.read(spa, size) for spa, size in found)
-
-    def _look_for_chains(self):
-        """Take note of what the driver made available since; returns mismatches of the driver, which end a run as well."""
-        raw = self._load(self.golden, self.avail + 2, 2)
-        if raw is None:
-            return []
-        index = int.from_bytes(raw, "little")
-        while self._avail_index != index:
-            raw = self._load(self.golden, self.avail + 4 + 2 * (self._avail_index % self.size), 2)
-            if raw is None:
-                return []
-            chain = self._chain(int.from_bytes(raw, "little"))
-            if chain is None:
-                return []  # a malformed chain: the card never returns it
-            self._avail_index = self._avail_index + 1 & 0xFFFF
-            if chain.head in self._chains:
-                return [Mismatch("the driver made a chain available twice", "-", f"head {chain.head}")]
-            self._chains[chain.head] = chain
-            for spa, size in chain.writable:
-                self._writable.setdefault(spa // PAGE, []).append((spa, spa + size))
-        return []
-
-    def _chain(self, head):
-        readable, writable, at, is_in_reach = [], [], head, True
-        for _ in range(self.size):
-            if at >= self.size:
-                return None
-            raw = self._load(self.golden, self.desc + 16 * at, 16)
-            if raw is None:
-                return None
-            address, length = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:12], "little")
-            flags, following = int.from_bytes(raw[12:14], "little"), int.from_bytes(raw[14:], "little")
-            access = AccessType.WRITE if flags & WRITE else AccessType.READ
-            for spa, size in _pieces(self.allowed, self.function, address, length, access):
-                if spa is None:
-                    is_in_reach = False
-                else:
-                    (writable if flags & WRITE else readable).append((spa, size))
-            if not flags & NEXT:
-                return _Chain(head, readable, writable, is_in_reach)
-            at = following
-        return None
-
-    def _returned(self, event):
-        """The card wrote the used index: judge each chain that it returns."""
-        raw = self._load(self.memory, self.used + 2, 2)
-        index = int.from_bytes(raw or bytes(2), "little")
-        found = self._look_for_chains()
-        count = index - self._used_index & 0xFFFF
-        if count > len(self._chains):
-            return [Mismatch("used index runs ahead", f"from {self._used_index} to {index}", f"{len(self._chains)} chains are out")]
-        while not found and self._used_index != index:
-            element = self._load(self.memory, self.used + 4 + 8 * (self._used_index % self.size), 8) or bytes(8)
-            head, length = int.from_bytes(element[:4], "little"), int.from_bytes(element[4:], "little")
-            self._store(self.used + 4 + 8 * (self._used_index % self.size), element)
-            self._used_index = self._used_index + 1 & 0xFFFF
-            chain = self._chains.pop(head, None)
-            if chain is None:
-                return [Mismatch(f"used element {self._used_index - 1 & 0xFFFF} names a chain that is not available",
-                                 f"id {head}", f"available are {sorted(self._chains)}")]  # fmt: skip
-            found = self._judge(event, chain, length)
-        self._store(self.used + 2, self._used_index.to_bytes(2, "little"))
+    def _verdict(self):
+        """Return what was found since last time: broken rules first."""
+        broken, self._told = self.judge.found[self._told :], len(self.judge.found)
+        found = [Mismatch(f"{one.rule} of function {self.function} [VIRTIO1.4 {RULES[one.rule][1]}]", one.what, RULES[one.rule][2])
+                 for one in broken] + self._found  # fmt: skip
+        self._found = []
         return found
 
-    def _store(self, iova, data):
-        at = 0
-        for spa, size in places(self.allowed, self.function, iova, len(data), AccessType.WRITE) or ():
-            self.golden.write(spa, data[at : at + size])
-            at += size
+    def _look(self):
+        """Translations may have changed, and with them what the ring holds."""
+        if self._looked_at != self.allowed.now:
+            self._looked_at = self.allowed.now
+            pieces = self._view.pieces(self.layout.avail, self.layout.avail_bytes, AccessType.READ)
+            self._avail = [(spa, size) for _, spa, size in pieces if spa is not None]
+            self.judge.stored(self._now)
 
-    def _judge(self, event, chain, length):
+    def _operated(self, operation, result):
+        """Software's accesses to device_status. [VIRTIO1.4 2.1, 2.4]"""
+        if getattr(operation, "address", None) != self.status or self.status is None:
+            return
+        if isinstance(operation, MemoryWrite):
+            self._resets = operation.value == 0
+            if not self._resets:
+                self._look()
+                self.judge.take(self._now, StatusWritten(operation.value))
+        elif isinstance(operation, MemoryRead) and result is not None:
+            if self._resets and result == 0:
+                self._resets = False
+                self._lose()
+                self.judge.take(self._now, StatusWritten(0))
+            elif result & DeviceStatus.NEEDS_RESET:
+                self.judge.needs_reset = True
+
+    def _requested(self, tlp):
+        """The function reads or writes."""
+        is_write = tlp.type is TlpType.MWR
+        if is_write and self.messages is not None and self.messages.claims(tlp):
+            if self.messages.vector_of(tlp) == self.vector:
+                self.judge.take(self._now, Notification())
+            return
+        start, length = tlp.byte_span()
+        iovas = list(self.allowed.iovas(self.function, Spa(start), is_write))
+        if not iovas:
+            return
+        iova = next((one for one in iovas if self.judge.knows(one, length, is_write=is_write)), iovas[0])
+        if not is_write:
+            self.judge.take(self._now, Access(iova, bytes(length), False, "the card"))
+            return
+        data = self.memory.read(Spa(start), length)
+        if self.layout.used <= iova and iova + length <= self.layout.used + self.layout.used_bytes:
+            self.golden.write(Spa(start), data)  # what it says is judged when it counts
+        self.judge.take(self._now, Access(iova, data, True, "the card"))
+
+    def _is_available(self, one):
+        """The driver made a chain available: where are its bytes?"""
+        if not one.chain.is_complete or sum(length for _, length in one.chain.readable + one.chain.writable) > MAX_BYTES:
+            self._chains[one] = None
+            return
+        self._chains[one] = tuple(
+            [piece for address, length in buffers for piece in self._view.pieces(address, length, access)]
+            for buffers, access in ((one.chain.readable, AccessType.READ), (one.chain.writable, AccessType.WRITE)))  # fmt: skip
+
+    def _is_there(self, pieces, access):
+        """All of them were in reach, and are still where they were."""
+        return all(spa is not None and (
+            self._view.page(iova, access) == spa & -PAGE
+            or spa in {one.spa for one in self.allowed.outcomes(self.function, Iova(iova), access)}) for iova, spa, _ in pieces)
+
+    def _copy(self, one):
+        """Whatever the card wrote for this chain is taken as right."""
+        for _, spa, size in self._chains.pop(one)[1]:
+            if spa is not None:
+                self.golden.write(Spa(spa), self.memory.read(Spa(spa), size))
+
+    def _lose(self):
+        """Chains that are out do not come back: the card may have written what it likes into their buffers."""
+        for one in list(self._chains):
+            if self._chains[one] is None:
+                del self._chains[one]
+            else:
+                self._copy(one)
+
+    def _is_returned(self, one, length):
         """Execute one returned chain and compare."""
         self.comparisons += 1
-        for spa, size in chain.writable:
-            self._writable[spa // PAGE].remove((spa, spa + size))
-        if not chain.is_in_reach:
-            for spa, size in chain.writable:
-                self.golden.write(spa, self.memory.read(spa, size))
-            return []
-        readable = b"".join(self.golden.read(spa, size) for spa, size in chain.readable)
-        room = sum(size for _, size in chain.writable)
-        result = self.device.execute(readable, room)
-        self.finished.append((event.cycle, chain.head, len(readable), room))
-        card = b"".join(self.memory.read(spa, size) for spa, size in chain.writable)
-        before = b"".join(self.golden.read(spa, size) for spa, size in chain.writable)
-        model = card if result.written is None else result.written + before[len(result.written) :]
-        at = 0
-        for spa, size in chain.writable:
-            self.golden.write(spa, model[at : at + size])
-            at += size
-        found = []
-        if card != model:
-            at = next(n for n in range(room) if card[n] != model[n])
-            found.append(Mismatch(f"chain {chain.head}: byte {at} of {room} writable bytes differs",
-                                  card[at : at + 32].hex(" ", 4), model[at : at + 32].hex(" ", 4)))  # fmt: skip
-        if length not in result.used_len_allowed:
-            found.append(Mismatch(f"chain {chain.head}: used length", str(length), f"one of {result.used_len_allowed}"))
-        return found
+        if self._chains[one] is None:
+            if not one.chain.is_complete:
+                self._found.append(Mismatch(
+                    f"chain {one.chain.head} is returned although it has no end [VIRTIO1.4 2.7.5.2]", f"length {length}", one.chain.error))
+            del self._chains[one]
+            return
+        readable, writable = self._chains[one]
+        if not self._is_there(readable, AccessType.READ) or not self._is_there(writable, AccessType.WRITE):
+            header = b""
+            for _, spa, size in readable:
+                if spa is None or len(header) >= HEADER_BYTES:
+                    break
+                header += self.golden.read(Spa(spa), size)
+            self.device.lost(header[:HEADER_BYTES], sum(size for _, _, size in readable))
+            self._copy(one)
+            return
+        sent = b"".join(self.golden.read(Spa(spa), size) for _, spa, size in readable)
+        before, after = (b"".join(memory.read(Spa(spa), size) for _, spa, size in writable) for memory in (self.golden, self.memory))
+        result = self.device.execute(sent, len(after))
+        self.finished.append((self._now, one.chain.head, len(sent), len(after)))
+        self._copy(one)
+        problem = result.problem(before, after, 0)  # the length is judged by V040 and V041
+        if problem:
+            at = next((n for n in range(len(after)) if after[n] != before[n]), 0)
+            self._found.append(Mismatch(
+                f"chain {one.chain.head} of function {self.function}: {len(after)} writable bytes are not what the device answers "
+                "[VIRTIO1.4 5.2.6]", f"from byte {at} on {after[at : at + 32].hex(' ', 4)}", problem))  # fmt: skip

@@ -9,10 +9,14 @@ from ..models.iommu.commands import decode as decode_command
 from ..models.iommu.faults import Cause
 from ..models.iommu.registers import Capabilities, IommuMode
 from ..models.iommu.tables import DeviceContext
-from ..models.memory import GuestMemory, Spa
+from ..models.memory import PAGE, GuestMemory, Iova, Spa
 from ..models.tlp import TlpType, decode
-from . import scoreboard
+from . import ring_checker, scoreboard
 from .scoreboard import Scoreboard
+
+CHECKERS = {checker.__name__: checker for checker in (
+    scoreboard.AccessChecker, scoreboard.FaultQueueChecker, scoreboard.FenceChecker, scoreboard.MemoryChecker,
+    scoreboard.MessageChecker, ring_checker.RingChecker)}  # fmt: skip
 
 __all__ = ["ObservedMemory", "RecordedTranslations", "Session", "replay"]
 
@@ -40,6 +44,7 @@ class RecordedTranslations(AllowedTranslations):
     def __init__(self, record, mode=IommuMode.BARE):
         super().__init__(mode)
         self._record, self._bypassed = record, set()
+        self._found, self._found_at = {}, -1  # answers of iovas per page, good while nothing is told
 
     def bypassed(self, device_id, is_bypassed):
         """From now on the addresses of this function are not translated, or are."""
@@ -47,8 +52,18 @@ class RecordedTranslations(AllowedTranslations):
         self.now += 1
         (self._bypassed.add if is_bypassed else self._bypassed.discard)(device_id)
 
-    def may_access(self, device_id, spa, is_write, *, since=None):
-        return device_id in self._bypassed or super().may_access(device_id, spa, is_write, since=since)
+    def iovas(self, device_id, spa, is_write, *, since=None):
+        if device_id in self._bypassed:
+            return iter((Iova(spa),))
+        if since is not None:
+            return super().iovas(device_id, spa, is_write, since=since)
+        if self._found_at != self.now:
+            self._found.clear()
+            self._found_at = self.now
+        place = device_id, spa // PAGE, is_write
+        if place not in self._found:
+            self._found[place] = list(dict.fromkeys(super().iovas(device_id, Spa(spa & -PAGE), is_write)))
+        return (Iova(iova + spa % PAGE) for iova in self._found[place])
 
     def outcomes(self, device_id, iova, access, *, since=None):
         if device_id in self._bypassed:
@@ -89,9 +104,13 @@ class RecordedTranslations(AllowedTranslations):
         super().commands_aborted()
 
 
-def _tell(allowed, method, arguments):
-    """Repeat one call that :class:`RecordedTranslations` recorded."""
+def _tell(session, method, arguments):
+    """Repeat one call that :class:`RecordedTranslations` or the golden device of a :class:`RingChecker` recorded."""
+    allowed = session.allowed
     match method:
+        case "device":
+            function, method, arguments = arguments
+            session.devices[function].repeat(method, arguments)
         case "mapped":
             allowed.mapped(*arguments[:5], is_global=arguments[5])
         case "context_changed":
@@ -105,7 +124,7 @@ def _tell(allowed, method, arguments):
         case "mode_settled" | "bypassed" | "unmapped" | "fence_completed" | "commands_aborted":
             getattr(allowed, method)(*arguments)
         case _:
-            raise ValueError(f"What translations were told must be one of their methods, not {method!r}")
+            raise ValueError(f"What models were told must be one of their methods, not {method!r}")
 
 
 class Session:
@@ -130,13 +149,15 @@ class Session:
     golden : :class:`ringwall.models.memory.GuestMemory`
     allowed : :class:`RecordedTranslations`
     board : :class:`ringwall.sim.scoreboard.Scoreboard`
+    devices : dict
+        Function number -> golden device of a ring.
     """
 
     def __init__(self, *, seed=0, log=None, cycle=lambda: 0):
         self.log, self.cycle = log, cycle
         self.memory, self.golden = ObservedMemory(self._stored), GuestMemory()
-        self.allowed = RecordedTranslations(self._told)
-        self.board = Scoreboard(seed=seed)
+        self.allowed = RecordedTranslations(self.told)
+        self.board, self.devices, self.is_replay = Scoreboard(seed=seed), {}, False
 
     def add(self, checker, **parameters):
         """Let the checker class named ``checker`` judge from now on, made from this session and ``parameters``; returns it.
@@ -147,7 +168,7 @@ class Session:
         return self._add(checker, parameters)
 
     def _add(self, checker, parameters):
-        made = getattr(scoreboard, checker).of_session(self, **parameters)
+        made = CHECKERS[checker].of_session(self, **parameters)
         self.board.checkers.append(made)
         return made
 
@@ -165,8 +186,10 @@ class Session:
         self.golden.write(address, data)
         self.take(HostStore(self.cycle(), address, data))
 
-    def _told(self, method, arguments):
-        self.take(Told(self.cycle(), method, arguments))
+    def told(self, method, arguments):
+        """Take note of what a model was told, as plain JSON values, before it acts on it."""
+        if not self.is_replay:
+            self.take(Told(self.cycle(), method, arguments))
 
 
 def replay(header, events):
@@ -179,7 +202,7 @@ def replay(header, events):
     """
     session = Session(seed=header.seed)
     session.memory.observe = lambda address, data: None
-    session.allowed._record = lambda method, arguments: None
+    session.is_replay = True
     for event in events:
         tlp = None
         session.cycle = lambda when=event.cycle: when
@@ -189,16 +212,21 @@ def replay(header, events):
                 session.golden.write(address, data)
             case TlpReceived(dwords=dwords):
                 tlp = decode(dwords)
-                if tlp.type is TlpType.MWR:
+                if tlp.type is TlpType.MWR and not _is_message(session, tlp):
                     _store(session.memory, tlp)
         session.take(event, tlp)
         match event:
             case Setup(checker=checker, parameters=parameters):
                 session._add(checker, parameters)
             case Told(method=method, arguments=arguments):
-                _tell(session.allowed, method, arguments)
+                _tell(session, method, arguments)
     session.finish()
     return session
+
+
+def _is_message(session, tlp):
+    """The write is an interrupt: it does not go to memory."""
+    return any(isinstance(one, scoreboard.MessageChecker) and one.claims(tlp) for one in session.board.checkers)
 
 
 def _store(memory, tlp):

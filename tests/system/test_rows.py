@@ -27,9 +27,8 @@ from ringwall.rtl.config import BlkConfig
 from ringwall.rtl.endpoint import Endpoint
 from ringwall.rtl.tlp.layouts import Burst, TlpBeat
 from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import FRAMES, IOVAS, OWN, OWN_BYTES, Card, Disk, DoubtfulBlkDevice, MappedMemory, bench_config
+from ringwall.sim.card import FRAMES, IOVAS, OWN, OWN_BYTES, Card, Disk, MappedMemory, bench_config
 from ringwall.sim.formal import mutant
-from ringwall.sim.ring_checker import RingChecker
 from ringwall.sim.run import run
 from ringwall.sim.stream import cycle
 
@@ -82,12 +81,8 @@ async def attach(card, number, *, base, seed, tables=False, platform=True, pages
     await card.port.run(driver.start([ring.layout], wanted=wanted, vectors=[1], config_vector=0))
     assert bool(driver.features >> Feature.ACCESS_PLATFORM & 1) == platform
     blk = BlkDriver(ring, memory, area=(base + RING_BYTES, pages * PAGE), rng=random.Random(seed))
-    golden = DoubtfulBlkDevice(card.config.disks[number].capacity_sectors, serial=card.config.disks[number].serial)
-    disk = card.disks[number] = Disk(card, function, table, memory, ring.layout, driver, blk, golden)
-    layout, message = ring.layout, info.msix.message_address & -PAGE
-    card.session.board.checkers.append(RingChecker(
-        card.session.memory, card.session.golden, card.session.allowed, function=function, size=64, desc=layout.desc,
-        avail=layout.avail, used=layout.used, device=golden, free=[[message, PAGE]]))
+    disk = card.disks[number] = Disk(card, function, table, memory, ring.layout, driver, blk)
+    disk.watch(vector=1, is_running=True)
     return disk
 
 
@@ -270,8 +265,6 @@ async def address_spaces_are_apart(dut):
         request = disk.blk.read(0, 8192)
         await disk.done([request])
         assert (request.status, request.data) == (OK, content)
-    # RingChecker takes no write into the rest of a chain that is partly out of reach; who may reach what is judged on.
-    card.session.board.checkers[:] = [one for one in card.session.board.checkers if not isinstance(one, RingChecker)]
     # A page that only one of them has, as the other's buffer: written by an IN, read by an OUT.
     for mine, other in (disks, disks[::-1]):
         private = IOVAS + 0x4000_0000 + (mine.function << 20)
