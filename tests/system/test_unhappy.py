@@ -533,6 +533,53 @@ async def context_is_revoked_under_traffic(dut):
     card.finish()
 
 
+@cocotb.test(**LIMITS)
+@cocotb.parametrize(what=["page", "context"])
+async def walk_is_crossed_by_an_invalidation(dut, what):
+    """SYS-BAD-17 (R05, R24): what a walk read before IOTINVAL or IODIR and gets behind it serves nobody after the fence."""
+    card, (disk, other) = await begin(dut, disks=2)
+    traffic, revoked, page = Traffic(other), Revoked(card), disk.layout.avail
+    frame, context = disk.memory.frames[page // PAGE], card.iommu.directory.get(disk.function)
+    golden = GoldenIommu(card.session.memory, registers=PlainRegisters(ddtp=card.iommu.directory.ddtp))
+    for _ in range(2):
+        await works_and_rests(disk)
+        await card.port.run(forget_all(disk))
+        golden.translate(Request(disk.function, page, AccessType.READ), trace=True)
+        read = [step for step in golden.steps if step.address is not None][-1 if what == "page" else 0]
+        late = strike(card, "LATE", 0, read.address, 8 * len(read.entry))
+        late.cycles = 2500
+        disk.golden.forget_request(disk.blk.write(40, card.rng.randbytes(512)))
+        await disk.offer()
+        begun = cycle()
+        while late.times:
+            assert cycle() - begun < 5000, "the walk does not come"
+            await ClockCycles(dut.clk, 1)
+        await ClockCycles(dut.clk, card.rng.randrange(500))
+        if what == "page":  # the old entry is on its way to the card
+            disk.table.unmap(page)
+            await card.port.run(card.iommu.invalidate(iova=page))
+        else:
+            card.iommu.directory.clear(disk.function)
+            await card.port.run(forget_all(disk))
+        assert cycle() - begun > 2500, "the fence did not wait for the request that waits for the walk"
+        revoked.frames.add(frame)
+        await card.port.run(disk.driver.notify())
+        await needs_reset(card, disk, is_told=what == "page")
+        if what == "page":
+            await faults_of(card, disk, cause=Cause.READ_PAGE_FAULT, ttyp=READ, low=page, high=page + PAGE)
+            disk.table.map_page(page, frame * PAGE, perms="rwu")
+        else:
+            records = await card.port.run(card.iommu.read_faults())
+            assert records and {(record.cause, record.device_id) for record in records} == {(Cause.DDT_ENTRY_NOT_VALID, disk.function)}
+            card.iommu.directory.set(disk.function, context)
+            await card.port.run(forget_all(disk))
+        revoked.frames.clear()
+        await disk.restart()
+    await works(disk)
+    await traffic.end()
+    card.finish()
+
+
 # What a driver must not do.
 
 MALFORMED = [Malformed.LOOP, Malformed.SELF_LOOP, Malformed.HEAD_OUT_OF_RANGE, Malformed.NEXT_OUT_OF_RANGE, Malformed.AVAIL_JUMP,
