@@ -25,7 +25,8 @@ class Packer(wiring.Component):
 
     Items of ``pieces`` say, in order, what each burst of ``i`` is: the last of its list or not, or no burst at all (an empty
     end of a list). The bytes of one list leave as one packet, byte 0 in bits 7:0, every beat but the last full. After a
-    burst that failed the packet ends in one beat with its status; the list's other bursts are taken and dropped.
+    burst that failed, the list's other bursts are taken and dropped; behind the last of them the packet ends in one beat with
+    the status of the first that failed.
 
     Latency: 3 cycles. Throughput: one beat per cycle; a list that ends in a partial beat may cost one more.
 
@@ -90,7 +91,7 @@ class Packer(wiring.Component):
 
         # Stage 2: where in the output beat it lands; the rotation is the same for all beats of a burst.
         position = Signal(range(lanes))  # bytes of the packet so far, modulo a beat
-        dropping = Signal()  # the list has failed: its other bursts are dropped
+        dropping, failure = Signal(), Signal(BurstStatus)  # the list has failed so: its other bursts are dropped
         turn, turn_held = Signal(range(lanes)), Signal(range(lanes))
         m.d.comb += turn.eq(Mux(s1.first, position - s1.start, turn_held))
         failed = Signal()
@@ -99,19 +100,19 @@ class Packer(wiring.Component):
             "valid": 1, "data": self.width, "fill": range(lanes), "count": range(lanes + 1), "last": 1, "status": BurstStatus}))
         with m.If(go):
             m.d.sync += [
-                s2.valid.eq(s1.valid & ~dropping),
+                s2.valid.eq(s1.valid & (s1.last | ~(dropping | failed))),
                 s2.data.eq(rotate_bytes(s1.data, turn, self.width)),
                 s2.fill.eq(position),
-                s2.count.eq(Mux(failed, 0, s1.count)),
-                s2.last.eq(s1.last | failed),
-                s2.status.eq(s1.status),
+                s2.count.eq(Mux(dropping | failed, 0, s1.count)),
+                s2.last.eq(s1.last),
+                s2.status.eq(Mux(dropping, failure, s1.status)),
             ]
             with m.If(s1.valid):
                 m.d.sync += turn_held.eq(turn)
                 with m.If(s1.last):
                     m.d.sync += [position.eq(0), dropping.eq(0)]
                 with m.Elif(failed & ~dropping):
-                    m.d.sync += [position.eq(0), dropping.eq(1)]
+                    m.d.sync += [failure.eq(s1.status), dropping.eq(1)]
                 with m.Elif(~dropping):
                     m.d.sync += position.eq(position + s1.count)
 
@@ -163,8 +164,8 @@ class Reader(wiring.Component):
 
     Requests run ahead of the data without limit but ``max_in_flight`` and the requester's buffer, over list ends too.
     After an error (fault, UR, CA, poison, timeout) a list's packet ends in exactly one ``last`` beat with that status, the
-    list's other bytes are dropped, and the next list is served. A list without bytes gives one empty beat with ``last``.
-    [PCIe5 2.2.7]
+    list's other bytes are dropped, and the next list is served. No read of a list comes behind the end of its packet.
+    A list without bytes gives one empty beat with ``last``. [PCIe5 2.2.7]
 
     Latency: 2 cycles from segment to burst, 3 from burst data to ``o``. Throughput: one beat per cycle at any alignment, one
     bubble per list.

@@ -125,6 +125,28 @@ async def errors_end_one_packet(dut):
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
+async def a_failed_list_ends_behind_its_last_read(dut):
+    """DMA-READ-6: once the packet of a failed list has ended [VIRTIO1.4 2.7.8], no read of the list is to come."""
+    bench = Bench(dut, latency=lambda: 30, status=lambda burst: BurstStatus.FAULT if burst.address in bad else BurstStatus.OK)
+    await bench.begin()
+    bench.o.set_ready(1)
+    for failing in ([0], [2], [0, 3], [6]):
+        segments = [(0x10000 * n + 5, 40 if n == 0 else 9000) for n in range(7)]
+        bad = {segments[n][0] for n in failing}
+        bench.fill(segments)
+        bench.server.log.clear()
+        feeding = cocotb.start_soon(bench.give(segments))
+        (content, status), = await bench.packets(1)
+        assert status == BurstStatus.FAULT
+        assert bench.expected(segments[: failing[0]]) == content
+        assert feeding.done() and not bench.server.reads
+        served = len(bench.server.log)
+        assert served == 1 + 6 * 3
+        await ClockCycles(dut.clk, 300)
+        assert len(bench.server.log) == served
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
 async def full_rate_at_any_alignment(dut):
     """DMA-READ-3: unaligned 16 KiB segments come at one beat per cycle once the first data is there."""
     bench = Bench(dut, latency=lambda: 1)
