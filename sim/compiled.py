@@ -374,6 +374,7 @@ class CompiledCard:
         done = self._library.card_run(self._handle(), cycles, flags)
         error = self._library.card_error(self._card)
         if error is not None:
+            self._library.card_flush(self._card)
             if self._failure is not None:
                 raise self._failure
             raise BrokenRule(f"the card broke a rule at {error.decode()}")

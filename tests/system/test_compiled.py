@@ -91,7 +91,7 @@ def test_translated_disk(parameters):
 
 
 def test_long_run(capsys):
-    """SYS-COMP-2: 2 million cycles of mixed requests to two disks at once at random latencies and cuts, all data compared (R24, R26)."""
+    """SYS-COMP-2: 2 million cycles of mixed requests to two disks at once at random latencies and cuts, all data compared (R24)."""
     bench, disk = bench_with_disk(2, judged=False, latency=100, jitter=100, split="random", stalls=16)
     disks = [disk, bench.now(bench.disk(1))]
     traffic = [Traffic(bench, one, random.Random(n), (1, 1, 2, 8, 8, 16, 64, 128)) for n, one in enumerate(disks)]
@@ -111,7 +111,7 @@ def test_long_run(capsys):
 
 
 def test_record_and_replay(tmp_path):
-    """SYS-COMP-3: a log replays on the RTL bit by bit and through the golden model; one bit or cycle more or less is found (R72)."""
+    """SYS-COMP-3: a log replays on the RTL bit by bit and through the golden model; one bit or cycle more or less is found."""
     path = tmp_path / "log.jsonl"
     bench, disk = bench_with_disk(3, judged=False, path=path, latency=60, jitter=50, split="random", stalls=100)
     Traffic(bench, disk, bench.rng, (1, 8, 16)).run(6)
@@ -159,7 +159,7 @@ def poll_isr(bench, disk, request):
 
 
 def test_order():
-    """SYS-COMP-4: what an ISR read tells of has landed; a completion let past earlier writes (planted) is seen (R46). [PCIe5 2.4.1]"""
+    """SYS-COMP-4: what an ISR read tells of has landed; a completion let past earlier writes (planted) is seen. [PCIe5 2.4.1]"""
     for late in (0, 400):
         bench, disk = bench_with_disk(4, judged=False, vectors=False)
         bench.compiled._options.late_writes = late
@@ -175,7 +175,7 @@ def test_order():
 
 
 def test_unmapped_memory():
-    """SYS-COMP-5: where nothing is mapped, or not for it, its reads get UR, its writes are dropped, both counted; it lives (R48)."""
+    """SYS-COMP-5: where nothing is mapped, or not for it, its reads get UR, its writes are dropped, both counted; it lives."""
     bench, disk = bench_with_disk(5, judged=False)
     card, counts = bench.compiled, bench.compiled.counts
     content = bench.rng.randbytes(4096)

@@ -193,8 +193,10 @@ def test_more_rules(clay):
     """SYS-COMPHOST-4: tags in use or too wide, requests without bus master, attributes that are off. [PCIe5 2.2.6, 7.5.1.1.3]"""
     twice = [*beats_of(READ), *beats_of(READ, 60)]
     clay(twice, latency=2).step(1000)
+    early = [*beats_of(read_of(BASE, 512)), *beats_of(read_of(BASE, 4), 60)]  # between the ends of the two pieces of an answer
     for rule, beats, parameters in (
         ("tag is still in use", twice, {"latency": 100}),
+        ("tag is still in use", early, {"latency": 2}),
         ("tag is wider", beats_of(read_of(BASE, 4, tag=32)), {"ext_tag": False}),
         ("read without bus master", beats_of(READ), {"bus_master": False}),
         ("write without bus master", beats_of(WRITE), {"bus_master": False}),
