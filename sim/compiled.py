@@ -27,7 +27,7 @@ from ..models.tlp import decode, encode
 from .log import read_log, run_header
 from .run import build_root
 
-__all__ = ["BrokenRule", "CardError", "CardMemory", "CompiledCard", "build", "replay"]
+__all__ = ["BrokenRule", "CardError", "CardMemory", "CompiledCard", "build", "pieces", "replay"]
 
 _RECIPE = 1  # part of every build's hash: raise it when what is done for a build changes
 _SOURCE = Path(__file__).with_name("compiled_card.cpp")
@@ -258,6 +258,10 @@ class CompiledCard:
     observe : callable or None
         Called as ``observe(event, tlp)`` as that of :class:`.host_port.HostPort`: at once for TLPs, so that memory is as it was
         then. What it raises ends the run.
+    on_interrupt : callable or None
+        Called with each :class:`ringwall.models.host.Interrupt` instead of keeping it for :meth:`interrupts`; must not operate the card.
+    message_window : tuple of :class:`int`
+        (address, size) in which a write of one dword is an interrupt.
     """
 
     def __init__(self, config, *, latency=8, seed=0, mps=256, mrrs=512, rcb=64, jitter=0, split="max", stalls=0, idle_after=None):
@@ -270,7 +274,7 @@ class CompiledCard:
             raise ValueError(f"Splitting must be one of {', '.join(_SPLITS)}, not {split!r}")
         if stalls not in range(256):
             raise ValueError(f"Stalls must be between 0 and 255 of 256 cycles, not {stalls!r}")
-        self.config, self.observe = config, None
+        self.config, self.observe, self.on_interrupt = config, None, None
         self.memory = CardMemory(self)
         self.host = Host(self.memory, rng=random.Random(seed), mps=mps, mrrs=mrrs, rcb=rcb, msi_window=_WINDOW)
         self._parameters = {"latency": latency, "seed": seed, "mps": mps, "mrrs": mrrs, "rcb": rcb, "jitter": jitter, "split": split,
@@ -295,6 +299,14 @@ class CompiledCard:
 
     def __exit__(self, *error):
         self.close()
+
+    @property
+    def message_window(self):
+        return self._options.window, self._options.window_size
+
+    @message_window.setter
+    def message_window(self, window):
+        self._options.window, self._options.window_size = self.host.msi_window = window
 
     @property
     def cycle(self):
@@ -388,7 +400,10 @@ class CompiledCard:
             for reply in host.receive(self._news[:count], self._news_cycle.value):
                 self._send(encode(reply.tlp))
             for interrupt in host.interrupts:
-                self._interrupts.append((interrupt.address, interrupt.data))
+                if self.on_interrupt is not None:
+                    self.on_interrupt(interrupt)
+                else:
+                    self._interrupts.append((interrupt.address, interrupt.data))
             host.interrupts.clear()
             host.messages.clear()
             if host.violations:
@@ -474,11 +489,11 @@ class CompiledCard:
 
     def memory_read(self, address, size):
         """Return ``size`` bytes of a BAR, read in aligned pieces of at most 8 bytes; :exc:`CardError` when the card refuses one."""
-        return b"".join(self._access(MemoryRead(at, piece)).to_bytes(piece, "little") for at, piece in _pieces(address, size))
+        return b"".join(self._access(MemoryRead(at, piece)).to_bytes(piece, "little") for at, piece in pieces(address, size))
 
     def memory_write(self, address, data):
         """Write to a BAR in aligned pieces of at most 8 bytes; posted: they leave when cycles pass."""
-        for at, piece in _pieces(address, len(data)):
+        for at, piece in pieces(address, len(data)):
             self._access(MemoryWrite(at, piece, int.from_bytes(data[at - address : at - address + piece], "little")))
 
     # -- the log --
@@ -537,11 +552,11 @@ class CompiledCard:
         return 0
 
 
-def _pieces(address, size):
-    """Yield (address, size) of the naturally aligned pieces of at most 8 bytes that an access consists of."""
+def pieces(address, size, longest=8):
+    """Yield (address, size) of the naturally aligned pieces of at most ``longest`` bytes that an access consists of."""
     end = address + size
     while address < end:
-        piece = 8
+        piece = longest
         while address % piece or address + piece > end:
             piece //= 2
         yield address, piece
