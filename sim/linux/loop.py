@@ -31,6 +31,7 @@ class Loop:
             raise ValueError(f"Cycles between two looks must be a positive integer, not {cycles!r}")
         self.bridge, self.cycles, self.is_paused = bridge, cycles, False
         self._selector, self._is_stopped = selectors.DefaultSelector(), False
+        self._soon = []
 
     def add(self, fd, handler):
         """Call ``handler()`` whenever ``fd`` (or an object with fileno) can be read, or its other end is gone."""
@@ -39,6 +40,10 @@ class Loop:
     def remove(self, fd):
         """Forget ``fd``, while it is still open; KeyError when it is not known."""
         self._selector.unregister(fd)
+
+    def soon(self, handler):
+        """Call ``handler()`` once, in the next round."""
+        self._soon.append(handler)
 
     def stop(self):
         """Let the :meth:`run` under way return False after this round."""
@@ -52,9 +57,12 @@ class Loop:
             if self._is_stopped or (end is not None and time.monotonic() >= end):
                 return False
             is_busy = not self.is_paused and self.bridge.pump(self.cycles) > 0
-            for key, _ in self._selector.select(0 if is_busy else _LONGEST_SLEEP_S):
+            for key, _ in self._selector.select(0 if is_busy or self._soon else _LONGEST_SLEEP_S):
                 if self._selector.get_map().get(key.fd) is key:  # no handler before it removed it
                     key.data()
+            soon, self._soon = self._soon, []
+            for handler in soon:
+                handler()
         return True
 
     def close(self):
