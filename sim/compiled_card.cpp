@@ -142,11 +142,22 @@ class Card {
 
   // -- guest memory --
 
+  // Have the calls below concern the memory of `function` alone, or (negative) the one that all others share.
+  bool select(int function) {
+    const int space = function < 0 ? 0 : 1 + function;
+    if (space > 256) return false;
+    memory = &spaces[space];
+    return true;
+  }
+
+  // From now on the function reaches only its own memory, or (off) the one that is shared.
+  void separate(uint32_t function, bool is_own) { space_of[function & 255] = is_own ? 1 + (function & 255) : 0; }
+
   int map(uint64_t address, uint64_t size, int fd, uint64_t offset, bool card_reads, bool card_writes) {
     if (!size || address + (size - 1) < address) return EINVAL;
-    auto next = memory.lower_bound(address);
-    if (next != memory.end() && next->first - address < size) return EEXIST;
-    if (next != memory.begin()) {
+    auto next = memory->lower_bound(address);
+    if (next != memory->end() && next->first - address < size) return EEXIST;
+    if (next != memory->begin()) {
       auto before = std::prev(next);
       if (address - before->first < before->second.size) return EEXIST;
     }
@@ -165,7 +176,7 @@ class Card {
     }
     if (at == MAP_FAILED) return errno;
     std::shared_ptr<uint8_t> base(static_cast<uint8_t *>(at), [size](uint8_t *p) { munmap(p, size); });
-    memory[address] = Mapping{base, base.get(), size, card_reads, card_writes, is_writable};
+    (*memory)[address] = Mapping{base, base.get(), size, card_reads, card_writes, is_writable};
     return 0;
   }
 
@@ -174,28 +185,28 @@ class Card {
     uint64_t gone = 0;
     if (!size) return 0;
     const uint64_t last = address + (size - 1) < address ? ~uint64_t(0) : address + (size - 1);
-    auto one = memory.upper_bound(address);
-    if (one != memory.begin()) --one;
-    while (one != memory.end() && one->first <= last) {
+    auto one = memory->upper_bound(address);
+    if (one != memory->begin()) --one;
+    while (one != memory->end() && one->first <= last) {
       const uint64_t start = one->first, end = start + (one->second.size - 1);
       if (end < address) {
         ++one;
         continue;
       }
       const Mapping old = one->second;
-      one = memory.erase(one);
+      one = memory->erase(one);
       const uint64_t from = start < address ? address : start, to = end > last ? last : end;
       gone += to - from + 1;
       if (from > start) {
         Mapping left = old;
         left.size = from - start;
-        memory[start] = left;
+        (*memory)[start] = left;
       }
       if (to < end) {
         Mapping right = old;
         right.host += to + 1 - start;
         right.size = end - to;
-        memory[to + 1] = right;
+        (*memory)[to + 1] = right;
       }
     }
     return gone;
@@ -453,8 +464,17 @@ class Card {
     reads.emplace(std::make_pair(due, order++), Read{dw0, dw1, address});
   }
 
+  // The memory that a function of the card reaches is the one that is looked at, as long as this lives.
+  struct Selected {
+    Card &card;
+    std::map<uint64_t, Mapping> *const before;
+    Selected(Card &card, uint32_t function) : card(card), before(card.memory) { card.memory = &card.spaces[card.space_of[function & 255]]; }
+    ~Selected() { card.memory = before; }
+  };
+
   // Do a write of the card.
   void land(const Dwords &d) {
+    const Selected selected(*this, d[1] >> 16);
     const uint32_t header = d[0] & IS_4DW ? 4 : 3, length = d.size() - header, first = d[1] & 15, last = length > 1 ? d[1] >> 4 & 15 : first;
     const uint64_t address = header == 4 ? uint64_t(d[2]) << 32 | (d[3] & ~3u) : d[2] & ~3u;
     const uint8_t *data = reinterpret_cast<const uint8_t *>(d.data() + header);
@@ -488,6 +508,7 @@ class Card {
 
   // Queue the completions of a read with memory as it is now.
   void serve(const Read &read) {
+    const Selected selected(*this, read.dw1 >> 16);
     const uint32_t length = read.dw0 & 0x3FF ? read.dw0 & 0x3FF : 1024, first = read.dw1 & 15, last = length > 1 ? read.dw1 >> 4 & 15 : first;
     const uint32_t function = read.dw1 >> 24 << 8 | (read.dw1 >> 16 & 255), tag = read.dw1 >> 8 & 255;
     const int64_t key = int64_t(function & 255) << 10 | tag;
@@ -534,8 +555,8 @@ class Card {
 
   // The mapping that holds `address`, or null; the last one is looked at first.
   Mapping *find(uint64_t address) {
-    auto one = memory.upper_bound(address);
-    if (one == memory.begin()) return nullptr;
+    auto one = memory->upper_bound(address);
+    if (one == memory->begin()) return nullptr;
     --one;
     if (address - one->first >= one->second.size) return nullptr;
     found_at = one->first;
@@ -554,7 +575,9 @@ class Card {
   Random timing, stalling;
   VerilatedContext context;
   Vcard top;
-  std::map<uint64_t, Mapping> memory;
+  std::vector<std::map<uint64_t, Mapping>> spaces{257};  // 0: shared, 1 + n: of function n alone
+  uint32_t space_of[256] = {};
+  std::map<uint64_t, Mapping> *memory = &spaces[0];  // the one that is looked at
   uint64_t found_at = 0;
   std::map<std::pair<uint64_t, uint64_t>, Read> reads;  // by (cycle in which it is served, order)
   std::vector<bool> open_reads;
@@ -590,6 +613,8 @@ void card_observe(Card *card, Observer observer) { card->observer = observer; }
 int card_map(Card *card, uint64_t address, uint64_t size, int fd, uint64_t offset, int reads, int writes) {
   return card->map(address, size, fd, offset, reads, writes);
 }
+int card_select(Card *card, int function) { return card->select(function) ? 0 : EINVAL; }
+void card_separate(Card *card, uint32_t function, int is_own) { card->separate(function, is_own); }
 uint64_t card_unmap(Card *card, uint64_t address, uint64_t size) { return card->unmap(address, size); }
 int card_read(Card *card, uint64_t address, uint8_t *to, uint64_t size) { return card->read(address, to, size); }
 int card_write(Card *card, uint64_t address, const uint8_t *from, uint64_t size) { return card->write(address, from, size); }

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import time
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ _COMMON, _DEVICE_STATUS = 1, 0x14  # virtio: kind of the structure; offset in it
 @dataclass
 class Counts:
     """What the host did and what came of it; ``refused``: accesses that the card or the bridge refused, ``strange_interrupts``: those
-    that no entry of the function's MSI-X table asks for."""  # fmt: skip
+    that no entry of the function's MSI-X table asks for; ``pumped``: time that passed beside accesses, in both measures."""  # fmt: skip
 
     config_reads: int = 0
     config_writes: int = 0
@@ -33,6 +34,8 @@ class Counts:
     strange_interrupts: int = 0
     refused: int = 0
     resets: int = 0
+    pumped_cycles: int = 0
+    pumped_seconds: float = 0.0
 
 
 class _Function:
@@ -226,11 +229,12 @@ class Bridge:
 
     # -- guest memory --
 
-    def map(self, address, size, fd, offset, *, readable=True, writable=True, owner=None):
+    def map(self, address, size, fd, offset, *, readable=True, writable=True, owner=None, function=None):
         """Let the card reach ``size`` bytes of the file ``fd`` at ``address``.
 
         Each ``owner`` (a connection) maps and unmaps its own; the same bytes of the same file at the same address with the same rights may
-        be mapped by several, and are reachable until the last of them unmaps.
+        be mapped by several, and are reachable until the last of them unmaps. ``function``: for that one alone, in which memory it then
+        lives, apart from what the others share.
 
         Raises
         ------
@@ -246,45 +250,52 @@ class Bridge:
         missing = _Ranges()
         missing.add(address, end, None)
         for other, ranges in self._owned.items():
-            for low, high, what in ranges.overlapping(address, end):
-                if other == owner or what != tag:
+            for low, high, what in ranges.overlapping(address, end) if other[1] == function else ():
+                if other[0] == owner or what != tag:
                     raise ValueError(f"A mapping must not overlap another, not {address:#x} and {size:#x}")
                 missing.cut(low, high)
+        if function is not None:
+            self.card.separate(function)
         done = []
         try:
             for low, high, _ in missing.overlapping(address, end):
-                self.card.map(low, high - low, fd, offset + low - address, readable=readable, writable=writable)
+                self.card.map(low, high - low, fd, offset + low - address, readable=readable, writable=writable, function=function)
                 done.append((low, high))
         except (ValueError, OSError):
             for low, high in done:
-                self.card.unmap(low, high - low)
+                self.card.unmap(low, high - low, function=function)
             raise
-        self._owned.setdefault(owner, _Ranges()).add(address, end, tag)
+        self._owned.setdefault((owner, function), _Ranges()).add(address, end, tag)
 
-    def unmap(self, address, size, *, owner=None):
+    def unmap(self, address, size, *, owner=None, function=None):
         """Take away what ``owner`` mapped of ``size`` bytes from ``address``; returns how many bytes it had mapped there."""
-        gone = self._owned.get(owner, _Ranges()).cut(address, address + size)
+        gone = self._owned.get((owner, function), _Ranges()).cut(address, address + size)
         for low, high in gone:
             alone = _Ranges()
             alone.add(low, high, None)
-            for other in self._owned.values():
-                for kept_low, kept_high, _ in other.overlapping(low, high):
+            for other, ranges in self._owned.items():
+                for kept_low, kept_high, _ in ranges.overlapping(low, high) if other[1] == function else ():
                     alone.cut(kept_low, kept_high)
             for start, end, _ in alone.overlapping(low, high):
-                self.card.unmap(start, end - start)
+                self.card.unmap(start, end - start, function=function)
         return sum(high - low for low, high in gone)
 
-    def unmap_all(self, *, owner=None):
+    def unmap_all(self, *, owner=None, function=None):
         """Take away all that ``owner`` mapped; returns how many bytes that was."""
-        gone = self.unmap(0, 1 << 64, owner=owner)
-        self._owned.pop(owner, None)
+        gone = self.unmap(0, 1 << 64, owner=owner, function=function)
+        self._owned.pop((owner, function), None)
         return gone
 
     # -- time, interrupts, reset --
 
     def pump(self, cycles):
         """Let up to ``cycles`` pass; returns how many did: 0 when the card is idle."""
-        return self.card.step(cycles)
+        begin = time.perf_counter()
+        done = self.card.step(cycles)
+        if done:
+            self.counts.pumped_cycles += done
+            self.counts.pumped_seconds += time.perf_counter() - begin
+        return done
 
     def _interrupted(self, interrupt):
         self.counts.interrupts += 1

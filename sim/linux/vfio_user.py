@@ -100,6 +100,7 @@ class Server:
             self._listener.close()
             raise
         bridge.on_interrupt[function] = self._interrupted
+        bridge.card.separate(function)  # addresses mean what this function's client says
 
     @property
     def is_connected(self):
@@ -141,7 +142,7 @@ class Server:
             os.close(self._eventfds.pop(vector))
         self._written.clear()
         self.bridge.reset(self.function)  # first: then nothing is under way to memory that goes
-        self.bridge.unmap_all(owner=self)
+        self.bridge.unmap_all(function=self.function)
         self._maps.clear()
         self._starts.clear()
         self.counts["maps"] = 0
@@ -271,7 +272,7 @@ class Server:
             if offset >= 1 << 63 or offset % _PAGE:
                 raise _Refusal(errno.EINVAL, f"offset {offset:#x}")
             try:
-                self.bridge.map(address, size, self._fds[0], offset, owner=self, readable=bool(flags & _READABLE),
+                self.bridge.map(address, size, self._fds[0], offset, function=self.function, readable=bool(flags & _READABLE),
                                 writable=bool(flags & _WRITABLE))  # fmt: skip
             except ValueError as error:
                 raise _Refusal(errno.EINVAL, str(error)) from error
@@ -287,7 +288,7 @@ class Server:
         if flags == _UNMAP_ALL:
             if address or size:
                 raise _Refusal(errno.EINVAL, "all, and a range")
-            self.bridge.unmap_all(owner=self)
+            self.bridge.unmap_all(function=self.function)
             self._maps.clear()
             self._starts.clear()
         elif flags:
@@ -299,7 +300,7 @@ class Server:
             if any(at < address or at + self._maps[at] > address + size for at in gone):
                 raise _Refusal(errno.EINVAL, f"{size:#x} bytes from {address:#x} are part of a map")
             for at in gone:
-                self.bridge.unmap(at, self._maps.pop(at), owner=self)
+                self.bridge.unmap(at, self._maps.pop(at), function=self.function)
                 del self._starts[bisect_left(self._starts, at)]
         self.counts["maps"] = len(self._maps)
         return payload
