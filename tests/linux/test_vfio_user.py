@@ -502,5 +502,7 @@ def test_two_functions(loop, server, tmp_path):
     assert (server.counts["interrupts"], server.counts["lost"], with_other.counts["lost"]) == (2, 0, 0)
     guests[1].leave()
     with_other.close()
+    with pytest.raises(ValueError, match=r"not 256"):
+        loop.bridge.card.map(0, 4096, function=256)
     with pytest.raises(ValueError, match=r"not 3"):
         Server(loop, loop.bridge, tmp_path / "third", 3)

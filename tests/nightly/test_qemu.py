@@ -1,0 +1,112 @@
+"""Debian's own kernels in QEMU drive the compiled card over vfio-user."""
+
+import os
+import time
+
+import pytest
+
+from ringwall.sim.card import bench_config
+from ringwall.sim.compiled import CompiledCard
+from ringwall.sim.linux import initramfs, kernel, qemu
+from ringwall.sim.linux.bridge import Bridge
+from ringwall.sim.linux.loop import Loop
+from ringwall.sim.linux.vfio_user import Server
+
+CONFIG = bench_config(64)
+DISKS = (1, 2)
+MACHINES = [(arch, iommu) for arch in qemu.ARCHITECTURES if kernel.cached(arch)
+            for iommu in (qemu.IOMMUS if arch == "amd64" else ("none",))]  # fmt: skip
+IS_NIGHTLY = bool(os.environ.get("RINGWALL_NIGHTLY"))
+
+
+class Machine:
+    """A card, its servers, and guests one after the other."""
+
+    def __init__(self, folder, disks=DISKS):
+        self.folder, self.card = folder, CompiledCard(CONFIG)
+        self.bridge = Bridge(self.card)
+        self.loop = Loop(self.bridge)
+        self.servers = [Server(self.loop, self.bridge, folder / f"function{n}", n) for n in disks]
+
+    def run(self, job, *, arch="amd64", iommu="none", words=(), timeout_s=500, **how):
+        linux, modules = kernel.debian(arch)
+        return qemu.run(self.loop, [server.path for server in self.servers], emulator=kernel.qemu(arch), linux=linux,
+                        image=initramfs.build(modules=modules, arch=arch), job=job, folder=self.folder, arch=arch, iommu=iommu,
+                        words=["quiet", *words], timeout_s=timeout_s, **how)  # fmt: skip
+
+    def settle(self):
+        assert self.loop.run(until=lambda: not any(server.is_connected for server in self.servers), timeout_s=20)
+
+    def close(self):
+        for server in self.servers:
+            server.close()
+        self.loop.close()
+        self.card.close()
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = Machine(tmp_path)
+    yield machine
+    machine.close()
+
+
+def check(run, machine):
+    """The job ended well, no server refused anything, no DMA of the card went beside what was mapped."""
+    assert run.is_good, f"{run.problem or run.status}\n" + "\n".join(run.lines[-30:])
+    counts = machine.card.counts
+    assert counts.refused_reads == counts.dropped_writes == 0
+    assert machine.bridge.counts.strange_interrupts == 0
+    assert [server.counts["refused"] for server in machine.servers] == [0] * len(machine.servers)
+
+
+@pytest.mark.parametrize(("arch", "iommu"), MACHINES)
+def test_tour(machine, arch, iommu, capsys):
+    """LINUX-QEMU-1: Debian boots with two disks of the card behind no IOMMU or QEMU's own, a file system on one; data is read back; R24."""
+    run = machine.run("tour", arch=arch, iommu=iommu)
+    check(run, machine)
+    assert run.fact("disks") == "2"
+    assert int(run.fact("verified")) == 200
+    assert all("msix=2" in line for line in run.facts["disk"])
+    maps = sum(server.counts[2] for server in machine.servers)  # DMA_MAP
+    assert (maps > 200) == (iommu != "none")  # with an IOMMU the kernel maps each buffer
+    assert all(server.counts["interrupts"] for server in machine.servers)
+    with capsys.disabled():
+        print(f"\n  {arch}, IOMMU {iommu}: mounted after {run.moments['mounted'][0]:.1f} s, {run.seconds:.1f} s in all, {maps} maps, "
+              f"{run.cycles} cycles")  # fmt: skip
+
+
+def test_killed(machine):
+    """LINUX-QEMU-2: QEMU is killed under load; the card is as after reset, nothing is mapped; the next guest finds a good one; R72."""
+    with_load = machine.run("sizes", iommu="intel", until=lambda run: "init" in run.facts and machine.card.counts.writes > 300)
+    assert with_load.status is None
+    machine.settle()
+    assert [machine.bridge.config_read(n, 4, 2) & 7 for n in DISKS] == [0] * len(DISKS)
+    assert [machine.card.unmap(0, 1 << 64, function=n) for n in DISKS] == [0] * len(DISKS)
+    check(machine.run("tour"), machine)
+    assert [server.connections for server in machine.servers] == [2] * len(DISKS)
+
+
+if IS_NIGHTLY:
+
+    @pytest.mark.parametrize("iommu", ["none", "intel"])
+    @pytest.mark.parametrize(("job", "fact", "count"), [("rebind", "rebound", 10), ("rescan", "rescanned", 3), ("reboot", "rebooted", 2),
+                                                        ("reset", "resets", 3)])  # fmt: skip
+    def test_jobs(machine, job, fact, count, iommu):
+        """LINUX-QEMU-3: unbind and rebind, remove and rescan, warm reboot with rings live, function level reset under load; R61, R72."""
+        run = machine.run(job, iommu=iommu, words=[f"job_count={count}"])
+        check(run, machine)
+        assert int(run.fact(fact).split()[0]) == count
+
+    def test_stopped(machine):
+        """LINUX-QEMU-4: the server stands still for a while in the middle of requests; the guest goes on where it was; R72."""
+        stops = []
+
+        def stop(run):
+            if "mounted" in run.facts and not stops:
+                stops.append(machine.card.cycle)
+                time.sleep(3)
+            return False
+
+        check(machine.run("tour", until=stop), machine)
+        assert stops
