@@ -262,10 +262,11 @@ _EXT_TAG, _FLR = 1 << 8, 1 << 15
 class _Function:
     """What the host let one function do: Command and Device Control as written, with those writes that are under way.
 
-    While a write is under way the card may act by the old value or by the new one; what either allows is allowed.
+    While a write is under way the card may act by the old value or by the new one; what either allows is allowed. ``grace``: a
+    write ended, and reads that the card made before it may still come, until the next completion.
     """
 
-    __slots__ = ("bars", "bus_master", "ext_tag", "grace", "mps", "mrrs", "msix", "name", "no_snoop", "payload", "pcie",
+    __slots__ = ("bars", "before", "bus_master", "ext_tag", "grace", "mps", "mrrs", "msix", "name", "no_snoop", "payload", "pcie",
                  "relaxed_ordering", "values")  # fmt: skip
 
     def __init__(self, name: str):
@@ -275,6 +276,7 @@ class _Function:
         self.bars: list[tuple[int, int]] = []  # (address, size)
         self.msix: _MsixShadow | None = None
         self.grace = 0
+        self.before: list[int] = []  # Device Control in front of a function level reset, for the time of grace
         self.refresh()
 
     def refresh(self) -> None:
@@ -282,6 +284,7 @@ class _Function:
         self.bus_master = any(value & _BUS_MASTER for value in commands)
         sizes = [128 << min(value >> 5 & 7, 5) for value in controls]
         self.mps, self.payload = max(sizes), min(sizes)  # what the card may send; what it surely takes
+        controls = controls + self.before
         self.mrrs = max(128 << min(value >> 12 & 7, 5) for value in controls)
         self.relaxed_ordering = any(value >> 4 & 1 for value in controls)
         self.no_snoop = any(value >> 11 & 1 for value in controls)
@@ -309,15 +312,24 @@ class _Function:
         which, value = change
         values = self.values[which]
         n = values.index(value, 1)
+        self.before = []
         if status == "OK":
-            del values[:n]
             if which == _DEVICE_CONTROL and value & _FLR:  # Max_Payload_Size survives [PCIe5 6.6.2]
+                self.before = values[:n]
+            del values[:n]
+            if self.before:
                 self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL & ~0xE0 | value & 0xE0]}
                 self.msix = self.msix and _MsixShadow(self.msix.address, self.msix.count)
         elif status != "TIMEOUT":
             del values[n]
         self.refresh()
         self.grace = 1
+
+    def end_grace(self) -> None:
+        """The card had time enough."""
+        if self.grace:
+            self.grace, self.before = 0, []
+            self.refresh()
 
 
 class _MsixShadow:
@@ -571,7 +583,7 @@ class Host:
         del self._parts[tlp.tag]
         part.left = 0
         for function in self._functions.values():
-            function.grace = 0
+            function.end_grace()
         if all(other.left == 0 for other in pending._parts):
             self._finish(pending, "OK")
         return []

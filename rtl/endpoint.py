@@ -112,6 +112,7 @@ class Endpoint(wiring.Component):
                 completer.state[n].eq(space.state[n]),
                 decoder.state[n].eq(space.state[n]),
                 requester.config[n].eq(space.state[n]),
+                space.pending[n].eq(requester.pending[n]),
             ]
         m.d.comb += [inner.eq(outer) for inner, outer in zip(decoder.bars, space.bars)]
 
@@ -191,8 +192,12 @@ class Endpoint(wiring.Component):
                     ours = getattr(owner, name, None)
                     if ours is not None:
                         wiring.connect(m, ours if owner is back_end else ours[n], theirs)
-            state = space.state[number]
+            state, stop = space.state[number], Signal(name=f"stop_{number}")
             m.d.comb += [
+                stop.eq(transport.stop | space.reset[number]),
+                transport.reset.eq(space.reset[number]),
+                msix.clear[n].eq(space.reset[number]),
+                space.busy[number].eq(transport.stop | ~msix.cleared[n]),
                 transport.config.eq(int.from_bytes(configuration(capacity_sectors=disk.capacity_sectors), "little")),
                 transport.msix_enable.eq(state.msix_enable),
                 transport.notifications.valid.eq(engine.notifications.valid & (engine.notifications.payload.queue == n)),
@@ -201,10 +206,10 @@ class Endpoint(wiring.Component):
                 space.interrupt[number].eq(transport.interrupt),
                 msix.state[n].eq(state),
                 bypass[number].eq(0 if config.strict else ~transport.access_platform),
-                engine.stop[n].eq(transport.stop),
-                back_end.stop.eq(transport.stop),
-                msix.stop[n].eq(transport.stop),
-                requester.stop[number].eq(transport.stop),
+                engine.stop[n].eq(stop),
+                back_end.stop.eq(stop),
+                msix.stop[n].eq(stop),
+                requester.stop[number].eq(stop),
                 transport.stopped.eq(engine.stopped[n] & back_end.stopped & msix.stopped[n] & requester.stopped[number]),
             ]
             with m.If(engine.notifications.payload.queue == n):

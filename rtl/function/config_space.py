@@ -11,9 +11,11 @@ from ..tlp.layouts import ConfigRequest, ConfigResponse, ConfigState
 from .description import STRUCTURES, MsixCapability, PcieCapability, VirtioCapability, VirtioWindow, bars_of, check_functions
 
 WORDS = spec.CAPABILITIES_END // 4  # dwords per function that hold anything
+FLR_BIT = 15  # Initiate FLR, of Device Control [PCIe5 7.5.3.4]
 
 # What is constant about a dword. ``is_window``: it is pci_cfg_data of a virtio window.
-_Rule = data.StructLayout({"reset": 32, "writable": 32, "is_window": 1})
+# ``kept``: bits that a function level reset leaves alone. ``starts_reset``: its bit 15 is Initiate FLR of a function that offers it.
+_Rule = data.StructLayout({"reset": 32, "writable": 32, "kept": 32, "is_window": 1, "starts_reset": 1})
 # Bytes ``start`` to ``end - 1`` of a BAR; a place without a structure has ``end`` 0.
 _Structure = data.StructLayout({"bar": 8, "start": 32, "end": 32})
 
@@ -31,6 +33,11 @@ class ConfigSpace(wiring.Component):
     is not 1, 2 or 4, its offset is not a multiple of that, or it does not lie inside one virtio structure. [VIRTIO1.4 4.1.4.9]
 
     After reset every dword gets its reset value: no request is accepted for 128 cycles per function.
+
+    Function level reset: a 1 written to Initiate FLR of a function that offers it sets the function's ``reset`` from the cycle in
+    front of the response on. When the response was taken, the function's dwords get their reset values but for what belongs to the link
+    (no request is accepted for 128 cycles), bus and device number stay. ``reset`` falls when that is over and ``busy`` is 0;
+    configuration accesses do as always until then. [PCIe5 6.6.2]
 
     Latency: 2 cycles from request to response; through a window up to 12 more and the owner's time. Throughput: one access at a time.
 
@@ -51,6 +58,12 @@ class ConfigSpace(wiring.Component):
         Base addresses.
     interrupt : ``In(1)``, one per function
         Shown as Interrupt Status.
+    pending : ``In(1)``, one per function
+        Shown as Transactions Pending.
+    reset : ``Out(1)``, one per function
+        A function level reset is under way.
+    busy : ``In(1)``, one per function
+        The parts of the function have not yet done what the reset asks of them: 1 from the cycle behind the rise of ``reset`` on.
     registers : ``Out(RegisterBus())``
         Accesses through windows.
 
@@ -68,6 +81,9 @@ class ConfigSpace(wiring.Component):
             "state": Out(ConfigState).array(len(self.functions)),
             "bars": Out(64).array(len(bars_of(self.functions))),
             "interrupt": In(1).array(len(self.functions)),
+            "pending": In(1).array(len(self.functions)),
+            "reset": Out(1).array(len(self.functions)),
+            "busy": In(1).array(len(self.functions)),
             "registers": Out(RegisterBus()),
         })
 
@@ -83,6 +99,7 @@ class ConfigSpace(wiring.Component):
         request = Signal(ConfigRequest)
         here = Signal(range(count * WORDS))  # dword at work: function and register
         exists, inside, captures = Signal(), Signal(), Signal()
+        starts_reset, is_level_reset = Signal(), Signal()  # the request starts one; its dwords are yet to be restored
         result = Signal(32)  # of a read, or what a write made of the dword
         window_bar, window_offset, window_enables = Signal(8), Signal(32), Signal(4)
 
@@ -95,10 +112,18 @@ class ConfigSpace(wiring.Component):
             mask.eq(Mux(request.is_write, rule.data.writable & Cat(b.replicate(8) for b in request.byte_enable), 0)),
             updated.eq((value.data & ~mask) | (request.data & mask)),
         ]
-        # With what is not stored: Interrupt Status.
-        status = maps[0].place("header", "status", "interrupt")
-        interrupts = Cat((here == n * WORDS + status.word) & self.interrupt[n] for n in range(count))
-        shown = updated | (interrupts.any() << status.low)
+        # With what is not stored: Interrupt Status, Transactions Pending.
+        shown = Signal(32)
+        m.d.comb += shown.eq(updated)
+        for n, function in enumerate(self.functions):
+            levels = [(("header", "status", "interrupt"), self.interrupt[n])]
+            if function.capability(PcieCapability):
+                levels.append((("pcie", "device_status", "transactions_pending"), self.pending[n]))
+            for names, level in levels:
+                place = maps[n].place(*names)
+                with m.If((here == n * WORDS + place.word) & level):
+                    m.d.comb += shown[place.low].eq(1)
+        kept = Mux(is_level_reset, rule.data.kept, 0)
 
         # Access through a window: natural, inside one structure.
         m.submodules.structures = structures = Memory(shape=_Structure, depth=count * STRUCTURES, init=self._structures())
@@ -134,10 +159,11 @@ class ConfigSpace(wiring.Component):
             with m.State("FETCH_RESET"):
                 m.next = "RESTORE"
             with m.State("RESTORE"):
-                m.d.comb += [store.en.eq(1), store.data.eq(rule.data.reset)]
+                m.d.comb += [store.en.eq(1), store.data.eq((rule.data.reset & ~kept) | (value.data & kept))]
                 m.d.sync += here.eq(here + 1)
                 m.next = "FETCH_RESET"
-                with m.If(here == count * WORDS - 1):
+                with m.If(Mux(is_level_reset, here % WORDS == WORDS - 1, here == count * WORDS - 1)):
+                    m.d.sync += is_level_reset.eq(0)
                     m.next = "TAKE"
             with m.State("TAKE"):
                 incoming = self.requests.payload
@@ -154,7 +180,9 @@ class ConfigSpace(wiring.Component):
             with m.State("UPDATE"):
                 m.d.comb += [store.en.eq(inside & request.is_write), store.data.eq(updated)]
                 m.d.comb += captures.eq(request.is_write)
-                m.d.sync += result.eq(Mux(inside, shown, 0))
+                m.d.comb += starts_reset.eq(
+                    inside & request.is_write & rule.data.starts_reset & request.byte_enable[FLR_BIT // 8] & request.data[FLR_BIT])
+                m.d.sync += [result.eq(Mux(inside, shown, 0)), is_level_reset.eq(starts_reset)]
                 m.next = "ANSWER"
                 with m.If(inside & rule.data.is_window & (request.byte_enable != 0)):
                     m.d.comb += value_at.eq(here - 3)
@@ -197,6 +225,9 @@ class ConfigSpace(wiring.Component):
                 m.d.comb += self.responses.valid.eq(1)
                 with m.If(self.responses.ready):
                     m.next = "TAKE"
+                    with m.If(is_level_reset):
+                        m.d.sync += here.eq(here & -WORDS)
+                        m.next = "FETCH_RESET"
 
         # Copies of what the card must see at all times, taken when the dword is written.
         def copy(function, *names):
@@ -208,9 +239,13 @@ class ConfigSpace(wiring.Component):
 
         for n, function in enumerate(self.functions):
             state, bus_number, device_number = self.state[n], Signal(8, name=f"f{n}_bus"), Signal(5, name=f"f{n}_device")
+            with m.If(starts_reset & (request.function == n)):
+                m.d.sync += self.reset[n].eq(1)
+            with m.Elif(~self.busy[n] & ~(is_level_reset & (request.function == n))):
+                m.d.sync += self.reset[n].eq(0)
             with m.If(captures & (request.function == n)):
                 m.d.sync += [bus_number.eq(request.bus), device_number.eq(request.device)]
-            m.d.comb += [state.bus.eq(bus_number), state.device.eq(device_number)]
+            m.d.comb += [state.bus.eq(bus_number), state.device.eq(device_number), state.in_reset.eq(self.reset[n])]
             m.d.comb += state.bus_master.eq(copy(n, "header", "command", "bus_master"))
             if function.bars:
                 m.d.comb += state.memory_enable.eq(copy(n, "header", "command", "memory_enable"))
@@ -236,8 +271,11 @@ class ConfigSpace(wiring.Component):
         rules = []
         for function, function_map in zip(self.functions, maps):
             window = function.capability(VirtioWindow) and function_map.place("virtio_window", "pci_cfg_data", "value").word
+            pcie = function.capability(PcieCapability)
+            control = pcie and pcie.has_flr and function_map.place("pcie", "device_control", "initiate_flr").word
             for n, word in enumerate(function_map.words()):
-                rules.append({"reset": word.reset, "writable": word.writable, "is_window": n == window})
+                rules.append({"reset": word.reset, "writable": word.writable, "kept": word.kept, "is_window": n == window,
+                              "starts_reset": bool(control) and n == control})  # fmt: skip
         return rules
 
     def _structures(self):

@@ -11,8 +11,8 @@ from .description import bars_of, check_functions
 class AddressDecoder(wiring.Component):
     """Finds the BAR that a memory address lies in.
 
-    Only BARs of functions with memory space enabled count; where the host placed several over one address, the first in the
-    order of :func:`.description.bars_of` wins.
+    Only BARs of functions with memory space enabled count; one of a function that is in reset is found and refused (``hit`` is 0).
+    Where the host placed several over one address, the first in the order of :func:`.description.bars_of` wins.
 
     Latency: 2 cycles from request to response. Throughput: one address at a time.
 
@@ -61,7 +61,7 @@ class AddressDecoder(wiring.Component):
             for n, (function, bar) in reversed(list(enumerate(bars))):
                 with m.If(hits[n]):
                     m.d.sync += [
-                        response.payload.hit.eq(1),
+                        response.payload.hit.eq(~self.state[function].in_reset),
                         response.payload.function.eq(function),
                         response.payload.bar.eq(bar.index),
                         response.payload.offset.eq(Cat(Signal(3), address[3 : bar.size_bytes.bit_length() - 1])),

@@ -43,16 +43,18 @@ class Bar:
 
 @dataclass(frozen=True)
 class PcieCapability:
-    """The PCI Express capability, version 2, of an endpoint without FLR. [PCIe5 7.5.3]
+    """The PCI Express capability, version 2, of an endpoint. [PCIe5 7.5.3]
 
     ``mps_code``: largest Max_Payload_Size as 128 << code. ``link_speed``: 1 (2.5 GT/s) to 5 (32 GT/s). ``at``: offset
-    in configuration space, chosen by the function when None.
+    in configuration space, chosen by the function when None. ``has_flr``: software may reset the function alone; what belongs to
+    the link survives. [PCIe5 6.6.2]
     """
 
     mps_code: int = 2
     link_speed: int = 3
     link_width: int = 8
     at: int | None = None
+    has_flr: bool = False
     name = "pcie"
     id = spec.CAP_PCIE
     size_bytes = spec.PCIE_BYTES
@@ -70,29 +72,31 @@ class PcieCapability:
                 Field("mps_supported", 0, 3, reset=self.mps_code),
                 Field("extended_tag_supported", 5, reset=1),
                 Field("role_based_errors", 15, reset=1),
+                Field("flr", 28, reset=int(self.has_flr)),
             )),
             Register("device_control", 0x08, 2, (
                 Field("error_reporting", 0, 4, RW),
                 Field("relaxed_ordering", 4, 1, RW, 1),
-                Field("mps", 5, 3, RW),
+                Field("mps", 5, 3, RW, is_kept=True),
                 Field("extended_tag", 8, 1, RW),
                 Field("no_snoop", 11, 1, RW, 1),
                 Field("mrrs", 12, 3, RW, spec.MRRS_RESET),
+                Field("initiate_flr", 15),  # reads 0; a 1 written to it is an event
             )),
-            Register("device_status", 0x0A, 2),
+            Register("device_status", 0x0A, 2, (Field("transactions_pending", 5),)),
             Register("link_capabilities", 0x0C, 4, (*link, Field("aspm_optionality", 22, reset=1))),
             Register("link_control", 0x10, 2, (
-                Field("aspm", 0, 2, RW),
-                Field("rcb", 3, 1, RW),
-                Field("common_clock", 6, 1, RW),
-                Field("extended_synch", 7, 1, RW),
+                Field("aspm", 0, 2, RW, is_kept=True),
+                Field("rcb", 3, 1, RW, is_kept=True),
+                Field("common_clock", 6, 1, RW, is_kept=True),
+                Field("extended_synch", 7, 1, RW, is_kept=True),
             )),
             Register("link_status", 0x12, 2, link),
             Register("device_capabilities_2", 0x24, 4),
             Register("device_control_2", 0x28, 2),
             Register("link_capabilities_2", 0x2C, 4, (Field("speeds", 1, 7, reset=(1 << self.link_speed) - 1),)),
             # Function 0 speaks for the link of the whole card. [PCIe5 7.5.3.19]
-            Register("link_control_2", 0x30, 2, (Field("target_speed", 0, 4, RW, self.link_speed),) if is_first else ()),
+            Register("link_control_2", 0x30, 2, (Field("target_speed", 0, 4, RW, self.link_speed, True),) if is_first else ()),
         )  # fmt: skip
 
 

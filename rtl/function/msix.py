@@ -60,6 +60,9 @@ class Msix(wiring.Component):
         Messages.
     stop, stopped : one per entry of ``functions``
         See "Stop" in rtl/README.md: pending bits are cleared, table entries stay.
+    clear, cleared : one per entry of ``functions``
+        When ``clear`` rises, the function's table entries become as after reset; ``cleared`` is 1 when they are and ``clear`` is 1
+        still. Meanwhile others are served as always.
 
     Raises
     ------
@@ -84,6 +87,8 @@ class Msix(wiring.Component):
             "write_done": In(stream.Signature(BurstDone)).array(count),
             "stop": In(1).array(count),
             "stopped": Out(1).array(count),
+            "clear": In(1).array(count),
+            "cleared": Out(1).array(count),
         })
 
     def elaborate(self, platform):
@@ -150,6 +155,14 @@ class Msix(wiring.Component):
                 left[which].eq(Mux(left[which] > distance, left[which] - distance, 0)),
             ]
 
+        # Table entries to be cleared, one word in each cycle of rest.
+        clear, was_clear, clear_due = Cat(self.clear), Signal(count), Signal(count)
+        is_clearing, clear_which, clear_at = Signal(), Signal(range(max(count, 2))), Signal(range(2 * places))
+        clear_ends = Array(2 * (base + size) - 1 for base, size in zip(bases, sizes))
+        clear_over = Signal(count)
+        m.d.sync += [was_clear.eq(clear), clear_due.eq((clear_due & ~clear_over) | (clear & ~was_clear))]
+        m.d.comb += [self.cleared[n].eq(clear[n] & was_clear[n] & ~clear_due[n]) for n in range(count)]
+
         idle, search_all, load = Signal(), Signal(), Signal()
         with m.FSM():
             with m.State("RESTORE"):
@@ -162,6 +175,19 @@ class Msix(wiring.Component):
                     m.next = "CHOOSE"
             with m.State("CHOOSE"):
                 m.d.comb += idle.eq(1)
+                with m.If(is_clearing):
+                    m.d.comb += [
+                        entry_write.addr.eq(clear_at), entry_write.en.eq(-1),
+                        entry_write.data.eq(Mux(clear_at[0], 1 << CONTROL_MASK, 0)),
+                    ]  # fmt: skip
+                    m.d.sync += clear_at.eq(clear_at + 1)
+                    with m.If(clear_at == clear_ends[clear_which]):
+                        m.d.comb += clear_over.eq(1 << clear_which)
+                        m.d.sync += is_clearing.eq(0)
+                with m.Else():
+                    for n, base in enumerate(bases):
+                        with m.If(clear_due[n]):
+                            m.d.sync += [is_clearing.eq(1), clear_which.eq(n), clear_at.eq(2 * base)]
                 m.d.sync += [turn.eq(Mux(turn == count - 1, 0, turn + 1)), is_search.eq(0), was_bus.eq(0), exists.eq(1)]
                 with m.If(self.bus.request.valid & ~(was_bus & others)):
                     m.d.comb += self.bus.request.ready.eq(1)

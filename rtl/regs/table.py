@@ -20,7 +20,7 @@ def _check(condition, sentence, value):
 
 @dataclass(frozen=True)
 class Field:
-    """``width`` bits of a register from bit ``low`` up.
+    """``width`` bits of a register from bit ``low`` up; ``is_kept``: a function level reset leaves them alone.
 
     Raises
     ------
@@ -33,6 +33,7 @@ class Field:
     width: int = 1
     access: Access = Access.RO
     reset: int = 0
+    is_kept: bool = False
 
     def __post_init__(self):
         _check(self.low >= 0 and self.width > 0,
@@ -98,10 +99,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Word:
-    """One dword of a map: its value after reset, and the bits that software may change."""
+    """One dword of a map: its value after reset, the bits that software may change, those that a function level reset leaves alone."""
 
     reset: int = 0
     writable: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,12 +151,15 @@ class Map:
 
     def words(self):
         """Return a :class:`Word` for each dword of the space."""
-        reset, writable = [0] * (self.size_bytes // 4), [0] * (self.size_bytes // 4)
+        reset, writable, kept = ([0] * (self.size_bytes // 4) for _ in range(3))
         for _, at, item in self._fields():
+            bits = ((1 << item.width) - 1) << at % 32
             reset[at // 32] |= item.reset << at % 32
             if item.access is Access.RW:
-                writable[at // 32] |= ((1 << item.width) - 1) << at % 32
-        return [Word(*pair) for pair in zip(reset, writable)]
+                writable[at // 32] |= bits
+            if item.is_kept:
+                kept[at // 32] |= bits
+        return [Word(*numbers) for numbers in zip(reset, writable, kept)]
 
     def _fields(self):
         for block in self.blocks:

@@ -218,7 +218,6 @@ class Completer(wiring.Component):
                     m.d.sync += place.eq(self.decode_responses.payload)
                     m.next = "IDENTIFY"
                     with m.If(~self.decode_responses.payload.hit):
-                        m.d.sync += place.function.eq(0)
                         m.next = "REFUSE"
             with m.State("IDENTIFY"):
                 m.d.sync += [completer_id.eq(identities), gathered.eq(0)]

@@ -123,6 +123,7 @@ class ConfigState(data.Struct):
     no_snoop: unsigned(1)
     msix_enable: unsigned(1)
     msix_mask: unsigned(1)  # Function Mask
+    in_reset: unsigned(1)  # a function level reset is under way
 
 
 class ConfigRequest(data.Struct):
@@ -151,7 +152,7 @@ class DecodeRequest(data.Struct):
 
 
 class DecodeResponse(data.Struct):
-    """Function, BAR and offset that an address belongs to; ``hit`` = 0 asks for Unsupported Request."""
+    """Function, BAR and offset that an address belongs to; ``hit`` = 0 asks for Unsupported Request of ``function``."""
 
     hit: unsigned(1)
     function: unsigned(8)

@@ -130,6 +130,8 @@ class Requester(wiring.Component):
         Each burst of the gate that is over, once. The receiver is always ready.
     stop, stopped : ``In(functions)``, ``Out(functions)``
         A bit per function.
+    pending : ``Out(functions)``
+        1: reads of the function are not over.
     reads_room : ``Out(n)``
         1: at least 4 more reads of the client will be taken without waiting.
     tags_in_flight : ``Out(range(tags + 1))``
@@ -185,6 +187,7 @@ class Requester(wiring.Component):
             "retired_writes": Out(stream.Signature(BurstRetired)),
             "stop": In(functions),
             "stopped": Out(functions),
+            "pending": Out(functions),
             "reads_room": Out(n),
             "tags_in_flight": Out(range(tags + 1)),
             "exhausted": Out(1),
@@ -204,7 +207,7 @@ class Requester(wiring.Component):
         accepted = self._make_entries(m, writes, lines, may_write)
         self._make_read_requests(m, table, lines)
         overs = self._make_buffer(m, table, lines)
-        self._make_stopped(m, accepted, [*overs, *dones])
+        self._count_bursts(m, accepted, overs, dones)
 
         m.d.comb += [
             table.stop.eq(self.stop),
@@ -391,17 +394,26 @@ class Requester(wiring.Component):
         wiring.connect(m, retiring.o, wiring.flipped(self.retired_reads))
         return [buffer.over[n] for n in lines]
 
-    def _make_stopped(self, m, accepted, overs):
+    def _count_bursts(self, m, accepted, read_ends, write_ends):
         """Count the bursts of each function that are not over."""
-        begins, ends = [], []
-        for n, port in enumerate(accepted):
-            begins.append(begin := Signal(Over, name=f"begin{n}"))
-            m.d.sync += [begin.valid.eq(port.valid & port.ready), begin.function.eq(port.p.function)]
-        for n, over in enumerate(overs):
-            ends.append(end := Signal(Over, name=f"end{n}"))
-            m.d.sync += end.eq(over)
-        for f in range(self.functions):
-            count = Signal(14, name=f"bursts{f}")
-            starting = sum(((b.valid & (b.function == f)) for b in begins), start=Const(0, 1))
-            m.d.sync += count.eq(count + starting - sum(((e.valid & (e.function == f)) for e in ends), start=Const(0, 1)))
-            m.d.sync += self.stopped[f].eq(self.stop[f] & (count == 0) & (starting == 0))
+        empty, starting = [], []
+        for kind, is_write, taken in (("read", 0, read_ends), ("write", 1, write_ends)):
+            begins, ends = [], []
+            for n, port in enumerate(accepted):
+                begins.append(begin := Signal(Over, name=f"{kind}_begin{n}"))
+                m.d.sync += [begin.valid.eq(port.valid & port.ready & (port.p.is_write == is_write)), begin.function.eq(port.p.function)]
+            for n, over in enumerate(taken):
+                ends.append(end := Signal(Over, name=f"{kind}_end{n}"))
+                m.d.sync += end.eq(over)
+            none, some = Signal(self.functions, name=f"no_{kind}"), Signal(self.functions, name=f"{kind}_starts")
+            for f in range(self.functions):
+                count = Signal(14, name=f"{kind}s{f}")
+                more = sum(((b.valid & (b.function == f)) for b in begins), start=Const(0, 1))
+                m.d.sync += count.eq(count + more - sum(((e.valid & (e.function == f)) for e in ends), start=Const(0, 1)))
+                m.d.comb += [none[f].eq(count == 0), some[f].eq(more != 0)]
+            empty.append(none)
+            starting.append(some)
+        m.d.sync += [
+            self.stopped.eq(self.stop & empty[0] & empty[1] & ~starting[0] & ~starting[1]),
+            self.pending.eq(~empty[0] | starting[0]),
+        ]

@@ -44,7 +44,7 @@ def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, p
         subsystem_id=device_id,
         bars=(Bar(REGISTERS_BAR, REGISTERS_BYTES), Bar(MSIX_BAR, MSIX_BYTES)),
         capabilities=(
-            pcie or PcieCapability(),
+            pcie or PcieCapability(has_flr=True),
             MsixCapability(vectors, MSIX_BAR, 0, MSIX_BAR, MSIX_PBA),
             *(VirtioCapability(kind, REGISTERS_BAR, n * STRUCTURE_BYTES, length) for kind, n, length in places),
             VirtioCapability(spec.CFG_NOTIFY, REGISTERS_BAR, NOTIFY * STRUCTURE_BYTES, NOTIFY_MULTIPLIER * queues, NOTIFY_MULTIPLIER),
@@ -59,7 +59,8 @@ class PciTransport(wiring.Component):
     **Status.** Bits are only added; a write of 0 begins a device reset. FEATURES_OK is not taken when the driver accepted a bit that is
     not offered, or not VERSION_1, or, in a strict build, not ACCESS_PLATFORM; DRIVER_OK not without FEATURES_OK. While a device
     reset is under way ``stop`` is 1, status reads as before (NEEDS_RESET if that was 0), and writes do nothing; when
-    ``stopped`` came, all is as after power-on and status reads 0. [VIRTIO1.4 2.1, 2.2, 2.4]
+    ``stopped`` came, all is as after power-on and status reads 0. A rise of ``reset``
+    begins one too; NEEDS_RESET shows until its end. [VIRTIO1.4 2.1, 2.2, 2.4]
 
     **Queues.** A size that is no power of two up to the queue's largest is not taken; neither are size or addresses of an
     enabled queue. Enabling (a write of exactly 1) sends a QueueCommand. A doorbell (16 bits, the queue's number at the queue's
@@ -111,6 +112,8 @@ class PciTransport(wiring.Component):
         Vectors to send.
     needs_reset : ``In(1)``
         Pulse: the device cannot go on.
+    reset : ``In(1)``
+        A function level reset is under way; ``stop`` is 1 from the cycle behind its rise until the function is as after power-on.
     stop, stopped : ``Out(1)``, ``In(1)``
         To, and from, all that works for this function: see "Stop" in rtl/README.md.
     driver_ok, access_platform : ``Out(1)``
@@ -156,6 +159,7 @@ class PciTransport(wiring.Component):
             "notifications": In(stream.Signature(Notification)),
             "interrupts": Out(stream.Signature(MsixRequest)),
             "needs_reset": In(1),
+            "reset": In(1),
             "stop": Out(1),
             "stopped": In(1),
             "driver_ok": Out(1),
@@ -437,4 +441,8 @@ class PciTransport(wiring.Component):
             m.d.sync += config_due.eq(1)
         with m.If(self.config_changed):
             m.d.sync += changed.eq(1)
+        was_reset = Signal()
+        m.d.sync += was_reset.eq(self.reset)
+        with m.If(self.reset & ~was_reset):  # 0 is not to be seen before the end
+            m.d.sync += [is_resetting.eq(1), status[spec.S_NEEDS_RESET].eq(1)]
         return m

@@ -26,8 +26,8 @@ FUNCTIONS = (
         vendor_id=0x1AF4, device_id=0x1042, class_code=0x018000, subsystem_vendor_id=0x1AF4, subsystem_id=0x1100,
         bars=(Bar(0, 16384), Bar(2, 4096, is_prefetchable=True), Bar(4, 256, is_64=False)),
         capabilities=(
-            PcieCapability(), MsixCapability(3, 2, 0, 2, 0x800), VirtioCapability(1, 0, 0, 0x40), VirtioCapability(2, 0, 0x3000, 8, 4),
-            VirtioCapability(3, 0, 0x1000, 1), VirtioCapability(4, 0, 0x2000, 60), VirtioWindow(),
+            PcieCapability(has_flr=True), MsixCapability(3, 2, 0, 2, 0x800), VirtioCapability(1, 0, 0, 0x40),
+            VirtioCapability(2, 0, 0x3000, 8, 4), VirtioCapability(3, 0, 0x1000, 1), VirtioCapability(4, 0, 0x2000, 60), VirtioWindow(),
         ),
     ),
     FunctionDescription(vendor_id=0x1234, device_id=0x5678, class_code=0xFF0000, capabilities=(PcieCapability(mps_code=0, at=0x80),)),
@@ -44,7 +44,7 @@ MODELS = (
         0x1AF4, 0x1042, 0x018000, revision=1, subsystem_vendor=0x1AF4, subsystem=0x1100, is_multi_function=True,
         bars={0: BarDescription(16384), 2: BarDescription(4096, prefetch=True), 4: BarDescription(256, is_64=False)},
         capabilities=(
-            pcie_capability(**LINK), msix_capability(3, table_bar=2, table_offset=0, pba_bar=2, pba_offset=0x800),
+            pcie_capability(**LINK, flr=True), msix_capability(3, table_bar=2, table_offset=0, pba_bar=2, pba_offset=0x800),
             virtio_capability(1, 0, 0, 0x40), virtio_capability(2, 0, 0x3000, 8, notify_off_multiplier=4),
             virtio_capability(3, 0, 0x1000, 1), virtio_capability(4, 0, 0x2000, 60), virtio_capability(5),
         ),
@@ -57,7 +57,8 @@ NO_BAR_COMMAND = 0x2  # function 2 has no memory: its Memory Space Enable is a c
 CARD = [
     "every_dword_reads_its_reset_value", "every_bit_is_as_writable_as_it_must_be", "random_accesses_do_what_the_model_does",
     "window_survives_a_slow_and_a_failing_owner", "card_sees_what_the_host_has_set", "absent_functions_are_unsupported",
-    "interrupt_status_is_shown", "reset_restores_everything",
+    "interrupt_status_is_shown", "reset_restores_everything", "function_level_reset_is_the_models", "function_level_reset_takes_its_time",
+    "transactions_pending_is_shown",
 ]  # fmt: skip
 
 
@@ -240,7 +241,8 @@ async def card_sees_what_the_host_has_set(dut):
     for n in range(3):
         state = bench.state(n)
         assert vars(state) == {"bus": 0, "device": 0, "memory_enable": 0, "bus_master": 0, "mps_code": 0, "mrrs_code": 2,
-                               "extended_tag": 0, "relaxed_ordering": 1, "no_snoop": 1, "msix_enable": 0, "msix_mask": 0}  # fmt: skip
+                               "extended_tag": 0, "relaxed_ordering": 1, "no_snoop": 1, "msix_enable": 0, "msix_mask": 0,
+                               "in_reset": 0}  # fmt: skip
     seen = dict.fromkeys(range(3), (0, 0))
     for _ in range(300):
         function, bus, device = rng.randrange(3), rng.getrandbits(8), rng.getrandbits(5)
@@ -252,6 +254,7 @@ async def card_sees_what_the_host_has_set(dut):
             await bench.write(function, offset, value, enables, bus=bus, device=device)
             bench.models[function].write_dword(offset, enables, value)
             seen[function] = (bus, device)
+            await bench.read(function, 0)  # a function level reset is over
         for n, model in enumerate(bench.models):
             state, control = bench.state(n), model.read(0x88 if n == 2 else 0x48, 2)
             assert (state.bus, state.device) == seen[n]
@@ -310,6 +313,86 @@ async def reset_restores_everything(dut):
                 assert cycle() - since <= 3 * 128 + 12
         assert bench.state(function).mrrs_code == 2 and not bench.state(function).bus_master
     assert int(dut.bars__1.value) == 0
+
+
+CONTROL = (0x48, 0x48, 0x88)  # offset of Device Control of each function
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def function_level_reset_is_the_models(dut):
+    """FUNC-CFG-13 (R72): Initiate FLR at random settings: answered at once, every dword as the model's, other functions untouched."""
+    bench, rng = await begin(dut)
+    begun = 0
+    for n in range(60):
+        for _ in range(40):
+            function, register = rng.randrange(3), rng.choice([1, 3, 4, 5, 6, 7, 15, CONTROL[0] // 4, 0x50 // 4, 0x70 // 4, 0x7C // 4])
+            value = rng.getrandbits(32) & ~(1 << 15 if function == 1 and register == CONTROL[1] // 4 else 0)
+            await bench.write(function, 4 * register, value)
+            bench.models[function].write_dword(4 * register, 15, value)
+        function, enables, value = rng.choice([0, 1, 1, 1, 2]), rng.choice([15, 3, 2, 1, 12, 0]), rng.getrandbits(32) | 1 << 15
+        before = [bench.models[at].resets for at in range(3)]
+        bench.latencies.clear()
+        await bench.write(function, CONTROL[function], value, enables, bus=n, device=3)
+        assert bench.latencies[0] <= 2 + 5 + 1
+        bench.models[function].write_dword(CONTROL[function], enables, value)
+        is_reset = bench.models[function].resets != before[function]
+        assert is_reset == (function == 1 and bool(enables & 2))
+        assert [int(getattr(dut, f"reset__{at}").value) for at in range(3)] == [0, is_reset, 0]
+        begun += is_reset
+        since = cycle()
+        assert await bench.read(function, CONTROL[function]) & 0x8000 == 0
+        assert cycle() - since < (2 * 64 if is_reset else 0) + 20
+        for at, model in enumerate(bench.models):
+            found = [await bench.read(at, 4 * register) for register in range(64) if at != 1 or register != WINDOW // 4 + 4]
+            ignore = {4: NO_BAR_COMMAND} if at == 2 else {}
+            assert not model.differences(found[: WINDOW // 4 + 4], ignore=ignore), f"function {at} after round {n}"
+        state, model = bench.state(1), bench.models[1]
+        assert (state.bus_master, state.memory_enable) == (model.bus_master, model.memory_enable)
+        assert [int(getattr(dut, f"bars__{at}").value) for at in (1, 2, 3)] == [model.bar_address(at) for at in (0, 2, 4)]
+        assert (bench.state(function).bus, bench.state(function).device) == (n, 3)
+    assert begun > 10
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def function_level_reset_takes_its_time(dut):
+    """FUNC-CFG-14: while the function is busy it is in reset, configuration accesses go on, and a second reset changes nothing."""
+    bench, rng = await begin(dut)
+    for n in range(12):
+        await bench.write(1, 4, 6)
+        await bench.write(1, 0x10, 0x1234_0000)
+        assert (bench.state(1).memory_enable, bench.state(1).bus_master) == (1, 1)
+        busy = rng.choice([1, 60, 140, 300, 700])
+        await bench.write(1, CONTROL[1], 0x8000, 2)
+        dut.busy__1.value = 1
+        assert (int(dut.reset__1.value), bench.state(1).in_reset) == (1, 1)
+        since = cycle()
+        if n % 3 == 2:
+            await ClockCycles(dut.clk, rng.randrange(200))
+            await bench.write(1, CONTROL[1], 0x8000, 2)
+        assert await bench.read(1, 4) & 6 == 0
+        await bench.write(1, 4, 6)
+        await bench.write(1, 0x10, 0x1234_0000)
+        while cycle() - since < busy:
+            assert (int(dut.reset__1.value), bench.state(1).in_reset, bench.state(1).memory_enable) == (1, 1, 1)
+            await bench.write(0, 4, rng.getrandbits(32))
+            assert await bench.read(1, 4) & 6 == 6
+        dut.busy__1.value = 0
+        await ClockCycles(dut.clk, 3)
+        assert (int(dut.reset__1.value), bench.state(1).in_reset, bench.state(1).memory_enable) == (0, 0, 1)
+        assert int(dut.bars__1.value) == 0x1234_0000
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def transactions_pending_is_shown(dut):
+    """FUNC-CFG-15: Transactions Pending of Device Status of each function is its level, whatever is written."""
+    bench, rng = await begin(dut)
+    for _ in range(60):
+        levels = [rng.getrandbits(1) for _ in range(3)]
+        for n, level in enumerate(levels):
+            getattr(dut, f"pending__{n}").value = level
+        await bench.write(rng.randrange(3), CONTROL[0], rng.getrandbits(32), 12)
+        for n, level in enumerate(levels):
+            assert await bench.read(n, CONTROL[n]) >> 16 == level << 5
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")

@@ -110,3 +110,25 @@ async def disabled_functions_answer_nowhere(dut):
         await bench.show()
         assert await bench.check(0x10_0000_1008) == (winner is not None)
         assert (bench.wanted(0x10_0000_1008) or (None,))[0] == winner
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def functions_in_reset_refuse(dut):
+    """FUNC-DEC-3 (R72): what belongs to a function in reset is a miss that names the function; other functions answer as always."""
+    await start(dut, "requests")
+    bench = Bench(dut)
+    for n in (0, 1):
+        bench.models[n].write(4, 2, 2)
+        bench.place(n, 0, 0x10_0000_4000 * (n + 1))
+    await bench.show()
+    for in_reset in (0, 1, 2, 3):
+        for n in (0, 1):
+            getattr(dut, f"state__{n}").value = pack(ConfigState, memory_enable=1, in_reset=in_reset >> n & 1)
+        await ClockCycles(dut.clk, 1)
+        for n in (0, 1):
+            await bench.requests.put(pack(DecodeRequest, address=0x10_0000_4000 * (n + 1) + 8))
+            answer = unpack(DecodeResponse, await bench.responses.get())
+            assert (answer.hit, answer.function) == (not in_reset >> n & 1, n)
+        await bench.requests.put(pack(DecodeRequest, address=0x77_7000_0008))
+        answer = unpack(DecodeResponse, await bench.responses.get())
+        assert (answer.hit, answer.function) == (0, 0)

@@ -442,3 +442,51 @@ async def stopped_functions_are_silent(dut):
         await ClockCycles(dut.clk, 120)
         assert bench.sent()[2, 128] == 1
         assert bench.sent()[1, 1] == 1
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def table_is_cleared(dut):
+    """FUNC-MSIX-12 (R72): a function's table is cleared at random moments under traffic; the others' tables, messages, accesses go on."""
+    bench, rng = await begin(dut)
+    await bench.fill()
+    await bench.enable(*FUNCTIONS)
+    await bench.settle(700)
+    for n, function in [(n, function) for n, function in enumerate(FUNCTIONS) for _ in range(6)]:
+        others = [other for other in FUNCTIONS if other != function]
+        due = Counter()
+        bench.messages.clear()
+        for other in rng.sample(others * 3, rng.randrange(5)):
+            await bench.request(other, 1)
+            due[other] = 1
+        await ClockCycles(dut.clk, rng.randrange(30))
+        clear, cleared = getattr(dut, f"clear__{n}"), getattr(dut, f"cleared__{n}")
+        clear.value = 1
+        since = cycle()
+        await ClockCycles(dut.clk, 2)
+        while not int(cleared.value):
+            assert cycle() - since < 6 * 2 * 192, "cleared never came"
+            if rng.random() < 0.3:
+                other = rng.choice(others)
+                await bench.request(other, 0)
+                due[other] = 1
+                assert await bench.bus.read(0, 8, function=other, bar=BAR) == bench.address(other, 0)
+            await RisingEdge(dut.clk)
+        for vector in range(VECTORS[n]):
+            assert await bench.bus.read(16 * vector, 8, function=function, bar=BAR) == 0
+            assert await bench.bus.read(16 * vector + 8, 8, function=function, bar=BAR) == 1 << 32
+        clear.value = 0
+        await ClockCycles(dut.clk, 150)
+        assert not int(cleared.value)
+        assert all(bench.sent()[other, 0] + bench.sent()[other, 1] for other in due)
+        await bench.request(function, 1)  # masked now
+        await ClockCycles(dut.clk, 100)
+        assert await bench.pending(function) == [1]
+        assert all(owner != function for _, owner, _, _ in bench.messages)
+        for other, vector in bench.table:
+            if other == function:
+                bench.table[other, vector] = 0, 0, True
+                await bench.entry(other, vector, address=bench.address(other, vector), data=other << 16 | vector, mask=False)
+            else:
+                assert await bench.bus.read(16 * vector, 8, function=other, bar=BAR) == bench.address(other, vector)
+        await bench.settle(300)
+        assert bench.sent()[function, 1] == 1

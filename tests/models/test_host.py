@@ -596,7 +596,7 @@ def test_host_enable_msix():
 
 
 def test_host_msix_elsewhere():
-    """MODEL-HOST-17: a message to an address of its own is an interrupt; other writes there are not; after FLR none is."""
+    """MODEL-HOST-17: a message to an address of its own is an interrupt; other writes there are not; after FLR none is, and reads end."""
     bench = Bench(description())
     [info] = bench.run(host_module.enumerate(bench.host))
     messages = bench.run(enable_msix(info, 2, message_address=0x8000_0000))
@@ -610,8 +610,14 @@ def test_host_msix_elsewhere():
     assert bench.host.statistics.writes == 2
     assert bench.host.violations == []
     pcie = info.capabilities[0x10][0]
-    bench.run(iter_software([ConfigWrite(0, pcie + 8, 2, 0x8000 | 0x2830)]))
+    bench.run(iter_software([ConfigWrite(0, pcie + 8, 2, 0x8000 | 0x2930)]))
     assert bench.card.spaces[0].resets == 1
+    bench.host.receive(memory_read(0x1000, 4, requester_id=CARD, tag=200))  # made before it
+    assert bench.host.violations == []
+    bench.run(iter_software([ConfigRead(0, 0, 4)]))
+    bench.host.receive(memory_read(0x1000, 4, requester_id=CARD, tag=201))
+    assert [text.split(":")[0] for text in bench.host.violations] == ["tag is wider than enabled", "read without bus master"]
+    bench.host.violations.clear()
     bench.host.receive(message)
     assert bench.host.violations[0].startswith("write without bus master")
     assert bench.host.statistics.interrupts == 1

@@ -42,6 +42,11 @@ class Card:
                 return function, bar, address - base
         return None
 
+    @staticmethod
+    def refuser(address):
+        """Return the function that refuses an address which nobody serves: the decoder says which."""
+        return address >> 12 & 1
+
     def serve(self, tlp, arrived=None):
         """Return (accesses, completion or None, events) of ``tlp``; ``arrived``: dwords of a payload that was cut short."""
         kind, data = tlp.type, tlp.type.has_data
@@ -53,7 +58,8 @@ class Card:
             return [], None, []
         place = self.place(tlp.address)
         if kind not in (TlpType.MRD, TlpType.MWR) or place is None:
-            return [], None if kind is TlpType.MWR else self.refusal(tlp), ["unsupported"]
+            refuser = self.refuser(tlp.address) if kind is TlpType.MRD else 0
+            return [], None if kind is TlpType.MWR else self.refusal(tlp, function=refuser), ["unsupported"]
         function, bar, offset = place
         length = tlp.byte_span()[1]
         if kind is TlpType.MRD and tlp.length_dw * 4 > LONGEST_READ:
@@ -155,9 +161,10 @@ class Bench:
         return pack(ConfigResponse, data=self.card.config[q.function, q.register])
 
     def _decode(self, question):
-        place = self.card.place(unpack(DecodeRequest, question).address)
+        address = unpack(DecodeRequest, question).address
+        place = self.card.place(address)
         if place is None:
-            return pack(DecodeResponse, hit=0, function=1, bar=3, offset=64)
+            return pack(DecodeResponse, hit=0, function=self.card.refuser(address), bar=3, offset=64)
         return pack(DecodeResponse, hit=1, function=place[0], bar=place[1], offset=place[2])
 
     def _access(self, question):

@@ -615,6 +615,9 @@ async def a_stop_ends_everything(dut):
         ops = [bench.issue(client := rng.randrange(6), client == MSIX or rng.random() < 0.5) for _ in range(60)]
         silent[0] = trial == 6
         await ClockCycles(dut.clk, rng.randrange(60, 500))
+        for op in ops:
+            if not op.is_write and op.status is None and 0 <= op.accepted_at < cycle() - 3:
+                assert int(dut.pending.value) >> op.function & 1, f"{op} is not over, and nothing is pending"
         if trial < 4:
             dut.stop.value = 1 << f
         else:
@@ -642,6 +645,7 @@ async def a_stop_ends_everything(dut):
         bench.dead = set()
         await ClockCycles(dut.clk, 2)
         assert int(dut.stopped.value) == 0
+        assert int(dut.pending.value) == 0
     assert min(ended.values()) > 20, f"too few bursts were cut short: {ended}"
     await bench.settle()
     await bench.judge()

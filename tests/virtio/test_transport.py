@@ -37,7 +37,7 @@ TESTS = [
     "driver_brings_the_device_up", "features_are_negotiated", "queue_fields_take_only_what_is_legal", "halves_of_addresses_are_independent",
     "doorbells_become_kicks", "doorbells_before_driver_ok_are_nothing", "notifications_become_vectors", "isr_is_cleared_by_reading",
     "needs_reset_is_told", "generation_tells_of_every_change", "reset_waits_for_all", "reset_restores_everything",
-    "random_accesses_match_the_reference", "streams_survive_back_pressure",
+    "random_accesses_match_the_reference", "streams_survive_back_pressure", "function_level_reset_is_a_device_reset",
 ]  # fmt: skip
 
 
@@ -551,6 +551,54 @@ async def reset_restores_everything(dut):
         assert await look() == fresh
         bench.commands.clear()
         bench.kicks.clear()
+    await bench.start()
+    await bench.ring(2)
+    await ClockCycles(dut.clk, 20)
+    assert bench.kicks == [FIRST + 2]
+    assert [unpack(QueueCommand, c).queue for c in bench.commands] == [FIRST, FIRST + 1, FIRST + 2]
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def function_level_reset_is_a_device_reset(dut):
+    """VIRTIO-PCI-19 (R72, V011): ``reset`` at 120 moments: stop within 1 cycle, no 0 in status before the end, then as after power-on."""
+    bench, rng = await begin(dut, stop=False)
+    dut.stopped.value = 1
+    words = [await bench.read(offset, 8) for offset in (0, 8, 0x10, 0x18, 0x20, 0x28, 0x30)]
+    for n in range(120):
+        dut.stopped.value = 1
+        if n % 4:
+            await bench.start(vectors=(0, 1, 2), queues=range(n % 4))
+        if n % 5 == 0:
+            cocotb.start_soon(bench.write(rng.choice([STATUS, ENABLE, NOTIFY]), rng.choice([0, 1]), 2 if n % 2 else 1))
+        elif n % 5 == 1:
+            await bench.ring(0)
+        await ClockCycles(dut.clk, 1 + n % 13)
+        is_idle = not bench.level("stop")  # no device reset is under way
+        dut.stopped.value = not is_idle
+        dut.reset.value = 1
+        await ClockCycles(dut.clk, 2)
+        assert bench.level("stop") or not is_idle
+        bench.commands.clear()
+        bench.kicks.clear()
+        await ClockCycles(dut.clk, 60)
+        for _ in range(rng.randrange(3) if is_idle else 0):
+            await bench.queue(0)
+            await bench.ring(0)
+            assert await bench.read(STATUS, 1) & 0x40
+        dut.stopped.value = 1
+        since = cycle()
+        while bench.level("stop"):
+            await RisingEdge(dut.clk)
+            assert cycle() - since < 200
+        dut.stopped.value = 0
+        assert [await bench.read(offset, 8) for offset in (0, 8, 0x10, 0x18, 0x20, 0x28, 0x30)] == words
+        assert bench.level("stop") == 0  # the level is old
+        dut.reset.value = 0
+        await ClockCycles(dut.clk, 20)
+        assert bench.level("stop") == bench.level("driver_ok") == 0
+        assert not bench.kicks
+    dut.stopped.value = 1
+    bench.commands.clear()
     await bench.start()
     await bench.ring(2)
     await ClockCycles(dut.clk, 20)
