@@ -131,13 +131,16 @@ class Completer(wiring.Component):
         gathered = Signal(8 * MAX_READ_BYTES)
         sent = Signal(11)  # dwords of the completion that have left
         out = self.completions.payload
+        has_data, length_dw = Signal(), Signal.like(out.header.length_dw)
         m.d.comb += [
-            out.header.fmt.eq(Mux((status == pcie.STATUS_SC) & ~is_write, 1 << pcie.FMT_DATA, 0)),
+            has_data.eq((status == pcie.STATUS_SC) & ~is_write),
+            length_dw.eq(Mux(has_data, kept.length_dw, 0)),
+            out.header.fmt.eq(Mux(has_data, 1 << pcie.FMT_DATA, 0)),
             out.header.type.eq(pcie.TYPE_COMPLETION | (kept.type == pcie.TYPE_MEMORY_LOCKED)),
             out.header.tc.eq(kept.tc),
             out.header.relaxed_ordering.eq(kept.relaxed_ordering),
             out.header.no_snoop.eq(kept.no_snoop),
-            out.header.length_dw.eq(Mux(out.header.fmt[pcie.FMT_DATA], kept.length_dw, 0)),
+            out.header.length_dw.eq(length_dw),
             out.header.requester_id.eq(kept.requester_id),
             out.header.tag.eq(kept.tag),
             out.header.completer_id.eq(completer_id),
@@ -146,8 +149,8 @@ class Completer(wiring.Component):
             out.header.lower_address.eq(lower_address),
             out.first.eq(sent == 0),
             out.data.eq(gathered),
-            out.dword_count.eq(Mux(out.header.length_dw - sent < lanes, out.header.length_dw - sent, lanes)),
-            out.last.eq(sent + lanes >= out.header.length_dw),
+            out.dword_count.eq(Mux(length_dw - sent < lanes, length_dw - sent, lanes)),
+            out.last.eq(sent + lanes >= length_dw),
         ]
         identities = Signal(16)
         with m.Switch(place.function):
