@@ -20,14 +20,14 @@ _IOMMU = {
 # Where our messages go: on amd64 no memory is ever there; a guest of another architecture may put memory everywhere but here.
 _MESSAGES = {"amd64": (0xFEE0_0000, 0x10_0000), "riscv64": (1 << 63, 0x10_0000)}
 _ANSWER_MS = 600_000  # QEMU's patience with an answer; its vCPU stands still meanwhile, so nothing is gained by less
-_JOB_TIMEOUT_S = 1_000_000  # of the guest's clock, which jumps ahead while the guest waits for the card: timeout_s is what counts
+_JOB_TIMEOUT_S = 1_000_000  # of the guest's clock: timeout_s is what counts
 
 
 def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memory_mb=256, words=(), prompt=False, reboots=False):
     """Return the command that starts QEMU: one PCI Express slot with a ``vfio-user-pci`` for each socket, console on standard output.
 
-    The guest's clock counts its instructions and jumps to its next timer while it waits: how slow the card is, the guest cannot tell.
-    With a ``prompt`` its clock is the host's.
+    The guest's clock counts its instructions, and is the host's while it waits: a busy host is none to the guest. With a ``prompt`` its
+    clock is the host's.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memo
         "-serial", "mon:stdio" if prompt else "stdio", *devices,
     ]  # fmt: skip
     if not prompt:
-        found += ["-icount", "shift=2,sleep=off"]
+        found += ["-icount", "shift=2,sleep=on"]
     if not reboots:
         found.append("-no-reboot")
     for n, path in enumerate(sockets):

@@ -100,7 +100,6 @@ class Server:
             self._listener.close()
             raise
         bridge.on_interrupt[function] = self._interrupted
-        bridge.card.separate(function)  # addresses mean what this function's client says
 
     @property
     def is_connected(self):
