@@ -560,7 +560,7 @@ async def reset_restores_everything(dut):
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def function_level_reset_is_a_device_reset(dut):
-    """VIRTIO-PCI-19 (R72, V011): ``reset`` at 120 moments: stop within 1 cycle, no 0 in status before the end, then as after power-on."""
+    """VIRTIO-PCI-21 (R72, V011): ``reset`` at 120 moments: stop within 1 cycle, no 0 in status before the end, then as after power-on."""
     bench, rng = await begin(dut, stop=False)
     dut.stopped.value = 1
     words = [await bench.read(offset, 8) for offset in (0, 8, 0x10, 0x18, 0x20, 0x28, 0x30)]
