@@ -40,6 +40,9 @@ RULES = {
     "V046": (True, "2.7.13.3", "every available chain is used in the end"),
     "V048": (True, "2.7.6", "a ring that is out of range leads to no access"),
     "V117": (True, "4.1.5.3.1", "no notification without a vector"),
+    "early read": (True, "2.7.13", "a descriptor is read after the available index and the ring led to it"),
+    "blind return": (True, "2.7.5", "a chain is returned after all of its descriptors were read"),
+    "deaf": (True, "2.9", "an available buffer notification is looked into"),
     "used twice": (True, "2.7.8", "a chain is used once"),
     "used index": (True, "2.7.8", "the used index only grows, by what is out"),
     "stray write": (True, "2.7.5.1", "only writable buffers of available chains and the used ring are written"),
@@ -175,6 +178,7 @@ class _Duty:
     since: int  # number of the event
     must: bool = True
     may: bool = False
+    looked: bool = False  # the device read the driver's wish since (:mod:`.wire`)
 
 
 class SplitDeviceRules:
