@@ -106,7 +106,7 @@ def test_debian_cache_race(own_cache):
 )
 def test_debian_arguments(own_cache, arguments):
     """LINUX-DEBIAN-1: names, suites and architectures that are none are refused before anything is started."""
-    with pytest.raises((ValueError, TypeError), match=r"not "):
+    with pytest.raises((ValueError, TypeError), match=r"not .*(a b|-o=x|\[\]|flex|buster|sid-b|i386)"):
         debian.fetch(*arguments)
     assert not own_cache.exists()
 

@@ -57,6 +57,8 @@ def test_initramfs_damaged(damage):
     whole = initramfs.archive([("name", FILE, bytes(range(100)))])
     with pytest.raises(ValueError, match=r"Archive must have"):
         list(initramfs.entries(damage(whole)))
+    with pytest.raises(ValueError, match=r"for name, not 130"):
+        next(initramfs.entries(whole[:130]))  # half a file is never handed out
 
 
 def test_initramfs_image(tmp_path):

@@ -96,7 +96,7 @@ def modules(folder, graph, builtin=()):
     (folder / "kernel/drivers").mkdir(parents=True)
     (folder / "modules.builtin").write_text("".join(f"kernel/drivers/{name}.ko\n" for name in builtin))
     for number, (name, depends) in enumerate(graph.items()):
-        content = b"\x7fELF....\0license=GPL\0depends=" + ",".join(depends).encode() + b"\0name=x\0"
+        content = b"\x7fELF" + b"depends " * 1000 + b"\0license=GPL\0depends=" + ",".join(depends).encode() + b"\0name=x\0" + b"text " * 999
         path = folder / "kernel/drivers" / (f"{name}.ko" + (".xz" if number % 2 else ""))
         path.write_bytes(lzma.compress(content) if number % 2 else content)
     return folder
