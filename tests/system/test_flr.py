@@ -2,12 +2,18 @@
 
 import random
 
-from ringwall.models.host import ConfigRead, ConfigWrite, MemoryRead, MemoryWrite, enable_msix
+import cocotb
+from cocotb.triggers import ClockCycles
+
+from ringwall.models.host import ConfigRead, ConfigWrite, Fault, MemoryRead, MemoryWrite, enable_msix
 from ringwall.models.tlp import TlpType
 from ringwall.models.virtio.blk import BlkStatus
 from ringwall.models.virtio.split import RingFull
-from ringwall.sim.card import bench_config
+from ringwall.rtl.verilog import RawCard
+from ringwall.sim.card import Card, bench_config
 from ringwall.sim.compiled_bench import CompiledBench
+from ringwall.sim.run import run
+from ringwall.sim.stream import cycle
 
 SECTOR = 512
 PCIE, CAPABILITIES, CONTROL, STATUS = 0x10, 4, 8, 10  # capability ID; offsets in it
@@ -17,7 +23,7 @@ PATIENCE = bench_config().completion_timeout_cycles
 BOUND = PATIENCE * 5 // 4 + 3000  # cycles that a reset may take
 
 
-# -- software --
+# -- software, for either bench --
 
 
 def saved(info):
@@ -285,3 +291,109 @@ def _now(fresh, bench):
     wanted = list(fresh[1])
     wanted[control // 4] = yield ConfigRead(1, control, 4)
     return wanted
+
+
+# -- simulated, 256 bits --
+
+
+def test_flr(request):
+    run(RawCard(bench_config(256)), module=__name__, node=request.node.nodeid, sim="verilator")
+
+
+async def begin(dut, *, latency=60):
+    card = await Card(dut, bench_config(256), seed=cocotb.RANDOM_SEED, latency=latency).begin()
+    await card.enable_iommu()
+    disks = [await card.disk(n, buffer_pages=96) for n in range(2)]
+    watch = Watch(1)
+    card.observers.append(watch)
+    return card, disks, watch
+
+
+async def one_by_one(card, disk, until, rng):
+    """Good requests of a disk, one behind the other, until ``until()``; returns how many."""
+    count = 0
+    while not until():
+        content = rng.randbytes(SECTOR * rng.choice([1, 3, 8]))
+        write = disk.blk.write(100, content)
+        await disk.done([write], cycles=3000)
+        read = disk.blk.read(100, len(content))
+        await disk.done([read], cycles=3000)
+        assert (write.status, read.status, read.data) == (BlkStatus.OK, BlkStatus.OK, content)
+        count += 1
+    return count
+
+
+async def reset(card, disk, watch, values):
+    """Initiate it, put configuration back at once, wait for the end; returns the cycles that it took and whether reads were pending."""
+    info, perform = card.functions[disk.function], card.port.run
+    await perform(initiated(info))
+    begun = cycle()
+    was_pending = await perform(pending(info))
+    await perform(restored(info, values))
+    while not (over := await perform(is_over(info))):
+        assert cycle() - begun < BOUND, "the reset has no end"
+        await ClockCycles(card.dut.clk, 50)
+    took, watch.is_silent = cycle() - begun, True
+    assert over is True, over
+    assert not await perform(pending(info))
+    return took, was_pending
+
+
+async def back(card, disk, watch):
+    """Software goes on with the function; a good request works."""
+    await card.port.run(enable_msix(card.functions[disk.function], 2))
+    watch.is_silent = False
+    assert not watch.found, watch.found[0]
+    await disk.restart()
+    content = card.rng.randbytes(9 * SECTOR)
+    await disk.done([disk.blk.write(500, content)])
+    read = disk.blk.read(500, len(content))
+    await disk.done([read])
+    assert (read.status, read.data) == (BlkStatus.OK, content)
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def resets_under_load(dut):
+    """SYS-FLR-3 (R72): at 256 bits: 16 moments; reads in flight are absorbed, silence behind the end, the other disk is never late."""
+    card, (disk, other), watch = await begin(dut)
+    rng, ends = card.rng, [False]
+    values = await card.port.run(saved(card.functions[1]))
+    task = cocotb.start_soon(one_by_one(card, other, lambda: ends[0], random.Random(7)))
+    were_pending = 0
+    for n in range(16):
+        for k in range(4):
+            length = SECTOR * rng.choice([1, 8, 24])
+            disk.blk.read(64 * k, length) if rng.randrange(2) else disk.blk.write(64 * k, rng.randbytes(length))
+        await disk.offer()
+        await ClockCycles(dut.clk, rng.randrange(1, 1500) if n % 2 else rng.randrange(100, 400))
+        took, was_pending = await reset(card, disk, watch, values)
+        were_pending += was_pending
+        assert took < 3000
+        await ClockCycles(dut.clk, rng.randrange(1, 500))
+        await back(card, disk, watch)
+    ends[0] = True
+    assert await task > 20
+    assert were_pending
+    card.finish()
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def reset_ends_without_completions(dut):
+    """SYS-FLR-4 (R72): reads that are never answered, or after 9000 cycles: the end comes by completion timeout, late data goes nowhere."""
+    card, (disk, other), watch = await begin(dut)
+    values = await card.port.run(saved(card.functions[1]))
+    for kind in ("MISSING", "LATE"):
+        fault = Fault(kind, lambda tlp: tlp.requester_id & 0xFF == 1 and tlp.length_dw > 16, times=2, cycles=9000)
+        card.host.policy.faults.append(fault)
+        disk.blk.write(0, card.rng.randbytes(24 * SECTOR), framing="pages")
+        await disk.offer()
+        begun = cycle()
+        while fault.times:
+            assert cycle() - begun < 5000, "the reads that were to be struck never came"
+            await ClockCycles(dut.clk, 20)
+        took, was_pending = await reset(card, disk, watch, values)
+        assert was_pending
+        assert (PATIENCE - 1000 if kind == "MISSING" else 7000) < took < BOUND
+        await back(card, disk, watch)
+        await one_by_one(card, other, iter([False, False, True]).__next__, card.rng)
+    card.finish()
