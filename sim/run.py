@@ -78,7 +78,7 @@ def run(component, *, module, node, params=None, sim=None, testcase=None, waves=
     sim : :class:`str`
         ``"icarus"`` (X is propagated) or ``"verilator"`` (only ports can be seen); default: variable ``SIM``, then Icarus.
     testcase : :class:`str` or list of :class:`str`
-        Names of the cocotb tests to run; default all of the module.
+        Names of the cocotb tests to run, of parametrized ones without parameters; default all of the module.
     waves : :class:`bool`
         Record every signal (FST) and print the file's path; default: variable ``WAVES``.
     seed : :class:`int`
@@ -130,7 +130,7 @@ def run(component, *, module, node, params=None, sim=None, testcase=None, waves=
     }
     if testcase is not None:
         names = [testcase] if isinstance(testcase, str) else list(testcase)
-        environment["COCOTB_TEST_FILTER"] = r"\.(" + "|".join(re.escape(n) for n in names) + ")$"
+        environment["COCOTB_TEST_FILTER"] = r"\.(" + "|".join(re.escape(n) for n in names) + ")(/.*)?$"
     if sim == "verilator":
         environment["COCOTB_TRUST_INERTIAL_WRITES"] = "1"
 
@@ -161,7 +161,7 @@ def run(component, *, module, node, params=None, sim=None, testcase=None, waves=
     if ending:
         faults.append(ending)
     if testcase is not None and not faults:
-        faults += [f"test {n!r} is not in {module}" for n in names if not any(p.endswith(f".{n}") for p in passed)]
+        faults += [f"test {n!r} is not in {module}" for n in names if not any(p.partition("/")[0].endswith(f".{n}") for p in passed)]
     if faults:
         tail = "\n".join(text.partition("Running tests\n")[2].splitlines()[-60:] or text.splitlines()[-60:])
         summary = "\n  ".join(faults)

@@ -1,7 +1,7 @@
 """The unhappy paths of the whole card: each ends as the specifications say, and the next good request works."""
 
-
 import cocotb
+import pytest
 from cocotb.triggers import ClockCycles
 
 from ringwall.models.host import ConfigWrite, Fault, MemoryWrite, WaitInterrupt
@@ -25,10 +25,13 @@ RUNNING = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FEATURES
 KINDS = ["UR", "CA", "POISON", "MISSING"]
 READ, WRITE = TransactionType.UNTRANSLATED_READ, TransactionType.UNTRANSLATED_WRITE
 LIMITS = {"timeout_time": 2, "timeout_unit": "ms"}
+PARTS = 4  # simulations that the tests are dealt out to
 
 
-def test_unhappy(request):
-    run(RawCard(bench_config(256)), module=__name__, node=request.node.nodeid, sim="verilator")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_unhappy(request, part):
+    tests = [name for name, value in globals().items() if type(value).__name__ == "TestGenerator"]
+    run(RawCard(bench_config(256)), module=__name__, node=request.node.nodeid, sim="verilator", testcase=tests[part::PARTS])
 
 
 async def begin(dut, *, levels=1, disks=1, page_faults=True):
