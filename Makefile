@@ -3,26 +3,29 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-export SIM SEED WIDTH LATENCY IMAGE WAVES
+export SIM SEED WIDTH LATENCY IMAGE WAVES GUEST IOMMU GUEST_ARCH PROMPT RECORD JOB TIMEOUT TABLE
 
-.PHONY: help setup sim test models lint formal bench clean
+.PHONY: help setup sim linux replay test models lint formal bench nightly clean
 
 help:
 	@echo "make sim      a disk image through the card and back, golden model watching; SIM= SEED= WIDTH= LATENCY= IMAGE= WAVES=1"
+	@echo "make linux    Linux whose disks are the RTL; GUEST=uml|qemu IOMMU= GUEST_ARCH= PROMPT=1 RECORD=file JOB= SEED= LATENCY="
+	@echo "make replay   a recorded run again, on the RTL without a guest and through the golden model; FILE="
 	@echo "make test     every test, on $(JOBS) cores"
 	@echo "make models   the golden model alone, in an environment with neither Amaranth nor cocotb"
 	@echo "make lint     ruff and pyright"
 	@echo "make formal   the proofs"
 	@echo "make bench    figures in cycles"
+	@echo "make nightly  fetches QEMU and Debian's kernels into the cache; every test, whole machines of both architectures included"
 	@echo "make clean    remove build/ (not the Python environment)"
 
 # The environment is made anew when pyproject.toml changes; build/ready is its stamp.
 setup: build/ready
 
-DEBIAN := python3-venv iverilog g++ make perl ccache e2fsprogs liblz4-dev zlib1g-dev
+DEBIAN := python3-venv iverilog g++ make perl ccache e2fsprogs liblz4-dev zlib1g-dev xz-utils
 
 build/ready: pyproject.toml
-	@missing=; for tool in $(PYTHON) iverilog vvp g++ perl ccache mke2fs; do \
+	@missing=; for tool in $(PYTHON) iverilog vvp g++ perl ccache mke2fs xz; do \
 	  PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool > /dev/null || missing="$$missing $$tool"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then root=; elif sudo -n true 2> /dev/null; then root=sudo; else \
@@ -36,6 +39,13 @@ build/ready: pyproject.toml
 
 sim: build/ready
 	@$(BIN)/python -m ringwall.sim.main
+
+linux: build/ready
+	@$(BIN)/python -m ringwall.sim.linux.main
+
+replay: build/ready
+	@test -n "$(FILE)" || { echo "usage: make replay FILE=log.jsonl" >&2; exit 2; }
+	@$(BIN)/python -m ringwall.sim.replay "$(FILE)"
 
 test: build/ready
 	$(BIN)/pytest -q -n $(JOBS) --dist worksteal tests
@@ -56,6 +66,11 @@ formal: build/ready
 
 bench: build/ready
 	$(BIN)/pytest -q -s tests/bench
+
+# QEMU and the kernels stay in the cache: from then on `make test` boots them, too.
+nightly: build/ready
+	$(BIN)/python -m ringwall.sim.linux.kernel uml amd64 riscv64
+	RINGWALL_NIGHTLY=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal tests
 
 clean:
 	rm -rf build

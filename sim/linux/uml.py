@@ -16,6 +16,7 @@ _MARK = re.compile(r"RINGWALL (\S+) ?(.*)")
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _COMPLAINTS = re.compile(r"Kernel panic|BUG:|Oops|WARNING: CPU|I/O error|virt-pci delay|Call Trace|request timed out|lost interrupt")
 _LONGEST_LINE = 4096
+_OFF, _GRACE_S = "reboot: Power down", 1.0  # the last line of a kernel; how long its process may take after it
 _LONGEST_DELAY_US = 1_000_000_000  # for an answer to an access: the kernel's own 40 ms is nothing beside a busy machine
 
 
@@ -130,7 +131,7 @@ def run(loop, sockets, *, linux, image, job, folder, memory_mb=96, words=(), nam
 def serve(loop, command, *, folder, timeout_s=120, echo=None, prompt=False, expect=(), until=None, name="guest"):
     """Start ``command``, a guest, and serve the card until it ends; return its :class:`GuestRun`.
 
-    Whatever ends this call, the guest is gone afterwards. Its console is in ``folder/name.log``.
+    Whatever ends this call, the guest is gone afterwards; one that powered down is given a second. Its console is in ``folder/name.log``.
 
     Parameters
     ----------
@@ -167,7 +168,7 @@ def serve(loop, command, *, folder, timeout_s=120, echo=None, prompt=False, expe
 
         console = Console(result, now=lambda: (time.monotonic() - begin, card.cycle), echo=take, expect=expect)
         process, pipe = _start(command, folder, prompt)
-        ended, is_open = os.pidfd_open(process.pid), True
+        ended, is_open, off_since = os.pidfd_open(process.pid), True, None
 
         def read():
             nonlocal is_open
@@ -183,7 +184,11 @@ def serve(loop, command, *, folder, timeout_s=120, echo=None, prompt=False, expe
                     is_open = False
 
         def is_over():
-            return process.poll() is not None or (until is not None and until(result))
+            nonlocal off_since
+            if off_since is None and result.status is not None and result.lines[-1:] == [_OFF]:
+                off_since = time.monotonic()
+            is_off = off_since is not None and time.monotonic() - off_since > _GRACE_S
+            return is_off or process.poll() is not None or (until is not None and until(result))
 
         loop.add(pipe, read)
         loop.add(ended, lambda: None)  # wakes the loop
