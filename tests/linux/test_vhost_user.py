@@ -231,6 +231,17 @@ def test_interrupts(bench):
     os.eventfd_write(guest.kick_interrupts, 1)
     bench.serve(lambda: "19 bytes for interrupts" in bench.lines[-1])
     assert guest.config_read(0, 2) == 0x1AF4  # the other ring does not care
+    guest.kick_interrupts, _, statuses = guest.ring(1, guest.interrupts)
+    assert statuses == [0] * 6
+    os.close(guest.fds.pop(-2))  # the end at which calls are heard
+    assert guest.is_alive()
+    guest.interrupts.reset()
+    guest.interrupts.add_chain([], [(BUFFERS, 20)])
+    guest.interrupts.publish()
+    assert guest.told(10, struct.pack("<II", 1, 0)) == 0
+    os.eventfd_write(guest.kick_interrupts, 1)
+    bench.serve(guest.interrupts.poll_used)
+    assert guest.is_alive()
     guest.close()
 
 
