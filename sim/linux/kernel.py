@@ -10,10 +10,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import cache
+from . import cache, initramfs
 from .debian import FetchError, fetch, find, versions
 
-__all__ = ["MODULES", "cached", "debian", "qemu", "uml", "uml_command"]
+__all__ = ["MODULES", "cached", "debian", "qemu", "uml", "uml_cached", "uml_command"]
 
 _RECIPE = 1  # part of every build's digest: raise it when what is done for a build changes
 _SOURCE, _TOOLS = "linux-source-6.12", ("bison", "flex", "m4", "bc")
@@ -59,8 +59,16 @@ def uml() -> Path:
     :exc:`RuntimeError`
         When the build fails; the message has the end of its output.
     """
-    recipe = f"user-mode Linux {_RECIPE} {_SOURCE} {' '.join(_TOOLS)}\n" + _CONFIG.read_text() + "\n".join(_LEFT_OUT)
-    return cache.entry("uml", recipe, _make_uml) / "linux"
+    return cache.entry("uml", _uml_recipe(), _make_uml) / "linux"
+
+
+def uml_cached() -> bool:
+    """Return whether the cache has user-mode Linux: tests with guests run where it has."""
+    return cache.find("uml", _uml_recipe()) is not None
+
+
+def _uml_recipe():
+    return f"user-mode Linux {_RECIPE} {_SOURCE} {' '.join(_TOOLS)}\n" + _CONFIG.read_text() + "\n".join(_LEFT_OUT)
 
 
 def uml_command(linux: Path, image: Path, sockets: Sequence[Path] = (), *, memory_mb: int = 96, words: Sequence[str] = ()) -> list[str]:
@@ -234,10 +242,21 @@ def _with_dependencies(tree, names):
     return list(chosen.values())
 
 
+def main(names: Sequence[str]) -> int:
+    """Fill the cache: ``uml`` with its image, or QEMU and kernel of an architecture; return 1 when something is not to be had, else 0."""
+    try:
+        for name in names:
+            if name == "uml":
+                uml()
+                initramfs.build()
+            else:
+                debian(name)
+                qemu(name)
+    except (FetchError, RuntimeError) as error:
+        cache.say(str(error))
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    for wanted in sys.argv[1:]:
-        if wanted == "uml":
-            uml()
-        else:
-            debian(wanted)
-            qemu(wanted)
+    sys.exit(main(sys.argv[1:]))

@@ -10,6 +10,7 @@ import pytest
 
 from ringwall.sim.linux import debian, initramfs
 
+pytestmark = pytest.mark.guest
 FILE, FOLDER, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
 
 

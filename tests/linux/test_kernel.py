@@ -37,7 +37,8 @@ def facts(lines):
     return {key: rest[0] if rest else "" for _, key, *rest in words}
 
 
-@pytest.mark.timeout(3600)  # whoever comes first builds the kernel
+@pytest.mark.guest
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("machine", ["uml", *QEMU])
 def test_kernel_boots(machine, capsys):
     """LINUX-KERNEL-1: a guest without card boots, runs a job with Debian's programs, says so, powers off."""
@@ -59,7 +60,7 @@ def test_kernel_boots(machine, capsys):
         print(f"\n  {machine}: {found['hello'].split()[1]} booted, ran and powered off in {seconds:.1f} s")
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.guest
 @pytest.mark.parametrize(("words", "status"), [(["job=ends", "job_status=7"], "7"), (["job=nothing"], "127"), (["job=../init"], "126"),
                                                (["job=lib.sh"], "126"), (["job=ends", "jobstatus=7", "status=7"], "0"),
                                                (["job=sleeps", "job_timeout=1"], "143")])  # fmt: skip

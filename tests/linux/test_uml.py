@@ -13,6 +13,7 @@ from ringwall.sim.linux import initramfs, kernel, uml
 from ringwall.sim.linux.main import Session
 from ringwall.sim.linux.vhost_user import Server
 
+pytestmark = pytest.mark.guest
 CONFIG = bench_config(64)
 
 

@@ -1,0 +1,10 @@
+"""Tests with the marker ``guest`` run where the cache has user-mode Linux and its image, which `make test` sees to, or says that it cannot."""
+
+from ringwall.sim.linux import debian, initramfs, kernel
+
+
+def pytest_collection_modifyitems(config, items):
+    if not kernel.uml_cached() or debian.find(initramfs.PACKAGES) is None:
+        guests = [item for item in items if item.get_closest_marker("guest")]
+        config.hook.pytest_deselected(items=guests)
+        items[:] = [item for item in items if item not in guests]
