@@ -1,4 +1,4 @@
-"""Tests with the marker ``guest`` run where the cache has user-mode Linux and its image, which `make test` sees to, or says that it cannot."""
+"""Tests with the marker ``guest`` run where the cache has user-mode Linux and its image: `make test` sees to it, or says it cannot."""
 
 from ringwall.sim.linux import debian, initramfs, kernel
 
