@@ -1,14 +1,16 @@
 """User-mode Linux as a guest of the card: a process that is started, listened to, and ended."""
 
+import fcntl
 import os
 import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import kernel
+from . import kernel, vhost_user
 
 __all__ = ["Console", "GuestRun", "run", "serve"]
 
@@ -16,7 +18,7 @@ _MARK = re.compile(r"RINGWALL (\S+) ?(.*)")
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _COMPLAINTS = re.compile(r"Kernel panic|BUG:|Oops|WARNING: CPU|I/O error|virt-pci delay|Call Trace|request timed out|lost interrupt")
 _LONGEST_LINE = 4096
-_OFF, _GRACE_S = "reboot: Power down", 1.0  # the last line of a kernel; how long its process may take after it
+_RESTART = "reboot: Restarting system"
 _LONGEST_DELAY_US = 1_000_000_000  # for an answer to an access: the kernel's own 40 ms is nothing beside a busy machine
 
 
@@ -107,6 +109,10 @@ class Console:
 def run(loop, sockets, *, linux, image, job, folder, memory_mb=96, words=(), name="uml", **serving):
     """Boot user-mode Linux with a device at each of ``sockets``, serve the card until it powers off, return its :class:`GuestRun`.
 
+    The devices are in slots 1, 2 ... of the guest's bus. Slot 0 has a socket, and nothing in it: this kernel ends by removing what it finds
+    in slot 0, and in no other one, after it shut all down. A driver there would wait for the end of a reset for ever, and the process would
+    neither end nor reboot. A guest that reboots starts its kernel anew in the same process, and connects again.
+
     Parameters
     ----------
     loop : :class:`.loop.Loop`
@@ -123,15 +129,21 @@ def run(loop, sockets, *, linux, image, job, folder, memory_mb=96, words=(), nam
     serving
         As for :func:`serve`, which raises what this raises.
     """
-    command = kernel.uml_command(linux, image, sockets, memory_mb=memory_mb, words=[
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    slot = vhost_user.Server(loop, loop.bridge, folder / f"{name}.slot0", None)
+    command = kernel.uml_command(linux, image, [slot.path, *sockets], memory_mb=memory_mb, words=[
         f"job={job}", f"uml_dir={folder}/", f"umid={name}", f"virt_pci.max_delay_us={_LONGEST_DELAY_US}", *words])  # fmt: skip
-    return serve(loop, command, folder=folder, name=name, **serving)
+    try:
+        return serve(loop, command, folder=folder, name=name, **serving)
+    finally:
+        slot.close()
 
 
 def serve(loop, command, *, folder, timeout_s=120, echo=None, prompt=False, expect=(), until=None, name="guest"):
     """Start ``command``, a guest, and serve the card until it ends; return its :class:`GuestRun`.
 
-    Whatever ends this call, the guest is gone afterwards; one that powered down is given a second. Its console is in ``folder/name.log``.
+    Whatever ends this call, the guest is gone afterwards. Its console is in ``folder/name.log``.
 
     Parameters
     ----------
@@ -165,30 +177,20 @@ def serve(loop, command, *, folder, timeout_s=120, echo=None, prompt=False, expe
             log.write(line + "\n")
             if echo is not None:
                 echo(line)
+            if line.endswith(_RESTART):  # it leaves O_ASYNC behind: a SIGIO would come before its next kernel can take one
+                fcntl.fcntl(theirs, fcntl.F_SETFL, fcntl.fcntl(theirs, fcntl.F_GETFL) & ~os.O_ASYNC)
 
         console = Console(result, now=lambda: (time.monotonic() - begin, card.cycle), echo=take, expect=expect)
-        process, pipe = _start(command, folder, prompt)
-        ended, is_open, off_since = os.pidfd_open(process.pid), True, None
+        process, pipe, theirs = _start(command, folder, prompt)
+        ended = os.pidfd_open(process.pid)
 
         def read():
-            nonlocal is_open
-            while is_open:
-                try:
-                    data = os.read(pipe, 1 << 16)
-                except BlockingIOError:
-                    return
-                if data:
-                    console.feed(data)
-                else:
-                    loop.remove(pipe)
-                    is_open = False
+            with suppress(BlockingIOError):
+                while True:  # no end of file: `theirs` is open
+                    console.feed(os.read(pipe, 1 << 16))
 
         def is_over():
-            nonlocal off_since
-            if off_since is None and result.status is not None and result.lines[-1:] == [_OFF]:
-                off_since = time.monotonic()
-            is_off = off_since is not None and time.monotonic() - off_since > _GRACE_S
-            return is_off or process.poll() is not None or (until is not None and until(result))
+            return process.poll() is not None or (until is not None and until(result))
 
         loop.add(pipe, read)
         loop.add(ended, lambda: None)  # wakes the loop
@@ -201,11 +203,10 @@ def serve(loop, command, *, folder, timeout_s=120, echo=None, prompt=False, expe
             process.wait()
             read()
             console.end()
-            if is_open:
-                loop.remove(pipe)
-            loop.remove(ended)
-            os.close(ended)
-            os.close(pipe)
+            for fd in (pipe, ended):
+                loop.remove(fd)
+            for fd in (pipe, ended, theirs):
+                os.close(fd)
     result.seconds, result.cycles = time.monotonic() - begin, card.cycle - first
     if prompt and process.returncode == 0:
         result.status = 0
@@ -215,15 +216,15 @@ def serve(loop, command, *, folder, timeout_s=120, echo=None, prompt=False, expe
 
 
 def _start(command, folder, prompt):
-    """Return (process, descriptor to read its console from)."""
+    """Return (process, descriptor to read its console from, descriptor that it writes its console to)."""
     pipe, theirs = os.pipe()
     os.set_blocking(pipe, False)
     try:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, stdin=sys.stdin if prompt else subprocess.DEVNULL, stdout=sys.stdout if prompt else theirs,
-            stderr=subprocess.STDOUT, start_new_session=not prompt, env=os.environ | {"TMPDIR": os.fspath(folder)}), pipe  # fmt: skip
+            stderr=subprocess.STDOUT, start_new_session=not prompt, env=os.environ | {"TMPDIR": os.fspath(folder)})  # fmt: skip
     except OSError:
         os.close(pipe)
-        raise
-    finally:
         os.close(theirs)
+        raise
+    return process, pipe, theirs

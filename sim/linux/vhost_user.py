@@ -115,10 +115,13 @@ class Server:
         Its window of messages becomes `MSI_WINDOW`.
     path
         Of the socket; must not exist.
-    function : :class:`int`
-        Function number.
+    function : :class:`int` or None
+        Function number; None for a slot with nothing in it, whose reads are all ones.
     log : callable
         Called with one line of text for everything that is worth one.
+    keeps : :class:`bool`
+        The end of a connection leaves the function and its memory as they are, as a warm reboot of a machine does, until
+        :meth:`forget`.
 
     Attributes
     ----------
@@ -132,9 +135,10 @@ class Server:
         When the card has no such function.
     """
 
-    def __init__(self, loop, bridge, path, function, *, log=None):
-        if function not in bridge.functions:
+    def __init__(self, loop, bridge, path, function, *, log=None, keeps=False):
+        if function is not None and function not in bridge.functions:
             raise ValueError(f"Function must be one of {', '.join(map(str, bridge.functions))}, not {function!r}")
+        self.keeps = keeps
         self.loop, self.bridge, self.path, self.function = loop, bridge, Path(path), function
         self.counts, self._log, self._connection = Counter(), log, None
         bridge.messages = MSI_WINDOW
@@ -142,7 +146,8 @@ class Server:
         self._listener.bind(os.fspath(self.path))
         self._listener.listen(4)
         loop.add(self._listener, self._accept)
-        bridge.on_interrupt[function] = self._interrupted
+        if function is not None:
+            bridge.on_interrupt[function] = self._interrupted
 
     @property
     def is_connected(self):
@@ -172,7 +177,17 @@ class Server:
             self.note(f"disconnected: {reason}")
             self._connection.close()
             self._connection = None
+            if not self.keeps:
+                self._reset()
+                self.forget()
+
+    def _reset(self):
+        if self.function is not None:
             self.bridge.reset(self.function)  # before its memory goes
+
+    def forget(self):
+        """Take the memory of the connection that ended away from the function, which stays as it is."""
+        if self._connection is None:
             self.bridge.unmap_all(owner=self)
 
     def _interrupted(self, function, vector, address, data):
@@ -183,6 +198,9 @@ class Server:
         """End the connection and the socket."""
         if self._listener.fileno() >= 0:
             self.disconnect()
+            if self.keeps:
+                self._reset()
+                self.forget()
             self.loop.remove(self._listener)
             self._listener.close()
             self.bridge.on_interrupt.pop(self.function, None)
@@ -491,6 +509,8 @@ class _Connection:
             self.server.note(f"command {op} asks for {size} bytes and has room for {room}")
         elif (op in (_CFG_WRITE, _MMIO_WRITE) and size > len(data)) or (op == _MMIO_MEMSET and not data):
             self.server.note(f"command {op} of {size} bytes brings {len(data)}")
+        elif function is None:
+            return b"\xff" * size if op in (_CFG_READ, _MMIO_READ) else b""
         elif op == _CFG_READ:
             return bridge.config_read(function, address, size).to_bytes(size, "little")
         elif op == _CFG_WRITE:

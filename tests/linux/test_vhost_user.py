@@ -451,3 +451,45 @@ def test_parameters(bench, tmp_path):
     """LINUX-VHOST-9: a server for a function that is not there is refused with a sentence."""
     with pytest.raises(ValueError, match=r"^Function must be one of 0, 1, 2, not 3$"):
         Server(bench.loop, bench.bridge, tmp_path / "other", 3)
+
+
+def test_empty_slot(bench, tmp_path):
+    """LINUX-VHOST-10: a server without a function answers reads with all ones, ignores writes, and lets its connection's memory go."""
+    bench.server.close()
+    before = {name: value for name, value in vars(bench.bridge.counts).items() if not name.startswith("pumped")}
+    bench.server = Server(bench.loop, bench.bridge, tmp_path / "empty", None, log=bench.lines.append)
+    guest = FrontEnd(bench).start()
+    assert guest.command(CFG_READ, 4, 0, room=8) == (4, b"\xff" * 4 + b"\xee" * 4)
+    assert guest.command(MMIO_READ, 8, 0x14, room=8) == (8, b"\xff" * 8)
+    assert guest.command(CFG_WRITE, 2, 4, struct.pack("<Q", 6)) == (0, b"")
+    assert guest.command(MMIO_WRITE, 4, 0, bytes(4)) == (0, b"")
+    assert guest.command(MEMSET, 64, 0, b"\x11") == (0, b"")
+    guest.close()
+    bench.serve(lambda: not bench.server.is_connected)
+    assert vars(bench.bridge.counts) | before == vars(bench.bridge.counts)  # the card saw nothing
+    assert bench.card.unmap(0, (1 << 64) - 1) == 0
+
+
+def test_kept(bench):
+    """LINUX-VHOST-11: a server that keeps leaves function and memory as they are after a connection, until told otherwise."""
+    bench.server.keeps = True
+    guest = FrontEnd(bench).start()
+    guest.command(CFG_WRITE, 8, 0x10, struct.pack("<Q", 0xF000_0000))
+    guest.command(CFG_WRITE, 2, 4, struct.pack("<Q", 6))
+    guest.command(MMIO_WRITE, 1, 0x14, b"\1")
+    bench.server.forget()  # while it is connected: nothing
+    assert guest.command(MMIO_READ, 1, 0x14, room=1) == (1, b"\1")
+    guest.memory.write(BUFFERS + 64, b"still there")
+    guest.close()
+    bench.serve(lambda: not bench.server.is_connected)
+    assert bench.bridge.bar_read(1, 0, 0x14, 1) == b"\1"
+    assert bench.card.read(BUFFERS + 64, 11) == b"still there"
+    bench.server.forget()
+    assert bench.card.unmap(0, (1 << 64) - 1) == 0
+    assert bench.bridge.bar_read(1, 0, 0x14, 1) == b"\1"
+    guest = FrontEnd(bench).start()
+    assert guest.command(MMIO_READ, 1, 0x14, room=1) == (1, b"\1")
+    guest.close()
+    bench.server.close()
+    assert bench.bridge.config_read(1, 4, 2) & 7 == 0
+    assert bench.card.unmap(0, (1 << 64) - 1) == 0
