@@ -49,7 +49,7 @@ def test_reboot(one):
 
 
 def test_reboot_live(one):
-    """LINUX-UML-7: the guest is gone at once, rings and mappings live; the card ends its reads, and the next kernel resets it."""
+    """LINUX-REBOOT-1: the guest is gone at once, rings and mappings live; the card ends its reads, and the next kernel resets it."""
     session = one.session
     for server in one.servers.values():
         server.keeps = True
