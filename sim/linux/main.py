@@ -1,7 +1,7 @@
 """``make linux``: an unmodified Linux whose disks are the RTL, the golden model watching; a table in the terminal.
 
-usage: python -m ringwall.sim.linux.main [--help] [--guest NAME] [--iommu KIND] [--arch NAME] [--prompt] [--record FILE] [--seed N]
-                                         [--latency CYCLES] [--job NAME] [--table FILE] [--timeout SECONDS]
+usage: python -m ringwall.sim.linux.main [--help] [--guest NAME] [--iommu KIND] [--arch NAME] [--prompt] [--record FILE] [--waves]
+                                         [--seed N] [--latency CYCLES] [--job NAME] [--table FILE] [--timeout SECONDS]
 
 Each option has a variable in capitals, so that ``make linux PROMPT=1`` works; that of --arch is GUEST_ARCH.
 """
@@ -136,7 +136,7 @@ def _settings(arguments):
     parser.add_argument("--job", metavar="NAME", help="what the guest does: tour (default), rebind, rescan, reset, sizes, reboot ...")
     parser.add_argument("--prompt", action="store_true", default=None, help="a shell in the guest, on this terminal")
     parser.add_argument("--record", metavar="FILE", help="log every TLP, for make replay FILE=")
-    parser.add_argument("--waves", action="store_true", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--waves", action="store_true", default=None, help="every signal of every cycle to an FST file: slow, and big")
     parser.add_argument("--seed", metavar="N", help="of the host's choices (default 1)")
     parser.add_argument("--latency", metavar="CYCLES", help="from a read of the card to the host's answer (default 8)")
     parser.add_argument("--timeout", metavar="SECONDS", help="when the guest is given up (default 600; none with a prompt)")
@@ -159,11 +159,9 @@ def _settings(arguments):
             raise BadSetting(f"{variable or name.upper()} must be {', '.join(among[:-1])} or {among[-1]}, not {found!r}.")
         return found
 
-    if flag("waves"):
-        raise BadSetting("WAVES=1 is not for Linux runs: the compiled card keeps no signals; RECORD=file logs every TLP instead.")
     settings = argparse.Namespace(
         guest=choice("guest", GUESTS), iommu=choice("iommu", IOMMUS), arch=choice("arch", ARCHITECTURES, "GUEST_ARCH"),
-        prompt=flag("prompt"), record=value("record", None), seed=_number("SEED", value("seed", "1"), 0, 2**31 - 1),
+        prompt=flag("prompt"), waves=flag("waves"), record=value("record", None), seed=_number("SEED", value("seed", "1"), 0, 2**31 - 1),
         latency=_number("LATENCY", value("latency", "8"), 1, 100_000), timeout=_number("TIMEOUT", value("timeout", "600"), 1, 86_400),
         table=value("table", None), job=value("job", None))  # fmt: skip
     if settings.guest == "uml" and (settings.iommu, settings.arch) != ("none", "amd64"):
@@ -268,7 +266,7 @@ def main(arguments=None):
         settings = _settings(sys.argv[1:] if arguments is None else arguments)
         config = bench_config(64)
         with console.status("the card: circuit, Verilator, compiler (80 s the first time)") if console.is_terminal else ExitStack():
-            build(config)
+            build(config, waves=settings.waves)
         folder = build_root() / "linux"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="ringwall-") as sockets:
@@ -282,7 +280,9 @@ def main(arguments=None):
 
 
 def _main(settings, config, sockets, folder, console, errors, begun):
-    session, problem, run = Session(config, record=settings.record, seed=settings.seed, latency=settings.latency), "", None
+    waves = folder / "waves.fst" if settings.waves else None
+    session = Session(config, record=settings.record, seed=settings.seed, latency=settings.latency, waves=waves)
+    problem, run = "", None
 
     def echo(line):
         if not settings.prompt:
@@ -299,6 +299,8 @@ def _main(settings, config, sockets, folder, console, errors, begun):
     for log in sockets.glob("*.log"):
         (folder / log.name).write_text(log.read_text())
         console.print(f"console: {folder / log.name}", soft_wrap=True)
+    if waves:
+        console.print(f"waves:   {waves}", soft_wrap=True)
     if settings.record:
         console.print(f"log:     {settings.record}  (make replay FILE={settings.record})", soft_wrap=True)
     if run is not None:

@@ -1,6 +1,10 @@
 """``make linux`` without a Linux: settings, consoles, ends of guests, the table."""
 
+import os
 import re
+import select
+import subprocess
+import sys
 import time
 
 import pytest
@@ -22,7 +26,8 @@ class NoCard:
 @pytest.mark.parametrize("arguments, variables, text", [
     (["--guest", "bochs"], {}, "GUEST must be uml or qemu, not 'bochs'."),
     ([], {"IOMMU": "amd"}, "IOMMU must be none, intel or virtio, not 'amd'."),
-    ([], {"GUEST_ARCH": "arm"}, "GUEST_ARCH must be amd64 or riscv64, not 'arm'."), ([], {"WAVES": "1"}, "WAVES=1 is not for Linux runs"),
+    ([], {"GUEST_ARCH": "arm"}, "GUEST_ARCH must be amd64 or riscv64, not 'arm'."),
+    ([], {"WAVES": "on"}, "WAVES must be 0 or 1, not 'on'."),
     ([], {"IOMMU": "intel"}, "IOMMU and GUEST_ARCH need GUEST=qemu"),
     ([], {"GUEST_ARCH": "riscv64"}, "IOMMU and GUEST_ARCH need GUEST=qemu"),
     (["--guest", "qemu", "--iommu", "intel", "--arch", "riscv64"], {}, "IOMMU=intel needs GUEST_ARCH=amd64."),
@@ -112,3 +117,18 @@ def test_table(tmp_path):
         assert path.read_text() == (
             "above\n<!-- make linux: begin -->\nTitle\n\n| | | |\n|---|---:|---|\n"
             f"| requests | {value} | note |\n<!-- make linux: end -->\nbelow\n")  # fmt: skip
+
+
+def test_guest_ends_with_its_server(tmp_path):
+    """LINUX-MAIN-6: a guest does not outlive the process that serves its disks, not even when that is killed."""
+    code = (f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nimport test_main as t, pathlib\n"
+            f"t.guest(pathlib.Path({str(tmp_path)!r}), 'echo $$ > pid; exec sleep 1000 > /dev/null')")  # fmt: skip
+    server = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    deadline, path = time.monotonic() + 60, tmp_path / "pid"
+    while not (path.exists() and path.read_text().endswith("\n")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    guest_ends = os.pidfd_open(int(path.read_text()))
+    server.kill()
+    server.wait()
+    assert select.select([guest_ends], [], [], 10)[0], "the guest lives on"
+    os.close(guest_ends)

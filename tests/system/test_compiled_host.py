@@ -343,6 +343,36 @@ def test_interrupts(clay):
         card.read(0xFEE0_0000, 4)
 
 
+TINY = """
+module top (
+  input clk, input rst, input i__valid, input [65:0] i__payload, output i__ready, output o__valid, output [65:0] o__payload, input o__ready
+);
+  reg [31:0] count = 0;
+  always @(posedge clk) count <= count + 1;
+  assign i__ready = 1, o__valid = 0, o__payload = {2'b0, 32'b0, count};
+endmodule
+"""
+
+
+def test_waves(tmp_path, monkeypatch):
+    """SYS-COMPHOST-9: a card with waves behaves as one without, and leaves an FST file that ends with its last cycle."""
+    monkeypatch.setattr("ringwall.rtl.verilog.RawCard", lambda config: None)
+    monkeypatch.setattr("ringwall.rtl.verilog.convert", lambda card: TINY)
+    compiled._compile(CONFIG, tmp_path, True)
+    monkeypatch.setattr(compiled, "build", lambda config, waves=False: tmp_path / "card.so" if waves else None)
+    ends = []
+    for number, cycles in enumerate((1000, 3000)):
+        path = tmp_path / f"{number}.fst"
+        with CompiledCard(CONFIG, waves=path, idle_after=10_000) as card:
+            assert card.step(cycles) == cycles
+        head = path.read_bytes()[:329]
+        assert int.from_bytes(head[0:9], "big") == 329  # a header block, complete
+        ends.append(int.from_bytes(head[17:25], "big"))
+    assert ends[1] - ends[0] == 2000 * 8
+    with pytest.raises(FileNotFoundError):
+        CompiledCard(CONFIG, waves=tmp_path / "nowhere" / "x.fst")
+
+
 def test_compiler_is_there():
     """SYS-COMPHOST-8: what the library needs is installed, and an installed package has its source."""
     assert shutil.which("c++")

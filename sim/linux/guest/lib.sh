@@ -36,7 +36,7 @@ disks() {
     [ -e "$path/vendor" ] || continue
     [ "$(cat "$path/vendor")" = 0x1af4 ] || continue
     case $(cat "$path/device") in
-      0x1001 | 0x1042) basename "$path" ;;
+      0x1001 | 0x1042) echo "${path##*/}" ;;
     esac
   done
 }
@@ -44,7 +44,7 @@ disks() {
 # The block device of the PCI function $1, empty while it has none.
 block_of() {
   for path in /sys/bus/pci/devices/"$1"/virtio*/block/*; do
-    [ -b "/dev/$(basename "$path")" ] && basename "$path"
+    [ -b "/dev/${path##*/}" ] && echo "${path##*/}"
   done
 }
 
@@ -66,7 +66,8 @@ all_disks() {
 
 # sha256 of what the first $2 KiB of /dev/$1 hold, read from the device and not from memory.
 digest_of() {
-  dd if=/dev/"$1" bs=4k count=$(($2 / 4)) iflag=direct 2> /dev/null | sha256sum | cut -d ' ' -f 1
+  found=$(dd if=/dev/"$1" bs=16k count=$(($2 / 16)) iflag=direct 2> /dev/null | sha256sum)
+  echo "${found%% *}"
 }
 
 # Makes a file $1 of $2 KiB whose text depends on $3 and on nothing else.
