@@ -134,9 +134,10 @@ class Msix(wiring.Component):
             bits.addr.eq(place[6:]), bits_write.addr.eq(place[6:]),
         ]  # fmt: skip
 
-        searchable = Signal()
+        to_search, searchable = Signal(count), Signal()
         others = searchable | self.requests.valid | retry.any()
-        m.d.comb += searchable.eq(((Cat(n != 0 for n in left) & ((sendable & free & ~stop) | stopping)) >> turn)[0])
+        m.d.comb += to_search.eq(Cat(n != 0 for n in left) & ((sendable & free & ~stop) | stopping))
+        m.d.comb += searchable.eq((to_search >> turn)[0])
 
         def of(levels):
             return (levels >> which)[0]
@@ -188,7 +189,9 @@ class Msix(wiring.Component):
                     for n, base in enumerate(bases):
                         with m.If(clear_due[n]):
                             m.d.sync += [is_clearing.eq(1), clear_which.eq(n), clear_at.eq(2 * base)]
-                m.d.sync += [turn.eq(Mux(turn == count - 1, 0, turn + 1)), is_search.eq(0), was_bus.eq(0), exists.eq(1)]
+                m.d.sync += [is_search.eq(0), was_bus.eq(0), exists.eq(1)]
+                with m.If(to_search.any()):
+                    m.d.sync += turn.eq(Mux(turn == count - 1, 0, turn + 1))
                 with m.If(self.bus.request.valid & ~(was_bus & others)):
                     m.d.comb += self.bus.request.ready.eq(1)
                     m.d.sync += [access.eq(self.bus.request.payload), was_bus.eq(1)]

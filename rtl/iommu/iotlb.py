@@ -109,7 +109,8 @@ class Iotlb(wiring.Component):
         sought, forgotten, filled = Signal(VPN_BITS), Signal(bits), Signal(bits)
         m.d.comb += [looked_up.eq(place(self.vpn)), forgotten.eq(place(self.forget_vpn)), filled.eq(place(entry.vpn))]
         noise = Signal(16, init=1)  # x^16 + x^15 + x^13 + x^4 + 1, every state but 0
-        m.d.sync += noise.eq(Cat(noise[15] ^ noise[14] ^ noise[12] ^ noise[3], noise))
+        with m.If(self.fill.valid):
+            m.d.sync += noise.eq(Cat(noise[15] ^ noise[14] ^ noise[12] ^ noise[3], noise))
         with m.If(self.advance):
             m.d.sync += [shown.eq(looked_up), sought.eq(self.vpn)]
 

@@ -214,13 +214,15 @@ class TagTable(wiring.Component):
         with m.If(~swept):
             m.d.sync += sweep.eq(sweep + 1)
 
-        # Time.
+        # Time. It stands still while no tag is watched.
+        is_watched = Signal()
         now = Signal(STAMP_BITS)
         tick_cycles = -(-self.timeout_cycles // TICKS)
         tick = Signal(range(tick_cycles))
-        m.d.sync += tick.eq(tick + 1)
-        with m.If(tick == tick_cycles - 1):
-            m.d.sync += [tick.eq(0), now.eq(now + 1)]
+        with m.If(is_watched):
+            m.d.sync += tick.eq(tick + 1)
+            with m.If(tick == tick_cycles - 1):
+                m.d.sync += [tick.eq(0), now.eq(now + 1)]
 
         # Stops of each function, modulo 4: a tag finds out that its function was stopped since it was opened.
         stopped_before = Signal(8)
@@ -263,11 +265,12 @@ class TagTable(wiring.Component):
             ask_read.addr.eq(Mux(probe, probe_tag, i.p.header.tag)),
             tell_read.addr.eq(ask_read.addr),
         ]
-        m.d.sync += wait.eq(wait + 1)
-        with m.If(wait == period - 1):
-            m.d.sync += [wait.eq(0), due.eq(swept)]
+        over = is_watched & (wait == period - 1)
+        m.d.sync += wait.eq(Mux(over, 0, wait + is_watched))
+        with m.If(over):
+            m.d.sync += due.eq(swept)
         with m.If(probe):
-            m.d.sync += [due.eq(wait == period - 1), probe_tag.eq(Mux(probe_tag == self.tags - 1, 0, probe_tag + 1))]
+            m.d.sync += [due.eq(over), probe_tag.eq(Mux(probe_tag == self.tags - 1, 0, probe_tag + 1))]
         patience, clean, retry = Signal(range(PATIENCE)), Signal(), Signal()
         with m.If(retry):
             m.d.sync += [due.eq(1), probe_tag.eq(b.tag)]
@@ -417,18 +420,20 @@ class TagTable(wiring.Component):
         }))  # fmt: skip
         m.d.sync += [
             told.end.eq(end), told.release.eq(release), told.enters.eq(enters), told.leaves.eq(leaves),
-            told.tag.eq(subject.tag), told.generation.eq(subject.asked.generation), told.what.status.eq(status),
-            self.ended.valid.eq(told.end), self.ended.payload.eq(told.what),
+            self.ended.valid.eq(told.end),
             self.events.unexpected.eq(unexpected), self.events.timeout.eq(enters), self.events.function.eq(subject.asked.function),
             self.events.unsupported.eq(end & (status == BurstStatus.UR)), self.events.aborted.eq(end & (status == BurstStatus.CA)),
             self.events.poisoned.eq(end & (status == BurstStatus.POISONED)),
             self.in_flight.eq(self.in_flight + self.opened.valid - told.end),
         ]  # fmt: skip
-        for name in ("client", "index", "function", "epoch"):
-            m.d.sync += told.what[name].eq(subject.asked[name])
+        with m.If(concludes | b.probe):
+            m.d.sync += [told.tag.eq(subject.tag), told.generation.eq(subject.asked.generation), told.what.status.eq(status)]
+            m.d.sync += [told.what[name].eq(subject.asked[name]) for name in ("client", "index", "function", "epoch")]
+        with m.If(told.end):
+            m.d.sync += self.ended.payload.eq(told.what)
 
         bounds = (0, self.wall_count, min(self.tags, SHORT_TAGS), self.tags)
-        half = []
+        half, any_lost = [], []
         for n, name in enumerate(("wall", "short", "long")):
             first, end_tag = bounds[n], bounds[n + 1]
             if first == end_tag:
@@ -449,5 +454,6 @@ class TagTable(wiring.Component):
             ]
             m.d.sync += lost.eq(lost + (told.enters & inside) - (told.leaves & inside))
             half.append((lost << 1) >= end_tag - first)
-        m.d.comb += self.exhausted.eq(Cat(half).any())
+            any_lost.append(lost != 0)
+        m.d.comb += [self.exhausted.eq(Cat(half).any()), is_watched.eq(~swept | self.in_flight.any() | Cat(any_lost).any())]
         return m

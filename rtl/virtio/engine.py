@@ -361,12 +361,12 @@ class RingEngine(wiring.Component):
             self.notifications.valid.eq(due.bit_select(notify_at, 1)),
             self.notifications.payload.queue.eq(notify_at),
         ]
-        with m.If(~self.notifications.valid | self.notifications.ready):
+        with m.If(due.any() & (~self.notifications.valid | self.notifications.ready)):
             m.d.sync += notify_at.eq(Mux(notify_at == queue_count - 1, 0, notify_at + 1))
         with m.If(self.notifications.valid & self.notifications.ready):
             m.d.sync += due.bit_select(notify_at, 1).eq(0)
 
-        # Whose turn it is: one function and one queue are looked at in each cycle of rest.
+        # Whose turn it is: one function and one queue are looked at in each cycle of rest. Turns wait until somebody wants something.
         function_turn, queue_turn = Signal(range(max(function_count, 2))), Signal(range(max(queue_count, 2)))
         has_block, has_finished, has_work = Signal(), Signal(), Signal()
         take_block, take_finished = Signal(), Signal()
@@ -476,11 +476,11 @@ class RingEngine(wiring.Component):
         breaking, at_rest = Signal(function_count), Signal()
         with m.FSM() as fsm:
             with m.State("CHOOSE"):
-                m.d.sync += [
-                    function_turn.eq(Mux(function_turn == function_count - 1, 0, function_turn + 1)),
-                    queue_turn.eq(Mux(queue_turn == queue_count - 1, 0, queue_turn + 1)),
-                    window_count.eq(0),
-                ]
+                m.d.sync += window_count.eq(0)
+                with m.If(Cat(source.valid for n in range(function_count) for source in (lanes[n].block, self.finished[n])).any()):
+                    m.d.sync += function_turn.eq(Mux(function_turn == function_count - 1, 0, function_turn + 1))
+                with m.If((kicked | parked).any()):
+                    m.d.sync += queue_turn.eq(Mux(queue_turn == queue_count - 1, 0, queue_turn + 1))
                 with m.If(self.commands.valid):
                     m.d.sync += queue.eq(self.commands.payload.queue)
                     m.next = "ENABLE"
