@@ -415,9 +415,9 @@ class CompiledCard:
 
     # -- time --
 
-    def step(self, cycles):
-        """Let ``cycles`` pass, or fewer when the card becomes idle or is; return how many."""
-        done = self._run(cycles, 0)
+    def step(self, cycles, *, until_news=False):
+        """Let ``cycles`` pass, or fewer when the card becomes idle or is, or (``until_news``) told the host something; return how many."""
+        done = self._run(cycles, _UNTIL_NEWS if until_news else 0)
         self._take_news()
         return done
 

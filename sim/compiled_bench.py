@@ -11,6 +11,7 @@ from .session import Session
 
 __all__ = ["CompiledBench"]
 
+POLL = 1024  # cycles after which a driver looks into its ring though no interrupt came
 SPACE = 64 << 20  # bytes of memory behind frames, and behind IOVAs that are not translated
 
 
@@ -86,7 +87,8 @@ class CompiledBench(Card):
         if disk.blk.publish():
             card.run(disk.driver.notify())
         while True:
-            is_over = card.step(64) == 0 or card.cycle >= end
+            card.step(POLL, until_news=True)
+            is_over = card.is_idle or card.cycle >= end
             disk.blk.poll()
             if disk.blk.damage:
                 raise AssertionError(disk.blk.damage[0])
