@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ _MARK = re.compile(r"RINGWALL (\S+) ?(.*)")
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _COMPLAINTS = re.compile(r"Kernel panic|BUG:|Oops|WARNING: CPU|I/O error|virt-pci delay|Call Trace|request timed out|lost interrupt")
 _EXPECTED = {"reboot": [r"I/O error, dev vd[a-z], sector \d+ op 0x0:\(READ\)"]}  # job -> complaints: reads that the reboot cuts off
+_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # of util-linux: a guest is killed when its server is gone, however that ended
 _LONGEST_LINE = 4096
 _RESTART = "reboot: Restarting system"
 _LONGEST_DELAY_US = 1_000_000_000  # for an answer to an access: the kernel's own 40 ms is nothing beside a busy machine
@@ -219,11 +221,13 @@ def serve(loop, command, *, folder, timeout_s=120, echo=None, prompt=False, expe
 
 def _start(command, folder, prompt):
     """Return (process, descriptor to read its console from, descriptor that it writes its console to)."""
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(f"{command[0]} is not there, or cannot be started")
     pipe, theirs = os.pipe()
     os.set_blocking(pipe, False)
     try:
         process = subprocess.Popen(
-            command, stdin=sys.stdin if prompt else subprocess.DEVNULL, stdout=sys.stdout if prompt else theirs,
+            [*_WITH_US, *command], stdin=sys.stdin if prompt else subprocess.DEVNULL, stdout=sys.stdout if prompt else theirs,
             stderr=subprocess.STDOUT, start_new_session=not prompt, env=os.environ | {"TMPDIR": os.fspath(folder)})  # fmt: skip
     except OSError:
         os.close(pipe)
