@@ -1,0 +1,81 @@
+"""Cycles per second of the compiled card, beside the simulation of the same circuit with the same traffic."""
+
+import re
+import time
+
+import cocotb
+
+from ringwall.models.virtio.blk import BlkStatus
+from ringwall.rtl.verilog import RawCard
+from ringwall.sim.card import Card, bench_config
+from ringwall.sim.compiled import build
+from ringwall.sim.compiled_bench import CompiledBench
+from ringwall.sim.run import run
+from ringwall.sim.stream import cycle
+
+WIDTH, LATENCY, SIZE, IN_FLIGHT = 64, 250, 65536, 2  # as `make sim` has them
+LEAST_RATIO = 20
+
+
+def batches(disk, rng, count):
+    """Yield ``count`` batches of large requests, by turns written and read; each must have come back when the next is asked for."""
+    for n in range(count):
+        sectors = [SIZE // 512 * (IN_FLIGHT * (n // 2 % 4) + k) for k in range(IN_FLIGHT)]
+        batch = [disk.blk.read(at, SIZE) if n % 2 else disk.blk.write(at, rng.randbytes(SIZE)) for at in sectors]
+        yield batch
+        assert all(request.status == BlkStatus.OK for request in batch)
+
+
+def measure(latency):
+    """Return the cycles, the seconds of CPU time and those of wall-clock time of 16 batches on the compiled card."""
+    bench = CompiledBench(bench_config(WIDTH), seed=1, judged=False, latency=latency)
+    card = bench.compiled
+    bench.now(bench.enable_iommu())
+    disk = bench.now(bench.disk(0))
+    first, begin, wall = card.cycle, time.process_time(), time.perf_counter()
+    for batch in batches(disk, bench.rng, 16):
+        bench.done(disk, batch)
+    spent = card.cycle - first, time.process_time() - begin, time.perf_counter() - wall
+    card.close()
+    return spent
+
+
+def test_compiled(request, capsys):
+    """BENCH-COMP-1: the compiled card makes at least 20 times the cycles per CPU second of the cocotb run of the same traffic.
+
+    Both sides have the host and the requests of `make sim`: answers after 250 cycles, 64 KiB, two in flight, nobody judging.
+    """
+    measured = {latency: measure(latency) for latency in (8, LATENCY)}
+    done = run(RawCard(bench_config(WIDTH)), module=__name__, node=request.node.nodeid, sim="verilator")
+    found = re.search(r"BENCH (\d+) cycles in ([\d.]+) s", done.log)
+    assert found
+    cycles, seconds, _ = measured[LATENCY]
+    ratio = cycles / seconds / (int(found[1]) / float(found[2]))
+    with capsys.disabled():
+        for latency, (cycles, seconds, wall) in measured.items():
+            rates = f"{cycles / seconds:.0f} per s of CPU time, {cycles / wall:.0f} of wall-clock time"
+            print(f"\n  compiled, latency {latency}: {cycles} cycles, {rates}", end="")
+        speed = int(found[1]) / float(found[2])
+        print(f"\n  cocotb, latency {LATENCY}: {found[1]} cycles, {speed:.0f} per s of CPU time; ratio {ratio:.1f}")
+    assert ratio >= LEAST_RATIO
+
+
+def test_nothing_was_refused():
+    """BENCH-COMP-3: the card of Linux runs is one that evaluates only what can have changed: its C++ was understood."""
+    folder = build(bench_config(WIDTH)).parent
+    assert (folder / "card.so").is_file()
+    assert not (folder / "refused.txt").exists(), (folder / "refused.txt").read_text()
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def same_traffic_in_cocotb(dut):
+    """BENCH-COMP-2: the other side of the comparison: the same circuit, host, drivers and traffic, nobody judging."""
+    card = Card(dut, bench_config(WIDTH), seed=1, latency=LATENCY, link={"bytes_per_cycle": WIDTH // 8, "overhead_bytes": 0})
+    card.observers.clear()
+    await card.begin()
+    await card.enable_iommu()
+    disk = await card.disk(0)
+    first, begin = cycle(), time.process_time()
+    for batch in batches(disk, card.rng, 4):
+        await disk.done(batch)
+    dut._log.info("BENCH %d cycles in %.3f s", cycle() - first, time.process_time() - begin)
