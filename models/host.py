@@ -263,11 +263,12 @@ class _Function:
     """What the host let one function do: Command and Device Control as written, with those writes that are under way.
 
     While a write is under way the card may act by the old value or by the new one; what either allows is allowed. ``grace``: a
-    write ended, and reads that the card made before it may still come, until the next completion.
+    write ended, and reads that the card made before it may still come, until the next completion. So may writes after the
+    completion that a function level reset begins with: the card answers first and resets then. [PCIe5 6.6.2]
     """
 
     __slots__ = ("bars", "before", "bus_master", "ext_tag", "grace", "mps", "mrrs", "msix", "name", "no_snoop", "payload", "pcie",
-                 "relaxed_ordering", "values")  # fmt: skip
+                 "relaxed_ordering", "values", "was_master")  # fmt: skip
 
     def __init__(self, name: str):
         self.name = name
@@ -276,8 +277,13 @@ class _Function:
         self.bars: list[tuple[int, int]] = []  # (address, size)
         self.msix: _MsixShadow | None = None
         self.grace = 0
+        self.was_master = False  # in front of that reset
         self.before: list[int] = []  # Device Control in front of a function level reset, for the time of grace
         self.refresh()
+
+    @property
+    def may_write(self) -> bool:
+        return self.bus_master or self.was_master
 
     def refresh(self) -> None:
         commands, controls = self.values[_COMMAND], self.values[_DEVICE_CONTROL]
@@ -312,10 +318,10 @@ class _Function:
         which, value = change
         values = self.values[which]
         n = values.index(value, 1)
-        self.before = []
+        self.before, self.was_master = [], False
         if status == "OK":
             if which == _DEVICE_CONTROL and value & _FLR:  # Max_Payload_Size survives [PCIe5 6.6.2]
-                self.before = values[:n]
+                self.before, self.was_master = values[:n], self.bus_master
             del values[:n]
             if self.before:
                 self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL & ~0xE0 | value & 0xE0]}
@@ -328,7 +334,7 @@ class _Function:
     def end_grace(self) -> None:
         """The card had time enough."""
         if self.grace:
-            self.grace, self.before = 0, []
+            self.grace, self.before, self.was_master = 0, [], False
             self.refresh()
 
 
@@ -669,7 +675,7 @@ class Host:
                 self._broken(rule, tlp)
 
     def _write(self, tlp: Tlp, function: _Function) -> None:
-        if not function.bus_master:
+        if not function.may_write:
             self._broken("write without bus master", tlp)
         if 4 * tlp.length_dw > function.mps:
             self._broken(f"payload is longer than Max_Payload_Size {function.mps}", tlp)

@@ -460,7 +460,7 @@ class CompiledCard:
     def _follow(self):
         """Tell the library what each function may do now."""
         for number, function in self.host._functions.items():
-            new = (1, bool(function.bus_master or function.grace), bool(function.bus_master), function.mps,
+            new = (1, bool(function.bus_master or function.grace), function.may_write, function.mps,
                    min(function.payload, self.host.mps), function.mrrs, 256 if function.ext_tag else 32,
                    function.relaxed_ordering << 13 | function.no_snoop << 12)  # fmt: skip
             if self._limits.get(number) != new:
