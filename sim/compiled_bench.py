@@ -5,11 +5,13 @@ import random
 from ..models.events import HostStore, Operation, TlpReceived, TlpSent
 from ..models.host import enumerate as enumerate_functions
 from ..models.iommu.tables import Allocator
+from ..models.virtio.blk import SECTOR, BlkStatus
+from ..models.virtio.split import RingFull
 from .card import FRAMES, IOVAS, OWN, OWN_BYTES, PAGE, Card
 from .compiled import CompiledCard
 from .session import Session
 
-__all__ = ["CompiledBench"]
+__all__ = ["CompiledBench", "Traffic"]
 
 POLL = 1024  # cycles after which a driver looks into its ring though no interrupt came
 SPACE = 64 << 20  # bytes of memory behind frames, and behind IOVAs that are not translated
@@ -97,3 +99,68 @@ class CompiledBench(Card):
                 return
             if is_over:
                 raise AssertionError(f"{left} requests did not come back by cycle {card.cycle}")
+
+
+class Traffic:
+    """Batches of writes and reads at random places of one disk; every byte read is compared with what was written last.
+
+    Parameters
+    ----------
+    bench : :class:`CompiledBench`
+    disk : :class:`.card.Disk`
+    rng : :class:`random.Random`
+    sizes : sequence of :class:`int`
+        Lengths of requests in sectors, one of which is drawn for each.
+    cycles : :class:`int`
+        A batch must have come back after so many.
+
+    Attributes
+    ----------
+    image : :class:`bytearray`
+        What the disk must hold.
+    batch : list
+        Of the requests under way: (request, first byte, data or None for a read).
+    moved : :class:`int`
+        Bytes asked for so far.
+    """
+
+    def __init__(self, bench, disk, rng, sizes, *, cycles=400_000):
+        self.bench, self.disk, self.rng, self.sizes, self.cycles = bench, disk, rng, sizes, cycles
+        self.image = bytearray(bench.config.disks[disk.function - bench.config.first_disk].capacity_sectors * SECTOR)
+        self.batch, self.moved = [], 0
+
+    def begin(self, *, least=1, most=8):
+        """Make ``least`` to ``most`` requests, fewer when they would overlap (their order is free), and ring the doorbell."""
+        rng, blk, taken = self.rng, self.disk.blk, []
+        for _ in range(rng.randrange(least, most + 1)):
+            count = rng.choice(self.sizes)
+            sector = rng.randrange(len(self.image) // SECTOR - count + 1)
+            if any(sector < end and begin < sector + count for begin, end in taken):
+                continue
+            data = rng.randbytes(count * SECTOR) if rng.randrange(2) else None
+            try:
+                request = blk.read(sector, count * SECTOR) if data is None else blk.write(sector, data)
+            except RingFull:
+                break
+            self.batch.append((request, sector * SECTOR, data))
+            taken.append((sector, sector + count))
+            self.moved += count * SECTOR
+        if blk.publish():
+            self.bench.compiled.run(self.disk.driver.notify())
+
+    def end(self):
+        """Wait for the batch and compare; AssertionError when a request failed, did not come back or brought other bytes."""
+        self.bench.done(self.disk, [request for request, _, _ in self.batch], cycles=self.cycles)
+        for request, at, data in self.batch:
+            if request.status != BlkStatus.OK:
+                raise AssertionError(f"status is {request.status} at cycle {self.bench.compiled.cycle}")
+            if data is not None:
+                self.image[at : at + len(data)] = data
+            elif request.data != self.image[at : at + len(request.data)]:
+                raise AssertionError(f"a read at byte {at:#x} brought other bytes at cycle {self.bench.compiled.cycle}")
+        self.batch.clear()
+
+    def run(self, batches):
+        for _ in range(batches):
+            self.begin()
+            self.end()

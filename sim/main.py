@@ -25,18 +25,15 @@ from rich.table import Table
 from ..rtl.config import BlkConfig
 from .first_light import SECTOR, Settings, card_of
 from .run import SIMULATORS, build_root, result_folder, run
+from .settings import BadSetting, number
 
-__all__ = ["BadSetting", "light", "main", "make_image"]
+__all__ = ["light", "main", "make_image"]
 
 WIDTHS = (64, 128, 256, 512)
 STORE_BYTES = SECTOR * BlkConfig().capacity_sectors
 IMAGE_KIB = {"verilator": 4096, "icarus": 512}  # of the image that is made; Icarus is fifty times slower
 NODE = "make-sim"
 PHASES = {"bring-up": "bring-up", "write": "image to the card", "read": "image from the card"}
-
-
-class BadSetting(ValueError):
-    """A value of the command line or of a variable that does not do; its text is one sentence for the user."""
 
 
 def make_image(path, seed, kib):
@@ -65,17 +62,6 @@ def make_image(path, seed, kib):
     if done.returncode:
         raise BadSetting(f"mke2fs did not make an image: {done.stderr.strip()}")
     return path
-
-
-def _number(name, text, low, high):
-    """Return ``text`` as a number from ``low`` to ``high``."""
-    try:
-        value = int(text, 0)
-    except ValueError:
-        value = None
-    if value is None or not low <= value <= high:
-        raise BadSetting(f"{name} must be a whole number from {low:,} to {high:,}, not {text!r}.")
-    return value
 
 
 def _checked_image(path, folder):
@@ -123,8 +109,8 @@ def _settings(arguments):
     if waves not in (True, "", "0", "1"):
         raise BadSetting(f"WAVES must be 0 or 1, not {waves!r}.")
     return argparse.Namespace(
-        sim=simulator, width=int(width), latency=_number("LATENCY", value("latency", "250"), 1, 100_000),
-        seed=_number("SEED", value("seed", "1"), 0, 2**32 - 1), image=value("image", None), waves=waves in (True, "1"))  # fmt: skip
+        sim=simulator, width=int(width), latency=number("LATENCY", value("latency", "250"), 1, 100_000),
+        seed=number("SEED", value("seed", "1"), 0, 2**32 - 1), image=value("image", None), waves=waves in (True, "1"))  # fmt: skip
 
 
 def light(settings, *, node=NODE, sim="verilator", seed=1, waves=False, timeout_s=3600):

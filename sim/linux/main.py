@@ -25,20 +25,17 @@ from ..card import bench_config
 from ..compiled import BrokenRule, CompiledCard, build
 from ..run import build_root
 from ..scoreboard import Difference
+from ..settings import BadSetting, number
 from . import debian, initramfs, kernel, qemu, uml, vfio_user, vhost_user
 from .bridge import Bridge
 from .judge import Judge
 from .loop import Loop
 
-__all__ = ["BadSetting", "Session", "main", "write_table"]
+__all__ = ["Session", "main", "write_table"]
 
 GUESTS, IOMMUS, ARCHITECTURES = ("uml", "qemu"), ("none", "intel", "virtio"), ("amd64", "riscv64")
 _BEGIN, _END = "<!-- make linux: begin -->", "<!-- make linux: end -->"
 _NOTIFY, _VENDOR_CAP = 2, 0x09  # virtio: kind of the doorbells' structure [VIRTIO1.4 4.1.4]
-
-
-class BadSetting(ValueError):
-    """A value of the command line or of a variable that does not do; its text is one sentence for the user."""
 
 
 class Session:
@@ -114,16 +111,6 @@ class Session:
             self.card.close()
 
 
-def _number(name, text, low, high):
-    try:
-        value = int(text, 0)
-    except ValueError:
-        value = None
-    if value is None or not low <= value <= high:
-        raise BadSetting(f"{name} must be a whole number from {low:,} to {high:,}, not {text!r}.")
-    return value
-
-
 def _settings(arguments):
     """Return what the command line and the variables ask for, checked, or raise :exc:`BadSetting`."""
     parser = argparse.ArgumentParser(
@@ -161,8 +148,8 @@ def _settings(arguments):
 
     settings = argparse.Namespace(
         guest=choice("guest", GUESTS), iommu=choice("iommu", IOMMUS), arch=choice("arch", ARCHITECTURES, "GUEST_ARCH"),
-        prompt=flag("prompt"), waves=flag("waves"), record=value("record", None), seed=_number("SEED", value("seed", "1"), 0, 2**31 - 1),
-        latency=_number("LATENCY", value("latency", "8"), 1, 100_000), timeout=_number("TIMEOUT", value("timeout", "600"), 1, 86_400),
+        prompt=flag("prompt"), waves=flag("waves"), record=value("record", None), seed=number("SEED", value("seed", "1"), 0, 2**31 - 1),
+        latency=number("LATENCY", value("latency", "8"), 1, 100_000), timeout=number("TIMEOUT", value("timeout", "600"), 1, 86_400),
         table=value("table", None), job=value("job", None))  # fmt: skip
     if settings.guest == "uml" and (settings.iommu, settings.arch) != ("none", "amd64"):
         raise BadSetting("IOMMU and GUEST_ARCH need GUEST=qemu: user-mode Linux has no IOMMU and no architecture of its own.")

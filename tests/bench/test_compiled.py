@@ -13,7 +13,7 @@ from ringwall.sim.compiled_bench import CompiledBench
 from ringwall.sim.run import run
 from ringwall.sim.stream import cycle
 
-WIDTH, LATENCY, SIZE, IN_FLIGHT = 64, 250, 65536, 2  # as `make sim` has them
+WIDTH, LATENCY, SIZE, IN_FLIGHT = 64, 250, 65536, 2  # bits, cycles, bytes, requests
 LEAST_RATIO = 20
 
 
@@ -43,7 +43,7 @@ def measure(latency):
 def test_compiled(request, capsys):
     """BENCH-COMP-1: the compiled card makes at least 20 times the cycles per CPU second of the cocotb run of the same traffic.
 
-    Both sides have the host and the requests of `make sim`: answers after 250 cycles, 64 KiB, two in flight, nobody judging.
+    Both sides: answers of the host after 250 cycles, which is the latency of `make sim`; requests of 64 KiB, two in flight; nobody judging.
     """
     measured = {latency: measure(latency) for latency in (8, LATENCY)}
     done = run(RawCard(bench_config(WIDTH)), module=__name__, node=request.node.nodeid, sim="verilator")

@@ -12,59 +12,14 @@ from ringwall.models.host import Delay, MemoryRead, WaitInterrupt
 from ringwall.models.memory import AccessFault
 from ringwall.models.tlp import encode, memory_read
 from ringwall.models.virtio.blk import BlkStatus
-from ringwall.models.virtio.split import RingFull
 from ringwall.sim import compiled, session
 from ringwall.sim.card import bench_config
 from ringwall.sim.compiled import BrokenRule, CardError, CompiledCard, replay
-from ringwall.sim.compiled_bench import CompiledBench
+from ringwall.sim.compiled_bench import CompiledBench, Traffic
 from ringwall.sim.log import read_log
 
 SECTOR = 512
 CONFIG = bench_config(64)
-
-
-class Traffic:
-    """Batches of writes and reads at random places of one disk; every byte read is compared with what was written last."""
-
-    def __init__(self, bench, disk, rng, sizes):
-        self.bench, self.disk, self.rng, self.sizes = bench, disk, rng, sizes
-        self.capacity = bench.config.disks[0].capacity_sectors
-        self.image, self.batch, self.moved = bytearray(self.capacity * SECTOR), [], 0
-
-    def begin(self, most=8):
-        """Make up to ``most`` requests that do not overlap (their order is free), and ring the doorbell."""
-        rng, blk, taken = self.rng, self.disk.blk, []
-        for _ in range(rng.randrange(1, most + 1)):
-            count = rng.choice(self.sizes)
-            sector = rng.randrange(self.capacity - count + 1)
-            if any(sector < end and begin < sector + count for begin, end in taken):
-                continue
-            data = rng.randbytes(count * SECTOR) if rng.randrange(2) else None
-            try:
-                request = blk.read(sector, count * SECTOR) if data is None else blk.write(sector, data)
-            except RingFull:
-                break
-            self.batch.append((request, sector * SECTOR, data))
-            taken.append((sector, sector + count))
-            self.moved += count * SECTOR
-        if blk.publish():
-            self.bench.compiled.run(self.disk.driver.notify())
-
-    def end(self):
-        """Wait for the batch and compare."""
-        self.bench.done(self.disk, [request for request, _, _ in self.batch])
-        for request, at, data in self.batch:
-            assert request.status == BlkStatus.OK
-            if data is None:
-                assert request.data == self.image[at : at + len(request.data)], f"byte {at:#x} at cycle {self.bench.compiled.cycle}"
-            else:
-                self.image[at : at + len(data)] = data
-        self.batch.clear()
-
-    def run(self, batches):
-        for _ in range(batches):
-            self.begin()
-            self.end()
 
 
 def bench_with_disk(seed, *, vectors=True, **parameters):

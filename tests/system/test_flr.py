@@ -8,10 +8,9 @@ from cocotb.triggers import ClockCycles
 from ringwall.models.host import ConfigRead, ConfigWrite, Fault, MemoryRead, MemoryWrite, enable_msix
 from ringwall.models.tlp import TlpType
 from ringwall.models.virtio.blk import BlkStatus
-from ringwall.models.virtio.split import RingFull
 from ringwall.rtl.verilog import RawCard
 from ringwall.sim.card import Card, bench_config
-from ringwall.sim.compiled_bench import CompiledBench
+from ringwall.sim.compiled_bench import CompiledBench, Traffic
 from ringwall.sim.run import run
 from ringwall.sim.stream import cycle
 
@@ -107,41 +106,14 @@ class Watch:
 # -- the compiled card --
 
 
-class Load:
+class Load(Traffic):
     """Requests of one disk and what its sectors must hold."""
 
     def __init__(self, bench, number, seed):
-        self.bench, self.disk, self.rng = bench, bench.disks[number], random.Random(seed)
-        self.image, self.batch = bytearray(bench.config.disks[number].capacity_sectors * SECTOR), []
+        super().__init__(bench, bench.disks[number], random.Random(seed), (1, 2, 8, 8, 32), cycles=60_000)
 
-    def begin(self, most=6):
-        """Offer up to ``most`` requests that do not overlap."""
-        rng, taken, blk = self.rng, [], self.disk.blk
-        for _ in range(rng.randrange(2, most + 1)):
-            count = rng.choice((1, 2, 8, 8, 32))
-            sector = rng.randrange(len(self.image) // SECTOR - count)
-            if any(sector < end and first < sector + count for first, end in taken):
-                continue
-            data = rng.randbytes(count * SECTOR) if rng.randrange(2) else None
-            try:
-                request = blk.read(sector, count * SECTOR) if data is None else blk.write(sector, data)
-            except RingFull:
-                break
-            taken.append((sector, sector + count))
-            self.batch.append((request, sector * SECTOR, data))
-        if blk.publish():
-            self.bench.compiled.run(self.disk.driver.notify())
-
-    def end(self):
-        """The requests come back, with the right data."""
-        self.bench.done(self.disk, [request for request, _, _ in self.batch], cycles=60_000)
-        for request, at, data in self.batch:
-            assert request.status == BlkStatus.OK
-            if data is None:
-                assert request.data == self.image[at : at + len(request.data)], f"byte {at:#x} at cycle {self.bench.compiled.cycle}"
-            else:
-                self.image[at : at + len(data)] = data
-        self.batch.clear()
+    def begin(self):
+        super().begin(least=2, most=6)
 
     def settle(self):
         """After a reset: what was to be written is old or new, in pieces of a row; all else is as before."""
