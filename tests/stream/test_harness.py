@@ -406,7 +406,7 @@ def test_build(monkeypatch, tmp_path):
 def test_build_error(monkeypatch, tmp_path):
     """SIM-RUN-9: a circuit that the simulator refuses raises with the simulator's message, and is tried again next time."""
     monkeypatch.setattr(harness, "build_root", lambda: tmp_path)
-    monkeypatch.setattr("ringwall.rtl.verilog.convert", lambda component: "module top(a);\n  input a ;\n  wire 3;\nendmodule\n")
+    monkeypatch.setattr(harness, "circuit", lambda component, root: ("module top(a);\n  input a ;\n  wire 3;\nendmodule\n", "bad"))
     with pytest.raises(RuntimeError, match=r"(?s)iverilog returned .*syntax error"):
         harness._build(Register(), "icarus", False)
     monkeypatch.undo()

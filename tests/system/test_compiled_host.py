@@ -357,9 +357,7 @@ endmodule
 
 def test_waves(tmp_path, monkeypatch):
     """SYS-COMPHOST-9: a card with waves behaves as one without, and leaves an FST file that ends with its last cycle."""
-    monkeypatch.setattr("ringwall.rtl.verilog.RawCard", lambda config: None)
-    monkeypatch.setattr("ringwall.rtl.verilog.convert", lambda card: TINY)
-    compiled._compile(CONFIG, tmp_path, True)
+    compiled._compile(TINY, CONFIG.width, tmp_path, True)
     monkeypatch.setattr(compiled, "build", lambda config, waves=False: tmp_path / "card.so" if waves else None)
     ends = []
     for number, cycles in enumerate((1000, 3000)):
