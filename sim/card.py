@@ -3,7 +3,6 @@
 import random
 
 import cocotb
-from cocotb.triggers import RisingEdge
 
 from ..models.host import CompletionPolicy, Host, enable_msix
 from ..models.host import enumerate as enumerate_functions
@@ -13,6 +12,8 @@ from ..models.virtio.blk import BlkDriver
 from ..models.virtio.driver import FIELDS, Feature, StructureType, VirtioPciDriver
 from ..models.virtio.split import SplitDriver
 from ..rtl.config import BlkConfig, EndpointConfig
+from ..rtl.verilog import RawCard
+from .counted import Counted
 from .host_port import HostPort
 from .ring_checker import DoubtfulBlkDevice
 from .session import Session
@@ -30,6 +31,11 @@ IOVAS = 0x10_0000_0000  # first IOVA of ring and buffers
 def bench_config(width=256):
     """Return the card that system tests share, so that it is built once: an IOMMU and two disks of 1 MiB, patience of 10,000 cycles."""
     return EndpointConfig(width=width, disks=(BlkConfig(capacity_sectors=2048),) * 2, completion_timeout_cycles=10_000)
+
+
+def bench_card(width=256):
+    """Return the circuit of :func:`bench_config`, with counters beside it."""
+    return Counted(RawCard(bench_config(width)))
 
 
 class MappedMemory:
@@ -129,19 +135,20 @@ class Disk:
         doubtful = {(request.kind, request.sector) for request in requests} if may_fail else set()
         self.golden.doubtful |= doubtful
         await self.offer()
-        begun = cycle()
-        while not all(request.is_done for request in requests):
-            await RisingEdge(self.card.dut.clk)
-            if self.memory.read(self.layout.used + 2, 2) != self._seen:
-                self._seen = self.memory.read(self.layout.used + 2, 2)
-                self.blk.poll()
-                if self.blk.damage:
-                    raise AssertionError(self.blk.damage[0])
-            if cycle() - begun > cycles:
-                raise AssertionError(f"{sum(not r.is_done for r in requests)} requests did not come back in {cycles} cycles")
+        if not await self.card.port.until(lambda: self._are_back(requests), cycles):
+            raise AssertionError(f"{sum(not r.is_done for r in requests)} requests did not come back in {cycles} cycles")
         self.golden.doubtful -= doubtful
         for request in requests if may_fail else ():
             self.golden.settle(request)
+
+    def _are_back(self, requests):
+        index = self.memory.read(self.layout.used + 2, 2)
+        if index != self._seen:
+            self._seen = index
+            self.blk.poll()
+            if self.blk.damage:
+                raise AssertionError(self.blk.damage[0])
+        return all(request.is_done for request in requests)
 
     _seen = b"\0\0"
 

@@ -18,7 +18,7 @@ from ..models.virtio.blk import BlkType
 from ..models.virtio.split import RingFull
 from ..rtl.config import EndpointConfig
 from ..rtl.verilog import RawCard
-from .card import OWN, OWN_BYTES, PAGE, Card
+from .card import OWN, OWN_BYTES, PAGE, Card, bench_card
 from .counted import Counted, read_counts
 from .figures import DATA_READ, DATA_WRITE, Figures, Region, payload_limit
 from .log import Log, run_header
@@ -43,7 +43,10 @@ NOTIFY = 0x3000  # of BAR 0
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made of; ``image`` is a file of whole sectors, ``verify`` lets e2fsck look at what came back."""
+    """What a run is made of: ``image`` is a file of whole sectors, ``verify`` lets e2fsck look at what came back.
+
+    ``bench``: not the default card, but the one that tests share (:func:`.card.bench_card`).
+    """
 
     image: str
     report: str
@@ -51,11 +54,12 @@ class Settings:
     width: int = 256
     latency: int = 250
     verify: bool = False
+    bench: bool = False
 
 
-def card_of(width):
-    """Return the card that runs, with counters beside it: the IOMMU, and one disk of 8 MiB."""
-    return Counted(RawCard(EndpointConfig(width=width)))
+def card_of(settings):
+    """Return the card that runs, with counters beside it: the IOMMU, and one disk of 8 MiB; or that of tests."""
+    return bench_card(settings.width) if settings.bench else Counted(RawCard(EndpointConfig(width=settings.width)))
 
 
 class Progress:
@@ -93,7 +97,7 @@ class Run:
     """One run of the card ``dut`` as ``settings`` say."""
 
     def __init__(self, dut, settings, seed, log):
-        self.settings, self.seed, self.component = settings, seed, card_of(settings.width)
+        self.settings, self.seed, self.component = settings, seed, card_of(settings)
         self.config = self.component.card.config
         self.card = Card(dut, self.config, seed=seed, latency=settings.latency, log=log, mps=MPS, mrrs=MRRS)
         self.image = Path(settings.image).read_bytes()

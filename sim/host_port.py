@@ -58,21 +58,21 @@ class HostPort:
                 await Timer(operation.cycles * CLOCK_NS, "ns")
             result = None
         elif isinstance(operation, WaitInterrupt):
-            result = await self._wait(lambda: self.host.take_interrupt(operation.function, operation.vector),
+            result = await self.until(lambda: self.host.take_interrupt(operation.function, operation.vector),
                                       operation.timeout_cycles)  # fmt: skip
         else:
             pending, now = self.host.start(operation), cycle()
             for tlp in pending.tlps:
                 self.link.send(encode(tlp), now)
-            if not pending.done and not await self._wait(lambda: pending.done, self.limit_cycles):
+            if not pending.done and not await self.until(lambda: pending.done, self.limit_cycles):
                 raise AssertionError(f"the card did not answer {operation} within {self.limit_cycles} cycles")
             result = pending.result
         if self.observe is not None:
             self.observe(OperationEvent(cycle(), operation, result), None)
         return result
 
-    async def _wait(self, is_so, cycles):
-        """Wait until ``is_so()`` or for ``cycles``; return whether it is."""
+    async def until(self, is_so, cycles):
+        """Wait until ``is_so()`` or for ``cycles``; return whether it is. Asked now, and when the card sent anything but a read."""
         if is_so():
             return True
         event = Event()

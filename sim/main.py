@@ -120,7 +120,7 @@ def light(settings, *, node=NODE, sim="verilator", seed=1, waves=False, timeout_
     Raises :exc:`AssertionError` as :func:`.run.run` does.
     """
     done = run(
-        card_of(settings.width), module="ringwall.sim.first_light", node=node, params=asdict(settings), sim=sim, seed=seed, waves=waves,
+        card_of(settings), module="ringwall.sim.first_light", node=node, params=asdict(settings), sim=sim, seed=seed, waves=waves,
         timeout_s=timeout_s,
     )  # fmt: skip
     return done.folder, json.loads((done.folder / "result.json").read_text())

@@ -6,8 +6,7 @@ import time
 import cocotb
 
 from ringwall.models.virtio.blk import BlkStatus
-from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import Card, bench_config
+from ringwall.sim.card import Card, bench_card, bench_config
 from ringwall.sim.compiled import build
 from ringwall.sim.compiled_bench import CompiledBench
 from ringwall.sim.run import run
@@ -46,7 +45,7 @@ def test_compiled(request, capsys):
     Both sides: answers of the host after 250 cycles, which is the latency of `make sim`; requests of 64 KiB, two in flight; nobody judging.
     """
     measured = {latency: measure(latency) for latency in (8, LATENCY)}
-    done = run(RawCard(bench_config(WIDTH)), module=__name__, node=request.node.nodeid, sim="verilator")
+    done = run(bench_card(WIDTH), module=__name__, node=request.node.nodeid, sim="verilator")
     found = re.search(r"BENCH (\d+) cycles in ([\d.]+) s", done.log)
     assert found
     cycles, seconds, _ = measured[LATENCY]

@@ -3,15 +3,14 @@
 import cocotb
 import pytest
 
-from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import Card, bench_config
+from ringwall.sim.card import Card, bench_card, bench_config
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import cycle
 
 
 @pytest.mark.parametrize("width", [256])
 def test_card(request, width, capsys):
-    done = run(RawCard(bench_config(width)), module=__name__, node=request.node.nodeid, params={"width": width}, sim="verilator")
+    done = run(bench_card(width), module=__name__, node=request.node.nodeid, params={"width": width}, sim="verilator")
     with capsys.disabled():
         print("", *(line.partition("BENCH ")[2] for line in done.log.splitlines() if "BENCH " in line), sep="\n  ")
 

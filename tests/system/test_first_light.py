@@ -3,11 +3,13 @@
 import re
 import shutil
 from dataclasses import asdict
+from functools import partial
 
 import cocotb
 import pytest
 
-from ringwall.sim.first_light import SECTOR, Run, Settings, card_of
+from ringwall.sim.card import bench_card
+from ringwall.sim.first_light import SECTOR, Run, Settings
 from ringwall.sim.main import STORE_BYTES, light, main, make_image
 from ringwall.sim.run import params, run
 
@@ -17,7 +19,8 @@ KIB = 512
 def settings_of(folder, width, **changes):
     """Return settings with a small image of their own."""
     image = make_image(folder / "ext4.img", seed=width, kib=KIB)
-    return Settings(image=str(image), report=str(folder / "index.html"), progress=str(folder / "progress"), width=width, **changes)
+    return Settings(image=str(image), report=str(folder / "index.html"), progress=str(folder / "progress"), width=width, bench=True,
+                    **changes)  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [64, 128, 256, 512])
@@ -59,7 +62,7 @@ def test_faults_are_seen(request, tmp_path, planted):
     """SYS-RUN-3: one bit flipped in the card's store, in the golden model or in guest memory fails the run and its report says where."""
     settings = settings_of(tmp_path, 256)
     with pytest.raises(AssertionError, match=r"golden model differs|guest memory differs|store of the card differs|model:"):
-        run(card_of(256), module=__name__, node=request.node.nodeid, params=asdict(settings) | {"planted": planted}, sim="verilator")
+        run(bench_card(), module=__name__, node=request.node.nodeid, params=asdict(settings) | {"planted": planted}, sim="verilator")
     page = (tmp_path / "index.html").read_text()
     assert {"store": "store of the card differs", "golden": "model:", "memory": "guest memory differs"}[planted] in page
     assert "Every byte and every TLP" not in page
@@ -141,6 +144,7 @@ def test_own_image(capfd, monkeypatch, tmp_path):
     for other in ("SIM", "WIDTH", "LATENCY", "SEED", "WAVES", "IMAGE"):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setattr("ringwall.sim.main.NODE", "make-sim-of-a-test")
+    monkeypatch.setattr("ringwall.sim.main.Settings", partial(Settings, bench=True))
     monkeypatch.setattr("ringwall.sim.main.build_root", lambda: tmp_path / "build")
     image = tmp_path / "note.txt"
     image.write_bytes(b"x" * (SECTOR + 1))

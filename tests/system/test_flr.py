@@ -8,8 +8,7 @@ from cocotb.triggers import ClockCycles
 from ringwall.models.host import ConfigRead, ConfigWrite, Fault, MemoryRead, MemoryWrite, enable_msix
 from ringwall.models.tlp import TlpType
 from ringwall.models.virtio.blk import BlkStatus
-from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import Card, bench_config
+from ringwall.sim.card import Card, bench_card, bench_config
 from ringwall.sim.compiled_bench import CompiledBench, Traffic
 from ringwall.sim.run import run
 from ringwall.sim.stream import cycle
@@ -269,7 +268,7 @@ def _now(fresh, bench):
 
 
 def test_flr(request):
-    run(RawCard(bench_config(256)), module=__name__, node=request.node.nodeid, sim="verilator")
+    run(bench_card(), module=__name__, node=request.node.nodeid, sim="verilator")
 
 
 async def begin(dut, *, latency=60):

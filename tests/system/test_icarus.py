@@ -2,15 +2,14 @@
 
 import cocotb
 
-from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import Card, bench_config
+from ringwall.sim.card import Card, bench_card, bench_config
 from ringwall.sim.run import run
 
 WIDTH = 64
 
 
 def test_icarus(request):
-    run(RawCard(bench_config(WIDTH)), module=__name__, node=request.node.nodeid, sim="icarus")
+    run(bench_card(WIDTH), module=__name__, node=request.node.nodeid, sim="icarus")
 
 
 @cocotb.test(timeout_time=400, timeout_unit="us")

@@ -12,8 +12,7 @@ from ringwall.models.events import HostStore, TlpReceived
 from ringwall.models.iommu.commands import IofenceC
 from ringwall.models.iommu.faults import Cause, FaultRecord
 from ringwall.models.tlp import TlpType, decode, encode
-from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import OWN, OWN_BYTES, Card, bench_config
+from ringwall.sim.card import OWN, OWN_BYTES, Card, bench_card, bench_config
 from ringwall.sim.log import Log, read_log, run_header
 from ringwall.sim.run import params, run
 from ringwall.sim.scoreboard import Difference
@@ -27,7 +26,7 @@ OK, IOERR = 0, 1
 def recorded(request, tmp_path_factory):
     """The log of a run, what its live judges counted, and its events."""
     path = tmp_path_factory.mktemp("replay") / "log.jsonl"
-    run(RawCard(bench_config(256)), module=__name__, node=request.node.nodeid, params={"path": str(path)}, sim="verilator")
+    run(bench_card(), module=__name__, node=request.node.nodeid, params={"path": str(path)}, sim="verilator")
     return path, json.loads(path.with_suffix(".counts").read_text()), list(read_log(path)[1])
 
 

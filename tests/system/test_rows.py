@@ -27,7 +27,7 @@ from ringwall.rtl.config import BlkConfig
 from ringwall.rtl.endpoint import Endpoint
 from ringwall.rtl.tlp.layouts import Burst, TlpBeat
 from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import FRAMES, IOVAS, OWN, OWN_BYTES, Card, Disk, MappedMemory, bench_config
+from ringwall.sim.card import FRAMES, IOVAS, OWN, OWN_BYTES, Card, Disk, MappedMemory, bench_card, bench_config
 from ringwall.sim.formal import mutant
 from ringwall.sim.run import run
 from ringwall.sim.stream import cycle
@@ -201,7 +201,7 @@ async def traffic_identity(dut):
 
 
 def test_rows(request):
-    run(RawCard(bench_config(256)), module=__name__, node=request.node.nodeid, sim="verilator", testcase=[
+    run(bench_card(), module=__name__, node=request.node.nodeid, sim="verilator", testcase=[
         "first_is_plain", "second_is_plain", "address_spaces_are_apart", "transfers_are_legal", "words_are_whole", "corner_addresses",
         "windows_and_peers", "base_addresses"])  # fmt: skip
 

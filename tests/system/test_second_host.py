@@ -13,8 +13,7 @@ from cocotbext.pcie.core.utils import PcieId
 
 from ringwall.models.iommu.faults import Cause, TransactionType
 from ringwall.models.virtio.driver import StructureType, VirtioPciDriver
-from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import bench_config
+from ringwall.sim.card import bench_card, bench_config
 from ringwall.sim.run import run
 from ringwall.sim.second_host import PoolMemory, SecondHost, from_dwords
 from ringwall.sim.stream import cycle
@@ -27,7 +26,7 @@ HOLE = 0x7FFF_0000  # in its pool, but not allocated: Completer Abort
 
 
 def test_second_host(request):
-    run(RawCard(bench_config(256)), module=__name__, node=request.node.nodeid, sim="verilator")
+    run(bench_card(), module=__name__, node=request.node.nodeid, sim="verilator")
 
 
 def test_parameters():

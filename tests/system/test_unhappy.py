@@ -13,8 +13,7 @@ from ringwall.models.iommu.walk import PlainRegisters, Request
 from ringwall.models.tlp import TlpType
 from ringwall.models.virtio.driver import DeviceStatus
 from ringwall.models.virtio.split import Malformed
-from ringwall.rtl.verilog import RawCard
-from ringwall.sim.card import FRAMES, IOVAS, Card, bench_config
+from ringwall.sim.card import FRAMES, IOVAS, Card, bench_card, bench_config
 from ringwall.sim.run import run
 from ringwall.sim.stream import cycle
 
@@ -31,7 +30,7 @@ PARTS = 4  # simulations that the tests are dealt out to
 @pytest.mark.parametrize("part", range(PARTS))
 def test_unhappy(request, part):
     tests = [name for name, value in globals().items() if type(value).__name__ == "TestGenerator"]
-    run(RawCard(bench_config(256)), module=__name__, node=request.node.nodeid, sim="verilator", testcase=tests[part::PARTS])
+    run(bench_card(), module=__name__, node=request.node.nodeid, sim="verilator", testcase=tests[part::PARTS])
 
 
 async def begin(dut, *, levels=1, disks=1, page_faults=True):
