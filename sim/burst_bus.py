@@ -1,9 +1,10 @@
 """A memory behind burst streams: stands where gate, requester and host stand, for tests of their clients."""
 
 import cocotb
+from cocotb.triggers import Event
 
 from ..rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
-from .stream import cycle, pack, unpack
+from .stream import cycle, pack, sleep, unpack
 
 __all__ = ["BurstMemory", "data_beats"]
 
@@ -50,34 +51,30 @@ class BurstMemory:
         self.bursts, self.read_data, self.write_data, self.write_done = bursts, read_data, write_data, write_done
         self.gaps = gaps
         self.log, self.reads, self.writes = [], [], []
-        self.busy = 0
+        self._read, self._written = Event(), Event()
 
     def start(self):
         """Begin to serve."""
-        cocotb.start_soon(self._take())
+        cocotb.start_soon(self.bursts.watch(self))
+        self.bursts.set_ready(1)
         if self.read_data is not None:
             cocotb.start_soon(self._answer_reads())
         if self.write_data is not None:
             cocotb.start_soon(self._take_writes())
         return self
 
-    async def _take(self):
-        seen = []
-        cocotb.start_soon(self.bursts.watch(seen))
-        self.bursts.set_ready(1)
-        while True:
-            await self.bursts._edge
-            for payload in seen:
-                burst = unpack(Burst, payload)
-                problem = self._problem(burst)
-                if problem:
-                    raise AssertionError(f"{self.bursts.name}: {problem}")
-                if burst.is_write:
-                    self.writes.append(burst)
-                else:
-                    due = cycle() + self.latency()
-                    self.reads.append((due, burst))
-            seen.clear()
+    def append(self, payload):
+        """A burst was taken."""
+        burst = unpack(Burst, payload)
+        problem = self._problem(burst)
+        if problem:
+            raise AssertionError(f"{self.bursts.name}: {problem}")
+        if burst.is_write:
+            self.writes.append(burst)
+            self._written.set()
+        else:
+            self.reads.append((cycle() + self.latency(), burst))
+            self._read.set()
 
     @staticmethod
     def _problem(burst):
@@ -90,13 +87,15 @@ class BurstMemory:
     async def _answer_reads(self):
         edge = self.read_data._edge
         while True:
-            now = cycle()
-            ready = self.reads[:1] if self.ordered else sorted(self.reads, key=lambda item: item[0])[:1]
-            if not ready or ready[0][0] > now:
-                await edge
+            while not self.reads:
+                self._read.clear()
+                await self._read.wait()
+            now, first = cycle(), self.reads[0] if self.ordered else min(self.reads, key=lambda item: item[0])
+            if first[0] > now:
+                await sleep(edge, first[0], self._read)
                 continue
-            self.reads.remove(ready[0])
-            burst = ready[0][1]
+            self.reads.remove(first)
+            burst = first[1]
             status = self.status(burst)
             if status == BurstStatus.OK:
                 content = self.memory.read(burst.address, burst.length_bytes)
@@ -108,11 +107,11 @@ class BurstMemory:
             await self.read_data.put_many(beats, self.gaps)
 
     async def _take_writes(self):
-        edge, lanes, layout = self.write_data._edge, self.width // 8, BurstData(self.width)
+        lanes, layout = self.width // 8, BurstData(self.width)
         while True:
-            if not self.writes:
-                await edge
-                continue
+            while not self.writes:
+                self._written.clear()
+                await self._written.wait()
             burst = self.writes.pop(0)
             content, where = bytearray(), burst.address % lanes
             begun = cycle()

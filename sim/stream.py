@@ -15,12 +15,12 @@ from amaranth.hdl import Shape
 from amaranth.lib import data
 from cocotb import handle
 from cocotb.clock import Clock
-from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.triggers import ClockCycles, First, RisingEdge, Timer
 
 from .run import ports
 
 __all__ = [
-    "CLOCK_NS", "Stream", "cycle", "pack", "pattern_ready", "random_ready", "raw_writer", "reader", "start", "unpack", "writer",
+    "CLOCK_NS", "Stream", "cycle", "pack", "pattern_ready", "random_ready", "raw_writer", "reader", "sleep", "start", "unpack", "writer",
 ]  # fmt: skip
 
 CLOCK_NS = 4  # period of the clock that start() makes
@@ -171,6 +171,18 @@ class Stream:
                 held = None
             else:
                 held = payload
+
+
+async def sleep(edge, due, news):
+    """Let cycles pass: return just after an edge (``edge`` of the clock), at cycle ``due`` or up to 2 before, or once ``news`` is set.
+
+    A coroutine that sleeps costs nothing; one that looks at every edge costs more than the circuit. Call it in a loop.
+    """
+    wait = due - cycle() - 2
+    if wait > 0:
+        news.clear()
+        await First(news.wait(), Timer(wait * CLOCK_NS, "ns"))
+    await edge
 
 
 def cycle():

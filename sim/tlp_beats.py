@@ -7,7 +7,7 @@ import cocotb
 
 from ..models.tlp import CplStatus, Tlp, TlpType
 from ..rtl.tlp.layouts import TlpBeat
-from .stream import cycle, pack, unpack
+from .stream import cycle, pack, sleep, unpack
 
 __all__ = ["RequesterLink", "completions_of", "from_beats", "to_beats"]
 
@@ -117,7 +117,7 @@ class RequesterLink:
                 self._wake.clear()
                 await self._wake.wait()
             if self._queue[0][0] > cycle():
-                await c._edge
+                await sleep(c._edge, self._queue[0][0], self._wake)
                 continue
             for beat in heapq.heappop(self._queue)[2]:
                 c._payload(beat)

@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import time
+from pathlib import Path
 
 import cocotb
 import pytest
@@ -17,8 +18,11 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
-from ringwall.rtl.verilog import convert
+from ringwall.rtl.config import EndpointConfig
+from ringwall.rtl.verilog import RawCard, convert, to_rtlil
+from ringwall.sim import builds
 from ringwall.sim import run as harness
+from ringwall.sim.counted import Counted
 from ringwall.sim.run import params, ports, run
 from ringwall.sim.stream import cycle, pack, pattern_ready, random_ready, start, unpack
 
@@ -401,6 +405,35 @@ def test_build(monkeypatch, tmp_path):
     assert not list(tmp_path.glob("*.part"))
     assert harness._build(Rude(), "icarus", False).name not in folders[0]
     assert json.loads((tmp_path / folders[0] / "ports.json").read_text())["o__valid"] == ["output", 1]
+
+
+def test_known_cards(monkeypatch, tmp_path):
+    """SIM-RUN-15: a card is elaborated once for a configuration and a text of the sources; any other component each time."""
+    elaborated = []
+    monkeypatch.setattr(builds, "_elaborate", lambda component: elaborated.append(component) or to_rtlil(Register()))
+    monkeypatch.setattr(builds, "_sources", lambda: "text")
+    first, second = EndpointConfig(width=64), EndpointConfig(width=64, tags=32)
+    cards = [RawCard(first), RawCard(first), RawCard(second), Counted(RawCard(first)), Counted(RawCard(first))]
+    found = {builds.circuit(card, tmp_path) for card in cards}
+    assert elaborated == [cards[0], cards[2], cards[3]]
+    assert found == {builds.circuit(cards[0], tmp_path)}
+    assert found.pop()[0] == convert(Register())
+    monkeypatch.setattr(builds, "_sources", lambda: "another text")
+    builds.circuit(cards[0], tmp_path)
+    assert elaborated.pop() == cards[0]
+    assert len(elaborated) == 3
+    for _ in range(2):
+        builds.circuit(Register(), tmp_path)
+    assert len(elaborated) == 5
+
+
+def test_sources_are_all(monkeypatch):
+    """SIM-RUN-16: what stands for the sources changes with any file that a card is made from."""
+    text = builds._sources.__wrapped__()
+    used = {Path(module.__file__).resolve() for name, module in sys.modules.items() if name.startswith("ringwall.rtl.")}
+    used.add(Path(sys.modules["ringwall.sim.counted"].__file__).resolve())
+    assert len(used) > 30
+    assert all(path.read_text() in text for path in used)
 
 
 def test_build_error(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from amaranth import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
-from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
 from ringwall.models.memory import GuestMemory
 from ringwall.rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
@@ -18,7 +18,7 @@ from ringwall.rtl.virtio.engine import QueueDescription, RingEngine
 from ringwall.rtl.virtio.layouts import Notification, QueueCommand, QueueOperation
 from ringwall.sim.burst_bus import BurstMemory
 from ringwall.sim.run import params, run
-from ringwall.sim.stream import cycle, pack, start, unpack
+from ringwall.sim.stream import CLOCK_NS, cycle, pack, start, unpack
 
 SECTORS = 256
 
@@ -152,6 +152,7 @@ class Bench:
     async def until(self, condition, cycles=6000):
         begun = cycle()
         while not condition():
+            await Timer(7 * CLOCK_NS, "ns")
             await RisingEdge(self.dut.clk)
             assert cycle() - begun < cycles, "it takes too long"
 
