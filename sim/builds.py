@@ -66,6 +66,7 @@ def circuit(component, root: Path) -> tuple[str, str]:
             lambda work: (work / "circuit").write_text(_converted(_elaborate(component), root).name),
         )
         folder = root / (known / "circuit").read_text()
+        component._MustUse__used = True  # Amaranth warns of components that nobody elaborates
     return (folder / "top.v").read_text(), folder.name
 
 

@@ -25,18 +25,36 @@ def batches(disk, rng, count):
         assert all(request.status == BlkStatus.OK for request in batch)
 
 
+class Pace:
+    """Cycles per second, part by part. Other users of the machine make a part slower, never faster: the fastest counts."""
+
+    def __init__(self, now):
+        self.now, self.cycles, self.spent, self.best = now, 0, 0.0, 0.0
+        self._begin = now(), time.process_time()
+
+    def mark(self):
+        """A part has ended: a batch of each kind."""
+        cycles, seconds = self.now() - self._begin[0], time.process_time() - self._begin[1]
+        self._begin = self.now(), time.process_time()
+        self.cycles, self.spent, self.best = self.cycles + cycles, self.spent + seconds, max(self.best, cycles / seconds)
+
+    def __str__(self):
+        return f"{self.cycles} cycles, {self.best:.0f} per s of CPU time at best, {self.cycles / self.spent:.0f} on average"
+
+
 def measure(latency):
-    """Return the cycles, the seconds of CPU time and those of wall-clock time of 16 batches on the compiled card."""
+    """Return the pace of 16 batches on the compiled card."""
     bench = CompiledBench(bench_config(WIDTH), seed=1, judged=False, latency=latency)
     card = bench.compiled
     bench.now(bench.enable_iommu())
     disk = bench.now(bench.disk(0))
-    first, begin, wall = card.cycle, time.process_time(), time.perf_counter()
-    for batch in batches(disk, bench.rng, 16):
+    pace = Pace(lambda: card.cycle)
+    for n, batch in enumerate(batches(disk, bench.rng, 16)):
         bench.done(disk, batch)
-    spent = card.cycle - first, time.process_time() - begin, time.perf_counter() - wall
+        if n % 2:
+            pace.mark()
     card.close()
-    return spent
+    return pace
 
 
 def test_compiled(request, capsys):
@@ -46,16 +64,13 @@ def test_compiled(request, capsys):
     """
     measured = {latency: measure(latency) for latency in (8, LATENCY)}
     done = run(bench_card(WIDTH), module=__name__, node=request.node.nodeid, sim="verilator")
-    found = re.search(r"BENCH (\d+) cycles in ([\d.]+) s", done.log)
+    found = re.search(r"BENCH (.*, (\d+) per s .*)", done.log)
     assert found
-    cycles, seconds, _ = measured[LATENCY]
-    ratio = cycles / seconds / (int(found[1]) / float(found[2]))
+    ratio = measured[LATENCY].best / int(found[2])
     with capsys.disabled():
-        for latency, (cycles, seconds, wall) in measured.items():
-            rates = f"{cycles / seconds:.0f} per s of CPU time, {cycles / wall:.0f} of wall-clock time"
-            print(f"\n  compiled, latency {latency}: {cycles} cycles, {rates}", end="")
-        speed = int(found[1]) / float(found[2])
-        print(f"\n  cocotb, latency {LATENCY}: {found[1]} cycles, {speed:.0f} per s of CPU time; ratio {ratio:.1f}")
+        for latency, pace in measured.items():
+            print(f"\n  compiled, latency {latency}: {pace}", end="")
+        print(f"\n  cocotb, latency {LATENCY}: {found[1]}; ratio {ratio:.1f}")
     assert ratio >= LEAST_RATIO
 
 
@@ -74,7 +89,9 @@ async def same_traffic_in_cocotb(dut):
     await card.begin()
     await card.enable_iommu()
     disk = await card.disk(0)
-    first, begin = cycle(), time.process_time()
-    for batch in batches(disk, card.rng, 4):
+    pace = Pace(cycle)
+    for n, batch in enumerate(batches(disk, card.rng, 6)):
         await disk.done(batch)
-    dut._log.info("BENCH %d cycles in %.3f s", cycle() - first, time.process_time() - begin)
+        if n % 2:
+            pace.mark()
+    dut._log.info("BENCH %s", pace)
