@@ -1,13 +1,20 @@
 """What is made once and kept under ``build/``, also when several processes ask for it at the same time; circuits first of all."""
 
+import dataclasses
+import enum
 import fcntl
 import functools
 import gc
 import hashlib
+import os
 import shutil
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
+
+from amaranth.hdl import Shape
+from amaranth.lib import data, wiring
 
 __all__ = ["build_root", "call", "circuit", "digest", "made_once"]
 
@@ -52,40 +59,93 @@ def call(command: list[str], folder: Path, environment: dict[str, str]):
 def circuit(component, root: Path) -> tuple[str, str]:
     """Return ``(Verilog, digest)`` of ``component``; another circuit has another digest. What was made lies under ``root``.
 
-    Amaranth takes a quarter of a minute for a card. A card is therefore known again by its class, its configuration
-    and the text of everything that it is made from; other components are elaborated each time.
+    Amaranth takes a quarter of a minute for a card. A component is therefore known again by what its ``elaborate`` can see:
+    its class, its attributes and the text of the sources. One with an attribute that no text stands for is elaborated each time.
+    The nightly tests elaborate all of them, and raise :exc:`RuntimeError` where a name says too little.
     """
-    name = _name(component)
-    if name is None:
-        rtlil = _elaborate(component)
-        folder = _converted(rtlil, root)
+    described = _Described()
+    try:
+        name = described.of(component)
+    except _Unnamed:
+        folder = _converted(_elaborate(component), root)
     else:
         # The folder of a name has the digest of its circuit: two names may stand for one.
         known = made_once(
-            root / f"name-{digest(name, _sources(), version('amaranth'))}",
+            root / f"name-{digest(name, described.sources(), version('amaranth'))}",
             lambda work: (work / "circuit").write_text(_converted(_elaborate(component), root).name),
         )
         folder = root / (known / "circuit").read_text()
+        if os.environ.get("RINGWALL_NIGHTLY") and _converted(_elaborate(component), root) != folder:
+            raise RuntimeError(f"This name stands for more than one circuit: {name}")
         component._MustUse__used = True  # Amaranth warns of components that nobody elaborates
     return (folder / "top.v").read_text(), folder.name
 
 
-def _name(component):
-    """Return what stands for ``component`` besides the sources, or None when only its elaboration tells."""
-    from ..rtl.verilog import RawCard
-    from .counted import Counted
+class _Unnamed(Exception):
+    """No text stands for an object."""
 
-    if type(component) is Counted:
-        card = _name(component.card)
-        return card and f"Counted {card}"
-    return f"RawCard {component.config!r}" if type(component) is RawCard else None
+
+class _Described:
+    """Texts that stand for objects, and the files that these are made from."""
+
+    def __init__(self):
+        self._files = set()
+
+    def of(self, thing) -> str:
+        """Return a text that another ``thing`` has only if it is like this one; :exc:`_Unnamed` when there is none."""
+        if isinstance(thing, enum.Enum):
+            text = f"{self._class(type(thing))}.{thing.name}"
+        elif thing is None or isinstance(thing, bool | int | float | str | bytes | range | data.Layout | Shape | wiring.Signature):
+            text = f"{type(thing).__name__} {thing!r}"
+        elif isinstance(thing, type):
+            text = self._class(thing)
+        elif isinstance(thing, tuple | list | frozenset | set):
+            items = [self.of(item) for item in thing]
+            text = f"{type(thing).__name__} ({', '.join(sorted(items) if isinstance(thing, frozenset | set) else items)})"
+        elif isinstance(thing, dict):
+            text = f"dict ({', '.join(f'{self.of(key)}: {self.of(value)}' for key, value in thing.items())})"
+        elif dataclasses.is_dataclass(thing):
+            values = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
+            text = f"{self._class(type(thing))} {self.of(values)}"
+        elif isinstance(thing, wiring.Component):
+            text = self._component(thing)
+        else:
+            raise _Unnamed(repr(thing))
+        if " at 0x" in text:
+            raise _Unnamed(text)
+        return text
+
+    def sources(self) -> str:
+        """Return the text of rtl/ and of every other file that has a class of what was described."""
+        tree = Path(__file__).resolve().parents[1]
+        return "\0".join(f"{path}\0{_text(path)}" for path in sorted({*(tree / "rtl").rglob("*.py"), *self._files}))
+
+    def _class(self, kind):
+        module, place = sys.modules.get(kind.__module__), kind.__qualname__
+        found = module
+        for part in place.split("."):
+            found = getattr(found, part, None)
+        if found is not kind:  # made by a function, or changed: its name says too little
+            raise _Unnamed(place)
+        if getattr(module, "__file__", None):
+            self._files.add(Path(module.__file__).resolve())
+        return f"class {kind.__module__}.{place}"
+
+    def _component(self, component):
+        members = component.signature.members
+        ports = [f"{path} {member.flow} {self._shape(member.shape)} {member.init!r}"
+                 for path, member, _ in component.signature.flatten(component)]  # fmt: skip
+        attributes = {name: value for name, value in vars(component).items() if name not in members and not name.startswith("_MustUse")}
+        return f"{self._class(type(component))} {component.signature!r} {ports} {self.of(attributes)}"
+
+    def _shape(self, shape):
+        is_struct = isinstance(shape, type) and issubclass(shape, data.View)
+        return f"{self._class(shape)} {data.Layout.cast(shape)!r}" if is_struct else repr(shape)
 
 
 @functools.cache
-def _sources():
-    tree = Path(__file__).resolve().parents[1]
-    files = [tree / "sim/counted.py", *sorted((tree / "rtl").rglob("*.py"))]
-    return "\0".join(f"{path.relative_to(tree)}\0{path.read_text()}" for path in files)
+def _text(path):
+    return path.read_text()
 
 
 def _elaborate(component):

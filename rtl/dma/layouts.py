@@ -1,5 +1,7 @@
 """Payloads between whoever has buffers and the engines that move them."""
 
+from functools import cache
+
 from amaranth import unsigned
 from amaranth.lib import data
 
@@ -14,6 +16,7 @@ class Segment(data.Struct):
     last: unsigned(1)
 
 
+@cache
 def ChainBeat(width):
     """One beat of a packed byte stream: byte 0 in bits 7:0; every beat but the last of a packet is full.
 

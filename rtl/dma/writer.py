@@ -1,5 +1,7 @@
 """Scatter-gather writes: one packed packet per list in, write bursts out."""
 
+from functools import cache
+
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -11,6 +13,7 @@ from .reader import WIDTHS, rotate_bytes
 from .splitter import Piece, Splitter, check_max_burst
 
 
+@cache
 def Row(width):
     """One row of burst data, with what is known of its burst; or, with ``is_end``, the end of a list and no row."""
     return data.StructLayout({

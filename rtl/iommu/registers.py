@@ -38,6 +38,9 @@ class QueueControl(wiring.Signature):
             "enable": Out(1), "stopped": Out(1), "on": In(1), "step": In(1), "memory_fault": In(1), "refused": In(1),
         })  # fmt: skip
 
+    def __repr__(self):
+        return "QueueControl()"
+
 
 class _Queue:
     """State of one queue's registers: base, csr, and two indices of which ``own`` ("head" or "tail") is the hardware's."""

@@ -1,5 +1,7 @@
 """The raw TLP link: headers in line, as soft cores and our own simulations have it."""
 
+from functools import cache
+
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -11,6 +13,7 @@ from ..tlp.layouts import TlpBeat
 WIDTHS = (64, 128, 256, 512)
 
 
+@cache
 def RawBeat(width):
     """One beat of a TLP on the link: dwords from lane 0, 3 or 4 of header, then payload.
 

@@ -35,3 +35,6 @@ class RegisterBus(wiring.Signature):
             "request": Out(stream.Signature(RegisterRequest)),
             "response": In(stream.Signature(RegisterResponse)),
         })
+
+    def __repr__(self):
+        return "RegisterBus()"

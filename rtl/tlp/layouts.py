@@ -1,5 +1,7 @@
 """Payloads of the streams around the transaction layer: TLP beats, bursts, burst data, burst ends."""
 
+from functools import cache
+
 from amaranth import unsigned
 from amaranth.lib import data, enum
 
@@ -48,6 +50,7 @@ class Header(data.Struct):
     message_code: unsigned(8)
 
 
+@cache
 def TlpBeat(width):
     """One beat of a TLP inside the card: the header travels beside the first data beat.
 
@@ -83,6 +86,7 @@ class Burst(data.Struct):
     epoch: unsigned(1)
 
 
+@cache
 def BurstData(width):
     """One beat of a burst's data. **Lanes follow the address**: the byte at address A travels in lane A mod (width/8).
 

@@ -1,5 +1,7 @@
 """Where read data waits: written by completions in any order and alignment, read in rows by the lines of the clients."""
 
+from functools import cache
+
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
@@ -13,6 +15,7 @@ from .tags import StoreBeat
 OUTPUT_DEPTH = 8  # beats that wait for each client: covers the way there and back at one beat per cycle
 
 
+@cache
 def RowRead(width, rows):
     """Layout: one beat for a client: ``row``, of which bytes ``first_byte`` to ``last_byte`` count; the rest as in ``BurstData``."""
     return data.StructLayout({

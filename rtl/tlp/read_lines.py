@@ -1,5 +1,7 @@
 """One client's reads from burst to data: the decision to send, the space for the data, the order of the answers."""
 
+from functools import cache
+
 from amaranth import Array, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
@@ -14,6 +16,7 @@ from .tags import TagEnd
 SLOT_BYTES = 64  # an unordered read lies inside one naturally aligned block of this size
 
 
+@cache
 def ReadRequest(rows, index_bits):
     """Layout: a Memory Read that may be sent now; ``index`` is the line's own, ``row`` the first one kept free for its data."""
     return data.StructLayout({"piece": Piece, "extended_tag": 1, "row": range(rows), "index": index_bits})
@@ -130,6 +133,7 @@ class ReadFront(wiring.Component):
         return m
 
 
+@cache
 def Span(width, rows):
     """Layout: a run of bytes in the buffer that is handed to the client; with a ``status`` other than OK a single beat without data."""
     return data.StructLayout({

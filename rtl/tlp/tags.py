@@ -1,5 +1,7 @@
 """Tags of our read requests: who has which, what each completion may bring, and what happens when none comes."""
 
+from functools import cache
+
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.memory import Memory
@@ -51,6 +53,7 @@ class State(enum.Enum, shape=2):
     RECOVERING = 3  # quarantined, and its function was stopped since: free after two more timeouts
 
 
+@cache
 def Opened(rows, index_bits):
     """Layout: a read request that has just been sent. ``row`` is the first of the read buffer for its data, ``index`` the client's own."""
     return data.StructLayout({
@@ -59,11 +62,13 @@ def Opened(rows, index_bits):
     })  # fmt: skip
 
 
+@cache
 def TagEnd(index_bits):
     """Layout: a read request is over."""
     return data.StructLayout({"client": 6, "index": index_bits, "function": 8, "epoch": 1, "status": BurstStatus})
 
 
+@cache
 def StoreBeat(width, rows):
     """Layout: dwords for the read buffer: lane 0 belongs at ``position`` dwords behind the start of ``row``."""
     return data.StructLayout({

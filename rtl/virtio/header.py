@@ -1,5 +1,7 @@
 """Takes the header off the front of a chain's readable bytes."""
 
+from functools import cache
+
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -10,6 +12,7 @@ from ..tlp.layouts import BurstStatus
 HEADER_BYTES = 16
 
 
+@cache
 def Front(width=8 * HEADER_BYTES):
     """The first 16 bytes of a packet; ``complete`` unless the packet was shorter or could not be fetched."""
     return data.StructLayout({"data": width, "complete": 1})

@@ -12,17 +12,16 @@ from pathlib import Path
 
 import cocotb
 import pytest
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import Module, Signal, Value, signed
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
-from ringwall.rtl.config import EndpointConfig
-from ringwall.rtl.verilog import RawCard, convert, to_rtlil
+from ringwall.rtl.verilog import convert
 from ringwall.sim import builds
 from ringwall.sim import run as harness
-from ringwall.sim.counted import Counted
+from ringwall.sim.card import bench_card
 from ringwall.sim.run import params, ports, run
 from ringwall.sim.stream import cycle, pack, pattern_ready, random_ready, start, unpack
 
@@ -407,29 +406,64 @@ def test_build(monkeypatch, tmp_path):
     assert json.loads((tmp_path / folders[0] / "ports.json").read_text())["o__valid"] == ["output", 1]
 
 
-def test_known_cards(monkeypatch, tmp_path):
-    """SIM-RUN-15: a card is elaborated once for a configuration and a text of the sources; any other component each time."""
-    elaborated = []
-    monkeypatch.setattr(builds, "_elaborate", lambda component: elaborated.append(component) or to_rtlil(Register()))
-    monkeypatch.setattr(builds, "_sources", lambda: "text")
-    first, second = EndpointConfig(width=64), EndpointConfig(width=64, tags=32)
-    cards = [RawCard(first), RawCard(first), RawCard(second), Counted(RawCard(first)), Counted(RawCard(first))]
-    found = {builds.circuit(card, tmp_path) for card in cards}
-    assert elaborated == [cards[0], cards[2], cards[3]]
-    assert found == {builds.circuit(cards[0], tmp_path)}
-    assert found.pop()[0] == convert(Register())
-    monkeypatch.setattr(builds, "_sources", lambda: "another text")
-    builds.circuit(cards[0], tmp_path)
-    assert elaborated.pop() == cards[0]
-    assert len(elaborated) == 3
-    for _ in range(2):
-        builds.circuit(Register(), tmp_path)
+class Adder(wiring.Component):
+    """Has a parameter; ``hidden`` is one that no text stands for."""
+
+    def __init__(self, amount, hidden=None):
+        self.amount, self.hidden = amount, hidden
+        super().__init__({"i": In(Item), "o": Out(Item), "sum": Out(12)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.sum.eq(self.i.low + Value.cast(self.amount))
+        return m
+
+
+class Wider(Adder):
+    pass
+
+
+def test_known_components(monkeypatch, tmp_path):
+    """SIM-RUN-15: a component is elaborated once for its class, attributes and sources; one with an attribute without a name each time."""
+    elaborated, make = [], builds._elaborate
+    monkeypatch.setattr(builds, "_elaborate", lambda component: elaborated.append(component) or make(component))
+    monkeypatch.delenv("RINGWALL_NIGHTLY", raising=False)
+    names = [builds.circuit(adder, tmp_path)[1] for adder in (Adder(1), Adder(2), Wider(2), Adder(1), Adder(Kind.WRITE), Adder(2))]
+    assert len(elaborated) == 4, "Adder(1), Adder(2), Wider(2), Adder(Kind.WRITE)"
+    assert names[0] == names[3]
+    assert names[1] == names[2] == names[4] == names[5], "two names may stand for one circuit"
+    assert names[0] != names[1]
+    text, name = builds.circuit(Adder(1), tmp_path)
+    assert (text, name) == (convert(Adder(1)), names[0])
+    monkeypatch.setattr(builds, "_text", lambda path: "another text")
+    builds.circuit(Adder(1), tmp_path)
     assert len(elaborated) == 5
+    for hidden in (lambda: 0, Signal(), object()):
+        builds.circuit(Adder(3, hidden), tmp_path)
+        builds.circuit(Adder(3, hidden), tmp_path)
+    assert len(elaborated) == 11
+    local = type("Local", (Adder,), {})
+    builds.circuit(local(3), tmp_path)
+    builds.circuit(local(3), tmp_path)
+    assert len(elaborated) == 13
 
 
-def test_sources_are_all(monkeypatch):
-    """SIM-RUN-16: what stands for the sources changes with any file that a card is made from."""
-    text = builds._sources.__wrapped__()
+def test_names_that_say_too_little(monkeypatch, tmp_path):
+    """SIM-RUN-17: in nightly runs a name that two circuits share is found."""
+    monkeypatch.setattr(builds._Described, "of", lambda self, thing: "the same")
+    monkeypatch.delenv("RINGWALL_NIGHTLY", raising=False)
+    assert builds.circuit(Adder(1), tmp_path) == builds.circuit(Adder(2), tmp_path)
+    monkeypatch.setenv("RINGWALL_NIGHTLY", "1")
+    builds.circuit(Adder(1), tmp_path)
+    with pytest.raises(RuntimeError, match="stands for more than one circuit: the same"):
+        builds.circuit(Adder(2), tmp_path)
+
+
+def test_sources_are_all():
+    """SIM-RUN-16: what stands for the sources has every file that a card is made from."""
+    described = builds._Described()
+    described.of(bench_card(64))
+    text = described.sources()
     used = {Path(module.__file__).resolve() for name, module in sys.modules.items() if name.startswith("ringwall.rtl.")}
     used.add(Path(sys.modules["ringwall.sim.counted"].__file__).resolve())
     assert len(used) > 30
