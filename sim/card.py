@@ -29,8 +29,12 @@ IOVAS = 0x10_0000_0000  # first IOVA of ring and buffers
 
 
 def bench_config(width=256):
-    """Return the card that system tests share, so that it is built once: an IOMMU and two disks of 1 MiB, patience of 10,000 cycles."""
-    return EndpointConfig(width=width, disks=(BlkConfig(capacity_sectors=2048),) * 2, completion_timeout_cycles=10_000)
+    """Return the card that system tests share, so that it is built once: an IOMMU and two disks, patience of 10,000 cycles.
+
+    The disks have 1 MiB; the first has a queue of 1024, the second one of 256.
+    """
+    disks = BlkConfig(capacity_sectors=2048, queue_size=1024), BlkConfig(capacity_sectors=2048)
+    return EndpointConfig(width=width, disks=disks, completion_timeout_cycles=10_000)
 
 
 def bench_card(width=256):

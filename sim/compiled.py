@@ -145,7 +145,7 @@ def _fields(kind, names):
 
 _Options = _fields(ctypes.c_uint64, "latency jitter seed rcb stalls idle_after split replaying late_writes window window_size")
 _Counts = _fields(ctypes.c_uint64, "sent received sent_dwords received_dwords reads read_bytes writes written_bytes refused_reads "
-                  "dropped_writes interrupts")  # fmt: skip
+                  "dropped_writes interrupts lost_pages")  # fmt: skip
 _Limits = _fields(ctypes.c_uint32, "known may_read may_write mps payload mrrs tags attributes")
 _Observer = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint32))
 
@@ -326,8 +326,8 @@ class CompiledCard:
     def map(self, address, size, fd=None, offset=0, *, readable=True, writable=True, function=None):
         """Let ``size`` bytes of guest memory from ``address`` be those of the file ``fd`` from ``offset`` on, or fresh zeroes.
 
-        ``readable``, ``writable``: what the card may. ``function``: for that one alone, see :meth:`separate`. The file must not shrink
-        while it is mapped.
+        ``readable``, ``writable``: what the card may. ``function``: for that one alone, see :meth:`separate`. Pages of a file that
+        shrinks later read as zeroes, are counted (``counts.lost_pages``), and what is written to them is lost.
 
         Raises
         ------
@@ -352,7 +352,7 @@ class CompiledCard:
         if not 0 <= address < 1 << 64 or not 0 <= size <= (1 << 64) - address:
             raise ValueError(f"A range to unmap must lie within 64 bits, not {address!r} and {size!r}")
         self._select(function)
-        return self._library.card_unmap(self._handle(), address, size)
+        return self._library.card_unmap(self._handle(), address, address + size - 1) if size else 0
 
     def read(self, address, size, *, function=None):
         """Return ``size`` bytes of guest memory; :exc:`ringwall.models.memory.AccessFault` where nothing is mapped."""

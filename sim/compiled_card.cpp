@@ -8,6 +8,7 @@
 // A rule that the card breaks ends the run: `error` says which, and nothing moves any more. Every call returns.
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -51,6 +52,7 @@ struct Options {  // as Options in sim/compiled.py
 
 struct Counts {  // as Counts in sim/compiled.py
   uint64_t sent, received, sent_dwords, received_dwords, reads, read_bytes, writes, written_bytes, refused_reads, dropped_writes, interrupts;
+  uint64_t lost_pages;  // of files that shrank
 };
 
 struct Limits {  // what a function may do; as Limits in sim/compiled.py
@@ -105,6 +107,42 @@ void copy(uint8_t *to, const uint8_t *from, uint64_t size) {
   else if (size == 4 && aligned(4)) *(volatile uint32_t *)to = *(const volatile uint32_t *)from;
   else if (size == 2 && aligned(2)) *(volatile uint16_t *)to = *(const volatile uint16_t *)from;
   else memcpy(to, from, size);
+}
+
+// A file that shrinks while it is mapped takes its pages along, and whoever touches one gets SIGBUS. Such a page becomes one of
+// zeroes, and is counted.
+struct Range {
+  uint64_t size;
+  Counts *counts;
+};
+
+struct {
+  std::map<uintptr_t, Range> mapped;  // nobody changes it while memory is touched
+  struct sigaction before;
+} files;
+
+void on_bus_error(int number, siginfo_t *info, void *context) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(info->si_addr);
+  auto next = files.mapped.upper_bound(at);
+  if (next != files.mapped.begin()) {
+    const auto &[start, range] = *std::prev(next);
+    void *page = reinterpret_cast<void *>(at & ~uintptr_t(PAGE - 1));
+    if (at - start < range.size && mmap(page, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == page) {
+      range.counts->lost_pages++;
+      return;
+    }
+  }
+  // None of ours: it goes, or comes again, to whom it would have gone.
+  if (files.before.sa_flags & SA_SIGINFO) files.before.sa_sigaction(number, info, context);
+  else sigaction(SIGBUS, &files.before, nullptr);
+}
+
+void watch_files() {
+  static bool is_watching = false;
+  if (is_watching) return;
+  struct sigaction ours {};
+  ours.sa_sigaction = on_bus_error, ours.sa_flags = SA_SIGINFO;
+  is_watching = !sigaction(SIGBUS, &ours, &files.before);
 }
 
 class Card {
@@ -175,16 +213,19 @@ class Card {
       at = mmap(nullptr, size, PROT_READ | (is_writable ? PROT_WRITE : 0), MAP_SHARED, fd, off_t(offset));
     }
     if (at == MAP_FAILED) return errno;
-    std::shared_ptr<uint8_t> base(static_cast<uint8_t *>(at), [size](uint8_t *p) { munmap(p, size); });
+    watch_files();
+    files.mapped[reinterpret_cast<uintptr_t>(at)] = Range{size, &counts};
+    std::shared_ptr<uint8_t> base(static_cast<uint8_t *>(at), [size](uint8_t *p) {
+      files.mapped.erase(reinterpret_cast<uintptr_t>(p));
+      munmap(p, size);
+    });
     (*memory)[address] = Mapping{base, base.get(), size, card_reads, card_writes, is_writable};
     return 0;
   }
 
-  // Take away what is mapped of [address, address + size); pieces beside it stay. Returns the bytes that were mapped.
-  uint64_t unmap(uint64_t address, uint64_t size) {
+  // Take away what is mapped from `address` to `last`; pieces beside it stay. Returns the bytes that were mapped.
+  uint64_t unmap(uint64_t address, uint64_t last) {
     uint64_t gone = 0;
-    if (!size) return 0;
-    const uint64_t last = address + (size - 1) < address ? ~uint64_t(0) : address + (size - 1);
     auto one = memory->upper_bound(address);
     if (one != memory->begin()) --one;
     while (one != memory->end() && one->first <= last) {
@@ -615,7 +656,7 @@ int card_map(Card *card, uint64_t address, uint64_t size, int fd, uint64_t offse
 }
 int card_select(Card *card, int function) { return card->select(function) ? 0 : EINVAL; }
 void card_separate(Card *card, uint32_t function, int is_own) { card->separate(function, is_own); }
-uint64_t card_unmap(Card *card, uint64_t address, uint64_t size) { return card->unmap(address, size); }
+uint64_t card_unmap(Card *card, uint64_t address, uint64_t last) { return card->unmap(address, last); }
 int card_read(Card *card, uint64_t address, uint8_t *to, uint64_t size) { return card->read(address, to, size); }
 int card_write(Card *card, uint64_t address, const uint8_t *from, uint64_t size) { return card->write(address, from, size); }
 int card_record(Card *card, const char *path) { return card->record(path); }

@@ -3,6 +3,9 @@
 import os
 import random
 import re
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -217,16 +220,44 @@ def test_mappings():
         for address in (0x1_0800, 0x1_17FF, 0x1_07FF):
             with pytest.raises(AccessFault):
                 card.read(address, 2)
-        assert card.unmap(0, (1 << 64) - 1) == 0x1000 + 0x1000 + 0x1000
-        assert card.unmap(0, 1 << 64) == 0
+        assert card.unmap(0, 1 << 64) == 0x1000 + 0x1000 + 0x1000
+        assert card.unmap(0, 1 << 64) == card.unmap(5, 0) == 0
         card.map((1 << 64) - 4096, 4096)
         card.write((1 << 64) - 4, b"last")
         assert card.read((1 << 64) - 4, 4) == b"last"
         with pytest.raises(AccessFault):
             card.read((1 << 64) - 4, 5)
+        assert card.unmap(0, 1 << 64) == 4096
+        with pytest.raises(AccessFault):
+            card.read((1 << 64) - 4, 4)
     os.close(file)
     with pytest.raises(ValueError, match="after its end"):
         card.step(1)
+
+
+def test_shrinking_file():
+    """SYS-COMP-11: of a guest's file that shrinks while it is mapped the lost pages read as zeroes and are counted; all else goes on."""
+    file = os.memfd_create("guest")
+    os.ftruncate(file, 0x8000)
+    os.pwrite(file, b"\xee" * 0x8000, 0)
+    bench, disk = bench_with_disk(13, judged=False)
+    card = bench.compiled
+    card.map(1 << 40, 0x8000, file)
+    os.ftruncate(file, 0x2000)
+    assert card.read((1 << 40) + 0x1FF0, 32) == b"\xee" * 16 + bytes(16)
+    card.write((1 << 40) + 0x4000, b"lost")
+    assert card.counts.lost_pages == 2
+    assert card.read((1 << 40) + 0x1000, 0x7000) == b"\xee" * 0x1000 + bytes(0x2000) + b"lost" + bytes(0x3FFC)
+    assert card.counts.lost_pages == 6
+    assert os.fstat(file).st_size == 0x2000
+    os.close(file)
+    Traffic(bench, disk, bench.rng, (1, 8)).run(3)
+    card.close()
+    code = "from ringwall.sim.compiled import CompiledCard; from ringwall.sim.card import bench_config\n" \
+           "import os, mmap, signal; card = CompiledCard(bench_config(64)); f = os.memfd_create('x'); os.ftruncate(f, 4096)\n" \
+           "card.map(0, 4096, f); other = os.memfd_create('y'); os.ftruncate(other, 4096); m = mmap.mmap(other, 4096)\n" \
+           "os.ftruncate(other, 0); m[0]"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == -signal.SIGBUS, "a file of somebody else"
 
 
 def test_broken_rules():
