@@ -77,17 +77,24 @@ def verilate(folder, text):
     return folder / "obj"
 
 
-def outputs(obj, seed):
+COMPILER = ["c++", "-std=c++17", "-w", "-O0", "-I.", f"-I{ROOT}/include", f"-I{ROOT}/include/vltstd"]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Verilator's own part of every program, compiled."""
+    folder = tmp_path_factory.mktemp("library")
+    for name in ("verilated", "verilated_threads"):
+        subprocess.run([*COMPILER, "-c", ROOT / "include" / f"{name}.cpp", "-o", f"{name}.o"], cwd=folder, check=True, timeout=100)
+    return sorted(folder.glob("*.o"))
+
+
+def outputs(obj, seed, library):
     """Return what the C++ in ``obj`` prints."""
     program = obj / "run"
     if not program.exists():
-        (obj / "main.cc").write_text(MAIN)
-        compiler = ["c++", "-std=c++17", "-w", "-I.", f"-I{ROOT}/include", f"-I{ROOT}/include/vltstd"]
-        for source in [*sorted(obj.glob("*.cpp")), *(ROOT / "include" / f"{name}.cpp" for name in ("verilated", "verilated_threads"))]:
-            made = obj / f"{source.name}.o"
-            if not made.exists() or made.stat().st_mtime_ns < source.stat().st_mtime_ns:
-                subprocess.run([*compiler, "-c", source, "-o", made], cwd=obj, check=True, timeout=100)
-        subprocess.run([*compiler, "main.cc", *sorted(obj.glob("*.o")), "-o", "run", "-pthread"], cwd=obj, check=True, timeout=100)
+        (obj / "all.cc").write_text("".join(f'#include "{path.name}"\n' for path in sorted(obj.glob("*.cpp"))) + MAIN)
+        subprocess.run([*COMPILER, "all.cc", *library, "-o", "run", "-pthread"], cwd=obj, check=True, timeout=100)
     return subprocess.run([program, str(seed)], check=True, capture_output=True, timeout=60).stdout.splitlines()
 
 
@@ -97,36 +104,36 @@ def plain(tmp_path_factory):
     return verilate(tmp_path_factory.mktemp("plain"), CIRCUIT)
 
 
-def test_same_outputs(plain, tmp_path, monkeypatch):
+def test_same_outputs(plain, library, tmp_path, monkeypatch):
     """SIM-QUIET-1: registers, a memory, wide values, states: the same outputs in 20000 cycles; a mark that is lost is seen."""
     monkeypatch.setattr(quiet, "_GROUP", 40)
-    shutil.copytree(plain, tmp_path / "quiet", ignore=shutil.ignore_patterns("run", "Vdut*.o"))
+    shutil.copytree(plain, tmp_path / "quiet", ignore=shutil.ignore_patterns("run"))
     assert quiet.lighten(tmp_path / "quiet", "Vdut") > 5
     seed = random.Random(1).randrange(1000)
-    expected = outputs(plain, seed)
+    expected = outputs(plain, seed, library)
     assert len(set(expected)) > 1000
-    assert outputs(tmp_path / "quiet", seed) == expected
+    assert outputs(tmp_path / "quiet", seed, library) == expected
     missed = 0
     files = [(path, path.read_text()) for path in sorted((tmp_path / "quiet").glob("*__quiet*.cpp"))]
     marks = [(path, text, m) for path, text in files for m in re.finditer(r"\((0x[0-9a-f]+)ULL & changed", text)]
     for path, text, m in (marks[len(marks) // 3], marks[2 * len(marks) // 3]):  # the planted bug: who reads it is not told
         path.write_text(f"{text[: m.start(1)]}0x0{text[m.end(1) :]}")
         (tmp_path / "quiet" / "run").unlink()
-        missed += outputs(tmp_path / "quiet", seed) != expected
+        missed += outputs(tmp_path / "quiet", seed, library) != expected
         path.write_text(text)
     assert missed
 
 
-def test_groups_rest(plain, tmp_path, monkeypatch):
+def test_groups_rest(plain, library, tmp_path, monkeypatch):
     """SIM-QUIET-2: most groups of a circuit at rest do not run."""
     monkeypatch.setattr(quiet, "_GROUP", 40)
-    shutil.copytree(plain, tmp_path / "quiet", ignore=shutil.ignore_patterns("run", "Vdut*.o"))
+    shutil.copytree(plain, tmp_path / "quiet", ignore=shutil.ignore_patterns("run"))
     count = quiet.lighten(tmp_path / "quiet", "Vdut")
     main = next(path for path in (tmp_path / "quiet").glob("*__quiet*.cpp") if "void quiet(" in path.read_text().split("if (")[0])
     text = re.sub(r"\) (quiet_\d+\(vlSelfRef\);)", r") { runs++; \1 }", main.read_text())
     main.write_text("static struct Runs { unsigned n = 0; unsigned operator++(int) { return n++; } ~Runs(); } runs;\n"
                     "#include <cstdio>\nRuns::~Runs() { printf(\"%u\\n\", n); }\n" + text)  # fmt: skip
-    runs = int(outputs(tmp_path / "quiet", 1)[-1])
+    runs = int(outputs(tmp_path / "quiet", 1, library)[-1])
     assert count < runs < 20_000 * count / 2
 
 
