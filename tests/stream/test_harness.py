@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -457,6 +458,30 @@ def test_names_that_say_too_little(monkeypatch, tmp_path):
     builds.circuit(Adder(1), tmp_path)
     with pytest.raises(RuntimeError, match="stands for more than one circuit: the same"):
         builds.circuit(Adder(2), tmp_path)
+
+
+class Rows(wiring.Component):
+    """A memory, some rows of which begin alike."""
+
+    i: In(4)
+    o: Out(7)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.rows = rows = Memory(shape=7, depth=16, init=[5, 5, 5, 5, 9, 5, 100, 100])
+        read = rows.read_port(domain="comb")
+        m.d.comb += [read.addr.eq(self.i), self.o.eq(read.data)]
+        return m
+
+
+def test_rows(tmp_path):
+    """SIM-RUN-18: rows of a memory that begin alike become loops, and nothing else changes."""
+    text, _ = builds.circuit(Rows(), tmp_path)
+    loop = r"^( +)for \(integer row = (\d+); row <= (\d+); row = row \+ 1\) (\S+)\[row\] = (.*);\n"
+    assert [(m[2], m[3], m[5]) for m in re.finditer(loop, text, re.MULTILINE)] == [
+        ("0", "3", "7'h05"), ("6", "7", "7'h64"), ("8", "15", "7'h00")]  # fmt: skip
+    unrolled = re.sub(loop, lambda m: "".join(f"{m[1]}{m[4]}[{n}] = {m[5]};\n" for n in range(int(m[2]), int(m[3]) + 1)), text, flags=re.M)
+    assert unrolled == re.sub(r"(\S) \[(\d+)\] = ", r"\1[\2] = ", convert(Rows()))
 
 
 def test_sources_are_all():
