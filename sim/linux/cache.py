@@ -3,16 +3,16 @@
 It lies outside the checkout, so that fresh clones share it.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["entry", "find", "folder", "locked", "say"]
+from ..builds import made_once
+
+__all__ = ["entry", "find", "folder", "say"]
 
 
 def folder() -> Path:
@@ -27,8 +27,7 @@ def folder() -> Path:
 def entry(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
     """Return the folder of the cache that ``make`` fills for ``recipe``, filled now if this is the first to ask for it.
 
-    Several processes may ask at once: one makes it, the others wait. What is half made is never seen, and is thrown
-    away by whoever comes next.
+    Several processes may ask at once: one makes it, the others wait. What is half made is never seen.
 
     Parameters
     ----------
@@ -40,40 +39,22 @@ def entry(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
         Is called with an empty folder. That folder is renamed afterwards: what is made must not contain its path.
     """
     final = _place(name, recipe)
-    if final.is_dir():
-        return final
-    with locked(final.name):
-        if not final.is_dir():
-            work = final.with_name(f"{final.name}.part")
+
+    def filled(work):
+        try:
+            make(work)
+        except BaseException:
             shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            try:
-                make(work)
-                (work / "recipe").write_text(recipe)
-                work.rename(final)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-    return final
+            raise
+        (work / "recipe").write_text(recipe)
+
+    return made_once(final, filled, waiting=lambda: say(f"another process makes {final.name}: waiting for it"))
 
 
 def find(name: str, recipe: str) -> Path | None:
     """Return the folder that :func:`entry` returns for the same arguments if it is there, else None; makes nothing."""
     final = _place(name, recipe)
     return final if final.is_dir() else None
-
-
-@contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Hold the lock ``name`` of the cache; while another process has it, wait."""
-    locks = folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with open(locks / name, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process makes {name}: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def say(text: str) -> None:

@@ -26,7 +26,8 @@ class Typist:
         """Read until ``pattern`` was shown, which is then forgotten with all before it; return its match."""
         deadline = time.monotonic() + seconds
         while not (found := re.search(pattern, self.shown)):
-            if not select.select([self._keyboard], [], [], max(0, deadline - time.monotonic()))[0]:
+            left = deadline - time.monotonic()
+            if left < 0 or not select.select([self._keyboard], [], [], left)[0]:
                 raise AssertionError(f"{pattern!r} was not shown within {seconds} s: {self.shown[-2000:]}")
             try:
                 self.shown += os.read(self._keyboard, 65536).decode(errors="replace")
@@ -44,9 +45,10 @@ class Typist:
         os.close(self._keyboard)
 
 
-def test_prompt(tmp_path):
+def test_prompt(tmp_path, clean_environment):
     """LINUX-MAIN-7: PROMPT=1 leaves the terminal at a shell of the guest, which has the card's disks; its exit ends all with status 0."""
-    typist = Typist([sys.executable, "-m", "ringwall.sim.linux.main"], cwd=tmp_path, env=os.environ | {"PROMPT": "1", "TERM": "dumb"})
+    settings = {"PROMPT": "1", "TERM": "dumb"}
+    typist = Typist([sys.executable, "-m", "ringwall.sim.linux.main"], cwd=tmp_path, env=clean_environment | settings)
     try:
         typist.until(r"The disks of the card: .*vda vdb.*\n")
         typist.until(r"# ")

@@ -23,17 +23,16 @@ from ringwall.sim.linux.vhost_user import Server
 
 pytestmark = pytest.mark.guest
 CONFIG = bench_config(64)
-VARIABLES = ("GUEST", "IOMMU", "GUEST_ARCH", "PROMPT", "SEED", "LATENCY", "TIMEOUT", "JOB", "TABLE", "WAVES", "RECORD")
 
 
 class Guests:
     """A session with a server per disk, at which guests boot one after the other."""
 
-    def __init__(self, folder, *, judged=False, **parameters):
+    def __init__(self, folder, *, config=CONFIG, judged=False, **parameters):
         self.folder, self.lines, self.number = folder, [], 0
         self.linux, self.image = kernel.uml(), initramfs.build()
         with ExitStack() as stack:
-            self.session = Session(CONFIG, judged=judged, **parameters)
+            self.session = Session(config, judged=judged, **parameters)
             stack.callback(self.session.close)
             self.servers = {}
             for n in self.session.disks:
@@ -214,13 +213,12 @@ def test_late_writes(guests):
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
+def command(tmp_path_factory, clean_environment):
     """The command of a tour in a process of its own, which stands still for two seconds while the guest writes; its log."""
     folder = tmp_path_factory.mktemp("command")
     done = SimpleNamespace(log=folder / "tour.log", lines=[])
     call = [sys.executable, "-u", "-m", "ringwall.sim.linux.main", "--job", "tour", "--timeout", "170", "--record", str(done.log)]
-    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean) as process:
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean_environment) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:

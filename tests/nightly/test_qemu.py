@@ -6,10 +6,8 @@ import time
 import pytest
 
 from ringwall.sim.card import bench_config
-from ringwall.sim.compiled import CompiledCard
 from ringwall.sim.linux import initramfs, kernel, qemu
-from ringwall.sim.linux.bridge import Bridge
-from ringwall.sim.linux.loop import Loop
+from ringwall.sim.linux.main import Session
 from ringwall.sim.linux.vfio_user import Server
 
 CONFIG = bench_config(64)
@@ -20,28 +18,26 @@ IS_NIGHTLY = bool(os.environ.get("RINGWALL_NIGHTLY"))
 
 
 class Machine:
-    """A card, its servers, and guests one after the other."""
+    """A card, its servers, and guests one after the other, golden model watching."""
 
     def __init__(self, folder, disks=DISKS):
-        self.folder, self.card = folder, CompiledCard(CONFIG)
-        self.bridge = Bridge(self.card)
-        self.loop = Loop(self.bridge)
-        self.servers = [Server(self.loop, self.bridge, folder / f"function{n}", n) for n in disks]
+        self.folder, self.session = folder, Session(CONFIG, latency=20, jitter=30, split="random")
+        self.card, self.bridge = self.session.card, self.session.bridge
+        self.servers = [Server(self.session.loop, self.bridge, folder / f"function{n}", n) for n in disks]
 
     def run(self, job, *, arch="amd64", iommu="none", words=(), timeout_s=500, **how):
         linux, modules = kernel.debian(arch)
-        return qemu.run(self.loop, [server.path for server in self.servers], emulator=kernel.qemu(arch), linux=linux,
+        return qemu.run(self.session.loop, [server.path for server in self.servers], emulator=kernel.qemu(arch), linux=linux,
                         image=initramfs.build(modules=modules, arch=arch), job=job, folder=self.folder, arch=arch, iommu=iommu,
                         words=["quiet", *words], timeout_s=timeout_s, **how)  # fmt: skip
 
     def settle(self):
-        assert self.loop.run(until=lambda: not any(server.is_connected for server in self.servers), timeout_s=20)
+        assert self.session.loop.run(until=lambda: not any(server.is_connected for server in self.servers), timeout_s=20)
 
     def close(self):
         for server in self.servers:
             server.close()
-        self.loop.close()
-        self.card.close()
+        self.session.close()
 
 
 @pytest.fixture
@@ -52,7 +48,8 @@ def machine(tmp_path):
 
 
 def check(run, machine):
-    """The job ended well, no server refused anything, no DMA of the card went beside what was mapped."""
+    """The job ended well, no server refused anything, no DMA of the card went beside what was mapped, the model had requests to judge."""
+    assert machine.session.judge.requests > 20
     assert run.is_good, f"{run.problem or run.status}\n" + "\n".join(run.lines[-30:])
     counts = machine.card.counts
     assert counts.refused_reads == counts.dropped_writes == 0

@@ -79,7 +79,7 @@ def clay(library, tmp_path, monkeypatch):
             text += f"{at} {' '.join(f'{word:x}' for word in words)} {fickle}\n"
         (tmp_path / "beats").write_text(text)
         monkeypatch.setenv("CLAY", str(tmp_path / "beats"))
-        monkeypatch.setattr(compiled, "build", lambda config: library)
+        monkeypatch.setattr(compiled, "build", lambda config, **how: library)
         card = CompiledCard(CONFIG, mps=mps, mrrs=mrrs, **parameters)
         card.map(BASE, SIZE)
         card.host.assume_enabled(1, mps=mps, mrrs=mrrs, ext_tag=ext_tag)
@@ -358,7 +358,7 @@ endmodule
 def test_waves(tmp_path, monkeypatch):
     """SYS-COMPHOST-9: a card with waves behaves as one without, and leaves an FST file that ends with its last cycle."""
     compiled._compile(TINY, CONFIG.width, tmp_path, True)
-    monkeypatch.setattr(compiled, "build", lambda config, waves=False: tmp_path / "card.so" if waves else None)
+    monkeypatch.setattr(compiled, "build", lambda config, waves, **how: tmp_path / "card.so" if waves else None)
     ends = []
     for number, cycles in enumerate((1000, 3000)):
         path = tmp_path / f"{number}.fst"
