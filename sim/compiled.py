@@ -60,8 +60,8 @@ class BrokenRule(AssertionError):
 def build(config, *, waves=False, card=RawCard):
     """Return the path of the shared library of ``card(config)``, made now if this is the first to ask for it.
 
-    ``card`` is :class:`ringwall.rtl.verilog.RawCard`, or a component with its ports. One with ``waves`` can write every signal. Each circuit has its own, without and with, under ``build/compiled-<digest>/``.
-    Several processes may ask at once.
+    ``card`` is :class:`ringwall.rtl.verilog.RawCard`, or a component with its ports. A library with ``waves`` can write every
+    signal. Each circuit has its own, without and with, under ``build/compiled-<digest>/``. Several processes may ask at once.
 
     Raises
     ------
