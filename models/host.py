@@ -249,6 +249,7 @@ class _Part:
     tlp: Tlp
     start: int  # byte address of the first byte that is still due
     left: int  # bytes that are still due
+    completer_id: int | None  # that the function must use
     data: bytearray = field(default_factory=bytearray)
     is_lost: bool = False  # given up: its tag waits for the completion
 
@@ -456,6 +457,7 @@ class Host:
         self._functions: dict[int, _Function] = {}
         self._arrived: Counter[tuple[int, int | None]] = Counter()  # interrupts that nobody waited for yet
         self._parts: dict[int, _Part] = {}  # by tag
+        self._captured: dict[int, int] = {}  # function -> routing ID of its configuration writes [PCIe5 2.2.6.2]
         self._next_tag = 0
         self._last_due = 0
 
@@ -479,11 +481,13 @@ class Host:
                 tlp = Tlp(TlpType.CFGWR0 if is_write else TlpType.CFGRD0, length_dw=1, requester_id=self.ROUTING_ID, tag=self._tag(),
                           first_be=(1 << size) - 1 << offset % 4, completer_id=self.bus << 8 | function, register=offset & ~3,
                           data=data)  # fmt: skip
-                self._expect(pending, tlp, 0, 4)
+                if is_write:
+                    self._captured[function] = tlp.completer_id
+                self._expect(pending, tlp, 0, 4, function)
             case MemoryRead(address, size):
                 for at, length in _within_pages(address, size):
                     tlp = memory_read(at, length, requester_id=self.ROUTING_ID, tag=self._tag())
-                    self._expect(pending, tlp, at, length)
+                    self._expect(pending, tlp, at, length, self._owner(at))
             case MemoryWrite(address, size, value):
                 data = value.to_bytes(size, "little")
                 for at, length in _within_pages(address, size):
@@ -511,8 +515,9 @@ class Host:
                 return tag
         raise RuntimeError("All 256 tags of the host are in use")
 
-    def _expect(self, pending: Pending, tlp: Tlp, start: int, length: int) -> None:
-        part = _Part(pending, tlp, start, length)
+    def _expect(self, pending: Pending, tlp: Tlp, start: int, length: int, function: int | None) -> None:
+        """``function``: that is to answer, None when nobody is known to."""
+        part = _Part(pending, tlp, start, length, None if function is None else self._captured.get(function, function))
         pending._parts.append(part)
         pending.tlps.append(tlp)
         self._parts[tlp.tag] = part
@@ -543,9 +548,10 @@ class Host:
             return []
         request, pending = part.tlp, part.pending
         wanted = request.type in (TlpType.CFGRD0, TlpType.MRD)  # data
-        owner = request.completer_id if request.type is not TlpType.MRD else self._owner(request.address)
-        if owner is not None and tlp.completer_id != owner:
-            self._broken(f"completer ID is not {owner:#06x}", tlp)
+        if part.completer_id is not None and tlp.completer_id != part.completer_id:
+            is_nobody = tlp.status == CplStatus.UR and request.type is not TlpType.MRD  # no function claims it: any number
+            if not is_nobody or tlp.completer_id & ~7 not in {0, *(known & ~7 for known in self._captured.values())}:
+                self._broken(f"completer ID is not {part.completer_id:#06x} [PCIe5 2.2.9]", tlp)
         if (tlp.tc, tlp.relaxed_ordering, tlp.no_snoop, tlp.ido) != (request.tc, request.relaxed_ordering, request.no_snoop,
                                                                      request.ido):  # fmt: skip
             self._broken("TC or attributes are not those of the request", tlp)
@@ -570,7 +576,7 @@ class Host:
             return self._malformed(tlp, pending)
         if wanted:
             given = 4 * tlp.length_dw - part.start % 4 if is_memory else 4
-            if tlp.length_dw * 4 > self.function(owner & 0xFF if owner is not None else 0).mps:
+            if tlp.length_dw * 4 > self.function((part.completer_id or 0) & 0xFF).mps:
                 self._broken("payload is longer than Max_Payload_Size", tlp)
             if given >= part.left + 4 or (not is_memory and tlp.length_dw != 1):
                 self._broken(f"{tlp.length_dw} dwords for {part.left} bytes", tlp)
@@ -883,11 +889,11 @@ class Host:
         return address
 
     def _owner(self, address: int) -> int | None:
-        """Return the routing ID of the function one of whose BARs holds ``address``."""
+        """Return the function one of whose BARs holds ``address``."""
         for number, function in self._functions.items():
             for start, size in function.bars:
                 if start <= address < start + size:
-                    return self.bus << 8 | number
+                    return number
         return None
 
 

@@ -30,11 +30,6 @@ class Vcard : public Vwaves {
     file.dump(now += 4);
   }
 
-  void final() {
-    Vwaves::final();
-    file.close();
-  }
-
  private:
   static VerilatedContext *traced(VerilatedContext *context) {
     context->traceEverOn(true);

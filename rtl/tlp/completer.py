@@ -178,6 +178,8 @@ class Completer(wiring.Component):
                     kept.eq(header), answers.eq(~posted), status.eq(pcie.STATUS_SC), index.eq(0), sent.eq(0),
                     place.function.eq(0), has_saved.eq(0),
                 ]
+                with m.If((header.type == pcie.TYPE_CONFIG_0) & (header.completer_id[:3] < self.functions)):
+                    m.d.sync += place.function.eq(header.completer_id[:3])
                 is_short = header.fmt[pcie.FMT_DATA] & beat.last & (beat.dword_count < header.length_dw)
                 with m.If(self.requests.valid & (~beat.first | is_short)):
                     m.next = "DROP"
@@ -200,13 +202,12 @@ class Completer(wiring.Component):
 
             with m.State("ASK_CONFIG"):
                 m.d.comb += self.config_requests.valid.eq(1)
-                m.d.sync += completer_id.eq(kept.completer_id)
                 with m.If(self.config_requests.ready):
                     m.next = "AWAIT_CONFIG"
             with m.State("AWAIT_CONFIG"):
                 m.d.comb += self.config_responses.ready.eq(1)
                 with m.If(self.config_responses.valid):
-                    m.d.sync += gathered.eq(self.config_responses.payload.data)
+                    m.d.sync += [gathered.eq(self.config_responses.payload.data), completer_id.eq(identities)]
                     m.next = "COMPLETE"
                     with m.If(self.config_responses.payload.unsupported):
                         m.next = "REFUSE"
@@ -287,11 +288,7 @@ class Completer(wiring.Component):
 
             with m.State("REFUSE"):
                 m.d.comb += self.events.unsupported.eq(~(kept.poisoned & is_write))
-                m.d.sync += status.eq(pcie.STATUS_UR)
-                with m.If(~is_config(kept)):
-                    m.d.sync += completer_id.eq(identities)
-                with m.Else():
-                    m.d.sync += completer_id.eq(kept.completer_id)
+                m.d.sync += [status.eq(pcie.STATUS_UR), completer_id.eq(identities)]
                 m.next = "DROP"
                 with m.If(answers):
                     m.next = "COMPLETE"

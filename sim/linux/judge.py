@@ -149,6 +149,7 @@ class _Asked:
     function: object  # or None
     place: tuple[int, int] | None = None  # BAR, offset
     writes: int = 0  # of the function, when it was sent
+    completer_id: int = 0  # of the function, as of this request
 
 
 @dataclass
@@ -307,7 +308,7 @@ class Judge(Checker):
                 function.writes += 1
                 self._written(function, place[0], place[1] + start - tlp.address, tlp.data[start - tlp.address :][:length])
         if not tlp.type.is_posted:
-            self._asked[tlp.tag] = _Asked(self.number, tlp, function, place, function.writes if function else 0)
+            self._asked[tlp.tag] = _Asked(self.number, tlp, function, place, *((function.writes, function.routing_id) if function else ()))
         return self._verdict(function) if function is not None else []
 
     def _decode(self, address):
@@ -399,8 +400,9 @@ class Judge(Checker):
         """Whatever was sent before this request is in force; what the card did before it answered was seen before."""
         function.table.flushed(asked.number)
         found = []
-        if tlp.completer_id not in (function.routing_id or function.number, asked.tlp.completer_id or function.routing_id):
-            found.append(Mismatch("completer ID [PCIe5 2.2.9]", f"{tlp.completer_id:#06x}: {tlp}", f"{function.routing_id:#06x}"))
+        wanted = asked.completer_id or function.number  # bus and device 0 until a write tells them
+        if tlp.completer_id != wanted:
+            found.append(Mismatch("completer ID [PCIe5 2.2.9]", f"{tlp.completer_id:#06x}: {tlp}", f"{wanted:#06x}"))
         if asked.tlp.type is TlpType.CFGWR0:
             function.before = function.before[1:]
             function.grace = self.number

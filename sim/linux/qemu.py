@@ -89,5 +89,5 @@ def run(loop, sockets, *, emulator, linux, image, job, folder, arch="amd64", iom
     loop.bridge.messages = _MESSAGES.get(arch, loop.bridge.messages)
     started = command(emulator, sockets, linux=linux, image=image, arch=arch, iommu=iommu, memory_mb=memory_mb,
                       words=[f"job={job}", f"job_timeout={_JOB_TIMEOUT_S}", *words], prompt=prompt, reboots=job == "reboot")  # fmt: skip
-    return uml.serve(loop, started, folder=Path(folder), timeout_s=timeout_s, echo=echo, prompt=prompt, expect=expect, until=until,
-                     name=name)  # fmt: skip
+    return uml.serve(loop, started, folder=Path(folder), timeout_s=timeout_s, echo=echo, prompt=prompt,
+                     expect=(*expect, *uml.EXPECTED.get(job, ())), until=until, name=name)  # fmt: skip

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from . import kernel, vhost_user
 
-__all__ = ["Console", "GuestRun", "run", "serve"]
+__all__ = ["EXPECTED", "Console", "GuestRun", "run", "serve"]
 
 _MARK = re.compile(r"RINGWALL (\S+) ?(.*)")
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _COMPLAINTS = re.compile(r"Kernel panic|BUG:|Oops|WARNING: CPU|I/O error|virt-pci delay|Call Trace|request timed out|lost interrupt")
-_EXPECTED = {"reboot": [r"I/O error, dev vd[a-z], sector \d+ op 0x0:\(READ\)"]}  # job -> complaints: reads that the reboot cuts off
+EXPECTED = {"reboot": [r"I/O error, dev vd[a-z], sector \d+ op 0x0:\(READ\)"]}  # job -> complaints: reads that the reboot cuts off
 _WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # of util-linux: a guest is killed when its server is gone, however that ended
 _LONGEST_LINE = 4096
 _RESTART = "reboot: Restarting system"
@@ -137,7 +137,7 @@ def run(loop, sockets, *, linux, image, job, folder, memory_mb=96, words=(), nam
     slot = vhost_user.Server(loop, loop.bridge, folder / f"{name}.slot0", None)
     command = kernel.uml_command(linux, image, [slot.path, *sockets], memory_mb=memory_mb, words=[
         f"job={job}", f"uml_dir={folder}/", f"umid={name}", f"virt_pci.max_delay_us={_LONGEST_DELAY_US}", *words])  # fmt: skip
-    serving["expect"] = [*serving.get("expect", ()), *_EXPECTED.get(job, ())]
+    serving["expect"] = [*serving.get("expect", ()), *EXPECTED.get(job, ())]
     try:
         return serve(loop, command, folder=folder, name=name, **serving)
     finally:

@@ -35,7 +35,7 @@ _READABLE, _WRITABLE = 1, 2
 _REGIONS, _CONFIG, _CONFIG_BYTES = 9, 7, 4096
 _IRQS, _MSIX, _HAS_EVENTFD, _KEEPS_SIZE = 5, 2, 1, 8
 _NO_DATA, _BOOLS, _EVENTFDS, _TRIGGER = 1, 2, 4, 32
-_COMMAND, _MEMORY_SPACE = 0x04, 2
+_COMMAND, _MEMORY_SPACE, _BARS, _BARS_END = 0x04, 2, 0x10, 0x28
 _PCIE_CAP, _START_FLR = 0x10, 0x80  # the latter in the upper byte of Device Control [PCIe5 7.5.3.4]
 _SEND_S = 5.0  # a client that takes no reply for so long is gone
 
@@ -56,8 +56,9 @@ class Server:
     the card's reach; then the next client is served.
 
     DMA goes to the files that the client maps, never through messages: a range without a file is out of the card's reach. The client
-    keeps the MSI-X table: what is sent is an eventfd, and an access to the table through its BAR reads ones and writes nothing. Reads
-    and writes of regions are answered as on a bus: all ones where the card refuses.
+    keeps the MSI-X table: what is sent is an eventfd, and an access to the table through its BAR reads ones and writes nothing. It keeps
+    the BARs, too, and takes them for what they were after a function level reset: they are given back, as vfio does. Reads and writes
+    of regions are answered as on a bus: all ones where the card refuses.
 
     Parameters
     ----------
@@ -381,11 +382,16 @@ class Server:
         offset, region, count = self._access(payload, is_write=True)
         data = payload[_ACCESS.size :]
         if region == _CONFIG:
-            for at, size in _pieces(offset, count):
-                self.bridge.config_write(self.function, at, size, int.from_bytes(data[at - offset : at - offset + size], "little"))
             pcie = self.info.capabilities.get(_PCIE_CAP, [0])[0]
             control = pcie + 9
-            if pcie and offset <= control < offset + count and data[control - offset] & _START_FLR:
+            starts_reset = pcie and offset <= control < offset + count and data[control - offset] & _START_FLR
+            places = range(_BARS, _BARS_END, 4) if starts_reset else ()
+            bars = [self.bridge.config_read(self.function, at, 4) for at in places]
+            for at, size in _pieces(offset, count):
+                self.bridge.config_write(self.function, at, size, int.from_bytes(data[at - offset : at - offset + size], "little"))
+            for at, bar in zip(places, bars):
+                self.bridge.config_write(self.function, at, 4, bar)
+            if starts_reset:
                 self._written.clear()
             if offset < _COMMAND + 2 and offset + count > _COMMAND:
                 self._write_table()

@@ -1,21 +1,25 @@
-"""A card with a planted fault: some of its DMA goes beside what it was told."""
+"""A card with a planted fault: some of its DMA goes beside what it was told; what must come of it."""
+
+import re
 
 from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 
+from ringwall.models.events import TlpReceived
+from ringwall.models.tlp import TlpType
+from ringwall.rtl.config import EndpointConfig
 from ringwall.rtl.verilog import RawCard
+from ringwall.sim.card import bench_config
 
-__all__ = ["FAR", "PERIOD", "Misaimed", "is_data"]
+__all__ = ["CONFIG", "EXPECTED", "Astray", "Misaimed", "check"]
 
-PERIOD = 80  # of the requests for data, one goes wrong
-FAR = 1 << 31  # the address bit that it has wrong
+CONFIG = EndpointConfig(width=64, iommu=None, disks=bench_config(64).disks[:1])
+EXPECTED = r"I/O error, dev vda, sector \d+ op 0x1:\(WRITE\)"  # of the guest
+
+_PERIOD = 80  # of the requests for data, one goes wrong
+_FAR = 1 << 31  # the address bit that it has wrong
 _LEAST = 32  # dwords: rings, headers, status and interrupts are shorter
 _READ, _WRITE = 0x00, 0x40  # first byte of a memory request with an address of 32 bits [PCIe5 2.2.1]
-
-
-def is_data(tlp):
-    """Tell whether a memory request of the card is one that may go wrong."""
-    return tlp.length_dw >= _LEAST
 
 
 class Misaimed(wiring.Component):
@@ -38,9 +42,39 @@ class Misaimed(wiring.Component):
         with m.If(card.o.valid & card.o.ready):
             m.d.sync += is_wrong.eq(0)
             for name, first_byte in (("reads", _READ), ("writes", _WRITE)):
-                count = Signal(range(PERIOD), name=name)
+                count = Signal(range(_PERIOD), name=name)
                 with m.If(beat.first & (beat.data[24:32] == first_byte) & (beat.data[:10] >= _LEAST)):
-                    m.d.sync += [count.eq(Mux(count == PERIOD - 1, 0, count + 1)), is_wrong.eq(count == PERIOD - 1)]
+                    m.d.sync += [count.eq(Mux(count == _PERIOD - 1, 0, count + 1)), is_wrong.eq(count == _PERIOD - 1)]
         with m.If(is_wrong):
             m.d.comb += self.o.payload.data[31].eq(~beat.data[31])
         return m
+
+
+class Astray:
+    """Counts the requests for data that leave a card, and those that lead far away."""
+
+    def __init__(self, card):
+        self.all = {TlpType.MRD: 0, TlpType.MWR: 0}
+        self.far = dict(self.all)
+        self._observe = card.observe
+        card.observe = self.observe
+
+    def observe(self, event, tlp):
+        if isinstance(event, TlpReceived) and tlp.type in self.all and tlp.length_dw >= _LEAST:
+            self.all[tlp.type] += 1
+            self.far[tlp.type] += bool(tlp.address & _FAR)
+        if self._observe is not None:
+            self._observe(event, tlp)
+
+
+def check(run, astray, counts, count):
+    """The job wrongdma of ``count`` requests lived on such a card, and lost what it had to; ``counts`` are the card's."""
+    assert {kind: number // _PERIOD for kind, number in astray.all.items()} == astray.far
+    assert counts.refused_reads == astray.far[TlpType.MRD] > 1
+    assert counts.dropped_writes == astray.far[TlpType.MWR] > 1
+    good, right = (sum(int(number) for kind in ("reads", "writes") for line in run.facts[kind]
+                       for number in re.findall(rf"{word}=(\d+)", line)) for word in ("good", "right"))  # fmt: skip
+    failed = sum("I/O error" in line for line in run.lines)
+    assert 0 < failed <= counts.refused_reads
+    assert good == 4 * count - failed
+    assert 4 * count - failed - counts.dropped_writes <= right < 4 * count - failed

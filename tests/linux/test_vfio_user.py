@@ -400,28 +400,55 @@ def test_reconnect(loop, server):
         assert loop.bridge.config_read(1, 4, 2) & 7 == 0
 
 
+def under_load(guest):
+    for n in range(8):
+        guest.blk.read(8 * n, 4096)
+    guest.blk.publish()
+    run_software(guest.driver.notify(), guest.perform)
+
+
+def starts_again(guest, server):
+    """Memory and bus master, MSI-X, the driver: as after a reset; a request and its interrupt come."""
+    guest.write(7, 0x04, b"\x06\x00")
+    guest.write(7, server.info.msix.offset + 2, b"\x00\x80")
+    memory = FileMemory(guest.file)
+    ring = SplitDriver(memory, size=64, base=RING)
+    guest.blk = BlkDriver(ring, memory, area=AREA, rng=random.Random(1))
+    run_software(guest.driver.start([ring.layout], wanted=1 << 32 | 1 << 9, vectors=[1], config_vector=0), guest.perform)
+    assert guest.go(guest.blk.read(0, 4096)) == [BlkStatus.OK]
+    settled(guest.loop, lambda: guest.count(1))
+
+
 def test_device_reset(loop, server):
     """LINUX-VFIO-7: DEVICE_RESET under load: configuration as after reset, eventfds stay and work once the driver starts again; R61."""
     guest = Guest(loop, server).start()
     for _ in range(3):
-        for n in range(8):
-            guest.blk.read(8 * n, 4096)
-        guest.blk.publish()
-        run_software(guest.driver.notify(), guest.perform)
+        under_load(guest)
         assert guest.wanted(RESET) == b""
         assert guest.read(7, 4, 2)[0] & 7 == 0
         loop.run(timeout_s=0.01)
         guest.count(1)
+        assert guest.read(7, 0x10, 24) == bytes.fromhex("04000000 00000000") * 2 + bytes(8)
         for index, bar in sorted(guest.bars.items()):
             guest.write(7, 0x10 + 4 * index, bar.address.to_bytes(8, "little"))
-        guest.write(7, 0x04, b"\x06\x00")
-        guest.write(7, server.info.msix.offset + 2, b"\x00\x80")
-        memory = FileMemory(guest.file)
-        ring = SplitDriver(memory, size=64, base=RING)
-        guest.blk = BlkDriver(ring, memory, area=AREA, rng=random.Random(1))
-        run_software(guest.driver.start([ring.layout], wanted=1 << 32 | 1 << 9, vectors=[1], config_vector=0), guest.perform)
-        assert guest.go(guest.blk.read(0, 4096)) == [BlkStatus.OK]
-        settled(loop, lambda: guest.count(1))
+        starts_again(guest, server)
+    guest.leave()
+
+
+def test_level_reset(loop, server):
+    """LINUX-VFIO-11: a function level reset by the client, under load: BARs are where they were, all else as after reset; R61."""
+    guest = Guest(loop, server).start()
+    control = server.info.capabilities[0x10][0] + 8
+    for _ in range(3):
+        under_load(guest)
+        before = guest.read(7, 0x10, 24)
+        guest.write(7, control, b"\x10\xa8")
+        assert guest.read(7, 0x10, 24) == before
+        assert guest.read(7, 4, 2)[0] & 7 == 0
+        assert guest.read(7, server.info.msix.offset + 2, 2)[1] & 0x80 == 0
+        loop.run(timeout_s=0.01)
+        guest.count(1)
+        starts_again(guest, server)
     guest.leave()
 
 

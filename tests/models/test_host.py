@@ -421,6 +421,7 @@ class FakeCard:
         self.spaces = {n: functions[n] for n in range(len(functions)) if functions[n] is not None}
         self.bars = {(n, bar): bytearray(min(known.size, 1 << 20))
                      for n, space in self.spaces.items() for bar, known in space.description.bars.items()}  # fmt: skip
+        self.captured = {n: n for n in self.spaces}  # routing IDs [PCIe5 2.2.9]
         self.seen = []
         self.crs_left = 0
 
@@ -431,13 +432,16 @@ class FakeCard:
         answer = {"requester_id": request.requester_id, "tag": request.tag, "completer_id": CARD}
         refusal = Tlp(TlpType.CPL, status=CplStatus.UR, byte_count=4, **answer)
         if request.type in (TlpType.CFGRD0, TlpType.CFGWR0):
-            answer["completer_id"] = request.completer_id
+            number = request.completer_id & 0xFF
+            if number in self.captured and request.type is TlpType.CFGWR0:
+                self.captured[number] = request.completer_id
+            answer["completer_id"] = self.captured.get(number, 0)
             if self.crs_left:
                 self.crs_left -= 1
                 return [Tlp(TlpType.CPL, status=CplStatus.CRS, byte_count=4, **answer)]
-            space = self.spaces.get(request.completer_id & 0xFF)
+            space = self.spaces.get(number)
             if space is None or request.completer_id >> 8 != 1:
-                return [replace(refusal, completer_id=request.completer_id)]
+                return [replace(refusal, completer_id=answer["completer_id"])]
             if request.type is TlpType.CFGRD0:
                 data = space.read_dword(request.register).to_bytes(4, "little")
                 return [Tlp(TlpType.CPLD, length_dw=1, data=data, byte_count=4, **answer)]
@@ -454,7 +458,7 @@ class FakeCard:
                 return []
             start, length = request.byte_span()
             data = bytes(bar[offset : offset + 4 * request.length_dw])
-            answer["completer_id"] = CARD + n
+            answer["completer_id"] = self.captured[n]
             return [Tlp(TlpType.CPLD, length_dw=request.length_dw, data=data, byte_count=length, lower_address=start & 0x7F, **answer)]
         return [replace(refusal, byte_count=request.byte_span()[1], lower_address=request.byte_span()[0] & 0x7F)
                 ] if request.type is TlpType.MRD else []  # fmt: skip
@@ -978,3 +982,20 @@ def cuts(start, length, limit):
     """Cut a fragment at multiples of ``limit``."""
     edges = [start, *range((start // limit + 1) * limit, start + length, limit), start + length]
     return [(a, b - a) for a, b in itertools.pairwise(edges)]
+
+
+def test_host_captured():
+    """MODEL-HOST-33: a function knows its bus from configuration writes alone; answers say 0 before the first. [PCIe5 2.2.6.2, 2.2.9]"""
+    for changes, rule in (({}, None), ({0: CARD}, "completer ID is not 0x0000"), ({1: CARD + 1}, "completer ID is not 0x0001")):
+        bench = Bench(description(), description())
+        bench.card.captured.update(changes)
+        ids = bench.run(iter_software([ConfigRead(0, 0, 4), ConfigRead(1, 0, 4), ConfigRead(2, 0, 4)]))
+        assert ids == [0x1042_1AF4, 0x1042_1AF4, 0xFFFF_FFFF]
+        assert len(bench.host.violations) == (rule is not None)
+        assert all(rule in text for text in bench.host.violations)
+        bench.host.violations.clear()
+        bench.run(iter_software([ConfigWrite(0, 0x3C, 1, 5), ConfigWrite(1, 0x3C, 1, 5), ConfigRead(1, 0, 4)]))
+        assert bench.host.violations == []
+    bench.card.captured[0] = 0x0500
+    bench.run(iter_software([ConfigRead(0, 0, 4)]))
+    assert len(bench.host.violations) == 1

@@ -5,17 +5,18 @@ import pytest
 from ringwall.models.virtio.driver import FIELDS, Feature
 from ringwall.models.virtio.transport import PciTransport
 
-ISR = 0x100
+ISR, NOTIFY = 0x100, 0x200
 
 
 class Driver:
     """Accesses registers by name; tells when the model holds the device for live or for reset."""
 
     def __init__(self):
-        self.happened = []
+        self.happened, self.kicks = [], []
         self.transport = PciTransport(
-            offered=1 << Feature.VERSION_1, queues=(64,), vectors=2, config=b"", places={1: (0, 0x38), 3: (ISR, 1), 2: (0x200, 4)},
-            on_live=lambda: self.happened.append("live"), on_reset=lambda: self.happened.append("reset"))  # fmt: skip
+            offered=1 << Feature.VERSION_1, queues=(64,), vectors=2, config=b"", places={1: (0, 0x38), 3: (ISR, 1), 2: (NOTIFY, 4)},
+            on_live=lambda: self.happened.append("live"), on_reset=lambda: self.happened.append("reset"),
+            on_kick=self.kicks.append)  # fmt: skip
 
     def write(self, **values):
         for name, value in values.items():
@@ -45,9 +46,12 @@ def test_in_order(driver):
     driver.bring_up()
     assert not driver.find("device_status", 0xB)
     driver.write(queue_select=0, queue_size=16, queue_desc=0x1000, queue_enable=1)
-    assert driver.happened == ["reset"]
+    assert not driver.find("queue_notify_off", 0)
+    driver.transport.write(NOTIFY, b"\0\0")
+    assert (driver.happened, driver.kicks) == (["reset"], [])
     driver.write(device_status=0xF)
-    assert driver.happened == ["reset", "live"]
+    driver.transport.write(NOTIFY, b"\0\0")
+    assert (driver.happened, driver.kicks) == (["reset", "live"], [0])
     assert (driver.transport.queues[0].size, driver.transport.queues[0].desc) == (16, 0x1000)
     assert "device_status is 0xf" in driver.find("device_status", 0xB)
 

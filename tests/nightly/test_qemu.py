@@ -10,6 +10,8 @@ from ringwall.sim.linux import initramfs, kernel, qemu
 from ringwall.sim.linux.main import Session
 from ringwall.sim.linux.vfio_user import Server
 
+from ..linux import misaimed
+
 CONFIG = bench_config(64)
 DISKS = (1, 2)
 MACHINES = [(arch, iommu) for arch in qemu.ARCHITECTURES if kernel.cached(arch)
@@ -20,10 +22,10 @@ IS_NIGHTLY = bool(os.environ.get("RINGWALL_NIGHTLY"))
 class Machine:
     """A card, its servers, and guests one after the other, golden model watching."""
 
-    def __init__(self, folder, disks=DISKS):
-        self.folder, self.session = folder, Session(CONFIG, latency=20, jitter=30, split="random")
+    def __init__(self, folder, config=CONFIG, **parameters):
+        self.folder, self.session = folder, Session(config, latency=20, jitter=30, split="random", **parameters)
         self.card, self.bridge = self.session.card, self.session.bridge
-        self.servers = [Server(self.session.loop, self.bridge, folder / f"function{n}", n) for n in disks]
+        self.servers = [Server(self.session.loop, self.bridge, folder / f"function{n}", n) for n in self.session.disks]
 
     def run(self, job, *, arch="amd64", iommu="none", words=(), timeout_s=500, **how):
         linux, modules = kernel.debian(arch)
@@ -107,3 +109,15 @@ if IS_NIGHTLY:
 
         check(machine.run("tour", until=stop), machine)
         assert stops
+
+    @pytest.mark.parametrize("iommu", ["none", "intel"])
+    def test_misaimed(tmp_path, iommu):
+        """LINUX-QEMU-7: every 80th data request of the RTL goes beside what is mapped, or was: as in LINUX-UML-8. [PCIe5 2.3.1]"""
+        machine, count = Machine(tmp_path, misaimed.CONFIG, card=misaimed.Misaimed, judged=False), 8
+        try:
+            astray = misaimed.Astray(machine.card)
+            run = machine.run("wrongdma", iommu=iommu, words=[f"job_count={count}"], expect=(misaimed.EXPECTED,))
+            assert run.is_good, f"{run.problem or run.status}\n" + "\n".join(run.lines[-30:])
+            misaimed.check(run, astray, machine.card.counts, count)
+        finally:
+            machine.close()

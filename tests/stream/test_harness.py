@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cocotb
 import pytest
-from amaranth.hdl import Module, Signal, Value, signed
+from amaranth.hdl import Const, Module, ShapeCastable, Signal, Value, signed, unsigned
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -420,6 +420,22 @@ class Adder(wiring.Component):
         return m
 
 
+class Odd(ShapeCastable):
+    """A shape that no text stands for."""
+
+    def as_shape(self):
+        return unsigned(3)
+
+    def const(self, init):
+        return Const(init or 0, 3)
+
+    def __call__(self, value):
+        return value
+
+    def from_bits(self, raw):
+        return raw
+
+
 class Wider(Adder):
     pass
 
@@ -439,7 +455,7 @@ def test_known_components(monkeypatch, tmp_path):
     monkeypatch.setattr(builds, "_text", lambda path: "another text")
     builds.circuit(Adder(1), tmp_path)
     assert len(elaborated) == 5
-    for hidden in (lambda: 0, Signal(), object()):
+    for hidden in (lambda: 0, Signal(), data.StructLayout({"x": Odd()})):
         builds.circuit(Adder(3, hidden), tmp_path)
         builds.circuit(Adder(3, hidden), tmp_path)
     assert len(elaborated) == 11

@@ -88,7 +88,7 @@ class Card:
     def serve_config(self, tlp):
         function, is_write = tlp.completer_id & 7, tlp.type is TlpType.CFGWR0
         if is_write and tlp.poisoned:
-            return [], self.refusal(tlp), ["poisoned"]
+            return [], self.refusal(tlp, function=function if function < FUNCTIONS else 0), ["poisoned"]
         accesses = [("config", tlp.completer_id, tlp.register // 4, tlp.first_be, int.from_bytes(tlp.data, "little") if is_write else None)]
         if function >= FUNCTIONS:
             return accesses, self.refusal(tlp), ["unsupported"]
@@ -96,7 +96,7 @@ class Card:
         if is_write:
             mask = sum(0xFF << 8 * n for n in range(4) if tlp.first_be >> n & 1)
             self.config[place] = self.config[place] & ~mask | int.from_bytes(tlp.data, "little") & mask
-        answer = Tlp(TlpType.CPL, requester_id=tlp.requester_id, tag=tlp.tag, completer_id=tlp.completer_id, byte_count=4, tc=tlp.tc)
+        answer = Tlp(TlpType.CPL, requester_id=tlp.requester_id, tag=tlp.tag, completer_id=IDENTITIES[function], byte_count=4, tc=tlp.tc)
         if not is_write:
             answer = replace(answer, type=TlpType.CPLD, length_dw=1, data=self.config[place].to_bytes(4, "little"))
         return accesses, answer, []
@@ -104,11 +104,10 @@ class Card:
     def refusal(self, tlp, status=CplStatus.UR, function=0):
         start, length = tlp.byte_span()
         is_read = tlp.type in (TlpType.MRD, TlpType.MRDLK)
-        is_config = tlp.type in (TlpType.CFGRD0, TlpType.CFGWR0, TlpType.CFGRD1, TlpType.CFGWR1)
         return Tlp(
             TlpType.CPLLK if tlp.type is TlpType.MRDLK else TlpType.CPL, requester_id=tlp.requester_id, tag=tlp.tag, tc=tlp.tc,
             relaxed_ordering=tlp.relaxed_ordering, no_snoop=tlp.no_snoop, status=status,
-            completer_id=tlp.completer_id if is_config else IDENTITIES[function],
+            completer_id=IDENTITIES[function],
             byte_count=max(length, 1) if is_read else 4, lower_address=start & 0x7F if is_read else 0)  # fmt: skip
 
     def answer(self, tlp, function, data, length):
