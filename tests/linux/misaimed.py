@@ -11,12 +11,12 @@ from ringwall.rtl.config import EndpointConfig
 from ringwall.rtl.verilog import RawCard
 from ringwall.sim.card import bench_config
 
-__all__ = ["CONFIG", "EXPECTED", "Astray", "Misaimed", "check"]
+__all__ = ["CONFIG", "EXPECTED", "PERIOD", "DataRequests", "Misaimed", "check"]
 
 CONFIG = EndpointConfig(width=64, iommu=None, disks=bench_config(64).disks[:1])
 EXPECTED = r"I/O error, dev vda, sector \d+ op 0x1:\(WRITE\)"  # of the guest
 
-_PERIOD = 80  # of the requests for data, one goes wrong
+PERIOD = 80  # of the requests for data, one goes wrong
 _FAR = 1 << 31  # the address bit that it has wrong
 _LEAST = 32  # dwords: rings, headers, status and interrupts are shorter
 _READ, _WRITE = 0x00, 0x40  # first byte of a memory request with an address of 32 bits [PCIe5 2.2.1]
@@ -42,36 +42,33 @@ class Misaimed(wiring.Component):
         with m.If(card.o.valid & card.o.ready):
             m.d.sync += is_wrong.eq(0)
             for name, first_byte in (("reads", _READ), ("writes", _WRITE)):
-                count = Signal(range(_PERIOD), name=name)
+                count = Signal(range(PERIOD), name=name)
                 with m.If(beat.first & (beat.data[24:32] == first_byte) & (beat.data[:10] >= _LEAST)):
-                    m.d.sync += [count.eq(Mux(count == _PERIOD - 1, 0, count + 1)), is_wrong.eq(count == _PERIOD - 1)]
+                    m.d.sync += [count.eq(Mux(count == PERIOD - 1, 0, count + 1)), is_wrong.eq(count == PERIOD - 1)]
         with m.If(is_wrong):
             m.d.comb += self.o.payload.data[31].eq(~beat.data[31])
         return m
 
 
-class Astray:
-    """Counts the requests for data that leave a card, and those that lead far away."""
+class DataRequests:
+    """Counts the requests of a card that may go wrong, by kind."""
 
     def __init__(self, card):
-        self.all = {TlpType.MRD: 0, TlpType.MWR: 0}
-        self.far = dict(self.all)
+        self.count = {TlpType.MRD: 0, TlpType.MWR: 0}
         self._observe = card.observe
         card.observe = self.observe
 
     def observe(self, event, tlp):
-        if isinstance(event, TlpReceived) and tlp.type in self.all and tlp.length_dw >= _LEAST:
-            self.all[tlp.type] += 1
-            self.far[tlp.type] += bool(tlp.address & _FAR)
+        if isinstance(event, TlpReceived) and tlp.type in self.count and tlp.length_dw >= _LEAST:
+            self.count[tlp.type] += 1
         if self._observe is not None:
             self._observe(event, tlp)
 
 
-def check(run, astray, counts, count):
+def check(run, requests, counts, count):
     """The job wrongdma of ``count`` requests lived on such a card, and lost what it had to; ``counts`` are the card's."""
-    assert {kind: number // _PERIOD for kind, number in astray.all.items()} == astray.far
-    assert counts.refused_reads == astray.far[TlpType.MRD] > 1
-    assert counts.dropped_writes == astray.far[TlpType.MWR] > 1
+    assert counts.refused_reads == requests.count[TlpType.MRD] // PERIOD > 1
+    assert counts.dropped_writes == requests.count[TlpType.MWR] // PERIOD > 1
     good, right = (sum(int(number) for kind in ("reads", "writes") for line in run.facts[kind]
                        for number in re.findall(rf"{word}=(\d+)", line)) for word in ("good", "right"))  # fmt: skip
     failed = sum("I/O error" in line for line in run.lines)

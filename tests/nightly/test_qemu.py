@@ -115,9 +115,9 @@ if IS_NIGHTLY:
         """LINUX-QEMU-7: every 80th data request of the RTL goes beside what is mapped, or was: as in LINUX-UML-8. [PCIe5 2.3.1]"""
         machine, count = Machine(tmp_path, misaimed.CONFIG, card=misaimed.Misaimed, judged=False), 8
         try:
-            astray = misaimed.Astray(machine.card)
+            requests = misaimed.DataRequests(machine.card)
             run = machine.run("wrongdma", iommu=iommu, words=[f"job_count={count}"], expect=(misaimed.EXPECTED,))
             assert run.is_good, f"{run.problem or run.status}\n" + "\n".join(run.lines[-30:])
-            misaimed.check(run, astray, machine.card.counts, count)
+            misaimed.check(run, requests, machine.card.counts, count)
         finally:
             machine.close()
