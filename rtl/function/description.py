@@ -197,12 +197,17 @@ class FunctionDescription:
 
 
 def check_functions(functions):
-    """Return ``functions`` as a tuple, or raise :exc:`ValueError` when they are not 1 to 8 descriptions."""
+    """Return ``functions`` as a tuple, or raise :exc:`ValueError` when they are not 1 to 8 descriptions or one does not fit its card."""
     functions = tuple(functions)
     check(1 <= len(functions) <= 8, "Functions of a card must be between 1 and 8", len(functions))
     for function in functions:
         if not isinstance(function, FunctionDescription):
             raise TypeError(f"A function must be a FunctionDescription, not {function!r}")
+        sriov = function.capability(SriovCapability)
+        check(len(functions) > 1 or sriov or not function.capability(AcsCapability),
+              "AcsCapability must not be on a card of one function", len(functions))  # fmt: skip
+        check(not sriov or functions.index(function) + sriov.first_offset >= len(functions),
+              f"The first virtual function must lie behind the {len(functions)} functions", sriov and sriov.first_offset)  # fmt: skip
     return functions
 
 
