@@ -46,7 +46,7 @@ class Errors(wiring.Component):
 
     Reports of functions that the card does not have or that report no errors are taken and dropped.
 
-    Latency: at most 90 cycles per function from a report to its message, if configuration space answers at once. Throughput: one report
+    Latency: at most 64 cycles per function from a report to its message, if configuration space answers at once. Throughput: one report
     at a time; a message that is not taken holds up the next, so whoever reports must be able to drop.
 
     Parameters
