@@ -205,7 +205,7 @@ async def begin(dut):
     return Bench(dut, rng), rng
 
 
-@cocotb.test(timeout_time=4, timeout_unit="ms")
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 async def every_dword_reads_its_reset_value(dut):
     """FUNC-CAP-1 (R59, R62, R71): every byte of one function and many of two after reset: all capabilities, 0 in gaps."""
     bench, rng = await begin(dut)
@@ -219,7 +219,7 @@ async def every_dword_reads_its_reset_value(dut):
     assert set(bench.latencies) == {2}
 
 
-@cocotb.test(timeout_time=8, timeout_unit="ms")
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 async def accesses_do_what_the_table_says(dut):
     """FUNC-CAP-2 (R57, R58, R60, R74): ones, zeroes, then random writes, byte enables and updates of the card, in gaps as well."""
     bench, rng = await begin(dut)
@@ -274,7 +274,7 @@ async def fill(bench):
                 bench.expected[function].values[at] = value
 
 
-@cocotb.test(timeout_time=8, timeout_unit="ms")
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 async def resets_leave_what_they_must(dut):
     """FUNC-CAP-3 (R61): FLR restores its function but for sticky and link bits, a hot reset all functions but for sticky ones."""
     bench, _ = await begin(dut)
@@ -299,7 +299,7 @@ async def resets_leave_what_they_must(dut):
         assert [int(getattr(dut, f"reset__{at}").value) for at in range(3)] == [0, 0, 0]
 
 
-@cocotb.test(timeout_time=8, timeout_unit="ms")
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 async def power_states_are_followed(dut):
     """FUNC-CAP-4 (R61): in D3hot neither memory nor bus master, D1 and D2 change nothing; the way back keeps the state or resets."""
     bench, _ = await begin(dut)
@@ -325,7 +325,7 @@ async def power_states_are_followed(dut):
         assert not int(getattr(dut, f"reset__{function}").value)
 
 
-@cocotb.test(timeout_time=8, timeout_unit="ms")
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 async def settings_are_shown(dut):
     """FUNC-CAP-5 (R62, R63): settings and BARs follow random writes; pending and stopped levels are shown; PRI Reset is a pulse."""
     bench, rng = await begin(dut)
@@ -365,7 +365,7 @@ async def settings_are_shown(dut):
     assert not any(vars(bench.settings(1)).values())
 
 
-@cocotb.test(timeout_time=8, timeout_unit="ms")
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 async def an_update_and_a_clear_lose_nothing(dut):
     """FUNC-CAP-6: software's clear of some status bits and a SET of others, begun up to 8 cycles apart either way: both happen."""
     bench, rng = await begin(dut)
@@ -388,7 +388,7 @@ async def an_update_and_a_clear_lose_nothing(dut):
         assert await bench.access(0, 0x104) == (old & ~cleared) | found
 
 
-@cocotb.test(timeout_time=8, timeout_unit="ms")
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 async def a_step_is_one(dut):
     """FUNC-CAP-7: from an update that is not the last to one that is, software's accesses wait, then go on."""
     bench, rng = await begin(dut)
@@ -403,7 +403,7 @@ async def a_step_is_one(dut):
         assert await bench.access(2, 0x104) == 0
 
 
-@cocotb.test(timeout_time=8, timeout_unit="ms")
+@cocotb.test(timeout_time=50, timeout_unit="us")
 async def both_sides_get_their_turn(dut):
     """FUNC-CAP-8: under full load of both sides, neither waits for more than one of the other's; absent functions are answered with 0."""
     bench, _ = await begin(dut)
@@ -422,7 +422,7 @@ async def both_sides_get_their_turn(dut):
     assert max(b - a for a, b in pairwise(done)) <= 12
 
 
-@cocotb.test(timeout_time=8, timeout_unit="ms")
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 async def link_reset_comes_at_any_time(dut):
     """FUNC-CAP-9: a pulse of link_reset at every moment of an access: the access is answered, then everything is reset, once."""
     bench, _ = await begin(dut)
