@@ -1,30 +1,74 @@
 """Configuration space of all functions of a card."""
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..regs.bus import RegisterBus
+from ..regs.table import Word
 from ..spec import pcie_config as spec
 from ..tlp.layouts import ConfigRequest, ConfigResponse, ConfigState
-from .description import STRUCTURES, MsixCapability, PcieCapability, VirtioCapability, VirtioWindow, bars_of, check_functions
+from .bars import Rom
+from .description import (
+    STRUCTURES,
+    AcsCapability,
+    AtsCapability,
+    MsiCapability,
+    MsixCapability,
+    PasidCapability,
+    PcieCapability,
+    PowerCapability,
+    PriCapability,
+    SriovCapability,
+    VirtioCapability,
+    VirtioWindow,
+    bars_of,
+    check_functions,
+)
+from .layouts import FunctionSettings, Operation, UpdateBus
 
-WORDS = spec.CAPABILITIES_END // 4  # dwords per function that hold anything
-FLR_BIT = 15  # Initiate FLR, of Device Control [PCIe5 7.5.3.4]
+__all__ = ["ConfigSpace"]
 
-# What is constant about a dword. ``is_window``: it is pci_cfg_data of a virtio window.
-# ``kept``: bits that a function level reset leaves alone. ``starts_reset``: its bit 15 is Initiate FLR of a function that offers it.
-_Rule = data.StructLayout({"reset": 32, "writable": 32, "kept": 32, "is_window": 1, "starts_reset": 1})
+WORDS = spec.CAPABILITIES_END // 4  # dwords per function that are stored in any case
+ROW_BITS = 3
+ROW = 1 << ROW_BITS  # dwords of an extended capability come in rows of so many, and only rows that hold anything are stored
+
 # Bytes ``start`` to ``end - 1`` of a BAR; a place without a structure has ``end`` 0.
 _Structure = data.StructLayout({"bar": 8, "start": 32, "end": 32})
+
+# Where the settings of FunctionSettings that are one field come from.
+_SETTINGS = {
+    "msi_enable": (MsiCapability, "msi", "control", "enable"),
+    "msi_multiple": (MsiCapability, "msi", "control", "multiple"),
+    "msi_data": (MsiCapability, "msi", "data", "value"),
+    "msi_mask": (MsiCapability, "msi", "mask", "bits"),
+    "timeout": (PcieCapability, "pcie", "device_control_2", "timeout"),
+    "timeout_disable": (PcieCapability, "pcie", "device_control_2", "timeout_disable"),
+    "atomics": (PcieCapability, "pcie", "device_control_2", "atomics"),
+    "ten_bit_tags": (PcieCapability, "pcie", "device_control_2", "ten_bit_tags"),
+    "ats_enable": (AtsCapability, "ats", "control", "enable"),
+    "ats_stu": (AtsCapability, "ats", "control", "stu"),
+    "pri_enable": (PriCapability, "pri", "control", "enable"),
+    "pri_allocation": (PriCapability, "pri", "allocation", "value"),
+    "pasid_enable": (PasidCapability, "pasid", "control", "enable"),
+    "pasid_execute": (PasidCapability, "pasid", "control", "execute"),
+    "pasid_privileged": (PasidCapability, "pasid", "control", "privileged"),
+    "request_redirect": (AcsCapability, "acs", "control", "request_redirect"),
+    "completion_redirect": (AcsCapability, "acs", "control", "completion_redirect"),
+    "direct_translated": (AcsCapability, "acs", "control", "direct_translated"),
+    "vf_enable": (SriovCapability, "sriov", "control", "enable"),
+    "vf_memory_enable": (SriovCapability, "sriov", "control", "memory_enable"),
+    "vf_count": (SriovCapability, "sriov", "count", "value"),
+}
 
 
 class ConfigSpace(wiring.Component):
     """Answers configuration accesses of all functions, and shows the card what the host has set.
 
     One write is one update of one dword: enabled bytes of writable bits change at once, everything else keeps its value.
-    BAR size masks apply on write. Registers beyond the last capability read 0. A request for a function that the card does
+    BAR size masks apply on write. A 1 clears a status bit, if its byte is enabled. A value that a field does not accept, and a field that
+    another one freezes, leave the field as it is. Registers that no capability has read 0. A request for a function that the card does
     not have is answered with ``unsupported``. A write captures the bus and device number for its function, whatever
     its byte enables. [PCIe5 2.2.6.2, 7.5.1]
 
@@ -32,14 +76,21 @@ class ConfigSpace(wiring.Component):
     reads in front of the answer, writes behind the update. It is left out, and the data stays, when the window's length
     is not 1, 2 or 4, its offset is not a multiple of that, or it does not lie inside one virtio structure. [VIRTIO1.4 4.1.4.9]
 
-    After reset every dword gets its reset value: no request is accepted for 128 cycles per function.
+    After reset every dword gets its reset value: no request is accepted for 128 cycles per function, and 16 per row of 32 bytes of
+    extended capabilities. While the link is down or in hot reset (``link_reset``) the same happens to all but sticky bits, bus and
+    device number become 0, and every function is in reset as below; software's requests wait. [PCIe5 6.6.1]
+
+    ``updates`` is how the card itself changes a dword, between two accesses of software: no bit of either is lost.
+    Both get their turn: of two that wait, the one goes first that did not last time.
 
     Function level reset: a 1 written to Initiate FLR of a function that offers it sets the function's ``reset`` from the cycle in
     front of the response on. When the response was taken, the function's dwords get their reset values but for what belongs to the link
-    (no request is accepted for 128 cycles), bus and device number stay. ``reset`` falls when that is over and ``busy`` is 0;
-    configuration accesses do as always until then. [PCIe5 6.6.2]
+    (no request is accepted for 128 cycles, and 16 per row), bus and device number stay. ``reset`` falls when that is over and ``busy``
+    is 0; configuration accesses do as always until then. [PCIe5 6.6.2] So does the way from D3hot to D0 of a function that does not
+    keep its state. In D3hot ``state`` shows neither memory nor bus master enabled. [PCIe5 5.3.1.4.1]
 
-    Latency: 2 cycles from request to response; through a window up to 12 more and the owner's time. Throughput: one access at a time.
+    Latency: 2 cycles from request to response, 3 beyond the first 256 bytes; through a window up to 12 more and the owner's time; an update
+    in front of it as long as its initiator takes. Throughput: one access at a time.
 
     Parameters
     ----------
@@ -55,13 +106,23 @@ class ConfigSpace(wiring.Component):
     state : ``Out(ConfigState)``, one per function
         What the host has set, from the cycle in front of the response on.
     bars : ``Out(64)``, one per BAR in the order of :func:`.description.bars_of`
-        Base addresses.
+        Base addresses; bit 0 of a ROM's is its enable.
+    settings : ``Out(FunctionSettings)``, one per function
+        What the host has set in further capabilities, from the cycle in front of the response on.
     interrupt : ``In(1)``, one per function
         Shown as Interrupt Status.
     pending : ``In(1)``, one per function
         Shown as Transactions Pending.
+    msi_pending : ``In(32)``, one per function
+        Shown as MSI's pending bits, where there are.
+    pri_stopped : ``In(1)``, one per function
+        Shown as Stopped of the Page Request Interface.
+    updates : ``In(UpdateBus())``
+        Accesses of the card itself.
+    link_reset : ``In(1)``
+        The link is down or in hot reset. A pulse of one cycle is enough.
     reset : ``Out(1)``, one per function
-        A function level reset is under way.
+        A reset of the function is under way.
     busy : ``In(1)``, one per function
         The parts of the function have not yet done what the reset asks of them: 1 from the cycle behind the rise of ``reset`` on.
     registers : ``Out(RegisterBus())``
@@ -75,6 +136,13 @@ class ConfigSpace(wiring.Component):
 
     def __init__(self, *, functions):
         self.functions = check_functions(functions)
+        count = len(self.functions)
+        self._maps = [f.map(n, count) for n, f in enumerate(self.functions)]
+        self._words = [function_map.words() for function_map in self._maps]
+        # Rows of extended capabilities that hold anything, function by function: where each is stored.
+        found = [(n, row) for n, words in enumerate(self._words) for row in range(WORDS // ROW, len(words) // ROW)
+                 if any(word != Word() for word in words[ROW * row : ROW * row + ROW])]  # fmt: skip
+        self._rows = {place: count * WORDS // ROW + n for n, place in enumerate(found)}
         super().__init__({
             "requests": In(stream.Signature(ConfigRequest)),
             "responses": Out(stream.Signature(ConfigResponse)),
@@ -82,6 +150,11 @@ class ConfigSpace(wiring.Component):
             "bars": Out(64).array(len(bars_of(self.functions))),
             "interrupt": In(1).array(len(self.functions)),
             "pending": In(1).array(len(self.functions)),
+            "settings": Out(FunctionSettings).array(len(self.functions)),
+            "msi_pending": In(32).array(len(self.functions)),
+            "pri_stopped": In(1).array(len(self.functions)),
+            "updates": In(UpdateBus()),
+            "link_reset": In(1),
             "reset": Out(1).array(len(self.functions)),
             "busy": In(1).array(len(self.functions)),
             "registers": Out(RegisterBus()),
@@ -89,17 +162,19 @@ class ConfigSpace(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        count = len(self.functions)
-        maps = [f.map(is_first=n == 0, is_multifunction=count > 1) for n, f in enumerate(self.functions)]
+        count, maps, stored = len(self.functions), self._maps, len(self.functions) * WORDS + len(self._rows) * ROW
 
-        m.submodules.rules = rules = Memory(shape=_Rule, depth=count * WORDS, init=self._rules(maps))
-        m.submodules.values = values = Memory(shape=32, depth=count * WORDS, init=[])
+        rule_layout, rules_init = self._rules()
+        m.submodules.rules = rules = Memory(shape=rule_layout, depth=stored, init=rules_init)
+        m.submodules.values = values = Memory(shape=32, depth=stored, init=[])
         rule, value, store = rules.read_port(), values.read_port(), values.write_port()
 
         request = Signal(ConfigRequest)
-        here = Signal(range(count * WORDS))  # dword at work: function and register
+        here = Signal(range(stored))  # dword at work: function and register, or a place in a row
         exists, inside, captures = Signal(), Signal(), Signal()
         starts_reset, is_level_reset = Signal(), Signal()  # the request starts one; its dwords are yet to be restored
+        link_waits, is_link_reset = Signal(), Signal()  # one is yet to be done; it is under way
+        is_update, is_held, operation = Signal(), Signal(), Signal(Operation)  # the access is the card's; the next one must be
         result = Signal(32)  # of a read, or what a write made of the dword
         window_bar, window_offset, window_enables = Signal(8), Signal(32), Signal(4)
 
@@ -107,23 +182,57 @@ class ConfigSpace(wiring.Component):
         value_at = Signal.like(here)
         m.d.comb += [value_at.eq(here), value.addr.eq(value_at), rule.addr.eq(value_at), store.addr.eq(here), store.data.eq(result)]
 
-        mask, updated = Signal(32), Signal(32)
+        # Copies of what the card must see at all times, taken when the dword is written.
+        copies = {}
+
+        def copy(function, *names):
+            place = maps[function].place(*names)
+            if (function, names) not in copies:
+                signal = copies[function, names] = Signal(place.width, init=place.reset, name="_".join((f"f{function}", *names)))
+                with m.If(store.en & (store.addr == self._stored(function, place.word))):
+                    m.d.sync += signal.eq(store.data[place.low : place.low + place.width])
+            return copies[function, names]
+
+        enabled, mask, updated = Signal(32), Signal(32), Signal(32)
         m.d.comb += [
-            mask.eq(Mux(request.is_write, rule.data.writable & Cat(b.replicate(8) for b in request.byte_enable), 0)),
-            updated.eq((value.data & ~mask) | (request.data & mask)),
+            enabled.eq(Mux(request.is_write, Cat(b.replicate(8) for b in request.byte_enable), 0)),
+            mask.eq(rule.data.writable & enabled),
+            updated.eq(((value.data & ~mask) | (request.data & mask)) & ~(rule.data.clearable & enabled & request.data)),
         ]
+        for n, function_map in enumerate(maps):
+            for place, item in function_map.rules():
+                refused = Const(0)
+                if item.accepts is not None:
+                    refused |= ~Cat(request.data[place.low : place.low + place.width] == value for value in item.accepts).any()
+                if item.frozen_by is not None:
+                    refused |= copy(n, *item.frozen_by)
+                with m.If((here == self._stored(n, place.word)) & refused):
+                    m.d.comb += mask[place.low : place.low + place.width].eq(0)
+        with m.If(is_update):
+            m.d.comb += mask.eq(Mux(operation == Operation.SET, request.data, (operation == Operation.WRITE).replicate(32)))
         # With what is not stored: Interrupt Status, Transactions Pending.
         shown = Signal(32)
         m.d.comb += shown.eq(updated)
         for n, function in enumerate(self.functions):
-            levels = [(("header", "status", "interrupt"), self.interrupt[n])]
-            if function.capability(PcieCapability):
-                levels.append((("pcie", "device_status", "transactions_pending"), self.pending[n]))
-            for names, level in levels:
-                place = maps[n].place(*names)
-                with m.If((here == n * WORDS + place.word) & level):
-                    m.d.comb += shown[place.low].eq(1)
-        kept = Mux(is_level_reset, rule.data.kept, 0)
+            levels = [
+                (True, ("header", "status", "interrupt"), self.interrupt[n]),
+                (function.capability(PcieCapability), ("pcie", "device_status", "transactions_pending"), self.pending[n]),
+                (getattr(function.capability(MsiCapability), "has_mask", False), ("msi", "pending", "bits"), self.msi_pending[n]),
+                (function.capability(PriCapability), ("pri", "status", "stopped"), self.pri_stopped[n]),
+            ]
+            for is_there, names, level in levels:
+                if is_there:
+                    place = maps[n].place(*names)
+                    with m.If(here == self._stored(n, place.word)):
+                        m.d.comb += shown[place.low : place.low + place.width].eq(level)
+        wakes = Const(0)  # a function that does not keep its state, from D3hot to D0
+        for n, function in enumerate(self.functions):
+            if not getattr(function.capability(PowerCapability), "keeps_state", True):
+                place = maps[n].place("pm", "control", "power_state")
+                bits = slice(place.low, place.low + place.width)
+                wakes |= ((here == self._stored(n, place.word)) & enabled[place.low] & (request.data[bits] == spec.D0)
+                          & (value.data[bits] != spec.D0))  # fmt: skip
+        kept = Mux(is_level_reset | (is_link_reset & rule.data.is_sticky), rule.data.kept, 0)
 
         # Access through a window: natural, inside one structure.
         m.submodules.structures = structures = Memory(shape=_Structure, depth=count * STRUCTURES, init=self._structures())
@@ -153,7 +262,17 @@ class ConfigSpace(wiring.Component):
             access.data.eq(result << (lane << 3)),
             self.responses.payload.data.eq(result),
             self.responses.payload.unsupported.eq(~exists),
+            self.updates.response.payload.data.eq(result),
         ]
+
+        # Where extended capabilities are stored: rows by function and number, 0 for none.
+        index, place_in_row, is_indexed = None, Signal(ROW_BITS), Signal()
+        if self._rows:
+            numbers = 1 << max(row for _, row in self._rows).bit_length()
+            m.submodules.index = indices = Memory(
+                shape=range(stored // ROW), depth=count * numbers,
+                init=[self._rows.get((n, row), 0) for n in range(count) for row in range(numbers)])
+            index = indices.read_port()
 
         with m.FSM():
             with m.State("FETCH_RESET"):
@@ -162,27 +281,69 @@ class ConfigSpace(wiring.Component):
                 m.d.comb += [store.en.eq(1), store.data.eq((rule.data.reset & ~kept) | (value.data & kept))]
                 m.d.sync += here.eq(here + 1)
                 m.next = "FETCH_RESET"
-                with m.If(Mux(is_level_reset, here % WORDS == WORDS - 1, here == count * WORDS - 1)):
-                    m.d.sync += is_level_reset.eq(0)
+                ends = Signal()  # of what a function level reset restores: the first 256 bytes, then rows
+                for n in range(count):
+                    rows = [at for (owner, _), at in self._rows.items() if owner == n]
+                    with m.If(here == n * WORDS + WORDS - 1):
+                        m.d.comb += ends.eq(not rows)
+                        if rows:
+                            with m.If(is_level_reset):
+                                m.d.sync += here.eq(rows[0] * ROW)
+                    if rows:
+                        with m.If(here == rows[-1] * ROW + ROW - 1):
+                            m.d.comb += ends.eq(1)
+                with m.If(Mux(is_level_reset, ends, here == stored - 1)):
+                    m.d.sync += [is_level_reset.eq(0), is_link_reset.eq(0)]
                     m.next = "TAKE"
             with m.State("TAKE"):
-                incoming = self.requests.payload
-                address = Cat(incoming.register[: (WORDS - 1).bit_length()], incoming.function)[: len(here)]
-                m.d.comb += [self.requests.ready.eq(1), value_at.eq(address)]
-                m.d.sync += [
-                    request.eq(incoming),
-                    here.eq(address),
-                    exists.eq(incoming.function < count),
-                    inside.eq((incoming.function < count) & (incoming.register < WORDS)),
+                theirs, ours = self.requests, self.updates.request
+                function, register = Signal(8), Signal(10)
+                is_ours = is_held | (ours.valid & ~link_waits & ~(is_update & theirs.valid))
+                m.d.comb += [
+                    theirs.ready.eq(~is_ours & ~link_waits),
+                    ours.ready.eq(is_ours),
+                    function.eq(Mux(is_ours, ours.payload.function, theirs.payload.function)),
+                    register.eq(Mux(is_ours, ours.payload.register, theirs.payload.register)),
                 ]
-                with m.If(self.requests.valid):
+                address = Cat(register[: (WORDS - 1).bit_length()], function)[: len(here)]
+                m.d.comb += value_at.eq(address)
+                m.d.sync += [
+                    request.eq(theirs.payload),
+                    here.eq(address),
+                    exists.eq(function < count),
+                    inside.eq((function < count) & (register < WORDS)),
+                ]
+                with m.If(is_ours):
+                    m.d.sync += [
+                        request.function.eq(ours.payload.function),
+                        request.is_write.eq(0),
+                        request.byte_enable.eq(0),
+                        request.data.eq(ours.payload.data),
+                        operation.eq(ours.payload.operation),
+                    ]
+                with m.If((theirs.valid & theirs.ready) | (ours.valid & ours.ready)):
+                    m.d.sync += [is_update.eq(is_ours), is_held.eq(is_ours & ~ours.payload.is_last)]
+                    m.next = "UPDATE"
+                    if index is not None:
+                        with m.If(register >= WORDS):
+                            m.next = "LOOK_UP"
+                if index is not None:
+                    m.d.comb += index.addr.eq(Cat(register[ROW_BITS:][: (numbers - 1).bit_length()], function))
+                    m.d.sync += [place_in_row.eq(register), is_indexed.eq((function < count) & (register < numbers * ROW))]
+                with m.If(link_waits & ~is_held):
+                    m.d.sync += [here.eq(0), link_waits.eq(0), is_link_reset.eq(1)]
+                    m.next = "FETCH_RESET"
+            if index is not None:
+                with m.State("LOOK_UP"):
+                    m.d.comb += value_at.eq(Cat(place_in_row, index.data))
+                    m.d.sync += [here.eq(value_at), inside.eq(is_indexed & index.data.any())]
                     m.next = "UPDATE"
             with m.State("UPDATE"):
-                m.d.comb += [store.en.eq(inside & request.is_write), store.data.eq(updated)]
+                m.d.comb += [store.en.eq(inside & (request.is_write | is_update)), store.data.eq(updated)]
                 m.d.comb += captures.eq(request.is_write)
-                m.d.comb += starts_reset.eq(
-                    inside & request.is_write & rule.data.starts_reset & request.byte_enable[FLR_BIT // 8] & request.data[FLR_BIT])
-                m.d.sync += [result.eq(Mux(inside, shown, 0)), is_level_reset.eq(starts_reset)]
+                initiates = rule.data.starts_reset & enabled[spec.FLR_BIT] & request.data[spec.FLR_BIT]
+                m.d.comb += starts_reset.eq(inside & (initiates | wakes))
+                m.d.sync += [result.eq(Mux(inside, Mux(is_update, value.data, shown), 0)), is_level_reset.eq(starts_reset)]
                 m.next = "ANSWER"
                 with m.If(inside & rule.data.is_window & (request.byte_enable != 0)):
                     m.d.comb += value_at.eq(here - 3)
@@ -222,33 +383,31 @@ class ConfigSpace(wiring.Component):
                 m.d.comb += store.en.eq(1)
                 m.next = "ANSWER"
             with m.State("ANSWER"):
-                m.d.comb += self.responses.valid.eq(1)
-                with m.If(self.responses.ready):
+                m.d.comb += [self.responses.valid.eq(~is_update), self.updates.response.valid.eq(is_update)]
+                with m.If(Mux(is_update, self.updates.response.ready, self.responses.ready)):
                     m.next = "TAKE"
                     with m.If(is_level_reset):
                         m.d.sync += here.eq(here & -WORDS)
                         m.next = "FETCH_RESET"
 
-        # Copies of what the card must see at all times, taken when the dword is written.
-        def copy(function, *names):
-            place = maps[function].place(*names)
-            signal = Signal(place.width, init=place.reset, name="_".join((f"f{function}", *names)))
-            with m.If(store.en & (store.addr == function * WORDS + place.word)):
-                m.d.sync += signal.eq(store.data[place.low : place.low + place.width])
-            return signal
-
         for n, function in enumerate(self.functions):
             state, bus_number, device_number = self.state[n], Signal(8, name=f"f{n}_bus"), Signal(5, name=f"f{n}_device")
-            with m.If(starts_reset & (request.function == n)):
+            with m.If((starts_reset & (request.function == n)) | is_link_reset):
                 m.d.sync += self.reset[n].eq(1)
-            with m.Elif(~self.busy[n] & ~(is_level_reset & (request.function == n))):
+            with m.Elif(~self.busy[n] & ~(is_level_reset & (request.function == n)) & ~link_waits):
                 m.d.sync += self.reset[n].eq(0)
             with m.If(captures & (request.function == n)):
                 m.d.sync += [bus_number.eq(request.bus), device_number.eq(request.device)]
+            with m.If(is_link_reset):
+                m.d.sync += [bus_number.eq(0), device_number.eq(0)]
             m.d.comb += [state.bus.eq(bus_number), state.device.eq(device_number), state.in_reset.eq(self.reset[n])]
-            m.d.comb += state.bus_master.eq(copy(n, "header", "command", "bus_master"))
+            is_awake = 1
+            if function.capability(PowerCapability):
+                is_awake = copy(n, "pm", "control", "power_state") == spec.D0
+                m.d.comb += self.settings[n].is_d3hot.eq(~is_awake)
+            m.d.comb += state.bus_master.eq(copy(n, "header", "command", "bus_master") & is_awake)
             if function.bars:
-                m.d.comb += state.memory_enable.eq(copy(n, "header", "command", "memory_enable"))
+                m.d.comb += state.memory_enable.eq(copy(n, "header", "command", "memory_enable") & is_awake)
             if function.capability(PcieCapability):
                 m.d.comb += [
                     state.mps_code.eq(copy(n, "pcie", "device_control", "mps")),
@@ -262,21 +421,55 @@ class ConfigSpace(wiring.Component):
                     state.msix_enable.eq(copy(n, "msix", "control", "enable")),
                     state.msix_mask.eq(copy(n, "msix", "control", "function_mask")),
                 ]
+            for name, (kind, *names) in _SETTINGS.items():
+                if function.capability(kind) and maps[n].has(*names):
+                    m.d.comb += getattr(self.settings[n], name).eq(copy(n, *names))
+            if function.capability(MsiCapability):
+                high = copy(n, "msi", "address_high", "value") if function.capability(MsiCapability).is_64 else Const(0, 32)
+                m.d.comb += self.settings[n].msi_address.eq(Cat(Const(0, 2), copy(n, "msi", "address", "value"), high))
+            if function.capability(PriCapability):
+                place = maps[n].place("pri", "control", "reset")
+                m.d.comb += self.settings[n].pri_reset.eq(
+                    captures & inside & (here == self._stored(n, place.word)) & enabled[place.low] & request.data[place.low])
         for n, (function, bar) in enumerate(bars_of(self.functions)):
-            bases = [copy(function, "header", f"bar_{index}", "base") for index in bar.registers]
+            names = ["rom"] if isinstance(bar, Rom) else [f"bar_{index}" for index in bar.registers]
+            bases = [copy(function, "header", name, "base") for name in names]
             m.d.comb += self.bars[n].eq(Cat(bases) << (bar.size_bytes.bit_length() - 1))
+            if isinstance(bar, Rom):
+                m.d.comb += self.bars[n][0].eq(copy(function, "header", "rom", "enable"))
+        with m.If(self.link_reset):
+            m.d.sync += link_waits.eq(1)
         return m
 
-    def _rules(self, maps):
+    def _stored(self, function, word):
+        """Return where dword ``word`` of ``function`` is stored."""
+        if word < WORDS:
+            return function * WORDS + word
+        return self._rows[function, word // ROW] * ROW + word % ROW
+
+    def _rules(self):
+        """Return the layout of what is constant about a dword, and all of it.
+
+        ``kept``: bits that a function level reset leaves alone. ``is_window``: the dword is pci_cfg_data of a virtio window.
+        ``starts_reset``: its bit 15 is Initiate FLR of a function that offers it. ``clearable`` where there are such bits.
+        """
+        has_clearable = any(word.clearable for words in self._words for word in words)
+        layout = data.StructLayout({
+            "reset": 32, "writable": 32, "kept": 32, "clearable": 32 * has_clearable, "is_sticky": 1, "is_window": 1, "starts_reset": 1,
+        })  # fmt: skip
+        places = [(n, word) for n in range(len(self.functions)) for word in range(WORDS)]
+        places += [(n, row * ROW + word) for n, row in self._rows for word in range(ROW)]
         rules = []
-        for function, function_map in zip(self.functions, maps):
-            window = function.capability(VirtioWindow) and function_map.place("virtio_window", "pci_cfg_data", "value").word
+        for n, at in places:
+            function, word = self.functions[n], self._words[n][at]
+            window = function.capability(VirtioWindow) and self._maps[n].place("virtio_window", "pci_cfg_data", "value").word
             pcie = function.capability(PcieCapability)
-            control = pcie and pcie.has_flr and function_map.place("pcie", "device_control", "initiate_flr").word
-            for n, word in enumerate(function_map.words()):
-                rules.append({"reset": word.reset, "writable": word.writable, "kept": word.kept, "is_window": n == window,
-                              "starts_reset": bool(control) and n == control})  # fmt: skip
-        return rules
+            control = pcie and pcie.has_flr and self._maps[n].place("pcie", "device_control", "initiate_flr").word
+            rules.append({
+                "reset": word.reset, "writable": word.writable, "kept": word.kept, "clearable": word.clearable,
+                "is_sticky": word.is_sticky, "is_window": at == window, "starts_reset": bool(control) and at == control,
+            })  # fmt: skip
+        return layout, rules
 
     def _structures(self):
         entries = []

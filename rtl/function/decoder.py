@@ -5,13 +5,15 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..tlp.layouts import ConfigState, DecodeRequest, DecodeResponse
+from .bars import Rom
 from .description import bars_of, check_functions
 
 
 class AddressDecoder(wiring.Component):
     """Finds the BAR that a memory address lies in.
 
-    Only BARs of functions with memory space enabled count; one of a function that is in reset is found and refused (``hit`` is 0).
+    Only BARs of functions with memory space enabled count, and a ROM only while its own enable is 1 as well; one of a function that is in
+    reset is found and refused (``hit`` is 0).
     Where the host placed several over one address, the first in the order of :func:`.description.bars_of` wins.
 
     Latency: 2 cycles from request to response. Throughput: one address at a time.
@@ -55,7 +57,8 @@ class AddressDecoder(wiring.Component):
             m.d.sync += [busy.eq(1), address.eq(incoming)]
             for n, (function, bar) in enumerate(bars):
                 low = bar.size_bytes.bit_length() - 1
-                m.d.sync += hits[n].eq(self.state[function].memory_enable & (incoming[low:] == self.bars[n][low:]))
+                enable = self.state[function].memory_enable & (self.bars[n][0] if isinstance(bar, Rom) else 1)
+                m.d.sync += hits[n].eq(enable & (incoming[low:] == self.bars[n][low:]))
         with m.If(busy):
             m.d.sync += [busy.eq(0), response.valid.eq(1), response.payload.eq(0)]
             for n, (function, bar) in reversed(list(enumerate(bars))):

@@ -9,7 +9,7 @@ from ringwall.models.config_space import BarDescription
 from ringwall.models.config_space import ConfigSpace as Model
 from ringwall.models.config_space import FunctionDescription as ModelDescription
 from ringwall.rtl.function.decoder import AddressDecoder
-from ringwall.rtl.function.description import Bar, FunctionDescription
+from ringwall.rtl.function.description import Bar, FunctionDescription, Rom
 from ringwall.rtl.tlp.layouts import ConfigState, DecodeRequest, DecodeResponse
 from ringwall.sim.run import run
 from ringwall.sim.stream import Stream, cycle, pack, start, unpack
@@ -23,7 +23,9 @@ BARS = (
 
 
 def test_decoder(request):
-    functions = [FunctionDescription(vendor_id=1, device_id=1, class_code=0, bars=tuple(Bar(*bar) for bar in bars)) for bars in BARS]
+    all_bars = [tuple(Bar(*bar) for bar in bars) for bars in BARS]
+    all_bars[3] += (Rom(1 << 14),)
+    functions = [FunctionDescription(vendor_id=1, device_id=1, class_code=0, bars=bars) for bars in all_bars]
     run(AddressDecoder(functions=functions), module=__name__, node=request.node.nodeid)
 
 
@@ -132,3 +134,20 @@ async def functions_in_reset_refuse(dut):
         await bench.requests.put(pack(DecodeRequest, address=0x77_7000_0008))
         answer = unpack(DecodeResponse, await bench.responses.get())
         assert (answer.hit, answer.function) == (0, 0)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def rom_needs_two_enables(dut):
+    """FUNC-DEC-4 (R59): a ROM answers as BAR 6 while memory space and the ROM itself are enabled; first, last and outer words."""
+    await start(dut, "requests")
+    bench = Bench(dut)
+    for memory, rom in ((1, 1), (0, 1), (1, 0), (0, 0)):
+        dut.bars__6.value = 0xABCD_4000 | rom
+        dut.state__3.value = pack(ConfigState, memory_enable=memory)
+        await ClockCycles(dut.clk, 1)
+        for address in (0xABCD_4000, 0xABCD_7FF8, 0xABCD_3FF8, 0xABCD_8000, 0x1_ABCD_4000):
+            await bench.requests.put(pack(DecodeRequest, address=address))
+            answer = unpack(DecodeResponse, await bench.responses.get())
+            assert answer.hit == (memory and rom and 0xABCD_4000 <= address < 0xABCD_8000)
+            if answer.hit:
+                assert (answer.function, answer.bar, answer.offset) == (3, 6, address - 0xABCD_4000)
