@@ -274,11 +274,11 @@ class ConfigSpace(Registers):
         self.has_header = False
 
     def _reset_but(self, *keeping: bytearray) -> None:
-        for n in range(SIZE):
-            kept = 0
-            for cells in keeping:
-                kept |= cells[n]
-            self._values[n] = self._reset[n] & ~kept | self._values[n] & kept
+        reset, values, *kept = (int.from_bytes(cells, "little") for cells in (self._reset, self._values, *keeping))
+        mask = 0
+        for bits in kept:
+            mask |= bits
+        self._values[:] = (reset & ~mask | values & mask).to_bytes(SIZE, "little")
         self.virtual_functions = []
 
     def report_error(self, what: Cause | Uncorrectable | Correctable, header: Sequence[int] | None = None, *,
