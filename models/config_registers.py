@@ -104,7 +104,7 @@ class Registers:
             self._places.setdefault((header == 4, known.id), at)
             if header == 2 and known.id == CAP_PCIE and known.body[5] >> 4 & 1:
                 self._device_control = at + 8
-            if header == 2 and known.id == CAP_VENDOR and known.body[1] == VIRTIO_PCI_CFG:
+            if header == 2 and known.id == CAP_VENDOR and len(known.body) >= 18 and known.body[1] == VIRTIO_PCI_CFG:
                 self._pci_cfg = at
         return offsets
 

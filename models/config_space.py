@@ -252,7 +252,9 @@ class ConfigSpace(Registers):
         if length not in (1, 2, 4) or start % length:
             return None
         for known in self.description.capabilities:
-            if known.id == CAP_VENDOR and VIRTIO_COMMON <= known.body[1] <= VIRTIO_DEVICE and known.body[2] == bar:
+            if known.id != CAP_VENDOR or len(known.body) < 14:
+                continue
+            if VIRTIO_COMMON <= known.body[1] <= VIRTIO_DEVICE and known.body[2] == bar:
                 first, size = (int.from_bytes(known.body[n : n + 4], "little") for n in (6, 10))
                 if first <= start and start + length <= first + size:
                     return bar, start, length
