@@ -67,6 +67,7 @@ TABLES = {
     "dsn": (serial_number_capability(0x0123_4567_89AB_CDEF), True,
             {0: (0x0001_0003, 0, 0, 0, 0), 4: (0x89AB_CDEF, 0, 0, 0, 0), 8: (0x0123_4567, 0, 0, 0, 0)}),
     "ats": (ats_capability(), True, {0: (0x0001_000F, 0, 0, 0, 0), 4: (0x0000_0020, 0x801F_0000, 0, 0, 0)}),
+    "ats 32": (ats_capability(queue_depth=32, page_aligned=False), True, {4: (0, 0x801F_0000, 0, 0, 0)}),
     "ats all": (ats_capability(queue_depth=5, global_invalidate=True, relaxed=True), True, {4: (0x0000_00E5, 0x801F_0000, 0, 0, 0)}),
     "pri": (pri_capability(64, pasid_required=True), True,
             {0: (0x0001_0013, 0, 0, 0, 0), 4: (0x8100_0000, 1, 0x0003_0000, 0, 0), 8: (64, 0, 0, 0, 0), 12: (0, ONES, 0, 0, 0)}),
