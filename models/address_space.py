@@ -1,19 +1,23 @@
 """Where a request of a device goes: host bridge with upstream windows, RAM, and BARs of peers.
 
 A bridge routes by address alone. What lies inside one of its upstream windows goes to memory, what lies outside is
-offered to the other devices, and what nobody takes is Unsupported Request.
+offered to the other devices, and what nobody takes is Unsupported Request. Between the functions of a card, or the ports of a
+switch, ACS decides before the bridge does: :class:`PeerRouter`. What an IOMMU must map is told to a :class:`MapListener`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum, IntFlag
 from typing import Protocol
 
 from .memory import SPACE, AccessFault
 
-__all__ = ["AddressSpace", "Handler", "Mmio", "Ram", "Window"]
+__all__ = ["Acs", "AddressSpace", "Container", "Handler", "MapError", "MapListener", "Mmio", "Peer", "PeerRouter", "Ram", "RamNotMapped",
+           "Route", "Skip", "Window"]  # fmt: skip
 
 
 class Storage(Protocol):
@@ -61,10 +65,14 @@ class Ram(Window):
 
 @dataclass(frozen=True)
 class Mmio(Window):
-    """Registers. ``is_pci``: a BAR on this bus, so that other devices may reach it; else some other device of the machine."""
+    """Registers. ``is_pci``: a BAR on this bus, so that other devices may reach it; else some other device of the machine.
+
+    ``is_real``: hardware stands behind it, so that an IOMMU may map it; else a program answers, and no device can be sent there.
+    """
 
     handler: Handler
     is_pci: bool = True
+    is_real: bool = True
 
 
 class AddressSpace:
@@ -84,6 +92,7 @@ class AddressSpace:
     def __init__(self, sections: Iterable[Ram | Mmio] = (), *, windows: Iterable[Window] | None = None):
         self.windows = None if windows is None else tuple(windows)
         self._sections: list[Ram | Mmio] = []
+        self._listeners: list[MapListener] = []
         for section in sections:
             self.add(section)
 
@@ -100,12 +109,22 @@ class AddressSpace:
                 raise ValueError(f"A section must not overlap {other.start:#x}+{other.length:#x}, "
                                  f"not {section.start:#x}+{section.length:#x}")  # fmt: skip
         self._sections.insert(n, section)
+        for listener in self._listeners:
+            listener.add(section)
+
+    def listen(self, listener: MapListener) -> None:
+        """Tell ``listener`` of every section that is here, by address, and from now on of each that comes or goes."""
+        self._listeners.append(listener)
+        for section in self._sections:
+            listener.add(section)
 
     def remove(self, section: Ram | Mmio) -> None:
         """Let a section disappear; ValueError when it is not here."""
         if section not in self._sections:
             raise ValueError(f"A section to remove must be one of the address space, not {section!r}")
         self._sections.remove(section)
+        for listener in self._listeners:
+            listener.remove(section)
 
     def route(self, address: int, length: int) -> Ram | Mmio | None:
         """Return the section that takes such a request, None for Unsupported Request. A length of 0 counts as 1 byte."""
@@ -145,3 +164,235 @@ class AddressSpace:
 
 def _start(section: Window) -> int:
     return section.start
+
+
+# -- peers --
+
+
+class Acs(IntFlag):
+    """Bits of ACS Control. [PCIe5 7.7.8.3]"""
+
+    NONE, SOURCE_VALIDATION, TRANSLATION_BLOCKING, REQUEST_REDIRECT, COMPLETION_REDIRECT = 0, 1, 2, 4, 8
+    UPSTREAM_FORWARDING, EGRESS_CONTROL, DIRECT_TRANSLATED = 16, 32, 64
+
+
+_PORT_ONLY = Acs.SOURCE_VALIDATION | Acs.TRANSLATION_BLOCKING | Acs.UPSTREAM_FORWARDING
+
+
+class Route(Enum):
+    """Where a TLP goes: to a peer without the root complex, up to it, or nowhere.
+
+    An ACS violation is answered with Completer Abort, what a port would send back where it came from with Unsupported Request.
+    """
+
+    PEER, UPSTREAM, VIOLATION, UNSUPPORTED = range(4)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A function of a card, or a downstream port of a switch, among which requests may go directly.
+
+    Attributes
+    ----------
+    bars : tuple of :class:`Window`
+        Addresses that it takes.
+    routing_ids : range
+        Requester IDs behind it: one for a function, those of its buses for a port.
+    control : :class:`Acs`
+        ACS Control, 0 without the capability.
+    egress : :class:`int`
+        Egress control vector: bit n forbids, or redirects, what goes to peer n.
+    is_port : :class:`bool`
+        A downstream port, which alone has source validation, translation blocking and upstream forwarding.
+    """
+
+    bars: tuple[Window, ...]
+    routing_ids: range
+    control: Acs = Acs.NONE
+    egress: int = 0
+    is_port: bool = False
+
+    def __post_init__(self):
+        if not self.is_port and self.control & _PORT_ONLY:
+            raise ValueError(f"Only a downstream port must have {(self.control & _PORT_ONLY)!r}, not a function")
+
+
+class PeerRouter:
+    """What becomes of requests and completions of peers, each under the ACS control of where it comes in. [PCIe5 6.12]
+
+    Routing knows addresses, the AT field and IDs, and nothing else: whoever forges the AT field is believed where Direct Translated
+    P2P is on.
+    """
+
+    def __init__(self, peers: Iterable[Peer]):
+        self.peers = list(peers)
+
+    def target(self, address: int, length: int) -> int | None:
+        """Return which peer takes these addresses."""
+        for n, peer in enumerate(self.peers):
+            if any(bar.holds(address, max(length, 1)) for bar in peer.bars):
+                return n
+        return None
+
+    def request(self, source: int, address: int, length: int, *, at: int = 0, requester_id: int | None = None) -> Route:
+        """Return the way of a memory request that peer ``source`` sends; ``at``: 0 untranslated, 1 translation request, 2 translated.
+
+        ``requester_id`` None: one that is its own.
+        """
+        peer, control = self.peers[source], self.peers[source].control
+        # 1. What a port blocks, wherever it would go. [PCIe5 6.12.1.1]
+        if requester_id is not None and control & Acs.SOURCE_VALIDATION and requester_id not in peer.routing_ids:
+            return Route.VIOLATION
+        if at and control & Acs.TRANSLATION_BLOCKING:
+            return Route.VIOLATION
+        target = self.target(address, length)
+        if target is None or at == 1:
+            return Route.UPSTREAM  # a translation request is for the root complex
+        if target == source and peer.is_port:
+            return Route.UPSTREAM if control & Acs.UPSTREAM_FORWARDING else Route.UNSUPPORTED
+        # 2. Translated requests may go directly, past both of what follows. [PCIe5 6.12.3]
+        if at == 2 and control & Acs.DIRECT_TRANSLATED:
+            return Route.PEER
+        # 3. Egress control narrows redirection down, and is a violation without it. [PCIe5 6.12.3]
+        if control & Acs.EGRESS_CONTROL and not peer.egress >> target & 1:
+            return Route.PEER
+        if control & Acs.REQUEST_REDIRECT:
+            return Route.UPSTREAM
+        return Route.VIOLATION if control & Acs.EGRESS_CONTROL else Route.PEER
+
+    def completion(self, source: int, requester_id: int, *, relaxed_ordering: bool = False) -> Route:
+        """Return the way of a completion that peer ``source`` sends to ``requester_id``. [PCIe5 6.12.1.1]
+
+        Redirected requests have their completions redirected, but for those with relaxed ordering, which need no order.
+        """
+        target = next((n for n, peer in enumerate(self.peers) if requester_id in peer.routing_ids), None)
+        if target is None:
+            return Route.UPSTREAM
+        is_redirected = self.peers[source].control & Acs.COMPLETION_REDIRECT and not relaxed_ordering
+        return Route.UPSTREAM if is_redirected else Route.PEER
+
+
+# -- what an IOMMU must map --
+
+
+class MapError(Exception):
+    """An IOMMU does not take a mapping."""
+
+
+class RamNotMapped(Exception):
+    """RAM could not be mapped for devices: they cannot go on without a reset."""
+
+
+class Container(Protocol):
+    """An IOMMU to program. ``page_sizes``: bit n is set when it knows pages of 2^n bytes; either call may raise :exc:`MapError`."""
+
+    page_sizes: int
+
+    def map(self, iova: int, length: int, section: Ram | Mmio, offset: int) -> None: ...
+    def unmap(self, iova: int, length: int) -> None: ...
+
+
+class Skip(Enum):
+    """Why something is not mapped."""
+
+    EMULATED = "no hardware behind it"
+    HIGH = "beyond 63 bits"
+    SMALL = "no whole page of the IOMMU"
+    UNALIGNED = "not aligned to the IOMMU's page"
+    REFUSED = "the IOMMU does not map it"
+    NOT_UNMAPPED = "the IOMMU does not unmap it"
+
+
+class MapListener:
+    """Turns sections that come and go into map and unmap calls, as VFIO's user does.
+
+    Sizes and addresses are multiples of the smallest page of the IOMMU. RAM gives up its ragged ends; registers are mapped whole or
+    not at all. Nothing is passed over silently: each section that is not mapped is counted by its reason, and reported, the first
+    ``report_limit`` times. What cannot be asked of the IOMMU, and registers that it refuses, stop nothing; RAM that it refuses raises
+    :exc:`RamNotMapped`, at once and for whatever comes later, until :meth:`reset`.
+
+    Attributes
+    ----------
+    counts : :class:`collections.Counter`
+        Of :class:`Skip`; ``trimmed_bytes`` of RAM are not mapped because of ragged ends.
+    reports : list of :class:`str`
+        One sentence each; ``dropped_reports`` counts those beyond the limit.
+    mapped : dict
+        Address of a section -> (IOVA, bytes) that are mapped for it.
+    """
+
+    def __init__(self, container: Container, *, report_limit: int = 16):
+        if container.page_sizes <= 0:
+            raise ValueError(f"Page sizes of an IOMMU must have at least one bit, not {container.page_sizes!r}")
+        self.container, self.report_limit = container, report_limit
+        self.counts: Counter[Skip] = Counter()
+        self.trimmed_bytes = self.dropped_reports = 0
+        self.reports: list[str] = []
+        self.mapped: dict[int, tuple[int, int]] = {}
+        self.is_broken = False
+
+    @property
+    def page(self) -> int:
+        """Smallest page of the IOMMU in bytes."""
+        return self.container.page_sizes & -self.container.page_sizes
+
+    def add(self, section: Ram | Mmio) -> None:
+        """A section came."""
+        if self.is_broken:
+            raise RamNotMapped("An IOMMU that refused RAM must be reset before it is told of more")
+        reason, start, end = self._extent(section)
+        if reason is None:
+            try:
+                self.container.map(start, end - start, section, start - section.start)
+            except MapError as error:
+                self._skip(Skip.REFUSED, section, str(error))
+                if isinstance(section, Ram):
+                    self.is_broken = True
+                    raise RamNotMapped(f"RAM at {section.start:#x} is not mapped: {error}") from error
+                return
+            self.mapped[section.start] = start, end - start
+            self.trimmed_bytes += section.length - (end - start)
+        else:
+            self._skip(reason, section)
+
+    def remove(self, section: Ram | Mmio) -> None:
+        """A section went; what was never mapped is not unmapped."""
+        self._unmap(section.start)
+
+    def reset(self) -> None:
+        """Unmap everything and forget what was refused."""
+        for start in list(self.mapped):
+            self._unmap(start)
+        self.is_broken = False
+
+    def _unmap(self, start: int) -> None:
+        place = self.mapped.pop(start, None)
+        if place is not None:
+            try:
+                self.container.unmap(*place)
+            except MapError as error:
+                self._report(Skip.NOT_UNMAPPED, f"{place[0]:#x}+{place[1]:#x}", str(error))
+
+    def _extent(self, section: Ram | Mmio) -> tuple[Skip | None, int, int]:
+        """Return why not, or None with the first address and that after the last."""
+        mask = self.page - 1
+        start, end = section.start + mask & ~mask, section.end & ~mask
+        if isinstance(section, Mmio) and not (section.is_real and section.is_pci):
+            return Skip.EMULATED, start, end
+        if section.start >> 63:
+            return Skip.HIGH, start, end
+        if isinstance(section, Mmio) and (section.start | section.length) & mask:
+            return Skip.UNALIGNED, start, end
+        if isinstance(section, Ram) and (section.start - section.base) & mask:
+            return Skip.UNALIGNED, start, end  # its pages are not the pages of the memory behind it
+        return (None if start < end else Skip.SMALL), start, end
+
+    def _skip(self, reason: Skip, section: Ram | Mmio, detail: str = "") -> None:
+        self._report(reason, f"{'RAM' if isinstance(section, Ram) else 'registers'} at {section.start:#x}+{section.length:#x}", detail)
+
+    def _report(self, reason: Skip, what: str, detail: str) -> None:
+        self.counts[reason] += 1
+        if len(self.reports) < self.report_limit:
+            self.reports.append(f"{what}: {reason.value}{f' ({detail})' if detail else ''}")
+        else:
+            self.dropped_reports += 1

@@ -1,163 +1,111 @@
 """The configuration space that a card of a given description must have: values, what software may write, resets. [PCIe5 7.5]
 
 One configuration write is one update of one dword; masks act on the write, so that a BAR never holds a bit that it does
-not have.
+not have. What the function then does on its own (a message, a reset) is an event.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import Enum
 
-__all__ = ["BarDescription", "CapabilityDescription", "ConfigSpace", "FunctionDescription", "msix_capability", "pcie_capability",
-           "vendor_capability", "virtio_capability"]  # fmt: skip
+from . import aer
+from .aer import Cause, Correctable, Message, Uncorrectable
+from .capabilities import (
+    CAP_MSI,
+    CAP_PCIE,
+    CAP_PM,
+    CAP_VENDOR,
+    EXT_AER,
+    EXT_ATS,
+    EXT_PASID,
+    EXT_PRI,
+    EXT_SRIOV,
+    INITIATE_FLR,
+    VIRTIO_COMMON,
+    VIRTIO_DEVICE,
+    BarDescription,
+    CapabilityDescription,
+    FunctionDescription,
+    acs_capability,
+    aer_capability,
+    ari_capability,
+    ats_capability,
+    dvsec_capability,
+    msi_capability,
+    msix_capability,
+    pasid_capability,
+    pcie_capability,
+    power_capability,
+    pri_capability,
+    serial_number_capability,
+    sriov_capability,
+    vendor_capability,
+    virtio_capability,
+    virtual_function,
+    vsec_capability,
+)
+from .config_registers import SIZE, Access, Registers, check_access
 
-SIZE = 4096  # bytes of the configuration space of a function [PCIe5 7.2]
-FIRST_CAPABILITY, FIRST_EXT_CAPABILITY = 0x40, 0x100  # [PCIe5 7.5.1.1.11, 7.6.3]
+__all__ = [
+    "Access", "BarDescription", "CapabilityDescription", "Cause", "Change", "ConfigEvent", "ConfigSpace", "Correctable",
+    "FunctionDescription", "Message", "MsiMessage", "Uncorrectable", "acs_capability", "aer_capability", "ari_capability",
+    "ats_capability", "dvsec_capability", "msi_capability", "msix_capability", "pasid_capability", "pcie_capability", "power_capability",
+    "pri_capability", "serial_number_capability", "sriov_capability", "vendor_capability", "virtio_capability", "virtual_function",
+    "vsec_capability",
+]  # fmt: skip
 
-CAP_VENDOR, CAP_PCIE, CAP_MSIX = 0x09, 0x10, 0x11  # capability IDs
-VIRTIO_COMMON, VIRTIO_NOTIFY, VIRTIO_ISR, VIRTIO_DEVICE, VIRTIO_PCI_CFG = 1, 2, 3, 4, 5  # cfg_type [VIRTIO1.4 4.1.4]
+ROM = 6  # number of the expansion ROM where BARs have 0 to 5
 
-COMMAND_RW = 0x0546  # Memory Space, Bus Master, Parity Error Response, SERR#, Interrupt Disable [PCIe5 7.5.1.1.3]
-STATUS_RW1C = 0xF900  # [PCIe5 7.5.1.1.4]
-STATUS_CAPABILITIES = 0x0010
-DEVICE_CONTROL_RESET = 0x2810  # Relaxed Ordering and No Snoop enabled, MRRS 512 [PCIe5 7.5.3.4]
-DEVICE_CONTROL_RW = 0x78FF  # without Extended Tag, Phantom Functions, Aux Power, FLR
-EXTENDED_TAG, INITIATE_FLR = 1 << 8, 1 << 15
-LINK_CONTROL_RW = 0x00CB  # ASPM, RCB, Common Clock, Extended Synch [PCIe5 7.5.3.7]
-
-
-@dataclass(frozen=True)
-class BarDescription:
-    """A BAR: ``size`` bytes, a power of two; at least 128 (memory) or 4 (I/O)."""
-
-    size: int
-    is_64: bool = True
-    prefetch: bool = False
-    is_io: bool = False
-
-    def __post_init__(self):
-        if self.size & (self.size - 1) or not (4 if self.is_io else 128) <= self.size:
-            raise ValueError(f"Size of a BAR must be a power of two and at least {4 if self.is_io else 128}, not {self.size!r}")
-        if self.size > 1 << (63 if self.is_64 else 31):
-            raise ValueError(f"Size of a BAR of {64 if self.is_64 else 32} bits must leave one bit to write, not {self.size!r}")
-        if self.is_io and (self.is_64 or self.prefetch):
-            raise ValueError("An I/O BAR must have neither 64 bits nor prefetching")
-
-
-@dataclass(frozen=True)
-class CapabilityDescription:
-    """A capability: ``body`` are its reset bytes behind the header (2 bytes, or 4 of an extended one), then what may be written.
-
-    Attributes
-    ----------
-    rw, rw1c : :class:`int`
-        Masks over the body as one little-endian number: bits that take the written value, bits that a 1 clears.
-    offset : :class:`int` or None
-        Where it lies; None: behind the one before it, on the next dword.
-    kept : :class:`int`
-        Mask of the bits of the body that a function level reset leaves alone.
-    """
-
-    id: int
-    body: bytes
-    rw: int = 0
-    rw1c: int = 0
-    offset: int | None = None
-    kept: int = 0
-    version: int = 1  # of an extended one
+TIMEOUTS_US = {  # (least, most) of each range of the completion timeout, in microseconds [PCIe5 7.5.3.16]
+    0x0: (50, 50_000), 0x1: (50, 100), 0x2: (1_000, 10_000), 0x5: (16_000, 55_000), 0x6: (65_000, 210_000),
+    0x9: (260_000, 900_000), 0xA: (1_000_000, 3_500_000), 0xD: (4_000_000, 13_000_000), 0xE: (17_000_000, 64_000_000),
+}  # fmt: skip
 
 
-def pcie_capability(*, mps_supported: int = 512, ext_tag: bool = True, flr: bool = False, link_capabilities: int = 0,
-                    link_status: int = 0, device_capabilities_2: int = 1 << 4, device_control_2_rw: int = 1 << 4,
-                    link_capabilities_2: int = 0, link_control_2: int = 0, link_control_2_rw: int = 0,
-                    ext_tag_reset: bool = False, offset: int | None = None) -> CapabilityDescription:  # fmt: skip
-    """Return a PCI Express capability, version 2, of an endpoint; what a link brings along is given as numbers. [PCIe5 7.5.3]"""
-    if mps_supported not in (128, 256, 512, 1024, 2048, 4096):
-        raise ValueError(f"Max_Payload_Size supported must be a power of two between 128 and 4096, not {mps_supported!r}")
-    body = bytearray(58)
-    rw = rw1c = kept = 0
+class Change(Enum):
+    """What a configuration write or a reset makes the function do."""
 
-    def put(at: int, size: int, value: int) -> None:
-        body[at - 2 : at - 2 + size] = value.to_bytes(size, "little")
-
-    put(0x02, 2, 0x0002)
-    put(0x04, 4, mps_supported.bit_length() - 8 | ext_tag << 5 | 1 << 15 | flr << 28)  # 15: Role-Based Error Reporting
-    put(0x08, 2, DEVICE_CONTROL_RESET | (EXTENDED_TAG if ext_tag and ext_tag_reset else 0))
-    rw |= (DEVICE_CONTROL_RW | (EXTENDED_TAG if ext_tag else 0)) << 8 * 6
-    kept |= 0x00E0 << 8 * 6  # Max_Payload_Size [PCIe5 6.6.2]
-    rw1c |= 0x000F << 8 * 8
-    put(0x0C, 4, link_capabilities)
-    rw |= LINK_CONTROL_RW << 8 * 14
-    kept |= LINK_CONTROL_RW << 8 * 14
-    put(0x12, 2, link_status)
-    put(0x24, 4, device_capabilities_2)
-    rw |= device_control_2_rw << 8 * 38
-    put(0x2C, 4, link_capabilities_2)
-    put(0x30, 2, link_control_2)
-    rw |= link_control_2_rw << 8 * 46
-    kept |= link_control_2_rw << 8 * 46
-    return CapabilityDescription(CAP_PCIE, bytes(body), rw, rw1c, offset, kept)
-
-
-def msix_capability(count: int, *, table_bar: int, table_offset: int, pba_bar: int, pba_offset: int,
-                    offset: int | None = None) -> CapabilityDescription:  # fmt: skip
-    """Return an MSI-X capability with ``count`` vectors. [PCIe5 7.7.2]"""
-    if not 1 <= count <= 2048:
-        raise ValueError(f"Number of vectors must be between 1 and 2048, not {count!r}")
-    for name, bar, at in (("table", table_bar, table_offset), ("PBA", pba_bar, pba_offset)):
-        if not 0 <= bar <= 5 or at % 8:
-            raise ValueError(f"MSI-X {name} must lie in BAR 0 to 5 on 8 bytes, not in BAR {bar!r} at {at!r}")
-    places = ((table_offset | table_bar).to_bytes(4, "little"), (pba_offset | pba_bar).to_bytes(4, "little"))
-    body = (count - 1).to_bytes(2, "little") + b"".join(places)
-    return CapabilityDescription(CAP_MSIX, body, rw=0xC000, offset=offset)
-
-
-def vendor_capability(content: bytes, *, rw: int = 0, offset: int | None = None) -> CapabilityDescription:
-    """Return a vendor-specific capability; its length byte is added in front of ``content``. [PCIe5 7.9.4]"""
-    return CapabilityDescription(CAP_VENDOR, bytes([3 + len(content)]) + content, rw << 8, offset=offset)
-
-
-def virtio_capability(cfg_type: int, bar: int = 0, at: int = 0, length: int = 0, *, notify_off_multiplier: int = 0, id: int = 0,
-                      offset: int | None = None) -> CapabilityDescription:  # fmt: skip
-    """Return a virtio capability for a structure of ``length`` bytes at ``at`` in a BAR. [VIRTIO1.4 4.1.4]
-
-    NOTIFY has the multiplier behind it, PCI_CFG the data window; that one's bar, offset, length and data are software's.
-    """
-    content = bytes([cfg_type, bar, id, 0, 0]) + at.to_bytes(4, "little") + length.to_bytes(4, "little")
-    if cfg_type == VIRTIO_NOTIFY:
-        return vendor_capability(content + notify_off_multiplier.to_bytes(4, "little"), offset=offset)
-    if cfg_type == VIRTIO_PCI_CFG:
-        writable = 0xFF << 8 | (1 << 96) - 1 << 40  # bar; offset, length, data
-        return vendor_capability(content + bytes(4), rw=writable, offset=offset)
-    return vendor_capability(content, offset=offset)
+    RESET, POWER_STATE, MSI, ATS_DISABLED, PRI_RESET, PRI_ENABLED, PRI_DISABLED, VFS_ENABLED, VFS_DISABLED = range(9)
 
 
 @dataclass(frozen=True)
-class FunctionDescription:
-    """What a function says of itself. ``capabilities`` are chained in the order given."""
+class MsiMessage:
+    """The one-dword memory write of an interrupt. [PCIe5 6.1.4]"""
 
-    vendor: int
-    device: int
-    class_code: int
-    revision: int = 0
-    subsystem_vendor: int = 0
-    subsystem: int = 0
-    interrupt_pin: int = 0
-    is_multi_function: bool = False
-    bars: dict[int, BarDescription] = field(default_factory=dict)
-    capabilities: tuple[CapabilityDescription, ...] = ()
-    ext_capabilities: tuple[CapabilityDescription, ...] = ()
+    address: int
+    data: int
 
 
-class ConfigSpace:
+@dataclass(frozen=True)
+class ConfigEvent:
+    """``detail``: the new power state, the number of virtual functions or the :class:`MsiMessage`."""
+
+    change: Change
+    detail: int | MsiMessage | None = None
+
+
+class ConfigSpace(Registers):
     """The configuration space of one function, as software must see it after any sequence of accesses.
 
     ValueError when the description contradicts itself: a 64-bit BAR in the last register, two BARs or two capabilities in
     one place, a capability outside its region.
 
+    Where the specification leaves to software not to do a thing, this function ignores it: NumVFs and the page size while VF Enable
+    is 1, the Smallest Translation Unit while ATS is enabled before the write, PASID settings while ATS is enabled, a power state that
+    is not offered or that cannot follow. A reset on the way from D3hot is a function level reset.
+
     Attributes
     ----------
+    events : list of :class:`ConfigEvent`
+        What the function did so far; whoever is told of it empties the list.
+    physical : :class:`ConfigSpace` or None
+        Of a virtual function: that of its physical function, which has most of its settings.
+    virtual_functions : list of :class:`ConfigSpace`
+        Of a physical function: those that exist now, the first one first, if the description has them.
+    has_header : :class:`bool`
+        Whether the error that the First Error Pointer points at had a header: else the log says nothing.
     offsets : list of :class:`int`
         Of each standard capability, in the order of the description; ``ext_offsets`` of the extended ones.
     resets : :class:`int`
@@ -167,95 +115,65 @@ class ConfigSpace:
         write, with None for a read, whose bytes it returns.
     """
 
-    def __init__(self, description: FunctionDescription, *, window: Callable[[int, int, int, bytes | None], bytes | None] | None = None):
-        self.description, self.window = description, window
+    def __init__(self, description: FunctionDescription, *, window: Callable[[int, int, int, bytes | None], bytes | None] | None = None,
+                 physical: ConfigSpace | None = None):  # fmt: skip
+        if (physical is not None) != description.is_virtual:
+            raise ValueError(f"A virtual function, and no other, must have a physical one, not {physical!r}")
+        self.window, self.physical = window, physical
         self.resets = 0
-        self._reset, self._rw, self._rw1c, self._kept = (bytearray(SIZE) for _ in range(4))
-        self._names: dict[int, str] = {}
-        self._device_control: int | None = None  # offset, when a function level reset is offered
-        self._pci_cfg: int | None = None  # offset of the PCI_CFG capability
-        self._header()
-        self.offsets = self._chain(description.capabilities, FIRST_CAPABILITY, FIRST_EXT_CAPABILITY, 2)
-        self.ext_offsets = self._chain(description.ext_capabilities, FIRST_EXT_CAPABILITY, SIZE, 4)
-        self._values = bytearray(self._reset)
+        self.events: list[ConfigEvent] = []
+        self.virtual_functions: list[ConfigSpace] = []
+        self.has_header = False
+        super().__init__(description)
+        self._rules = self._special()
 
-    # -- what the description makes --
+    # -- rules of registers --
 
-    def _put(self, at: int, size: int, value: int, name: str, *, rw: int = 0, rw1c: int = 0) -> None:
-        self._reset[at : at + size] = value.to_bytes(size, "little")
-        self._rw[at : at + size] = rw.to_bytes(size, "little")
-        self._rw1c[at : at + size] = rw1c.to_bytes(size, "little")
-        for n in range(at // 4 * 4, at + size, 4):
-            self._names[n] = f"{self._names[n]}, {name}" if n in self._names and name not in self._names[n] else name
+    def _special(self) -> dict[int, Callable[[int, int], int]]:
+        """Return, for dwords with rules of their own, what is stored given (value before, value that the masks allow)."""
+        rules: dict[int, Callable[[int, int], int]] = {}
+        pm, sriov, pasid, ats = self.place(CAP_PM), self.ext_place(EXT_SRIOV), self.ext_place(EXT_PASID), self.ext_place(EXT_ATS)
+        if pm is not None:
+            rules[pm + 4] = self._power_state
+        if ats is not None:
+            rules[ats + 4] = lambda old, new: new & ~0x001F_0000 | old & 0x001F_0000 if old >> 31 else new
+        if pasid is not None:
+            rules[pasid + 4] = lambda old, new: old if self.ats_enable else new
+        if sriov is not None:
+            rules[sriov + 0x10] = rules[sriov + 0x20] = lambda old, new: old if self.read(sriov + 8, 2) & 1 else new
+            for n in range(6):
+                rules[sriov + 0x24 + 4 * n] = lambda old, new, n=n: self._virtual_bar(sriov, n, new)
+        return rules
 
-    def _header(self) -> None:
-        """Fill the type 0 header. [PCIe5 7.5.1.2]"""
-        known = self.description
-        self._put(0x00, 2, known.vendor, "Vendor ID")
-        self._put(0x02, 2, known.device, "Device ID")
-        has_io = any(bar.is_io for bar in known.bars.values())
-        self._put(0x04, 2, 0, "Command", rw=COMMAND_RW | has_io)
-        self._put(0x06, 2, STATUS_CAPABILITIES if known.capabilities else 0, "Status", rw1c=STATUS_RW1C)
-        self._put(0x08, 1, known.revision, "Revision ID")
-        self._put(0x09, 3, known.class_code, "Class Code")
-        self._put(0x0C, 1, 0, "Cache Line Size", rw=0xFF)
-        self._put(0x0E, 1, known.is_multi_function << 7, "Header Type")
-        taken = set()
-        for index in sorted(known.bars):
-            bar = known.bars[index]
-            needs = {index, index + 1} if bar.is_64 else {index}
-            if not needs <= set(range(6)) or needs & taken:
-                raise ValueError(f"BAR {index} must have registers of its own among 0 to 5, not {sorted(needs)!r}")
-            taken |= needs
-            kind = 1 if bar.is_io else bar.is_64 << 2 | bar.prefetch << 3
-            width = 8 if bar.is_64 else 4
-            self._put(0x10 + 4 * index, width, kind, f"BAR {index}", rw=(1 << 8 * width) - bar.size)
-        self._put(0x2C, 2, known.subsystem_vendor, "Subsystem Vendor ID")
-        self._put(0x2E, 2, known.subsystem, "Subsystem ID")
-        self._put(0x3C, 1, 0, "Interrupt Line", rw=0xFF)
-        self._put(0x3D, 1, known.interrupt_pin, "Interrupt Pin")
+    def _power_state(self, old: int, new: int) -> int:
+        """[PCIe5 7.5.2.2]"""
+        before, after = old & 3, new & 3
+        offered = {0, 3} | {n for n in (1, 2) if self.read((self.place(CAP_PM) or 0) + 2, 2) >> 8 + n & 1}
+        is_way = after in offered and (after == 0 or after >= before)
+        return new if is_way else new & ~3 | before
 
-    def _chain(self, capabilities: Sequence[CapabilityDescription], start: int, stop: int, header: int) -> list[int]:
-        """Place capabilities and link them; return their offsets."""
-        offsets, at, taken = [], start, []
-        for known in capabilities:
-            at = known.offset if known.offset is not None else (at + 3) // 4 * 4
-            end = at + header + len(known.body)
-            if at % 4 or at < start or end > stop:
-                raise ValueError(f"Capability {known.id:#x} must lie on a dword between {start:#x} and {stop:#x}, "
-                                 f"not at {at:#x} to {end:#x}")  # fmt: skip
-            if any(at < other_end and other < end for other, other_end in taken):
-                raise ValueError(f"Capability {known.id:#x} must not overlap another, not at {at:#x} to {end:#x}")
-            if header == 4 and not offsets and at != start:
-                raise ValueError(f"The first extended capability must lie at {start:#x}, not at {at:#x}")
-            taken.append((at, end))
-            offsets.append(at)
-            at = end
-        if header == 2 and offsets:
-            self._put(0x34, 1, offsets[0], "Capabilities Pointer")
-        for n in range(len(offsets)):
-            known, at = capabilities[n], offsets[n]
-            after = offsets[n + 1] if n + 1 < len(offsets) else 0
-            name = f"{'extended ' if header == 4 else ''}capability {known.id:#x} at {at:#x}"
-            self._put(at, header, known.id | after << 8 if header == 2 else known.id | known.version << 16 | after << 20, name)
-            self._put(at + header, len(known.body), int.from_bytes(known.body, "little"), name, rw=known.rw, rw1c=known.rw1c)
-            self._kept[at + header : at + header + len(known.body)] = known.kept.to_bytes(len(known.body), "little")
-            if header == 2 and known.id == CAP_PCIE and known.body[5] >> 4 & 1:
-                self._device_control = at + 8
-            if header == 2 and known.id == CAP_VENDOR and known.body[1] == VIRTIO_PCI_CFG:
-                self._pci_cfg = at
-        return offsets
+    def _virtual_bar(self, sriov: int, index: int, value: int) -> int:
+        """A BAR of virtual functions decodes no less than one system page each. [PCIe5 9.3.3.13]"""
+        is_upper = index and self._is_64(sriov, index - 1)
+        return value if is_upper else value & ~(self._page(sriov) - 1 & 0xFFFF_FFF0)
+
+    def _is_64(self, sriov: int, index: int) -> bool:
+        return int.from_bytes(self._reset[sriov + 0x24 + 4 * index :][:4], "little") & 7 == 4
+
+    def _page(self, sriov: int) -> int:
+        sizes = self.read(sriov + 0x20, 4)
+        return 4096 * (sizes & -sizes or 1)
 
     # -- what software does --
 
     def read(self, offset: int, size: int) -> int:
         """Return 1, 2 or 4 aligned bytes, little-endian."""
-        _check(offset, size)
+        check_access(offset, size)
         return self.read_dword(offset & ~3) >> 8 * (offset % 4) & (1 << 8 * size) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write 1, 2 or 4 aligned bytes in one update."""
-        _check(offset, size)
+        check_access(offset, size)
         if not 0 <= value < 1 << 8 * size:
             raise ValueError(f"A value to write must fit in {8 * size} bits without a sign, not {value!r}")
         self.write_dword(offset & ~3, (1 << size) - 1 << offset % 4, value << 8 * (offset % 4))
@@ -276,15 +194,55 @@ class ConfigSpace:
         mask = sum(0xFF << 8 * n for n in range(4) if enables >> n & 1)
         old, rw, rw1c = (int.from_bytes(cells[register : register + 4], "little") for cells in (self._values, self._rw, self._rw1c))
         new = (old & ~(rw & mask) | value & rw & mask) & ~(value & rw1c & mask)
+        if register in self._rules:
+            new = self._rules[register](old, new)
         self._values[register : register + 4] = new.to_bytes(4, "little")
+        self._happened(register, old, new, value & mask)
         if self._device_control is not None and register == self._device_control and value & mask & INITIATE_FLR:
             self.function_level_reset()
             self.resets += 1
+            self.events.append(ConfigEvent(Change.RESET))
         if self._pci_cfg is not None and register == self._pci_cfg + 16 and mask:
             access = self._window_access()
             if access is not None and self.window is not None:
                 bar, at, length = access
                 self.window(bar, at, length, bytes(self._values[register : register + length]))
+
+    def _happened(self, register: int, old: int, new: int, value: int) -> None:
+        """Do what follows a write."""
+        pm, msi = self.place(CAP_PM), self.place(CAP_MSI)
+        ats, pri, sriov = self.ext_place(EXT_ATS), self.ext_place(EXT_PRI), self.ext_place(EXT_SRIOV)
+        if pm is not None and register == pm + 4 and (old ^ new) & 3:
+            self.events.append(ConfigEvent(Change.POWER_STATE, new & 3))
+            if old & 3 == 3 and not new & 8:
+                self.function_level_reset()
+                self.events.append(ConfigEvent(Change.RESET))
+        if ats is not None and register == ats + 4 and old & ~new & 1 << 31:
+            self.events.append(ConfigEvent(Change.ATS_DISABLED))
+        if pri is not None and register == pri + 4:
+            if (old ^ new) & 1:
+                self.events.append(ConfigEvent(Change.PRI_ENABLED if new & 1 else Change.PRI_DISABLED))
+            if new & 1:
+                self.replace_bits(pri + 4, 1 << 24, 0)  # Stopped, which the function sets again with set_bits
+            elif value & 2:
+                self.events.append(ConfigEvent(Change.PRI_RESET))
+        if sriov is not None and register == sriov + 8 and (old ^ new) & 1:
+            self._virtual()
+        if sriov is not None and register == sriov + 0x20:
+            for n in range(6):
+                raw = self.read(sriov + 0x24 + 4 * n, 4)
+                self.replace_bits(sriov + 0x24 + 4 * n, 0xFFFF_FFFF, self._virtual_bar(sriov, n, raw))
+        if register == 4 or (msi is not None and msi <= register < msi + 24):
+            self._unmasked()
+
+    def _virtual(self) -> None:
+        """Let virtual functions come and go."""
+        had, known = len(self.virtual_functions), self.description.virtual
+        self.virtual_functions = [] if known is None else [ConfigSpace(known, physical=self) for _ in range(self.virtual_count)]
+        if self.virtual_count:
+            self.events.append(ConfigEvent(Change.VFS_ENABLED, self.virtual_count))
+        else:
+            self.events.append(ConfigEvent(Change.VFS_DISABLED, had))
 
     def _window_access(self) -> tuple[int, int, int] | None:
         """Return (bar, offset, length) of the access that PCI_CFG asks for, None when it is not one. [VIRTIO1.4 4.1.4.9]"""
@@ -294,7 +252,9 @@ class ConfigSpace:
         if length not in (1, 2, 4) or start % length:
             return None
         for known in self.description.capabilities:
-            if known.id == CAP_VENDOR and VIRTIO_COMMON <= known.body[1] <= VIRTIO_DEVICE and known.body[2] == bar:
+            if known.id != CAP_VENDOR or len(known.body) < 14:
+                continue
+            if VIRTIO_COMMON <= known.body[1] <= VIRTIO_DEVICE and known.body[2] == bar:
                 first, size = (int.from_bytes(known.body[n : n + 4], "little") for n in (6, 10))
                 if first <= start and start + length <= first + size:
                     return bar, start, length
@@ -304,14 +264,65 @@ class ConfigSpace:
 
     def function_level_reset(self) -> None:
         """Return everything to its reset value but what a function level reset leaves alone. [PCIe5 6.6.2]"""
-        for n in range(SIZE):
-            self._values[n] = self._reset[n] & ~self._kept[n] | self._values[n] & self._kept[n]
+        self._reset_but(self._kept, self._sticky, self._hwinit)
 
-    def set_bits(self, offset: int, size: int, bits: int) -> None:
-        """Let the function itself set bits, of Status or Device Status for instance."""
-        _check(offset, size)
-        value = int.from_bytes(self._values[offset : offset + size], "little") | bits
-        self._values[offset : offset + size] = value.to_bytes(size, "little")
+    def hot_reset(self) -> None:
+        """Do what a hot reset, or the link going down, does: only sticky and HwInit bits stay. [PCIe5 6.6.1]"""
+        self._reset_but(self._sticky, self._hwinit)
+
+    def power_on(self) -> None:
+        """Return everything to its reset value."""
+        self._reset_but()
+        self.has_header = False
+
+    def _reset_but(self, *keeping: bytearray) -> None:
+        reset, values, *kept = (int.from_bytes(cells, "little") for cells in (self._reset, self._values, *keeping))
+        mask = 0
+        for bits in kept:
+            mask |= bits
+        self._values[:] = (reset & ~mask | values & mask).to_bytes(SIZE, "little")
+        self.virtual_functions = []
+
+    def report_error(self, what: Cause | Uncorrectable | Correctable, header: Sequence[int] | None = None, *,
+                     is_advisory: bool | None = None) -> Message | None:  # fmt: skip
+        """Log an error and return the message that must be sent for it: see :func:`.aer.report`."""
+        return aer.report(self, what, header, is_advisory=is_advisory)
+
+    def interrupt(self, vector: int) -> MsiMessage | None:
+        """Return the message that must be sent for an MSI vector now; None when MSI is off, or when it only becomes pending.
+
+        A vector is pending while its mask bit, or a function that may not send, holds it; the message comes as an event then.
+        [PCIe5 6.1.4.3, 7.7.1]
+        """
+        at = self.place(CAP_MSI)
+        if at is None or not 0 <= vector < self.msi_vectors:
+            raise ValueError(f"An MSI vector must be one of those that software allocated, not {vector!r}")
+        flags = self.read(at + 2, 2)
+        if not flags & 1:
+            return None
+        if flags >> 8 & 1:
+            masks = at + 12 + 4 * (flags >> 7 & 1)
+            if self.read(masks, 4) >> vector & 1 or not self.may_request:
+                self.set_bits(masks + 4, 4, 1 << vector)
+                return None
+        return self._message(vector) if self.may_request else None
+
+    def _message(self, vector: int) -> MsiMessage:
+        at = self.place(CAP_MSI) or 0
+        is_64 = self.read(at + 2, 2) >> 7 & 1
+        data = self.read(at + 8 + 4 * is_64, 2)
+        address = self.read(at + 4, 4) | (self.read(at + 8, 4) << 32 if is_64 else 0)
+        return MsiMessage(address, data & ~(self.msi_vectors - 1) | vector)
+
+    def _unmasked(self) -> None:
+        """Send what was pending and no longer is held."""
+        at = self.place(CAP_MSI)
+        if at is None or self.read(at + 2, 2) & 0x101 != 0x101 or not self.may_request:
+            return
+        masks = at + 12 + 4 * (self.read(at + 2, 2) >> 7 & 1)
+        free = self.read(masks + 4, 4) & ~self.read(masks, 4)
+        self.replace_bits(masks + 4, free, 0)
+        self.events += [ConfigEvent(Change.MSI, self._message(n)) for n in range(self.msi_vectors) if free >> n & 1]
 
     # -- what the rest of the function must know --
 
@@ -325,34 +336,114 @@ class ConfigSpace:
         """Bus Master Enable."""
         return bool(self._values[4] & 4)
 
+    @property
+    def pcie(self) -> int | None:
+        """Offset of the PCI Express capability."""
+        return self.place(CAP_PCIE)
+
+    @property
+    def power_state(self) -> int:
+        """0 for D0 to 3 for D3hot."""
+        at = self.place(CAP_PM)
+        return 0 if at is None else self._values[at + 4] & 3
+
+    @property
+    def may_request(self) -> bool:
+        """Whether the function may send requests other than messages: Bus Master Enable, in D0."""
+        return self.bus_master and not self.power_state and (self.physical is None or not self.physical.power_state)
+
+    @property
+    def msi_vectors(self) -> int:
+        """MSI vectors that software allocated, never more than the function asked for; 0 without the capability. [PCIe5 7.7.1.2]"""
+        at = self.place(CAP_MSI)
+        if at is None:
+            return 0
+        flags = self.read(at + 2, 2)
+        return 1 << min(flags >> 4 & 7, flags >> 1 & 7)
+
+    @property
+    def ats_enable(self) -> bool:
+        """ATS Enable."""
+        at = self.ext_place(EXT_ATS)
+        return at is not None and bool(self.read(at + 6, 2) >> 15)
+
+    @property
+    def stu_bytes(self) -> int:
+        """Smallest unit of a translation in bytes; a virtual function has that of its physical one. [PCIe5 10.5.1.3]"""
+        space = self if self.physical is None else self.physical
+        at = space.ext_place(EXT_ATS)
+        return 4096 << (0 if at is None else space.read(at + 6, 2) & 0x1F)
+
+    @property
+    def completion_timeout_us(self) -> tuple[int, int] | None:
+        """Least and most microseconds until a completion is given up; None: never. What is not offered is the default range."""
+        space = self if self.physical is None else self.physical
+        at = space.pcie
+        if at is None:
+            return TIMEOUTS_US[0]
+        offered, control = space.read(at + 0x24, 4), space.read(at + 0x28, 2)
+        if control & 0x10 and offered & 0x10:
+            return None
+        choice = control & 0xF
+        has_range = choice in TIMEOUTS_US and offered >> (choice >> 2) & 1
+        return TIMEOUTS_US[choice if has_range else 0]
+
+    def unspecified(self) -> dict[int, int]:
+        """Return the bits that may be anything now, by dword, for :meth:`differences`: a log without a valid pointer. [PCIe5 6.2.4.2]"""
+        at = self.ext_place(EXT_AER)
+        if at is None:
+            return {}
+        has_first = self.read(at + 4, 4) >> (self.read(at + 0x18, 4) & 0x1F) & 1
+        log = {} if has_first and self.has_header else {at + 0x1C + 4 * n: 0xFFFF_FFFF for n in range(4)}
+        return log if has_first else log | {at + 0x18: 0x1F}
+
+    # -- virtual functions --
+
+    @property
+    def virtual_count(self) -> int:
+        """Virtual functions that exist: NumVFs, no more than TotalVFs, while VF Enable is 1. [PCIe5 9.3.3.7]"""
+        at = self.ext_place(EXT_SRIOV)
+        return min(self.read(at + 0x10, 2), self.read(at + 0x0E, 2)) if at is not None and self.read(at + 8, 2) & 1 else 0
+
+    def virtual_routing_id(self, routing_id: int, number: int) -> int:
+        """Return the routing ID of virtual function ``number``, from 1, of the physical function ``routing_id``. [PCIe5 9.2.1.2]"""
+        at = self.ext_place(EXT_SRIOV)
+        if at is None or not 1 <= number <= self.read(at + 0x0E, 2):
+            raise ValueError(f"A virtual function must have a number between 1 and TotalVFs, not {number!r}")
+        return routing_id + self.read(at + 0x14, 2) + (number - 1) * self.read(at + 0x16, 2) & 0xFFFF
+
+    def virtual_decode(self, address: int) -> tuple[int, int, int] | None:
+        """Return (number from 1, BAR, offset) of the virtual function that a memory address belongs to. [PCIe5 9.2.1.1]"""
+        at = self.ext_place(EXT_SRIOV)
+        if at is None or not self.read(at + 8, 2) & 8 or self.power_state:
+            return None
+        for n in range(6):
+            raw, rw = (int.from_bytes(cells[at + 0x24 + 4 * n :][:8], "little") for cells in (self._values, self._rw))
+            width = 64 if self._is_64(at, n) else 32
+            rw &= (1 << width) - 1
+            if not rw or (n and self._is_64(at, n - 1)):
+                continue
+            size = max(rw & -rw, self._page(at))
+            base = raw & rw & -size
+            if base <= address < base + size * self.virtual_count:
+                return (address - base) // size + 1, n, (address - base) % size
+        return None
+
     def bar_address(self, index: int) -> int:
-        """Return the address that software gave a BAR."""
+        """Return the address that software gave a BAR; 6 is the expansion ROM."""
+        if index == ROM and self.description.rom_bytes:
+            return self.read(0x30, 4) & -self.description.rom_bytes
         bar = self.description.bars[index]
         raw = int.from_bytes(self._values[0x10 + 4 * index : 0x18 + 4 * index], "little")
         return raw & ~0xF if bar.is_64 else raw & (0xFFFF_FFFC if bar.is_io else 0xFFFF_FFF0)
 
     def decode(self, address: int) -> tuple[int, int] | None:
-        """Return (BAR, offset) that a memory address belongs to; None while memory space is off."""
-        if self.memory_enable:
+        """Return (BAR, offset) that a memory address belongs to; None while memory space is off, and outside of D0. BAR 6 is the ROM."""
+        if self.memory_enable and not self.power_state:
             for index, bar in self.description.bars.items():
                 if not bar.is_io and self.bar_address(index) <= address < self.bar_address(index) + bar.size:
                     return index, address - self.bar_address(index)
+            size = self.description.rom_bytes
+            if size and self._values[0x30] & 1 and self.bar_address(ROM) <= address < self.bar_address(ROM) + size:
+                return ROM, address - self.bar_address(ROM)
         return None
-
-    def differences(self, dwords: Sequence[int], *, ignore: dict[int, int] | None = None) -> list[str]:
-        """Return where ``dwords``, read from a card from offset 0 up, are not what they must be.
-
-        ``ignore``: byte offset of a dword -> bits that may be anything.
-        """
-        found = []
-        for n in range(len(dwords)):
-            wanted = int.from_bytes(self._values[4 * n : 4 * n + 4], "little")
-            wrong = (wanted ^ dwords[n]) & ~(ignore or {}).get(4 * n, 0)
-            if wrong:
-                found.append(f"{4 * n:#05x} ({self._names.get(4 * n, 'nothing there')}) is {dwords[n]:#010x}, must be {wanted:#010x}")
-        return found
-
-
-def _check(offset: int, size: int) -> None:
-    if size not in (1, 2, 4) or not 0 <= offset < SIZE or offset % size:
-        raise ValueError(f"A configuration access must be 1, 2 or 4 aligned bytes below {SIZE}, not {size!r} at {offset!r}")

@@ -6,7 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringwall.models.address_space import AddressSpace, Mmio, Ram, Window
+from ringwall.models.address_space import (
+    Acs,
+    AddressSpace,
+    MapError,
+    MapListener,
+    Mmio,
+    Peer,
+    PeerRouter,
+    Ram,
+    RamNotMapped,
+    Route,
+    Skip,
+    Window,
+)
 from ringwall.models.host import Host
 from ringwall.models.memory import AccessFault, GuestMemory
 from ringwall.models.tlp import CplStatus, memory_read, memory_write
@@ -149,3 +162,169 @@ def test_address_space_behind_a_host():
     assert host.violations == []
     host.receive(memory_write(0x1_0000_0000, b"abcd", requester_id=0x0100))
     assert host.violations[0].startswith("write refused by memory (unmapped)")
+
+
+A, B = Window(0xE000_0000, 0x1000), Window(0xE001_0000, 0x1000)
+OUTSIDE = 0x1000
+
+
+def functions(control=Acs.NONE, egress=0, is_port=False):
+    """Two peers, the first of which has this control."""
+    return PeerRouter([Peer((A,), range(0x100, 0x101), control, egress, is_port), Peer((B,), range(0x200, 0x208), is_port=is_port)])
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("redirect", [False, True])
+@pytest.mark.parametrize("egress", [None, 0b00, 0b01, 0b10])
+def test_peer_router_requests(egress, redirect, direct):
+    """MODEL-P2P-1: request redirect, egress control and direct translated in every combination, by address type (R38, R39)."""
+    control = ((Acs.NONE if egress is None else Acs.EGRESS_CONTROL) | (Acs.REQUEST_REDIRECT if redirect else Acs.NONE)
+               | (Acs.DIRECT_TRANSLATED if direct else Acs.NONE))  # fmt: skip
+    router = functions(control, egress or 0)
+    if egress is None:
+        untranslated = Route.UPSTREAM if redirect else Route.PEER
+    elif egress & 0b10:  # the bit of the other peer
+        untranslated = Route.UPSTREAM if redirect else Route.VIOLATION
+    else:
+        untranslated = Route.PEER
+    assert router.request(0, 0xE001_0FF0, 16) is untranslated
+    assert router.request(0, 0xE001_0000, 0) is untranslated, "a read of nothing goes the same way"
+    assert router.request(0, 0xE001_0000, 4, at=2) is (Route.PEER if direct else untranslated)
+    for address, length in ((OUTSIDE, 4), (0xE001_0FF0, 17), (0xE000_FFFF, 2)):
+        for at in (0, 2):
+            assert router.request(0, address, length, at=at) is Route.UPSTREAM
+    assert router.request(0, 0xE001_0000, 8, at=1) is Route.UPSTREAM, "only the root complex translates"
+    assert router.request(1, 0xE000_0000, 4) is Route.PEER, "the control of where it comes in decides"
+    assert router.request(1, 0xE000_0000, 4, at=2, requester_id=0x100) is Route.PEER, "a forged ID"
+
+
+def test_peer_router_ports():
+    """MODEL-P2P-2: source validation, translation blocking and upstream forwarding are a downstream port's alone (R39)."""
+    router = functions(Acs.SOURCE_VALIDATION, is_port=True)
+    for requester_id, wanted in ((0x100, Route.PEER), (0x101, Route.VIOLATION), (0x200, Route.VIOLATION), (None, Route.PEER)):
+        assert router.request(0, 0xE001_0000, 4, requester_id=requester_id) is wanted
+    assert router.request(0, OUTSIDE, 4, requester_id=0x200) is Route.VIOLATION, "upstream too"
+    assert router.request(1, OUTSIDE, 4, requester_id=0x100) is Route.UPSTREAM, "without source validation"
+    router = functions(Acs.TRANSLATION_BLOCKING | Acs.DIRECT_TRANSLATED, is_port=True)
+    assert [router.request(0, address, 4, at=at) for address in (0xE001_0000, OUTSIDE) for at in (0, 1, 2)] == [
+        Route.PEER, Route.VIOLATION, Route.VIOLATION, Route.UPSTREAM, Route.VIOLATION, Route.VIOLATION]  # fmt: skip
+    for control, wanted in ((Acs.NONE, Route.UNSUPPORTED), (Acs.UPSTREAM_FORWARDING, Route.UPSTREAM)):
+        assert functions(control, is_port=True).request(0, 0xE000_0000, 4) is wanted
+    for control in (Acs.SOURCE_VALIDATION, Acs.TRANSLATION_BLOCKING, Acs.UPSTREAM_FORWARDING):
+        with pytest.raises(ValueError, match=f"Only a downstream port must have .*{control.name}.*, not a function"):
+            functions(control | Acs.REQUEST_REDIRECT)
+
+
+def test_peer_router_completions():
+    """MODEL-P2P-3: completions among peers are redirected unless they are relaxed; those to the host go up (R39)."""
+    for control, wanted in ((Acs.NONE, Route.PEER), (Acs.REQUEST_REDIRECT, Route.PEER), (Acs.COMPLETION_REDIRECT, Route.UPSTREAM)):
+        router = functions(control)
+        assert router.completion(0, 0x207) is wanted
+        assert router.completion(0, 0x207, relaxed_ordering=True) is Route.PEER
+        assert router.completion(0, 0x208) is router.completion(0, 0x0000) is Route.UPSTREAM
+        assert router.completion(1, 0x100) is Route.PEER
+
+
+class Iommu:
+    """A container that keeps what is mapped, and refuses what it is told to."""
+
+    def __init__(self, page_sizes=4096, refuse=()):
+        self.page_sizes, self.refuse, self.maps = page_sizes, refuse, {}
+
+    def map(self, iova, length, section, offset):
+        if section.start in self.refuse:
+            raise MapError("no room")
+        assert length > 0 and not (iova | length) & (self.page_sizes & -self.page_sizes) - 1
+        assert not any(iova < at + size and at < iova + length for at, (size, _, _) in self.maps.items())
+        self.maps[iova] = length, section, offset
+
+    def unmap(self, iova, length):
+        if iova in self.refuse:
+            raise MapError("busy")
+        assert self.maps.pop(iova)[0] == length
+
+
+@pytest.mark.parametrize("page", [4096, 16384, 65536])
+def test_map_listener_alignment(page):
+    """MODEL-MAP-1: the smallest page decides: registers whole or not at all, RAM without its ragged ends (R29, R30, R32, R33, R35)."""
+    memory, registers = GuestMemory(), Registers()
+    iommu = Iommu(page | 1 << 30)
+    listener = MapListener(iommu)
+    whole, half, shifted = Mmio(0xE000_0000, page, registers), Mmio(0xE100_0000, page // 2, registers), Mmio(0xE200_0800, page, registers)
+    ragged, small = Ram(0x800, 3 * page, memory, base=0x800), Ram(0x8000_0100, page, memory, base=0x100)
+    crooked = Ram(0x9000_0000, page, memory, base=page // 2)
+    space = AddressSpace([ragged, small, crooked, whole, half])
+    space.listen(listener)
+    space.add(shifted)
+    assert {at: (size, offset) for at, (size, _, offset) in iommu.maps.items()} == {page: (2 * page, page - 0x800), 0xE000_0000: (page, 0)}
+    assert listener.counts == {Skip.UNALIGNED: 3, Skip.SMALL: 1}
+    assert listener.trimmed_bytes == page
+    assert listener.reports[0] == f"RAM at 0x80000100+{page:#x}: no whole page of the IOMMU"
+    for section in (half, whole, ragged, shifted, small, crooked):
+        space.remove(section)
+    assert (iommu.maps, listener.mapped) == ({}, {})
+    assert sum(listener.counts.values()) == 4, "what was not mapped is not unmapped"
+    with pytest.raises(ValueError, match="at least one bit, not 0"):
+        MapListener(Iommu(0))
+
+
+def test_map_listener_refusals():
+    """MODEL-MAP-2: refused registers are an event, refused RAM is the end until a reset; reports are limited, drops counted (R31, R34)."""
+    memory, registers = GuestMemory(), Registers()
+    iommu = Iommu(refuse={0xE000_0000, 0x4000_0000})
+    listener = MapListener(iommu, report_limit=3)
+    space = AddressSpace([Ram(0, 0x10000, memory)])
+    space.listen(listener)
+    bar = Mmio(0xE000_0000, 0x1000, registers)
+    for n in range(5):
+        space.add(bar)
+        space.remove(bar)
+        assert (listener.counts[Skip.REFUSED], len(listener.reports), listener.dropped_reports) == (n + 1, min(n + 1, 3), max(0, n - 2))
+    assert listener.reports[0] == "registers at 0xe0000000+0x1000: the IOMMU does not map it (no room)"
+    for section, reason in ((Mmio(1 << 63, 0x1000, registers), Skip.HIGH), (Ram(3 << 62, 0x1000, memory), Skip.HIGH),
+                            (Mmio(0xF000_0000, 0x1000, registers, is_pci=False), Skip.EMULATED),
+                            (Mmio(0xF001_0000, 0x1000, registers, is_real=False), Skip.EMULATED)):  # fmt: skip
+        before = listener.counts[reason]
+        space.add(section)
+        assert listener.counts[reason] == before + 1
+    assert list(iommu.maps) == [0] and not listener.is_broken
+    with pytest.raises(RamNotMapped, match="RAM at 0x40000000 is not mapped: no room"):
+        space.add(Ram(0x4000_0000, 0x1000, memory))
+    with pytest.raises(RamNotMapped, match="must be reset"):
+        space.add(Ram(0x5000_0000, 0x1000, memory))
+    listener.reset()
+    assert (iommu.maps, listener.mapped) == ({}, {})
+    space.add(Ram(0x6000_0000, 0x1000, memory))
+    assert list(iommu.maps) == [0x6000_0000]
+    iommu.refuse = {0x6000_0000}
+    space.remove(space.route(0x6000_0000, 1))
+    assert (listener.counts[Skip.NOT_UNMAPPED], listener.mapped) == (1, {})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 40), st.integers(1, 20), st.integers(0, 3)), max_size=10),
+       st.sampled_from([2, 4, 8]))
+def test_map_listener_oracle(sections, page):
+    """MODEL-MAP-3: any sections coming and going: each is mapped at its own place or counted, and all of it goes (R29, R35)."""
+    iommu = Iommu(page)
+    listener = MapListener(iommu)
+    space = AddressSpace()
+    space.listen(listener)
+    added = 0
+    for is_ram, start, size, base in sections:
+        section = Ram(start, size, GuestMemory(), base) if is_ram else Mmio(start, size, Registers())
+        if all(other.end <= start or section.end <= other.start for other in space.sections):
+            space.add(section)
+            added += 1
+    assert len(iommu.maps) + sum(listener.counts.values()) == added
+    pages = {at // page: section for at, (size, section, _) in iommu.maps.items() for at in range(at, at + size, page)}
+    for n in range(80 // page):
+        wanted = {section for section in space.sections if section.holds(n * page, page)}
+        wanted = {section for section in wanted if (isinstance(section, Ram) and (section.start - section.base) % page == 0)
+                  or (isinstance(section, Mmio) and section.start % page == section.length % page == 0)}  # fmt: skip
+        assert {pages[n]} == wanted if n in pages else not wanted
+    for at, (_, section, offset) in iommu.maps.items():
+        assert section.start + offset == at
+    for section in space.sections:
+        space.remove(section)
+    assert iommu.maps == {}
