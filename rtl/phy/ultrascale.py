@@ -46,6 +46,11 @@ def hard_block_ports(width):
         "cfg_mgmt_read": Out(1),
         "cfg_mgmt_read_data": In(32),
         "cfg_mgmt_read_write_done": In(1),
+        # Nothing is written there: these stay 0.
+        "cfg_mgmt_write": Out(1),
+        "cfg_mgmt_write_data": Out(32),
+        "cfg_mgmt_byte_enable": Out(4),
+        "cfg_mgmt_debug_access": Out(1),
     }
 
 

@@ -60,6 +60,16 @@ def test_parameters_are_checked():
         Sender(width=64, completion_beats=4, order_cycles=1)
 
 
+class OrderedCqSource(CqSource):
+    """The byte enables of a straddled beat's starts in their order, as the block has them; cocotbext-pcie 0.2.16 places them by half."""
+
+    async def _drive(self, obj):
+        if self.seg_count == 2 and obj.tuser >> 80 & 0b1111 == 0b1001:  # one start, in the upper half
+            low = (obj.tuser >> 4 & 0xF) | (obj.tuser >> 12 & 0xF) << 8
+            obj.tuser = obj.tuser >> 16 << 16 | low
+        await super()._drive(obj)
+
+
 class Bench:
     """The four interfaces, as the block would drive them."""
 
@@ -81,7 +91,7 @@ class Bench:
                 made.set_pause_generator(iter(lambda: self.rng.random() < pauses, None))
             return made
 
-        self.cq = port(CqSource, "m_axis_cq", 2 if "cq" in straddle else 1)
+        self.cq = port(OrderedCqSource, "m_axis_cq", 2 if "cq" in straddle else 1)
         self.rc = port(RcSource, "m_axis_rc", 2 if "rc" in straddle else 1)
         self.rq, self.cc = port(RqSink, "s_axis_rq"), port(CcSink, "s_axis_cc")
         if pauses:
@@ -259,6 +269,8 @@ async def broken_requests_disturb_nobody(dut):
             good = host_request(rng, rng.randrange(len(ENABLES)))
             for each in (frame, cq_frame(*good)):
                 await bench.cq.send(each)
+                if name == "discontinued":  # it is said once for both packets of a beat
+                    await bench.idle(bench.cq, cycles=2)
             await bench.idle(bench.cq, cycles=60)
             found = bench.packets()
             assert len(found) == 1, f"{name}: {len(found)} TLPs"
