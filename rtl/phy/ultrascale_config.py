@@ -40,7 +40,6 @@ class Seen(data.Struct):
     """What the block says of one function."""
 
     bus: 8
-    memory: 1
     master: 1
     msix_enable: 1
     msix_mask: 1
@@ -96,8 +95,9 @@ class DeviceControlPoll(wiring.Component):
 class ConfigMirror(wiring.Component):
     """Writes what the block's configuration space says into the card's own, by configuration writes in the stream of received TLPs.
 
-    So the card knows its bus number, Memory Space Enable, Bus Master Enable, Device Control (payload, read request, tags, ordering)
-    and the two MSI-X bits of each function; its BARs get :func:`.ultrascale_receive.bar_address`. When any of it changes for a function
+    So the card knows its bus number, Bus Master Enable, Device Control (payload, read request, tags, ordering) and the two MSI-X bits of
+    each function; its BARs get :func:`.ultrascale_receive.bar_address`. Memory space is always enabled in there: what the block delivers
+    it has already judged. When any of it changes for a function
     all of it is written again; ``changing`` is 1 from the cycle of the change until the card has answered the last write, but not
     for as long as a reset takes.
 
@@ -158,7 +158,7 @@ class ConfigMirror(wiring.Component):
             now.append(says := Signal(Seen, name=f"now_{n}"))
             seen.append(known := Signal(Seen, name=f"seen_{n}"))
             m.d.comb += [
-                says.bus.eq(self.cfg_bus_number), says.memory.eq(status[spec.STATUS_MEMORY]), says.master.eq(status[spec.STATUS_MASTER]),
+                says.bus.eq(self.cfg_bus_number), says.master.eq(status[spec.STATUS_MASTER]),
                 says.msix_enable.eq(self.cfg_interrupt_msix_enable[n]), says.msix_mask.eq(self.cfg_interrupt_msix_mask[n]),
                 says.device_control.eq(self.device_control[n]),
                 dirty[n].eq(self.device_control_known[n] & ~resetting[n] & (stale[n] | (says.as_value() != known.as_value()))),
@@ -186,7 +186,7 @@ class ConfigMirror(wiring.Component):
                     rows.append((described.device_control, 0x3, known.device_control & ~(1 << FLR_BIT)))
                 if described.msix_control is not None:
                     rows.append((described.msix_control, 0x8, known.msix_mask << MSIX_MASK_BIT | known.msix_enable << MSIX_ENABLE_BIT))
-                rows.append((COMMAND, 0x1, known.memory << COMMAND_MEMORY | known.master << COMMAND_MASTER))
+                rows.append((COMMAND, 0x1, 1 << COMMAND_MEMORY | known.master << COMMAND_MASTER))
                 starts.append(place)
                 for n_row, (word, bytes_enabled, what) in enumerate(rows):
                     with m.Case(place):

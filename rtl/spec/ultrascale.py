@@ -28,5 +28,5 @@ RC512_SOP, RC512_SOP_AT, RC512_EOP, RC512_EOP_AT, RC512_DISCONTINUE = 64, 68, 76
 SEQ_BITS = 6  # of a sequence number
 MAX_FUNCTIONS = 4  # physical functions
 PCIE_CAPABILITY = 0x70  # where the block has its PCI Express capability, in every function
-STATUS_BITS = 4  # of cfg_function_status for each function:
-STATUS_MEMORY, STATUS_MASTER = 1, 2  # bits: memory space enabled, bus master
+STATUS_BITS = 4  # of cfg_function_status for each function
+STATUS_MASTER = 2  # the bit of Bus Master Enable

@@ -2,12 +2,14 @@
 
 import logging
 import random
+import struct
 
 import cocotb
 import pytest
-from cocotb.triggers import Event, FallingEdge, Timer
+from cocotb.triggers import ClockCycles, Event, FallingEdge, RisingEdge, Timer
 from cocotbext.axi import AxiStreamBus
 from cocotbext.pcie.core import RootComplex
+from cocotbext.pcie.core.caps import PciCapId
 from cocotbext.pcie.core.utils import PcieId
 from cocotbext.pcie.xilinx.us import UltraScalePlusPcieDevice
 
@@ -19,8 +21,11 @@ from ringwall.rtl.config import BlkConfig, EndpointConfig
 from ringwall.rtl.verilog import UltraScaleCard
 from ringwall.sim.run import params, ports, run
 from ringwall.sim.second_host import PoolMemory, SecondDisk, SecondHost
+from ringwall.sim.stream import cycle
 
-OK, PAGE = 0, 4096
+OK, IOERR, PAGE = 0, 1, 4096
+NOBODY = 0xB000_0000  # no region of the root complex: Unsupported Request
+HOLE = 0x7FFF_0000  # in its pool, but not allocated: Completer Abort
 SETTINGS = {
     64: {"pcie_generation": 3, "pcie_link_width": 2},
     256: {"pcie_generation": 3, "pcie_link_width": 8, "rc_straddle": True},
@@ -37,7 +42,15 @@ def config(width):
 def test_ultrascale_card(request, width):
     straddle = ("rc",) if "rc_straddle" in SETTINGS[width] else ()
     card = UltraScaleCard(config(width), straddle=straddle, order_cycles=1000)
-    run(card, module=__name__, node=request.node.nodeid, params={"width": width})
+    run(card, module=__name__, node=request.node.nodeid, params={"width": width}, testcase=None if width == 64 else "disk_works")
+
+
+def test_parameters_are_checked():
+    """PHY-USP-20: a card that the hard block cannot be is refused with a sentence."""
+    with pytest.raises(ValueError, match="between 1 and 4, not 5"):
+        UltraScaleCard(EndpointConfig(disks=(BlkConfig(),) * 4))
+    with pytest.raises(ValueError, match="among"):
+        UltraScaleCard(config(64), straddle=("rc",))
 
 
 class FixedPlaces(VirtioPciDriver):
@@ -75,7 +88,7 @@ class HardBlockHost(SecondHost):
         logger.setLevel(logging.WARNING)
         logging.getLogger("cocotb.top").setLevel(logging.WARNING)
         signals = {name: getattr(dut, name) for name in ports() if name.startswith(("pcie_", "cfg_"))}
-        buses = {name: AxiStreamBus.from_prefix(dut, f"{prefix}_axis_{name}") for name, prefix in (("rq", "s"), ("cc", "s"), ("cq", "m"), ("rc", "m"))}
+        buses = {name[-2:]: AxiStreamBus.from_prefix(dut, name) for name in ("s_axis_rq", "s_axis_cc", "m_axis_cq", "m_axis_rc")}
         self.block = UltraScalePlusPcieDevice(
             user_clk_frequency=250e6, max_payload_size=512, enable_extended_tag=True, pf0_msix_enable=True, pf0_msix_table_size=1,
             pf0_msix_table_bir=2, pf0_msix_pba_bir=2, pf0_msix_pba_offset=0x800, user_clk=dut.clk, user_reset=dut.rst, **SETTINGS[width],
@@ -91,7 +104,7 @@ class HardBlockHost(SecondHost):
         self.root_port.connect(self.block)
         self.memory = PoolMemory(self.rc.mem_pool)
 
-    async def begin(self):
+    async def begin(self, vectors):
         """Let the root complex enumerate, enable what it found, bring the disk up; return the :class:`SecondDisk`."""
         await FallingEdge(self.dut.rst)
         await self.rc.enumerate(timeout=self.timeout_ns, timeout_unit="ns")
@@ -102,40 +115,136 @@ class HardBlockHost(SecondHost):
         info = self.functions[0] = FunctionInfo(0, device.vendor_id, device.device_id)
         for n in (0, 2):
             info.bars[n] = Bar(device.bar_addr[n], device.bar_size[n], is_64=True)
-        await self.enable_msix(0)
-        return await self.start_disk()
+        if vectors:
+            await self.enable_msix(0)
+        return await self.start_disk(vectors)
 
-    async def start_disk(self):
+    async def start_disk(self, vectors=True):
         """Reset the disk, set its queue up and begin."""
         base = self.memory.allocate(56 * PAGE)
         driver, ring = FixedPlaces(self.functions[0]), SplitDriver(self.memory, size=16, base=base)
-        await self.run(driver.start([ring.layout], wanted=1 << Feature.VERSION_1 | 1 << 9, vectors=[1], config_vector=0))
+        wanted, use = 1 << Feature.VERSION_1 | 1 << 9, {"vectors": [1], "config_vector": 0} if vectors else {}
+        await self.run(driver.start([ring.layout], wanted=wanted, **use))
         assert not driver.problems
         blk = BlkDriver(ring, self.memory, area=(base + 16 * PAGE, 40 * PAGE), rng=self.rng)
         return SecondDisk(self, 0, self.memory, None, ring, driver, blk)
 
 
-async def host_of(dut):
+async def host_of(dut, vectors=True):
     """Return the host of a test and its disk."""
     for name, (way, _) in ports().items():
         if way == "input":
             getattr(dut, name).value = 0
     await Timer(1, "ns")
     host = HardBlockHost(dut, params()["width"])
-    return host, await host.begin()
+    return host, await host.begin(vectors)
+
+
+async def serve(disk, at=0, size=512):
+    """Write ``size`` random bytes and read them back."""
+    content = disk.host.rng.randbytes(size)
+    write = disk.blk.write(at // 512, content)
+    await disk.done([write])
+    read = disk.blk.read(at // 512, size)
+    await disk.done([read])
+    assert (write.status, read.status) == (OK, OK) and read.data == content
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def disk_works(dut):
-    """PHY-USP-20: a disk behind the hard block, driven at fixed places of its BAR: writes and reads back; MSI-X by writes on RQ (R16, R33)."""
+    """PHY-USP-21: a disk on the hard block, driven at fixed places of its BAR, writes and reads back; MSI-X by writes on RQ (R16)."""
     host, disk = await host_of(dut)
-    content = host.rng.randbytes(8192)
-    for at, length in ((0, 512), (512, 3584), (4096, 4096)):
-        request = disk.blk.write(at // 512, content[at : at + length])
-        await disk.done([request])
-        assert request.status == OK
-    requests = [(at, length, disk.blk.read(at // 512, length)) for at, length in ((0, 4096), (512, 1024), (2048, 6144))]
-    await disk.done([request for _, _, request in requests])
-    for at, length, request in requests:
-        assert request.status == OK and request.data == content[at : at + length]
+    assert host.complaints == [] and host.block.functions[0].pcie_cap.max_payload_size == 1
+    await serve(disk)
+    assert host.interrupts[0, 1] == 2 and not host.interrupts[0, 0]
+    host.finish()
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def host_sees_what_was_written_before(dut):
+    """PHY-USP-22: requests take long in the block, completions do not: who reads the ISR status finds the used ring written (R33)."""
+    host, disk = await host_of(dut, vectors=False)
+    take = host.block.rq_sink.recv
+
+    async def late():
+        frame = await take()
+        await ClockCycles(dut.clk, host.rng.randrange(20, 60))
+        return frame
+
+    host.block.rq_sink.recv = late
+    for _ in range(2):
+        request = disk.blk.read(0, 512)
+        await disk.ring_doorbell()
+        end = cycle() + 10_000
+        while not await host.run(disk.driver.read_isr()):
+            assert cycle() < end
+        disk.blk.poll()
+        assert request.is_done and request.status == OK, "the ISR status overtook the used ring"
+    host.finish()
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def configuration_acts(dut):
+    """PHY-USP-23: Function Mask and Bus Master act as they are set in the block; UR and CA of the host end a request (R03)."""
+    host, disk = await host_of(dut)
+    device = host.devices[0]
+    control = device.get_capability_offset(PciCapId.MSIX) + 2
+
+    async def set_control(value):
+        await host.rc.config_write(PcieId(1, 0, 0), control, value.to_bytes(2, "little"), timeout=host.timeout_ns, timeout_unit="ns")
+
+    await set_control(0xC001)
+    request = disk.blk.read(0, 512)
+    await disk.ring_doorbell()
+    assert not await host.interrupt(0, 1, 500)
+    disk.blk.poll()
+    assert request.is_done and request.status == OK
+    await set_control(0x8001)
+    assert await host.interrupt(0, 1, 400)
+
+    page = host.memory.allocate(PAGE)
+    for address in (NOBODY, HOLE):
+        host.memory.write(page, struct.pack("<IIQ", 1, 0, 8) + b"\xff")
+        assert await disk.raw([(page, 16), (address, 512)], [(page + 16, 1)]) == 1
+        assert host.memory.read(page + 16, 1)[0] == IOERR
+    await serve(disk)
+
+    await device.clear_master()
+    disk.blk.read(0, 512)
+    await disk.ring_doorbell()
+    await ClockCycles(dut.clk, 300)
+    assert int(dut.s_axis_rq_tvalid.value) == 0
+    assert await host.run(disk.driver.status()), "registers are read all the same"
+    host.finish("Memory request did not match", "Memory read operation failed", "Bad status")
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def function_is_reset_by_handshake(dut):
+    """PHY-USP-24: a function level reset of the block's resets the disk, is told done, and the disk works anew (R36)."""
+    host, disk = await host_of(dut)
+    done = []
+
+    async def watch():
+        while True:
+            await RisingEdge(dut.clk)
+            if int(dut.cfg_flr_done.value):
+                done.append(int(dut.cfg_flr_done.value))
+
+    cocotb.start_soon(watch())
+    disk.blk.read(0, 512)
+    await disk.ring_doorbell()
+    dut.cfg_flr_in_process.value = 1
+    for _ in range(100):
+        await ClockCycles(dut.clk, 10)
+        if done:
+            break
+    dut.cfg_flr_in_process.value = 0
+    assert done == [1]
+    await ClockCycles(dut.clk, 60)
+    assert await host.run(disk.driver.status()) == 0, "the disk is as after power-on"
+    table = host.functions[0].bars[2].address  # it is as after power-on, too: all masked
+    for n, vector in enumerate(host.devices[0].msi_vectors):
+        for offset, word in ((0, vector.addr), (8, vector.data), (12, 0)):
+            await host.rc.mem_write(table + 16 * n + offset, word.to_bytes(4, "little"))
+    await serve(await host.start_disk())
     host.finish()
