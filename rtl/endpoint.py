@@ -1,6 +1,6 @@
 """The card: two TLP streams on one side, virtio functions behind an IOMMU on the other."""
 
-from amaranth import Module, Signal
+from amaranth import Cat, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -45,6 +45,15 @@ class Activity(data.Struct):
     used_write: 1
 
 
+def descriptions_of(config):
+    """Return the :class:`.function.description.FunctionDescription` of each function of the card that ``config`` describes."""
+    descriptions = [] if config.iommu is None else [config.iommu.description()]
+    for disk in config.disks:
+        descriptions.append(virtio_function(
+            device_type=virtio_blk.DEVICE_TYPE, class_code=MASS_STORAGE, queues=1, config_bytes=BLK_CONFIG_BYTES, vectors=disk.vectors))
+    return descriptions
+
+
 class Endpoint(wiring.Component):
     """A card as :class:`.config.EndpointConfig` says; a link adapter of ``rtl/phy`` joins it to a link.
 
@@ -59,6 +68,8 @@ class Endpoint(wiring.Component):
         TLPs from the host.
     to_send : ``Out(stream.Signature(TlpBeat(width)))``
         TLPs to the host.
+    in_reset : ``Out(functions)``
+        A bit per function: a function level reset is under way; from in front of the answer to the write that begins it.
     activity : ``Out(Activity)``
         For counters.
     """
@@ -66,7 +77,7 @@ class Endpoint(wiring.Component):
     def __init__(self, config: EndpointConfig):
         self.config = config
         tlps = stream.Signature(TlpBeat(config.width))
-        super().__init__({"received": In(tlps), "to_send": Out(tlps), "activity": Out(Activity)})
+        super().__init__({"received": In(tlps), "to_send": Out(tlps), "in_reset": Out(config.functions), "activity": Out(Activity)})
 
     def elaborate(self, platform):
         m = Module()
@@ -76,11 +87,7 @@ class Endpoint(wiring.Component):
         clients = [1 + CLIENTS_PER_FUNCTION * n for n in range(count)]  # their first requester clients
 
         # Functions as the host sees them.
-        descriptions = [] if config.iommu is None else [config.iommu.description()]
-        for disk in disks:
-            descriptions.append(virtio_function(
-                device_type=virtio_blk.DEVICE_TYPE, class_code=MASS_STORAGE, queues=1, config_bytes=BLK_CONFIG_BYTES,
-                vectors=disk.vectors))
+        descriptions = descriptions_of(config)
         m.submodules.config_space = space = ConfigSpace(functions=descriptions)
         m.submodules.decoder = decoder = AddressDecoder(functions=descriptions)
 
@@ -115,6 +122,7 @@ class Endpoint(wiring.Component):
                 space.pending[n].eq(requester.pending[n]),
             ]
         m.d.comb += [inner.eq(outer) for inner, outer in zip(decoder.bars, space.bars)]
+        m.d.comb += self.in_reset.eq(Cat(space.reset[n] for n in range(config.functions)))
 
         # Registers.
         ranges = [] if config.iommu is None else [(Range(0, 0, 0, 4096),)]

@@ -9,11 +9,13 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import EndpointConfig
-from .endpoint import Activity, Endpoint
+from .endpoint import Activity, Endpoint, descriptions_of
+from .function.description import MsixCapability, PcieCapability
 from .phy.raw import RawBeat, RawPhy
+from .phy.ultrascale import MirroredFunction, UltraScalePhy, hard_block_ports
 from .virtio import store
 
-__all__ = ["RawCard", "convert", "from_rtlil", "to_rtlil"]
+__all__ = ["RawCard", "UltraScaleCard", "convert", "from_rtlil", "to_rtlil"]
 
 
 class RawCard(wiring.Component):
@@ -48,6 +50,64 @@ class RawCard(wiring.Component):
         wiring.connect(m, phy.received, endpoint.received)
         wiring.connect(m, endpoint.to_send, phy.to_send)
         m.d.comb += [self.activity.eq(endpoint.activity), self.malformed.eq(phy.malformed)]
+        return m
+
+
+class UltraScaleCard(wiring.Component):
+    """An :class:`.endpoint.Endpoint` on the Xilinx UltraScale+ hard block: its ports are the block's, by their names.
+
+    How the block must be configured, and what the host then finds, is in "UltraScale+ hard block" of rtl/README.md.
+
+    Parameters
+    ----------
+    config : :class:`.config.EndpointConfig`
+        What the endpoint is made of; at most 4 functions.
+    options
+        ``max_payload``, ``straddle``, ``pcie_capability``, ``order_cycles`` of :class:`.phy.ultrascale.UltraScalePhy`.
+
+    Members
+    -------
+    m_axis_cq_*, s_axis_cc_*, s_axis_rq_*, m_axis_rc_*, pcie_*, cfg_* : ports
+        Of the block, see :func:`.phy.ultrascale.hard_block_ports`.
+    activity : ``Out(Activity)``
+        For counters.
+    malformed, order_lost : ``Out(1)``
+        Pulses, see :class:`.phy.ultrascale.UltraScalePhy`.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If the card or an option does not fit the block.
+    """
+
+    def __init__(self, config: EndpointConfig, **options):
+        self.config, functions = config, []
+        for n, description in enumerate(descriptions_of(config)):
+            places = description.map(is_first=n == 0, is_multifunction=config.functions > 1)
+            for bar in description.bars:
+                if not bar.is_64:
+                    raise ValueError(f"A BAR behind the hard block must be a 64-bit one, not {bar!r}")
+            functions.append(MirroredFunction(
+                bars=tuple(bar.index for bar in description.bars),
+                device_control=places.place("pcie", "device_control", "mps").word if description.capability(PcieCapability) else None,
+                msix_control=places.place("msix", "control", "enable").word if description.capability(MsixCapability) else None,
+            ))  # fmt: skip
+        self._phy = UltraScalePhy(width=config.width, functions=functions, **options)
+        super().__init__({**hard_block_ports(config.width), "activity": Out(Activity), "malformed": Out(1), "order_lost": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.phy = phy = self._phy
+        m.submodules.endpoint = endpoint = Endpoint(self.config)
+        wiring.connect(m, phy.received, endpoint.received)
+        wiring.connect(m, endpoint.to_send, phy.to_send)
+        for name, member in hard_block_ports(self.config.width).items():
+            ours, theirs = getattr(self, name), getattr(phy, name)
+            m.d.comb += ours.eq(theirs) if member.flow == wiring.Out else theirs.eq(ours)
+        m.d.comb += [
+            phy.in_reset.eq(endpoint.in_reset), self.activity.eq(endpoint.activity),
+            self.malformed.eq(phy.malformed), self.order_lost.eq(phy.order_lost),
+        ]  # fmt: skip
         return m
 
 

@@ -1,0 +1,244 @@
+"""What the UltraScale+ hard block's configuration space says, written into the card's own."""
+
+from dataclasses import dataclass
+
+from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..spec import pcie
+from ..spec import ultrascale as spec
+from ..tlp.layouts import TlpBeat
+from .ultrascale_receive import bar_address
+
+MIRROR_TAG = 0x200  # a tag that no request of the block's can have
+COMMAND = 1  # dword of the Command register; its bits: [PCIe5 7.5.1.1.3]
+COMMAND_MEMORY, COMMAND_MASTER = 1, 2
+BAR_0 = 4  # dword of the first base address register
+FLR_BIT = 15  # Initiate FLR, of Device Control [PCIe5 7.5.3.4]
+MSIX_MASK_BIT, MSIX_ENABLE_BIT = 30, 31  # of the dword that Message Control is the upper half of [PCIe5 7.7.2.2]
+
+
+@dataclass(frozen=True)
+class MirroredFunction:
+    """Where a function of the card has what :class:`ConfigMirror` writes: indices of dwords of its configuration space.
+
+    ``bars``: indices of its BARs, all of them 64-bit. ``device_control``, ``msix_control``: None without the capability.
+    """
+
+    bars: tuple[int, ...]
+    device_control: int | None = None
+    msix_control: int | None = None
+
+    def __post_init__(self):
+        for bar in self.bars:
+            if bar not in (0, 2, 4):
+                raise ValueError(f"A BAR behind the hard block must be a 64-bit one at 0, 2 or 4, not {bar!r}")
+
+
+class Seen(data.Struct):
+    """What the block says of one function."""
+
+    bus: 8
+    master: 1
+    msix_enable: 1
+    msix_mask: 1
+    device_control: 16
+
+
+class DeviceControlPoll(wiring.Component):
+    """Reads Device Control of all functions from the block, one after the other, for ever.
+
+    Parameters
+    ----------
+    functions : :class:`int`
+        1 to 4.
+    capability : :class:`int`
+        Offset of the block's PCI Express capability.
+
+    Members
+    -------
+    cfg_mgmt_* : ports
+        Of the block's configuration management interface.
+    values : ``Out(16).array(functions)``
+        Device Control as it was when last read.
+    known : ``Out(functions)``
+        1: it was read.
+    """
+
+    def __init__(self, *, functions, capability):
+        self.functions, self.capability = functions, capability
+        super().__init__({
+            "cfg_mgmt_addr": Out(10),
+            "cfg_mgmt_function_number": Out(8),
+            "cfg_mgmt_read": Out(1),
+            "cfg_mgmt_read_data": In(32),
+            "cfg_mgmt_read_write_done": In(1),
+            "values": Out(16).array(functions),
+            "known": Out(functions),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        function = self.cfg_mgmt_function_number
+        m.d.comb += self.cfg_mgmt_addr.eq(self.capability // 4 + 2)
+        with m.If(~self.cfg_mgmt_read):
+            m.d.sync += self.cfg_mgmt_read.eq(~self.cfg_mgmt_read_write_done)
+        with m.Elif(self.cfg_mgmt_read_write_done):
+            m.d.sync += [self.cfg_mgmt_read.eq(0), function.eq(Mux(function == self.functions - 1, 0, function + 1))]
+            for n in range(self.functions):
+                with m.If(function == n):
+                    m.d.sync += [self.values[n].eq(self.cfg_mgmt_read_data[:16]), self.known[n].eq(1)]
+        return m
+
+
+class ConfigMirror(wiring.Component):
+    """Writes what the block's configuration space says into the card's own, by configuration writes in the stream of received TLPs.
+
+    So the card knows its bus number, Bus Master Enable, Device Control (payload, read request, tags, ordering) and the two MSI-X bits of
+    each function; its BARs get :func:`.ultrascale_receive.bar_address`. Memory space is always enabled in there: what the block delivers
+    it has already judged. When any of it changes for a function
+    all of it is written again; ``changing`` is 1 from the cycle of the change until the card has answered the last write, but not
+    for as long as a reset takes.
+
+    Function level reset: when ``cfg_flr_in_process`` rises for a function, Initiate FLR is written to it; when its ``in_reset`` has
+    fallen, ``cfg_flr_done`` is 1 for a cycle and all of it is written anew. A function that takes no part in this is done at once.
+
+    Latency: 3 cycles from a change to the first write; Device Control is found changed after at most one round of reads.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        64, 128, 256 or 512.
+    functions : tuple of :class:`MirroredFunction`
+        1 to 4.
+
+    Members
+    -------
+    cfg_* : ports
+        Of the block, by their names.
+    device_control, device_control_known : ``In(16).array(n)``, ``In(n)``
+        From :class:`DeviceControlPoll`.
+    writes : ``Out(stream.Signature(TlpBeat(width)))``
+        Configuration writes, one at a time.
+    answered : ``In(1)``
+        Pulse: the completion of a write came.
+    in_reset : ``In(n)``
+        A bit per function: the card has it in reset; 1 in front of the answer to the write that begins it.
+    changing : ``Out(1)``
+        The card does not yet know all.
+    """
+
+    def __init__(self, *, width, functions):
+        self.width, self.functions = width, tuple(functions)
+        count = len(self.functions)
+        super().__init__({
+            "cfg_bus_number": In(8),
+            "cfg_function_status": In(spec.STATUS_BITS * spec.MAX_FUNCTIONS),
+            "cfg_interrupt_msix_enable": In(spec.MAX_FUNCTIONS),
+            "cfg_interrupt_msix_mask": In(spec.MAX_FUNCTIONS),
+            "cfg_flr_in_process": In(spec.MAX_FUNCTIONS),
+            "cfg_flr_done": Out(spec.MAX_FUNCTIONS),
+            "device_control": In(16).array(count),
+            "device_control_known": In(count),
+            "writes": Out(stream.Signature(TlpBeat(width))),
+            "answered": In(1),
+            "in_reset": In(count),
+            "changing": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        count = len(self.functions)
+        now, seen = [], []
+        stale, flr_before, flr_wanted = Signal(count, init=-1), Signal(count), Signal(count)
+        resetting, dirty = Signal(count), Signal(count)
+        for n in range(count):
+            status = self.cfg_function_status.word_select(n, spec.STATUS_BITS)
+            now.append(says := Signal(Seen, name=f"now_{n}"))
+            seen.append(known := Signal(Seen, name=f"seen_{n}"))
+            m.d.comb += [
+                says.bus.eq(self.cfg_bus_number), says.master.eq(status[spec.STATUS_MASTER]),
+                says.msix_enable.eq(self.cfg_interrupt_msix_enable[n]), says.msix_mask.eq(self.cfg_interrupt_msix_mask[n]),
+                says.device_control.eq(self.device_control[n]),
+                dirty[n].eq(self.device_control_known[n] & ~resetting[n] & (stale[n] | (says.as_value() != known.as_value()))),
+                self.cfg_flr_done[n].eq(resetting[n] & ~self.in_reset[n]),
+            ]
+            with m.If(self.cfg_flr_done[n]):
+                m.d.sync += resetting[n].eq(0)
+            m.d.sync += flr_before[n].eq(self.cfg_flr_in_process[n])
+            with m.If(self.cfg_flr_in_process[n] & ~flr_before[n]):
+                m.d.sync += flr_wanted[n].eq(1)
+
+        # All writes of all functions in a row; those of function n begin at ``starts[n]``, the FLR's come last.
+        at, function = Signal(8), Signal(range(count))
+        register, enables, value = Signal(10), Signal(4), Signal(32)
+        final = Signal()
+        starts, resets, place = [], [], 0
+        with m.Switch(at):
+            for n, described in enumerate(self.functions):
+                known = seen[n]
+                rows = []
+                for bar in described.bars:
+                    base = bar_address(n, bar)
+                    rows += [(BAR_0 + bar + half, 0xF, Const(base >> 32 * half & 0xFFFFFFFF, 32)) for half in (0, 1)]
+                if described.device_control is not None:
+                    rows.append((described.device_control, 0x3, known.device_control & ~(1 << FLR_BIT)))
+                if described.msix_control is not None:
+                    rows.append((described.msix_control, 0x8, known.msix_mask << MSIX_MASK_BIT | known.msix_enable << MSIX_ENABLE_BIT))
+                rows.append((COMMAND, 0x1, 1 << COMMAND_MEMORY | known.master << COMMAND_MASTER))
+                starts.append(place)
+                for n_row, (word, bytes_enabled, what) in enumerate(rows):
+                    with m.Case(place):
+                        m.d.comb += [register.eq(word), enables.eq(bytes_enabled), value.eq(what), final.eq(n_row == len(rows) - 1)]
+                    place += 1
+                resets.append(place)
+                with m.Case(place):
+                    m.d.comb += [register.eq(described.device_control or 0), value.eq(known.device_control | 1 << FLR_BIT)]
+                    m.d.comb += enables.eq(0 if described.device_control is None else 0x3)
+                place += 1
+
+        beat, header = self.writes.payload, self.writes.payload.header
+        bus = Signal(8)
+        m.d.comb += [
+            header.fmt.eq(1 << pcie.FMT_DATA), header.type.eq(pcie.TYPE_CONFIG_0), header.length_dw.eq(1), header.tag.eq(MIRROR_TAG),
+            header.first_be.eq(enables), header.address.eq(Cat(Const(0, 2), register)),
+            header.completer_id.eq(Cat(Signal(3), Const(0, 5), bus) | function),
+            beat.data.eq(value), beat.dword_count.eq(1), beat.first.eq(1), beat.last.eq(1),
+        ]
+        is_reset = Signal()
+        m.d.comb += self.changing.eq(1)
+        with m.FSM():
+            with m.State("CHOOSE"):
+                m.d.comb += self.changing.eq(dirty.any() | flr_wanted.any())
+                for n in reversed(range(count)):
+                    with m.If(dirty[n]):
+                        m.d.sync += [function.eq(n), at.eq(starts[n]), is_reset.eq(0)]
+                for n in reversed(range(count)):
+                    with m.If(flr_wanted[n]):
+                        m.d.sync += [function.eq(n), at.eq(resets[n]), is_reset.eq(1)]
+                with m.If(dirty.any() | flr_wanted.any()):
+                    m.next = "LOOK"
+            with m.State("LOOK"):
+                for n in range(count):
+                    with m.If(function == n):
+                        m.d.sync += bus.eq(now[n].bus)
+                        with m.If(is_reset):
+                            m.d.sync += [flr_wanted[n].eq(0), stale[n].eq(1)]
+                        with m.Else():
+                            m.d.sync += [seen[n].eq(now[n]), stale[n].eq(0)]
+                m.next = "WRITE"
+            with m.State("WRITE"):
+                m.d.comb += self.writes.valid.eq(1)
+                with m.If(self.writes.ready):
+                    m.next = "WAIT"
+            with m.State("WAIT"):
+                with m.If(self.answered):
+                    m.d.sync += at.eq(at + 1)
+                    m.next = "WRITE"
+                    with m.If(is_reset | final):
+                        m.next = "CHOOSE"
+                    for n in range(count):
+                        with m.If(is_reset & (function == n)):
+                            m.d.sync += resetting[n].eq(1)
+        return m
