@@ -1,6 +1,6 @@
 # Every command a person or CI runs. Variables: SIM= SEED= WAVES=1 for every run, WIDTH= LATENCY= IMAGE= for `make sim`, JOBS= for `make test`.
 PYTHON ?= python3
-JOBS ?= 2
+JOBS ?= 3
 BIN := .venv/bin
 
 export SIM SEED WIDTH LATENCY IMAGE WAVES GUEST IOMMU GUEST_ARCH PROMPT RECORD JOB TIMEOUT TABLE
@@ -11,7 +11,7 @@ help:
 	@echo "make sim      a disk image through the card and back, golden model watching; SIM= SEED= WIDTH= LATENCY= IMAGE= WAVES=1"
 	@echo "make linux    Linux whose disks are the RTL; GUEST=uml|qemu IOMMU= GUEST_ARCH= PROMPT=1 RECORD=file JOB= SEED= LATENCY="
 	@echo "make replay   a recorded run again, on the RTL without a guest and through the golden model; FILE="
-	@echo "make test     every test, on $(JOBS) cores"
+	@echo "make test     every test, $(JOBS) at a time"
 	@echo "make models   the golden model alone, in an environment with neither Amaranth nor cocotb"
 	@echo "make lint     ruff and pyright"
 	@echo "make formal   the proofs"

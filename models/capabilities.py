@@ -211,7 +211,7 @@ def pcie_capability(*, mps_supported: int = 512, ext_tag: bool = True, flr: bool
     enables = (0xF if timeout_ranges else 0) | atomic_requester << 6 | (3 << 8 if ido else 0) | tag_10_requester << 12
     made.put(0x28, rw=device_control_2_rw | enables)
     made.put(0x2C, link_capabilities_2)
-    made.put(0x30, link_control_2, rw=link_control_2_rw, kept=link_control_2_rw)
+    made.put(0x30, link_control_2, rw=link_control_2_rw, sticky=link_control_2_rw)  # RWS [PCIe5 7.5.3.19]
     return made.done(offset)
 
 

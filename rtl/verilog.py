@@ -83,7 +83,7 @@ class UltraScaleCard(wiring.Component):
     def __init__(self, config: EndpointConfig, **options):
         self.config, functions = config, []
         for n, description in enumerate(descriptions_of(config)):
-            places = description.map(is_first=n == 0, is_multifunction=config.functions > 1)
+            places = description.map(n, config.functions)
             for bar in description.bars:
                 if not bar.is_64:
                     raise ValueError(f"A BAR behind the hard block must be a 64-bit one, not {bar!r}")

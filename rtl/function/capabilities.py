@@ -44,8 +44,9 @@ class PowerCapability:
         check(self.pme_states in range(32) and not self.pme_states & 0b00110, "PME must be from D0, D3hot, D3cold", self.pme_states)
 
     def registers(self, card):
-        pme = (Field("pme_enable", 8, 1, RW, is_sticky=True, doc="PME may be signaled"),
-               Field("pme_status", 15, 1, RW1C, is_sticky=True, doc="PME would be signaled"))  # fmt: skip
+        is_sticky = bool(self.pme_states >> 4)  # with PME from D3cold [PCIe5 7.5.2.2]
+        pme = (Field("pme_enable", 8, 1, RW, is_sticky=is_sticky, doc="PME may be signaled"),
+               Field("pme_status", 15, 1, RW1C, is_sticky=is_sticky, doc="PME would be signaled"))  # fmt: skip
         return (
             Register("capabilities", 2, 2, (
                 Field("version", 0, 3, reset=3, doc="of the power management specification: 1.2"),

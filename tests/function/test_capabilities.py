@@ -53,7 +53,7 @@ FUNCTIONS = (
     FunctionDescription(vendor_id=0x1234, device_id=0x0002, class_code=0xFF0000, bars=(Bar(0, 4096),),
                         capabilities=(PowerCapability(keeps_state=False), PcieCapability())),
     FunctionDescription(vendor_id=0x1234, device_id=0x0003, class_code=0xFF0000, reports_errors=True, extended=(AerCapability(),),
-                        capabilities=(PowerCapability(pme_states=0b01001), PcieCapability(has_flr=True))),
+                        capabilities=(PowerCapability(pme_states=0b11001), PcieCapability(has_flr=True))),
 )  # fmt: skip
 
 ALL = 0xFFFFFFFF
@@ -103,7 +103,7 @@ TABLES = (
     {
         0x00: (0x00031234, 0, 0, 0, 0), 0x04: (0x00100000, 0x544, 0xF9000000, 0, 0), 0x08: (0xFF000001, 0, 0, 0, 0),
         0x0C: (0x00800000, 0xFF, 0, 0, 0), 0x34: (0x40, 0, 0, 0, 0), 0x3C: (0, 0xFF, 0, 0, 0),
-        0x40: (0x48034801, 0, 0, 0, 0), 0x44: (0x8, 0x103, 0x8000, 0x8100, 0x8100),
+        0x40: (0xC8034801, 0, 0, 0, 0), 0x44: (0x8, 0x103, 0x8000, 0x8100, 0x8100),
         0x48: (0x00020010, 0, 0, 0, 0), **{0x48 + at: row for at, row in PCIE.items()},
         0x100: (0x00020001, 0, 0, 0, 0), **AER,
     },

@@ -63,7 +63,7 @@ class SmallCard(wiring.Component):
                 m.d.comb += [
                     self.o.valid.eq(1), self.o.payload.keep.eq(15),
                     self.o.payload.data.eq(Cat(
-                        head, Const(4, 16), requester, Const(0, 2), lower, Const(0, 1), words[1][8:32], registers[index])),
+                        head, Const(4, 32), Const(0, 2), lower, Const(0, 1), words[1][8:32], registers[index])),
                 ]  # fmt: skip
                 with m.If(self.o.ready):
                     m.next = "TAKE"
