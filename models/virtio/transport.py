@@ -13,6 +13,7 @@ from .driver import FIELDS, NO_VECTOR, DeviceStatus, Feature
 __all__ = ["PciTransport", "QueueSettings"]
 
 COMMON_BYTES = 0x38  # up to queue_device [VIRTIO1.4 4.1.4.3]
+MOST_SINCE = 4096  # writes behind a reset that nobody waited for: a driver that brings a device up makes some dozens
 MAX_WINDOWS = 2  # of 32 feature bits that a driver can accept
 SIMPLE = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FAILED
 NEEDS_RESET = DeviceStatus.NEEDS_RESET
@@ -41,7 +42,7 @@ class PciTransport:
     Give it accesses in the order of the bus: :meth:`write` when it happens, :meth:`problem` with the answer of a read. A driver
     must read 0 from the status after a reset before it goes on [VIRTIO1.4 4.1.4.3.2]; firmware has been seen that does not. What
     is written before that counts only once the status reads as such a write made it and as it was not before the reset. Until
-    then, and in front of that write, registers may hold anything.
+    then, and in front of that write, registers may hold anything; so they may from the 4096th such write on.
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ class PciTransport:
         self.accepted, self.selects = 0, {"device_feature_select": 0, "driver_feature_select": 0, "queue_select": 0}
         self.config_vector, self.beyond = NO_VECTOR, False
         self._open: set[str] = set()  # registers that may hold anything until they are read
-        self._since: list[tuple[str, int, bytes]] = []  # writes after the reset was begun
+        self._since: list[tuple[str, int, bytes]] = []  # writes after the reset was begun, `MOST_SINCE` at most
         self._maybe = 0  # status bits that may be set
         self.queues = [QueueSettings(size, size, notify_off=off) for size, off in zip(self._sizes, self._offs)]
 
@@ -128,7 +129,10 @@ class PciTransport:
             return
         if self.is_resetting:
             self._leave_open(name)
-            self._since = [] if name == "device_status" and value == 0 else [*self._since, (name, low, data)]
+            if name == "device_status" and value == 0:
+                self._since.clear()
+            elif len(self._since) < MOST_SINCE:
+                self._since.append((name, low, data))
             return
         if len(data) != size and not (size == 8 and len(data) == 4):  # not how a driver may do it [VIRTIO1.4 4.1.3.1]
             self._leave_open(name)
@@ -314,6 +318,8 @@ class PciTransport:
     def _catch_up(self, value: int) -> None:
         """The status is what the driver wrote after a reset whose end it did not wait for: all from that write on counts."""
         since = self._since
+        if len(since) == MOST_SINCE:
+            return  # until a reset that is waited for
         last = max((n for n, (name, _, data) in enumerate(since) if name == "device_status" and data == bytes([value])), default=None)
         if last is None:
             return

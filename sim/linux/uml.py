@@ -135,7 +135,7 @@ def run(loop, sockets, *, linux, image, job, folder, memory_mb=96, words=(), nam
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     slot = vhost_user.Server(loop, loop.bridge, folder / f"{name}.slot0", None)
-    # Its processes take turns, each woken by the one before: on one CPU that takes a sixth of the time that it takes on two.
+    # Its processes take turns, each woken by the one before. On one CPU a tour took 4 s of system time, on two 26 s.
     cpus = sorted(os.sched_getaffinity(0))
     command = ["taskset", "-c", str(cpus[os.getpid() % len(cpus)])]
     command += kernel.uml_command(linux, image, [slot.path, *sockets], memory_mb=memory_mb, words=[

@@ -3,7 +3,7 @@
 import pytest
 
 from ringwall.models.virtio.driver import FIELDS, Feature
-from ringwall.models.virtio.transport import PciTransport
+from ringwall.models.virtio.transport import MOST_SINCE, PciTransport
 
 ISR, NOTIFY = 0x100, 0x200
 
@@ -98,3 +98,19 @@ def test_reset_goes_on(driver):
     assert driver.happened == []
     assert not driver.find("device_status", 0)
     assert driver.happened == ["reset"]
+
+
+def test_endless(driver):
+    """MODEL-TRANSPORT-5: a driver that writes for ever behind a reset is not followed, nor remembered; a reset that it waits for helps."""
+    driver.write(device_status=0)
+    for _ in range(MOST_SINCE + 10):
+        driver.write(queue_desc=1)
+    driver.bring_up()
+    assert not driver.find("device_status", 0xB)
+    assert driver.happened == []
+    assert len(driver.transport._since) == MOST_SINCE
+    driver.write(device_status=0)
+    assert not driver.find("device_status", 0)
+    driver.bring_up()
+    driver.write(queue_enable=1, device_status=0xF)
+    assert driver.happened == ["reset", "live"]
