@@ -142,7 +142,7 @@ def _fields(kind, names):
     return type("Fields", (ctypes.Structure,), {"_fields_": [(name, kind) for name in names.split()]})
 
 
-_Options = _fields(ctypes.c_uint64, "latency jitter seed rcb stalls idle_after split replaying late_writes window window_size")
+_Options = _fields(ctypes.c_uint64, "latency jitter seed rcb stalls idle_after split replaying late_writes paced window window_size")
 _Counts = _fields(ctypes.c_uint64, "sent received sent_dwords received_dwords reads read_bytes writes written_bytes refused_reads "
                   "dropped_writes interrupts lost_pages")  # fmt: skip
 _Limits = _fields(ctypes.c_uint32, "known may_read may_write mps payload mrrs tags attributes")
@@ -218,6 +218,9 @@ class CompiledCard:
         Where answers are cut, as in :class:`ringwall.models.host.CompletionPolicy`.
     stalls : :class:`int`
         In how many of 256 cycles the host takes nothing from the card, 0 to 255.
+    paced : :class:`bool`
+        The link is one of 8 GT/s lanes (x2, x4, x8, x16 for 64 to 512 bits at 250 MHz): each direction carries 63/64 of what the card's
+        interface does, and 8 bytes more for each TLP. [PCIe5 4.2.2]
     idle_after : :class:`int` or None
         After how many cycles without traffic and outstanding reads the card counts as idle. By default twice the time in which
         a disk moves what its read buffer holds: it does so without the link.
@@ -240,8 +243,8 @@ class CompiledCard:
         (address, size) in which a write of one dword is an interrupt.
     """
 
-    def __init__(self, config, *, latency=8, seed=0, mps=256, mrrs=512, rcb=64, jitter=0, split="max", stalls=0, idle_after=None,
-                 card=RawCard, waves=None):  # fmt: skip
+    def __init__(self, config, *, latency=8, seed=0, mps=256, mrrs=512, rcb=64, jitter=0, split="max", stalls=0, paced=False,
+                 idle_after=None, card=RawCard, waves=None):  # fmt: skip
         if idle_after is None:
             idle_after = max(512, 16 * config.read_buffer_bytes // config.width)
         for name, value, low in (("Latency", latency, 1), ("Jitter", jitter, 0), ("Seed", seed, 0), ("Idle cycles", idle_after, 1)):
@@ -255,13 +258,13 @@ class CompiledCard:
         self.memory = CardMemory(self)
         self.host = Host(self.memory, rng=random.Random(seed), mps=mps, mrrs=mrrs, rcb=rcb, msi_window=_WINDOW)
         self._parameters = {"latency": latency, "seed": seed, "mps": mps, "mrrs": mrrs, "rcb": rcb, "jitter": jitter, "split": split,
-                            "stalls": stalls}  # fmt: skip
+                            "stalls": stalls, "paced": paced}  # fmt: skip
         self._interrupts, self._failure, self._is_recorded, self._limits = [], None, False, {}
         self._library = library = _library(build(config, waves=waves is not None, card=card))
         if waves is not None:
             Path(waves).open("wb").close()  # tells what is wrong with the path
             library.card_waves(os.fsencode(waves))
-        options = _Options(latency, jitter, seed, rcb, stalls, idle_after, _SPLITS.index(split), 0, 0, *_WINDOW)
+        options = _Options(latency, jitter, seed, rcb, stalls, idle_after, _SPLITS.index(split), 0, 0, paced, *_WINDOW)
         self._card = ctypes.c_void_p(library.card_open(ctypes.byref(options), self.host.bus))
         self._close = weakref.finalize(self, library.card_close, self._card)
         self.counts = library.card_counts(self._card).contents

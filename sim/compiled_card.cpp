@@ -35,6 +35,8 @@ constexpr unsigned LANES = CARD_WIDTH / 32;
 constexpr uint32_t ALL_LANES = LANES == 32 ? ~0u : (1u << LANES) - 1;
 constexpr uint64_t PAGE = 4096;
 constexpr unsigned MAX_DW = 4 + 1024 + 1;
+constexpr int64_t LINK_RATE = CARD_WIDTH / 8 * 63;  // of the link in 64ths of a byte per cycle: 8 GT/s lanes carry 63 in 64 of what the card can
+constexpr uint32_t FRAMING = 8;                     // bytes of every TLP on the link: framing, sequence number, LCRC
 constexpr uint32_t IS_4DW = 1u << 29, HAS_DATA = 1u << 30, HAS_PREFIX = 1u << 31;
 constexpr uint32_t ATTRIBUTES = 3u << 12, RELAXED = 1u << 13, NO_SNOOP = 1u << 12;
 constexpr uint32_t CPL = 0x0Au << 24, CPLD = 0x4Au << 24;
@@ -46,7 +48,7 @@ enum : uint32_t { UNTIL_NEWS = 1, ALSO_IDLE = 2 };  // of card_run
 typedef std::vector<uint32_t> Dwords;
 
 struct Options {  // as Options in sim/compiled.py
-  uint64_t latency, jitter, seed, rcb, stalls, idle_after, split, replaying, late_writes;
+  uint64_t latency, jitter, seed, rcb, stalls, idle_after, split, replaying, late_writes, paced;
   uint64_t window, window_size;  // writes here are interrupts
 };
 
@@ -344,6 +346,13 @@ class Card {
     cycle++;
   }
 
+  // When the link will have carried the TLPs given to it, in 64ths of a byte.
+  static void charge(int64_t &owed, uint64_t dwords) { owed += int64_t(64 * (4 * dwords + FRAMING)); }
+
+  static void drain(int64_t &owed) { owed = owed > 0 ? owed - LINK_RATE : 0; }
+
+  bool is_carried(int64_t owed) const { return !options.paced || owed <= 0; }
+
   // One cycle: what is transferred in it, then the inputs of the next. The wrapper registers the inputs: they hold from just
   // after the edge, as a register of the link adapter would have them.
   void step() {
@@ -372,15 +381,17 @@ class Card {
     }
     if (!queue.empty() || !late.empty() || parts) busy = true;
     idle = busy ? 0 : idle + 1;
+    drain(owed_down), drain(owed_up);
     offer();
-    taking = !options.stalls || stalling.below(256) >= options.stalls;
+    taking = (parts || is_carried(owed_up)) && (!options.stalls || stalling.below(256) >= options.stalls);
     top.o_ready = taking;
     edge();
   }
 
   void offer() {
-    if (!offering && !queue.empty() && queue.front().due <= cycle + 1) {
+    if (!offering && !queue.empty() && queue.front().due <= cycle + 1 && is_carried(owed_down)) {
       offering = true;
+      charge(owed_down, queue.front().dwords.size());
       offered_at = cycle + 1;
       sent_lanes = 0;
     }
@@ -430,6 +441,7 @@ class Card {
     const unsigned here = __builtin_popcount(keep);
     if (arriving.size() + here > MAX_DW) return fail("a TLP does not end after %u dwords", MAX_DW);
     arriving.insert(arriving.end(), now, now + here);
+    if (first) charge(owed_up, (now[0] & IS_4DW ? 4 : 3) + (now[0] & HAS_DATA ? now[0] & 0x3FF ? now[0] & 0x3FF : 1024 : 0));
     parts++;
     if (!last) return;
     parts = 0;
@@ -623,6 +635,7 @@ class Card {
   std::map<std::pair<uint64_t, uint64_t>, Read> reads;  // by (cycle in which it is served, order)
   std::vector<bool> open_reads;
   uint64_t order = 0, idle = 0;
+  int64_t owed_down = 0, owed_up = 0;  // to the link, see charge
   std::deque<Outgoing> queue;
   std::deque<News> late;
   bool offering = false, taking = false, stalled = false;

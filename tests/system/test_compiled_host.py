@@ -150,6 +150,20 @@ def test_stalled_beats(clay, fickle, rule):
     assert all(rule in text for text in found), found
 
 
+def test_paced_link(clay):
+    """SYS-COMPHOST-10: a paced link carries 63/64 of the interface and 8 bytes more for each TLP, in either direction, and no less."""
+    cycles, beats, dwords = 8000, 10, 3 + 16
+    for paced, expected in ((False, cycles / beats), (True, cycles * WIDTH / 8 * 63 / 64 / (4 * dwords + 8))):
+        card = clay([beat for _ in range(900) for beat in beats_of(write_of(BASE, bytes(64)))], paced=paced)
+        card.step(10 + cycles)
+        assert expected - 2 < card.counts.writes < expected + 2
+        card = clay([beat for n in range(900) for beat in beats_of(read_of(BASE, 64, tag=n % 256), 10 + 8 * n)], paced=paced)
+        card.step(500)
+        before = card.counts.sent
+        card.step(4000)
+        assert abs(card.counts.sent - before - expected / 2) < 2
+
+
 def altered(dwords, *changes):
     """Return ``dwords`` with ``(index, mask)`` toggled."""
     made = list(dwords)
