@@ -2,7 +2,17 @@
 
 from dataclasses import dataclass, field
 
-from .function.description import Bar, FunctionDescription, MsixCapability, PcieCapability
+from .function.description import (
+    AcsCapability,
+    AerCapability,
+    AriCapability,
+    Bar,
+    FunctionDescription,
+    MsixCapability,
+    PcieCapability,
+    PowerCapability,
+    SerialNumber,
+)
 
 IOMMU_VECTORS = 4
 MSIX_TABLE, MSIX_PBA = 0x300, 0x400  # offsets of msi_cfg_tbl, which is the MSI-X table, and of its pending bits [RVIOMMU1.0 6.29]
@@ -30,14 +40,19 @@ class IommuConfig:
         if self.walks not in range(1, 33):
             raise ValueError(f"Walks in flight must be between 1 and 32, not {self.walks!r}")
 
-    def description(self):
-        """Return the :class:`.function.description.FunctionDescription` of function 0. [RVIOMMU1.0 8.1]"""
+    def description(self, extended=()):
+        """Return the :class:`.function.description.FunctionDescription` of function 0. [RVIOMMU1.0 8.1]
+
+        ``extended``: extended capabilities of all functions of the card; with them it reports errors. It keeps its state in D3hot.
+        """
         return FunctionDescription(
             vendor_id=self.vendor_id,
             device_id=self.device_id,
             class_code=0x080600,
             bars=(Bar(0, 4096),),
-            capabilities=(PcieCapability(), MsixCapability(IOMMU_VECTORS, 0, MSIX_TABLE, 0, MSIX_PBA)),
+            capabilities=(PcieCapability(), MsixCapability(IOMMU_VECTORS, 0, MSIX_TABLE, 0, MSIX_PBA), PowerCapability()),
+            extended=tuple(extended),
+            reports_errors=bool(extended),
         )
 
 
@@ -72,6 +87,8 @@ class EndpointConfig:
         When a missing completion is given up; the default is 10 ms at 250 MHz.
     read_buffer_bytes : :class:`int`
         Space for each function's bulk reads in flight.
+    serial_number : :class:`int`
+        EUI-64 of the card, that all its functions show; the default is a locally administered one.
 
     Raises
     ------
@@ -87,6 +104,7 @@ class EndpointConfig:
     wall_tags: int = 16
     completion_timeout_cycles: int = 2_500_000
     read_buffer_bytes: int = 16384
+    serial_number: int = 0x0200_0000_0000_0001
 
     def __post_init__(self):
         if self.width not in (64, 128, 256, 512):
@@ -95,11 +113,18 @@ class EndpointConfig:
             raise ValueError(f"Functions of a card must be between 1 and 8, with at least one disk, not {len(self.disks)!r} disks")
         if self.strict and self.iommu is None:
             raise ValueError(f"A strict card must have an IOMMU, not {self.iommu!r}")
+        if self.serial_number not in range(1 << 64):
+            raise ValueError(f"Serial number must be a number of 64 bits, not {self.serial_number!r}")
 
     @property
     def functions(self):
         """Number of functions."""
         return len(self.disks) + self.first_disk
+
+    @property
+    def extended(self):
+        """Extended capabilities that each function has."""
+        return (AerCapability(), SerialNumber(self.serial_number), *((AcsCapability(), AriCapability()) if self.functions > 1 else ()))
 
     @property
     def first_disk(self):

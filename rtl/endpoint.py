@@ -1,22 +1,24 @@
 """The card: two TLP streams on one side, virtio functions behind an IOMMU on the other."""
 
-from amaranth import Cat, Module, Signal
+from amaranth import Cat, Module, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import IOMMU_VECTORS, EndpointConfig
+from .function.collector import ErrorCollector
 from .function.config_space import ConfigSpace
 from .function.decoder import AddressDecoder
-from .function.description import MsixCapability
+from .function.description import MsixCapability, PcieCapability
+from .function.errors import Errors
 from .function.layouts import MsixRequest
 from .function.msix import Msix, MsixFunction
 from .iommu.gate import Gate
 from .iommu.unit import Iommu
 from .regs.router import Merger, Range, Router
-from .spec import virtio_blk
+from .spec import pcie, virtio_blk
 from .stream.arbiter import Arbiter
 from .tlp.completer import Completer
-from .tlp.layouts import TlpBeat
+from .tlp.layouts import Malformed, TlpBeat
 from .tlp.receiver import Receiver
 from .tlp.requester import ReadClient, Requester
 from .tlp.transmitter import Transmitter
@@ -27,6 +29,7 @@ from .virtio.layouts import QueueCommand
 from .virtio.transport import MSIX_BAR, MSIX_BYTES, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
 
 CLIENTS_PER_FUNCTION = 3  # ring, data, MSI-X
+MAX_REQUEST_BYTES = 1024  # payload of a request that a link adapter passes on
 RING_BUFFER_BYTES = 1024
 BLK_FEATURES = 1 << virtio_blk.F_FLUSH
 BLK_CONFIG_BYTES = 60
@@ -47,10 +50,11 @@ class Activity(data.Struct):
 
 def descriptions_of(config):
     """Return the :class:`.function.description.FunctionDescription` of each function of the card that ``config`` describes."""
-    descriptions = [] if config.iommu is None else [config.iommu.description()]
+    descriptions = [] if config.iommu is None else [config.iommu.description(config.extended)]
     for disk in config.disks:
         descriptions.append(virtio_function(
-            device_type=virtio_blk.DEVICE_TYPE, class_code=MASS_STORAGE, queues=1, config_bytes=BLK_CONFIG_BYTES, vectors=disk.vectors))
+            device_type=virtio_blk.DEVICE_TYPE, class_code=MASS_STORAGE, queues=1, config_bytes=BLK_CONFIG_BYTES, vectors=disk.vectors,
+            extended=config.extended))
     return descriptions
 
 
@@ -68,6 +72,15 @@ class Endpoint(wiring.Component):
         TLPs from the host.
     to_send : ``Out(stream.Signature(TlpBeat(width)))``
         TLPs to the host.
+    link_reset : ``In(1)``
+        The link is down or in hot reset; a pulse of one cycle is enough. All that is under way is discarded, all but sticky bits of
+        configuration space becomes as after power-on. [PCIe5 6.6.1]
+    discarding : ``Out(1)``
+        From the cycle behind ``link_reset`` until that is done: what is received vanishes, what was being sent is broken off.
+    max_payload : ``Out(3)``
+        Code of the largest payload that the host may send: the largest Max_Payload_Size of a function, as far as it is supported.
+    malformed : ``In(Malformed)``
+        The link adapter discarded a malformed TLP, or passed it on as damaged.
     in_reset : ``Out(functions)``
         A bit per function: a function level reset is under way; from in front of the answer to the write that begins it.
     activity : ``Out(Activity)``
@@ -77,7 +90,10 @@ class Endpoint(wiring.Component):
     def __init__(self, config: EndpointConfig):
         self.config = config
         tlps = stream.Signature(TlpBeat(config.width))
-        super().__init__({"received": In(tlps), "to_send": Out(tlps), "in_reset": Out(config.functions), "activity": Out(Activity)})
+        super().__init__({
+            "received": In(tlps), "to_send": Out(tlps), "link_reset": In(1), "discarding": Out(1), "max_payload": Out(3),
+            "malformed": In(Malformed), "in_reset": Out(config.functions), "activity": Out(Activity),
+        })  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
@@ -86,15 +102,29 @@ class Endpoint(wiring.Component):
         numbers = [first + n for n in range(count)]  # function numbers of the disks
         clients = [1 + CLIENTS_PER_FUNCTION * n for n in range(count)]  # their first requester clients
 
-        # Functions as the host sees them.
+        # Functions as the host sees them. They and what reports errors live through a reset of the link; all else begins anew.
         descriptions = descriptions_of(config)
         m.submodules.config_space = space = ConfigSpace(functions=descriptions)
-        m.submodules.decoder = decoder = AddressDecoder(functions=descriptions)
+        m.submodules.errors = errors = Errors(functions=descriptions)
+        in_reset, is_resetting = Cat(space.reset[n] for n in range(config.functions)), Signal()
+        m.d.comb += space.link_reset.eq(self.link_reset)
+        with m.If(self.link_reset):
+            m.d.sync += [self.discarding.eq(1), is_resetting.eq(0)]
+        with m.Elif(in_reset.all()):
+            m.d.sync += is_resetting.eq(self.discarding)
+        with m.Elif(is_resetting & ~in_reset.any()):
+            m.d.sync += [self.discarding.eq(0), is_resetting.eq(0)]
+
+        def add(name, component):
+            m.submodules[name] = ResetInserter({"sync": self.discarding})(component)
+            return component
+
+        decoder = add("decoder", AddressDecoder(functions=descriptions))
 
         # Transaction layer.
-        m.submodules.receiver = receiver = Receiver(width=width)
-        m.submodules.transmitter = transmitter = Transmitter(width=width)
-        m.submodules.completer = completer = Completer(width=width, functions=config.functions)
+        receiver = add("receiver", Receiver(width=width, depth=max(64, MAX_REQUEST_BYTES * 8 // width)))
+        transmitter = add("transmitter", Transmitter(width=width))
+        completer = add("completer", Completer(width=width, functions=config.functions))
         readers = [ReadClient("wall", False, RING_BUFFER_BYTES)]
         for n in numbers:
             readers += [
@@ -102,15 +132,14 @@ class Endpoint(wiring.Component):
                 ReadClient(f"data {n}", True, config.read_buffer_bytes),
                 ReadClient(f"msix {n}", False, 0),
             ]
-        m.submodules.requester = requester = Requester(
+        requester = add("requester", Requester(
             width=width, clients=readers, functions=config.functions, tags=config.tags, wall_tags=config.wall_tags,
-            completion_timeout_cycles=config.completion_timeout_cycles)
+            completion_timeout_cycles=config.completion_timeout_cycles))
         for source, sink in (
             (wiring.flipped(self.received), receiver.i), (transmitter.o, wiring.flipped(self.to_send)),
             (receiver.requests, completer.requests), (receiver.completions, requester.completions),
             (requester.posted, transmitter.posted), (requester.non_posted, transmitter.non_posted),
             (completer.completions, transmitter.completions),
-            (completer.config_requests, space.requests), (space.responses, completer.config_responses),
             (completer.decode_requests, decoder.requests), (decoder.responses, completer.decode_responses),
         ):
             wiring.connect(m, source, sink)
@@ -122,28 +151,66 @@ class Endpoint(wiring.Component):
                 space.pending[n].eq(requester.pending[n]),
             ]
         m.d.comb += [inner.eq(outer) for inner, outer in zip(decoder.bars, space.bars)]
-        m.d.comb += self.in_reset.eq(Cat(space.reset[n] for n in range(config.functions)))
+        m.d.comb += self.in_reset.eq(in_reset)
+        self._isolate(m, completer.config_requests, space.requests, space.responses, completer.config_responses)
+
+        # Payloads: function 0 speaks for all of an ARI device, in which another may be set to more. [PCIe5 7.5.3.4]
+        supported = min(description.capability(PcieCapability).mps_code for description in descriptions)
+        most = Signal(3)
+        for n in range(1, config.functions):
+            with m.If(space.state[n].mps_code > space.state[0].mps_code):
+                m.d.comb += requester.config[n].mps_code.eq(space.state[0].mps_code)
+        m.d.comb += most.eq(0)
+        for code in range(1, supported + 1):
+            with m.If(Cat(state.mps_code >= code for state in space.state).any()):
+                m.d.comb += most.eq(code)
+        m.d.sync += self.max_payload.eq(most)
+
+        # Errors.
+        collector = add("collector", ErrorCollector(functions=config.functions))
+        wiring.connect(m, errors.updates, space.updates)
+        wiring.connect(m, collector.reports, errors.reports)
+        beat, message = receiver.completions, transmitter.messages
+        m.d.comb += [
+            collector.malformed.eq(self.malformed),
+            collector.completer.eq(completer.events),
+            collector.tags.eq(requester.events),
+            collector.completions.first.eq(beat.valid & beat.ready & beat.payload.first),
+            collector.completions.spoilt.eq(receiver.spoilt & beat.ready),
+            collector.completions.header.eq(beat.payload.header),
+            message.valid.eq(errors.messages.valid),
+            errors.messages.ready.eq(message.ready | self.discarding),
+            message.payload.header.fmt.eq(1 << pcie.FMT_4DW),
+            message.payload.header.type.eq(pcie.TYPE_MESSAGE | pcie.ROUTED_TO_ROOT),
+            message.payload.header.requester_id.eq(errors.messages.payload.requester_id),
+            message.payload.header.message_code.eq(errors.messages.payload.code),
+            message.payload.first.eq(1),
+            message.payload.last.eq(1),
+        ]
+        for n in range(config.functions):
+            m.d.comb += [collector.state[n].eq(space.state[n]), errors.state[n].eq(space.state[n])]
 
         # Registers.
         ranges = [] if config.iommu is None else [(Range(0, 0, 0, 4096),)]
         ranges += [(Range(n, REGISTERS_BAR, 0, REGISTERS_BYTES),) for n in numbers]
         ranges.append(tuple(Range(n, MSIX_BAR, 0, MSIX_BYTES) for n in numbers))
-        m.submodules.merger = merger = Merger(count=2)
-        m.submodules.router = router = Router(targets=ranges)
+        merger = add("merger", Merger(count=2))
+        router = add("router", Router(targets=ranges))
         wiring.connect(m, completer.registers, merger.initiators[0])
-        wiring.connect(m, space.registers, merger.initiators[1])
+        window = merger.initiators[1]
+        self._isolate(m, space.registers.request, window.request, window.response, space.registers.response)
         wiring.connect(m, merger.bus, router.bus)
 
         # The wall. The gate is told no bus and device: the function number alone is the device_id.
-        m.submodules.gate = gate = Gate(
-            clients=CLIENTS_PER_FUNCTION * count, functions=config.functions, has_iommu=config.iommu is not None)
+        gate = add("gate", Gate(
+            clients=CLIENTS_PER_FUNCTION * count, functions=config.functions, has_iommu=config.iommu is not None))
         for source, sink in ((gate.o, requester.gate), (requester.retired_reads, gate.retired_reads),
                              (requester.retired_writes, gate.retired_writes)):
             wiring.connect(m, source, sink)
         if config.iommu is not None:
-            m.submodules.iommu = iommu = Iommu(
+            iommu = add("iommu", Iommu(
                 width=width, strict=config.strict, vectors=IOMMU_VECTORS, entries=config.iommu.entries, ways=config.iommu.ways,
-                walks=config.iommu.walks)
+                walks=config.iommu.walks))
             for source, sink in (
                 (gate.translate_request, iommu.translate_request), (iommu.translate_response, gate.translate_response),
                 (iommu.fence, gate.fence), (gate.fenced, iommu.fenced), (router.targets[0], iommu.bus),
@@ -160,18 +227,18 @@ class Endpoint(wiring.Component):
             ]
 
         # The ring engine, and what is per disk.
-        m.submodules.engine = engine = RingEngine(
+        engine = add("engine", RingEngine(
             width=width, functions=numbers, clients=clients,
-            queues=[QueueDescription(n, 0, disk.queue_size) for n, disk in enumerate(disks)])
-        m.submodules.msix = msix = Msix(
+            queues=[QueueDescription(n, 0, disk.queue_size) for n, disk in enumerate(disks)]))
+        msix = add("msix", Msix(
             functions=[
                 MsixFunction(number, descriptions[number].capability(MsixCapability), client + 2)
                 for number, client in zip(numbers, clients)
             ],
-            width=width)
-        m.submodules.commands = commands = Arbiter(QueueCommand, count)
-        m.submodules.kicks = kicks = Arbiter(6, count)
-        m.submodules.interrupts = interrupts = Arbiter(MsixRequest, count)
+            width=width))
+        commands = add("commands", Arbiter(QueueCommand, count))
+        kicks = add("kicks", Arbiter(6, count))
+        interrupts = add("interrupts", Arbiter(MsixRequest, count))
         wiring.connect(m, commands.o, engine.commands)
         wiring.connect(m, kicks.o, engine.kicks)
         wiring.connect(m, interrupts.o, msix.requests)
@@ -185,8 +252,8 @@ class Endpoint(wiring.Component):
                 vectors=disk.vectors, strict=config.strict)
             back_end = BlkFunction(
                 width=width, function=number, client=client + 1, capacity_sectors=disk.capacity_sectors, serial=disk.serial)
-            m.submodules[f"transport_{number}"] = transport
-            m.submodules[f"disk_{number}"] = back_end
+            add(f"transport_{number}", transport)
+            add(f"disk_{number}", back_end)
             wiring.connect(m, router.targets[first + n], transport.bus)
             wiring.connect(m, transport.commands, commands.i[n])
             wiring.connect(m, transport.kicks, kicks.i[n])
@@ -202,10 +269,10 @@ class Endpoint(wiring.Component):
                         wiring.connect(m, ours if owner is back_end else ours[n], theirs)
             state, stop = space.state[number], Signal(name=f"stop_{number}")
             m.d.comb += [
-                stop.eq(transport.stop | space.reset[number]),
+                stop.eq(transport.stop | space.reset[number] | space.settings[number].is_d3hot),  # it comes out of D3hot by a reset
                 transport.reset.eq(space.reset[number]),
                 msix.clear[n].eq(space.reset[number]),
-                space.busy[number].eq(transport.stop | ~msix.cleared[n]),
+                space.busy[number].eq((transport.stop | ~msix.cleared[n]) & ~self.discarding),
                 transport.config.eq(int.from_bytes(configuration(capacity_sectors=disk.capacity_sectors), "little")),
                 transport.msix_enable.eq(state.msix_enable),
                 transport.notifications.valid.eq(engine.notifications.valid & (engine.notifications.payload.queue == n)),
@@ -229,3 +296,17 @@ class Endpoint(wiring.Component):
             self.activity.used_write.eq(engine.used_writes),
         ]
         return m
+
+    def _isolate(self, m, asks, asked, answers, answered):
+        """Join what outlives a reset of the link to what does not, ``asks`` to ``asked`` and ``answers`` to ``answered``.
+
+        While all is discarded either side's stream is taken, and whoever waits for an answer gets some.
+        """
+        for source, sink in ((asks, asked), (answers, answered)):
+            m.d.comb += [
+                sink.payload.eq(source.payload),
+                sink.valid.eq(source.valid),
+                source.ready.eq(sink.ready | self.discarding),
+            ]
+        with m.If(self.discarding):
+            m.d.comb += [asked.valid.eq(0), answered.valid.eq(1)]

@@ -3,7 +3,7 @@
 import os
 
 from amaranth.back import rtlil, verilog
-from amaranth.hdl import Const, Module, Value
+from amaranth.hdl import Const, Module, ResetInserter, Value
 from amaranth.hdl._ir import PortDirection  # what the back ends take; no public name exists
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -30,26 +30,32 @@ class RawCard(wiring.Component):
     -------
     i, o : ``In`` and ``Out(stream.Signature(RawBeat(width)))``
         From and to the link; see "Raw link" in rtl/README.md.
+    link_reset : ``In(1)``
+        The link is down or in hot reset: what was being sent is broken off, see :class:`.endpoint.Endpoint`.
     activity : ``Out(Activity)``
         For counters.
     malformed : ``Out(1)``
-        Pulse: a TLP from the link was dropped or cut, see :class:`.phy.raw.RawReceiver`.
+        Pulse: a TLP from the link was malformed, see :class:`.phy.raw.RawReceiver`.
     """
 
     def __init__(self, config: EndpointConfig):
         self.config = config
         raw = stream.Signature(RawBeat(config.width))
-        super().__init__({"i": In(raw), "o": Out(raw), "activity": Out(Activity), "malformed": Out(1)})
+        super().__init__({"i": In(raw), "o": Out(raw), "link_reset": In(1), "activity": Out(Activity), "malformed": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.phy = phy = RawPhy(width=self.config.width)
+        phy = RawPhy(width=self.config.width)
         m.submodules.endpoint = endpoint = Endpoint(self.config)
+        m.submodules.phy = ResetInserter({"sync": endpoint.discarding})(phy)
         wiring.connect(m, wiring.flipped(self.i), phy.i)
         wiring.connect(m, phy.o, wiring.flipped(self.o))
         wiring.connect(m, phy.received, endpoint.received)
         wiring.connect(m, endpoint.to_send, phy.to_send)
-        m.d.comb += [self.activity.eq(endpoint.activity), self.malformed.eq(phy.malformed)]
+        m.d.comb += [
+            endpoint.link_reset.eq(self.link_reset), endpoint.malformed.eq(phy.malformed), phy.max_payload.eq(endpoint.max_payload),
+            self.activity.eq(endpoint.activity), self.malformed.eq(phy.malformed.found),
+        ]  # fmt: skip
         return m
 
 

@@ -96,7 +96,7 @@ module card (
     ready <= o_ready;
   end
   top top (
-    .clk(clk), .rst(1'b0), .i__valid(valid), .i__payload(payload), .i__ready(i_ready),
+    .clk(clk), .rst(1'b0), .link_reset(1'b0), .i__valid(valid), .i__payload(payload), .i__ready(i_ready),
     .o__valid(o_valid), .o__payload(o_payload), .o__ready(ready)
   );
 endmodule

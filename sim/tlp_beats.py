@@ -11,6 +11,7 @@ from .stream import cycle, pack, sleep, unpack
 
 __all__ = ["RequesterLink", "completions_of", "from_beats", "to_beats"]
 
+_MESSAGES = (TlpType.MSG, TlpType.MSGD)
 _CODES = {kind.value: kind for kind in TlpType}  # (bits 4:0 of Type, carries data) -> kind
 
 
@@ -18,7 +19,8 @@ def to_beats(width, tlp):
     """Return the ``TlpBeat`` payloads (ints) of ``tlp``."""
     layout, size = TlpBeat(width), width // 8
     header = {
-        "fmt": (2 if tlp.type.has_data else 0) | (tlp.address >> 32 != 0), "type": tlp.type.value[0], "tc": tlp.tc,
+        "fmt": (2 if tlp.type.has_data else 0) | (tlp.address >> 32 != 0 or tlp.type in _MESSAGES),
+        "type": tlp.type.value[0] | tlp.message_routing, "tc": tlp.tc, "message_code": tlp.message_code,
         "id_based_ordering": tlp.ido, "relaxed_ordering": tlp.relaxed_ordering, "no_snoop": tlp.no_snoop, "digest": tlp.td,
         "poisoned": tlp.poisoned, "at": tlp.at, "length_dw": tlp.length_dw, "requester_id": tlp.requester_id, "tag": tlp.tag,
         "first_be": tlp.first_be, "last_be": tlp.last_be, "address": tlp.address or tlp.register, "completer_id": tlp.completer_id,

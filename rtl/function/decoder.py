@@ -65,6 +65,7 @@ class AddressDecoder(wiring.Component):
                 with m.If(hits[n]):
                     m.d.sync += [
                         response.payload.hit.eq(~self.state[function].in_reset),
+                        response.payload.claimed.eq(1),
                         response.payload.function.eq(function),
                         response.payload.bar.eq(bar.index),
                         response.payload.offset.eq(Cat(Signal(3), address[3 : bar.size_bytes.bit_length() - 1])),

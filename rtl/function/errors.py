@@ -40,7 +40,7 @@ class Errors(wiring.Component):
     Each report is one step for software. With AER: its status bit; First Error Pointer and header log of the first uncorrectable error that
     is not masked, until software clears the status bit that the pointer is at; mask and severity decide about the message. Without:
     severities are the defaults. An uncorrectable error of non-fatal severity is advisory, and so reported as correctable, when it is a
-    Completer Abort, an unexpected completion, a poisoned TLP, or an unsupported non-posted request. Status and Device
+    Completer Abort or an unsupported request that was answered, an unexpected completion, or a poisoned TLP. Status and Device
     Status are set in any case. An error of all functions is logged by all, and each kind of message leaves once, in the name of the first
     function that has it enabled. [PCIe5 6.2.3, 6.2.4, 6.2.5, 7.5.1.1.4]
 
@@ -115,8 +115,8 @@ class Errors(wiring.Component):
         m.d.comb += [
             is_fatal.eq((group == UNCORRECTABLE) & severity),
             is_unsupported.eq(is_kind(ErrorKind.UNSUPPORTED)),
-            is_advisory.eq(~is_fatal & (is_kind(ErrorKind.COMPLETER_ABORT, ErrorKind.UNEXPECTED_COMPLETION, ErrorKind.POISONED)
-                                        | (is_unsupported & ~is_posted))),
+            is_advisory.eq(~is_fatal & (is_kind(ErrorKind.UNEXPECTED_COMPLETION, ErrorKind.POISONED)
+                                        | (is_kind(ErrorKind.UNSUPPORTED, ErrorKind.COMPLETER_ABORT) & ~is_posted))),
             is_correctable.eq((group == CORRECTABLE) | is_advisory),
         ]  # fmt: skip
         is_masked = Mux(is_advisory, advisory_masked, Mux(group == CORRECTABLE, correctable_masked, uncorrectable_masked))

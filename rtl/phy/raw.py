@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..spec import pcie
 from ..tlp.codec import decode, encode, is_completion, is_config, is_message
-from ..tlp.layouts import TlpBeat
+from ..tlp.layouts import Malformed, TlpBeat
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -26,9 +26,11 @@ def RawBeat(width):
 class RawReceiver(wiring.Component):
     """Takes headers out of the line: raw beats in, TLP beats out.
 
-    A TLP of a reserved Fmt or Type, with a prefix, or that ends inside its header is dropped whole. One that ends before its
-    length is passed on short; dwords beyond the length are dropped. Each of these gives a pulse of ``malformed``. None
-    disturbs the next TLP. [PCIe5 2.3]
+    Malformed TLPs are dropped whole: of a reserved Fmt or Type, with a prefix, that end inside their header; with data beyond
+    ``max_payload``; a memory request that crosses 4 KiB or has byte enables against the rules; an AtomicOp of a size or
+    alignment that does not exist; a configuration or I/O request of other than one dword; one of these or a message of a
+    standard with a traffic class. One with fewer or more dwords than its length says is passed on ``damaged``. Each gives a pulse of
+    ``malformed``, if not two end at once. None disturbs the next TLP. [PCIe5 2.2.2, 2.2.5, 2.2.7, 2.2.8, 2.3]
 
     Latency: 1 cycle from the beat that completes a beat of payload; 2 for the last. Throughput: one raw beat per cycle.
 
@@ -43,8 +45,10 @@ class RawReceiver(wiring.Component):
         From the link.
     o : ``Out(stream.Signature(TlpBeat(width)))``
         To the transaction layer.
-    malformed : ``Out(1)``
-        Pulse.
+    max_payload : ``In(3)``
+        Code of the largest payload that the host may send: 128 bytes << this.
+    malformed : ``Out(Malformed)``
+        Pulse, and the header that goes with it.
     """
 
     def __init__(self, *, width):
@@ -52,7 +56,8 @@ class RawReceiver(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(RawBeat(width))),
             "o": Out(stream.Signature(TlpBeat(width))),
-            "malformed": Out(1),
+            "max_payload": In(3),
+            "malformed": Out(Malformed),
         })
 
     def elaborate(self, platform):
@@ -89,11 +94,16 @@ class RawReceiver(wiring.Component):
                 | ((header.type[2:] == pcie.TYPE_FETCH_ADD >> 2) & (header.type[:2] != 3) & has_data))),
             whole.eq(kept + header_at * lanes >= Mux(wide, 4, 3)),
         ]
+        breaks_rules = self._breaks_rules(m, header)
+        raw, raw_held = Signal(128), Signal(128)  # the header as it came
+        for n, dword in enumerate(dwords):
+            with m.If((index * lanes + kept > n) & ((n < 3) | wide)):
+                m.d.comb += raw.word_select(n, 32).eq(dword)
 
         # The TLP at work: its header, and the beat whose lanes from ``shift`` on wait for the next beat.
         held, shift = Signal.like(header), Signal(range(max(shifts) + 1))
         hold, stock, holding = Signal(self.width), Signal(range(lanes + 1)), Signal()
-        left, begun = Signal(11), Signal()  # payload dwords to come; a beat has left
+        left, begun, refused = Signal(11), Signal(), Signal()  # payload dwords to come; a beat has left; none must
         flush, dropping = Signal(), Signal()
         at_header, at_payload = Signal(), Signal()
         m.d.comb += [
@@ -118,29 +128,34 @@ class RawReceiver(wiring.Component):
 
         def send(last):
             return [
-                self.o.valid.eq(1), out.header.eq(held), out.data.eq(moved), out.dword_count.eq(give), out.first.eq(~begun),
-                out.last.eq(last), begun.eq(1), left.eq(left - give),
+                self.o.valid.eq(~refused), out.header.eq(held), out.data.eq(moved), out.dword_count.eq(give), out.first.eq(~begun),
+                out.last.eq(last), out.damaged.eq(0), begun.eq(1), left.eq(left - give),
             ]
 
-        m.d.sync += self.malformed.eq(0)
+        def damage(is_damaged):
+            return [out.damaged.eq(is_damaged), self.malformed.found.eq(is_damaged & ~refused), self.malformed.header.eq(raw_held)]
+
+        m.d.sync += self.malformed.found.eq(0)
         with m.If(go):
             m.d.sync += [self.o.valid.eq(0), flush.eq(0)]
             with m.If(flush):
                 m.d.sync += send(1)
-                m.d.sync += [holding.eq(0), self.malformed.eq((left != give) | (stock != give))]
+                m.d.sync += [holding.eq(0), *damage((left != give) | (stock != give))]
             with m.If(at_payload):
                 m.d.sync += [hold.eq(beat.data), stock.eq(spare), holding.eq(1)]
                 with m.If(holding):
                     m.d.sync += send(ended | (beat.last & (spare == 0)))
                     with m.If(ended):
-                        m.d.sync += [dropping.eq(1), self.malformed.eq(~beat.last | (spare != 0))]
+                        m.d.sync += [dropping.eq(1), *damage(~beat.last | (spare != 0))]
                     with m.Elif(beat.last):
-                        m.d.sync += [flush.eq(spare != 0), self.malformed.eq(spare == 0)]
+                        m.d.sync += [flush.eq(spare != 0), *damage(spare == 0)]
                 with m.Elif(beat.last):
                     m.d.sync += flush.eq(1)
             with m.If(at_header):
                 m.d.sync += [
                     held.eq(header),
+                    raw_held.eq(raw),
+                    refused.eq(breaks_rules),
                     shift.eq(Mux(wide, shifts[1], shifts[0])),
                     left.eq(Mux(has_data, header.length_dw, 0)),
                     begun.eq(0),
@@ -150,11 +165,38 @@ class RawReceiver(wiring.Component):
                     flush.eq(beat.last & known & whole),
                     dropping.eq(~(known & whole)),
                 ]
-                with m.If(~(known & whole)):
-                    m.d.sync += self.malformed.eq(1)
+                with m.If(~(known & whole) | breaks_rules):
+                    m.d.sync += [self.malformed.found.eq(1), self.malformed.header.eq(raw)]
             with m.Elif(beat_valid & beat.last & (index < header_at)):
-                m.d.sync += self.malformed.eq(1)
+                m.d.sync += [self.malformed.found.eq(1), self.malformed.header.eq(raw)]
         return m
+
+    def _breaks_rules(self, m, header):
+        """Return whether a TLP of a known type with this ``header`` is malformed."""
+        first_be, last_be, length, offset = header.first_be, header.last_be, header.length_dw, header.address[:12]
+        is_memory = (header.type == pcie.TYPE_MEMORY) | (header.type == pcie.TYPE_MEMORY_LOCKED)
+        is_register = is_config(header) | (header.type == pcie.TYPE_IO)
+        is_one, bad_enables, bad_atomic, found = Signal(), Signal(), Signal(), Signal()
+        # Byte enables: without gaps unless all lies in one aligned 8 bytes. [PCIe5 2.2.5]
+        runs_up = Cat(first_be == enables for enables in (0b1111, 0b1110, 0b1100, 0b1000)).any()
+        runs_down = Cat(last_be == enables for enables in (0b1111, 0b0111, 0b0011, 0b0001)).any()
+        has_gaps = ~(runs_up & runs_down) & ((length > 2) | offset[2])
+        # AtomicOps: operands of 4 or 8 bytes, CAS of 16 as well and with two of them, naturally aligned. [PCIe5 2.2.7]
+        is_cas = header.type == pcie.TYPE_CAS
+        operand = Mux(is_cas, length[1:], length)  # dwords
+        exists = (operand == 1) | (operand == 2) | (is_cas & (operand == 4))
+        m.d.comb += [
+            is_one.eq(length == 1),
+            bad_enables.eq(Mux(is_one, last_be != 0, (first_be == 0) | (last_be == 0) | has_gaps)),
+            bad_atomic.eq(~exists | (is_cas & length[0]) | (offset[2:4] & (operand - 1)[:2]).any()),
+            found.eq(
+                (header.fmt[pcie.FMT_DATA] & (length > (32 << self.max_payload)))
+                | (is_memory & (bad_enables | (offset[2:] + length > 1024)))
+                | (is_register & (~is_one | (last_be != 0) | (header.tc != 0)))
+                | ((header.type[2:] == pcie.TYPE_FETCH_ADD >> 2) & bad_atomic)
+                | (is_message(header) & ((header.message_code | 1) != pcie.MESSAGE_VENDOR_1) & (header.tc != 0))),
+        ]  # fmt: skip
+        return found
 
 
 class RawTransmitter(wiring.Component):
@@ -262,8 +304,8 @@ class RawPhy(wiring.Component):
         From and to the link.
     received, to_send : TLP streams
         To and from the transaction layer.
-    malformed : ``Out(1)``
-        Pulse, see :class:`RawReceiver`.
+    max_payload, malformed
+        See :class:`RawReceiver`.
 
     Raises
     ------
@@ -280,7 +322,8 @@ class RawPhy(wiring.Component):
             "o": Out(stream.Signature(RawBeat(width))),
             "received": Out(stream.Signature(TlpBeat(width))),
             "to_send": In(stream.Signature(TlpBeat(width))),
-            "malformed": Out(1),
+            "max_payload": In(3),
+            "malformed": Out(Malformed),
         })
 
     def elaborate(self, platform):
@@ -291,5 +334,5 @@ class RawPhy(wiring.Component):
         wiring.connect(m, receiver.o, wiring.flipped(self.received))
         wiring.connect(m, wiring.flipped(self.to_send), transmitter.i)
         wiring.connect(m, transmitter.o, wiring.flipped(self.o))
-        m.d.comb += self.malformed.eq(receiver.malformed)
+        m.d.comb += [receiver.max_payload.eq(self.max_payload), self.malformed.eq(receiver.malformed)]
         return m

@@ -16,6 +16,7 @@ COMMAND = 1  # dword of the Command register; its bits: [PCIe5 7.5.1.1.3]
 COMMAND_MEMORY, COMMAND_MASTER = 1, 2
 BAR_0 = 4  # dword of the first base address register
 FLR_BIT = 15  # Initiate FLR, of Device Control [PCIe5 7.5.3.4]
+ERROR_REPORTING = 0xF  # its enables of error messages, which are the block's to send
 MSIX_MASK_BIT, MSIX_ENABLE_BIT = 30, 31  # of the dword that Message Control is the upper half of [PCIe5 7.7.2.2]
 
 
@@ -183,7 +184,7 @@ class ConfigMirror(wiring.Component):
                     base = bar_address(n, bar)
                     rows += [(BAR_0 + bar + half, 0xF, Const(base >> 32 * half & 0xFFFFFFFF, 32)) for half in (0, 1)]
                 if described.device_control is not None:
-                    rows.append((described.device_control, 0x3, known.device_control & ~(1 << FLR_BIT)))
+                    rows.append((described.device_control, 0x3, known.device_control & ~(1 << FLR_BIT | ERROR_REPORTING)))
                 if described.msix_control is not None:
                     rows.append((described.msix_control, 0x8, known.msix_mask << MSIX_MASK_BIT | known.msix_enable << MSIX_ENABLE_BIT))
                 rows.append((COMMAND, 0x1, 1 << COMMAND_MEMORY | known.master << COMMAND_MASTER))
@@ -194,7 +195,8 @@ class ConfigMirror(wiring.Component):
                     place += 1
                 resets.append(place)
                 with m.Case(place):
-                    m.d.comb += [register.eq(described.device_control or 0), value.eq(known.device_control | 1 << FLR_BIT)]
+                    wanted = known.device_control & ~ERROR_REPORTING | 1 << FLR_BIT
+                    m.d.comb += [register.eq(described.device_control or 0), value.eq(wanted)]
                     m.d.comb += enables.eq(0 if described.device_control is None else 0x3)
                 place += 1
 

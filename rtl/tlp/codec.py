@@ -54,7 +54,7 @@ def decode(m, name, dwords):
             header.lower_address.eq(third[:7]),
         ]
     with m.Elif(is_message(header)):
-        m.d.comb += header.message_code.eq(second[:8])
+        m.d.comb += [header.message_code.eq(second[:8]), header.address.eq(Cat(fourth, third))]
     with m.Elif(config):
         m.d.comb += [
             header.first_be.eq(second[:4]),
@@ -85,6 +85,7 @@ def encode(m, name, header):
         ]
     with m.Elif(is_message(header)):
         m.d.comb += second.eq(Cat(header.message_code, low_tag, header.requester_id))
+        m.d.comb += [third.eq(header.address[32:]), fourth.eq(header.address[:32])]
     with m.Else():
         m.d.comb += second.eq(Cat(header.first_be, header.last_be, low_tag, header.requester_id))
         with m.If(is_config(header)):

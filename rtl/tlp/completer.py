@@ -7,18 +7,21 @@ from amaranth.lib.wiring import In, Out
 from ..regs.bus import RegisterBus
 from ..spec import pcie
 from .codec import is_config, is_message
-from .layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse, TlpBeat
+from .layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse, Header, TlpBeat
 
 MAX_READ_BYTES = 128  # one completion of any Max_Payload_Size; a longer read of a BAR is answered with Completer Abort
 
 
 class CompleterEvents(data.Struct):
-    """Pulses for error reporting."""
+    """Pulses for error reporting, at most one at a time; the other fields count with one. [PCIe5 6.2.3, 6.2.4]"""
 
     unsupported: 1  # Unsupported Request, answered (non-posted) or dropped (posted)
     aborted: 1  # Completer Abort
     poisoned: 1  # poisoned data was not used
     malformed: 1  # dropped: a configuration or I/O request whose length is not 1
+    function: 8
+    is_for_all: 1  # no function claims the request
+    header: Header  # of the request
 
 
 class Completer(wiring.Component):
@@ -30,7 +33,8 @@ class Completer(wiring.Component):
     read or write touches no register; a longer read, or one in which a register reports an error, is answered with Completer Abort; a
     posted write ends at an error. All else that wants an answer, a BAR miss, and a function with memory disabled get Unsupported
     Request; messages are dropped. Poisoned data is not used. Of a write shorter than its length no dword is
-    used that did not come. [PCIe5 2.3.1, 2.7.2]
+    used that did not come. A request that is refused and poisoned is an unsupported one; a message is unsupported unless every
+    endpoint must accept it or vendors say what it means, type 1. [PCIe5 2.2.8, 2.3.1, 2.7.2, 6.2.3.2.3]
 
     Latency: from a request to its completion 3 cycles for configuration, 6 for a read of one word and 2 more for each further one,
     besides the time of those it asks. Throughput: one request at a time; nothing it waits for depends on DMA.
@@ -82,7 +86,7 @@ class Completer(wiring.Component):
         is_write = kept.fmt[pcie.FMT_DATA]
         answers = Signal()  # the request wants a completion
         status = Signal(3)
-        place = Signal(DecodeResponse)
+        place, is_claimed = Signal(DecodeResponse), Signal()  # ``is_claimed``: by place.function
         completer_id = Signal(16)
 
         # Bytes asked for: the first of them, and how many from the first to the last. [PCIe5 2.3.1.1]
@@ -170,34 +174,42 @@ class Completer(wiring.Component):
             self.decode_requests.payload.address.eq(Cat(Const(0, 3), kept.address[3:])),
         ]
 
+        events = {name: Signal(name=name) for name in ("unsupported", "aborted", "poisoned", "malformed")}
+        m.d.sync += [getattr(self.events, name).eq(event) for name, event in events.items()]
+        m.d.comb += [self.events.function.eq(place.function), self.events.is_for_all.eq(~is_claimed), self.events.header.eq(kept)]
+        is_accepted = Cat(header.message_code == code for code in (*pcie.MESSAGES_ACCEPTED, pcie.MESSAGE_VENDOR_1)).any()
+
         with m.FSM():
             with m.State("TAKE"):  # the beat stays at the input until the request has been served
                 is_memory, is_register = header.type == pcie.TYPE_MEMORY, is_config(header) | (header.type == pcie.TYPE_IO)
+                is_atomic = header.type[2:] == pcie.TYPE_FETCH_ADD >> 2
                 posted = is_message(header) | (is_memory & header.fmt[pcie.FMT_DATA])
+                is_poisoned = header.poisoned & header.fmt[pcie.FMT_DATA]
                 m.d.sync += [
                     kept.eq(header), answers.eq(~posted), status.eq(pcie.STATUS_SC), index.eq(0), sent.eq(0),
-                    place.function.eq(0), has_saved.eq(0),
+                    place.function.eq(0), has_saved.eq(0), is_claimed.eq(0),
                 ]
-                with m.If((header.type == pcie.TYPE_CONFIG_0) & (header.completer_id[:3] < self.functions)):
-                    m.d.sync += place.function.eq(header.completer_id[:3])
+                is_ours = header.completer_id[:3] < self.functions
+                with m.If((header.type == pcie.TYPE_CONFIG_0) & is_ours):
+                    m.d.sync += [place.function.eq(header.completer_id[:3]), is_claimed.eq(1)]
                 is_short = header.fmt[pcie.FMT_DATA] & beat.last & (beat.dword_count < header.length_dw)
                 with m.If(self.requests.valid & (~beat.first | is_short)):
                     m.next = "DROP"
                 with m.Elif(self.requests.valid & is_register & ((header.length_dw != 1) | (header.last_be != 0))):
-                    m.d.comb += self.events.malformed.eq(1)
+                    m.d.comb += events["malformed"].eq(1)
+                    m.d.sync += is_claimed.eq(0)
                     m.next = "DROP"
                 with m.Elif(self.requests.valid):
                     m.next = "REFUSE"
-                    with m.If(header.poisoned & header.fmt[pcie.FMT_DATA]):
-                        m.d.comb += self.events.poisoned.eq(1)
-                        m.next = "REFUSE"
-                        with m.If(posted):
-                            m.next = "DROP"
-                    with m.Elif(header.type == pcie.TYPE_CONFIG_0):
+                    with m.If(header.type == pcie.TYPE_CONFIG_0):
                         m.next = "ASK_CONFIG"
-                    with m.Elif(is_memory):
+                        with m.If(is_poisoned):
+                            m.d.comb += events["poisoned"].eq(is_ours)
+                            m.next = "REFUSE"
+                    with m.Elif(is_memory | is_atomic | (header.type == pcie.TYPE_MEMORY_LOCKED)):
                         m.next = "ASK_DECODER"
-                    with m.Elif(is_message(header)):
+                    with m.Elif(is_message(header) & is_accepted):
+                        m.d.comb += events["poisoned"].eq(is_poisoned)
                         m.next = "DROP"
 
             with m.State("ASK_CONFIG"):
@@ -219,10 +231,13 @@ class Completer(wiring.Component):
             with m.State("AWAIT_DECODER"):
                 m.d.comb += self.decode_responses.ready.eq(1)
                 with m.If(self.decode_responses.valid):
-                    m.d.sync += place.eq(self.decode_responses.payload)
+                    m.d.sync += [place.eq(self.decode_responses.payload), is_claimed.eq(self.decode_responses.payload.claimed)]
                     m.next = "IDENTIFY"
-                    with m.If(~self.decode_responses.payload.hit):
+                    with m.If(~self.decode_responses.payload.hit | (kept.type != pcie.TYPE_MEMORY)):
                         m.next = "REFUSE"
+                    with m.Elif(kept.poisoned & is_write):
+                        m.d.comb += events["poisoned"].eq(1)
+                        m.next = "DROP"
             with m.State("IDENTIFY"):
                 m.d.sync += [completer_id.eq(identities), gathered.eq(0)]
                 m.next = "PREPARE"
@@ -287,13 +302,14 @@ class Completer(wiring.Component):
                     m.next = "PREPARE"
 
             with m.State("REFUSE"):
-                m.d.comb += self.events.unsupported.eq(~(kept.poisoned & is_write))
+                is_poisoned_config = kept.poisoned & is_write & is_claimed & (kept.type == pcie.TYPE_CONFIG_0)
+                m.d.comb += events["unsupported"].eq(~is_poisoned_config)
                 m.d.sync += [status.eq(pcie.STATUS_UR), completer_id.eq(identities)]
                 m.next = "DROP"
                 with m.If(answers):
                     m.next = "COMPLETE"
             with m.State("ABORT"):
-                m.d.comb += self.events.aborted.eq(1)
+                m.d.comb += events["aborted"].eq(1)
                 m.d.sync += status.eq(pcie.STATUS_CA)
                 m.next = "DROP"
                 with m.If(answers):

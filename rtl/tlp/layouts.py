@@ -23,7 +23,8 @@ class BurstStatus(enum.Enum, shape=3):
 class Header(data.Struct):
     """Decoded TLP header; fields that a type does not have are 0. [PCIe5 2.2]
 
-    ``address`` is a byte address with bits 1:0 = 0; for configuration requests bits 11:2 are the register number.
+    ``address`` is a byte address with bits 1:0 = 0; for configuration requests bits 11:2 are the register number; for messages header
+    bytes 8 to 15 as one number.
     ``length_dw`` is 1..1024 for TLPs with a length, 0 for completions without data. ``byte_count`` is 1..4096.
     """
 
@@ -56,11 +57,22 @@ def TlpBeat(width):
 
     ``data`` holds payload dwords from lane 0 up, lowest address in bits 7:0 of each; ``dword_count`` is the number of
     valid dwords of this beat (all but the last beat are full; 0 in the only beat of a TLP without payload).
-    ``header`` is valid with ``first`` only.
+    ``header`` is valid with ``first`` only. ``damaged`` counts with ``last``: what came is not as long as the header says, so nothing of
+    the TLP must be used; only a link adapter sets it.
     """
     return data.StructLayout(
-        {"header": Header, "data": width, "dword_count": range(width // 32 + 1), "first": 1, "last": 1}
+        {"header": Header, "data": width, "dword_count": range(width // 32 + 1), "first": 1, "last": 1, "damaged": 1}
     )
+
+
+class Malformed(data.Struct):
+    """A pulse: a malformed TLP came and was discarded.
+
+    ``header``: as it came, first dword in bits 31:0, each as the specification draws it; dwords that it does not have are 0.
+    """
+
+    found: unsigned(1)
+    header: unsigned(128)
 
 
 class Burst(data.Struct):
@@ -156,9 +168,13 @@ class DecodeRequest(data.Struct):
 
 
 class DecodeResponse(data.Struct):
-    """Function, BAR and offset that an address belongs to; ``hit`` = 0 asks for Unsupported Request of ``function``."""
+    """Function, BAR and offset that an address belongs to; ``hit`` = 0 asks for Unsupported Request of ``function``.
+
+    ``claimed``: the address lies in a BAR of the function, though it may refuse.
+    """
 
     hit: unsigned(1)
+    claimed: unsigned(1)
     function: unsigned(8)
     bar: unsigned(3)
     offset: unsigned(32)  # bytes, bits 2:0 = 0

@@ -1,4 +1,4 @@
-"""The one transmit order: posted, non-posted and completion TLPs into one stream."""
+"""The one transmit order: posted, non-posted and completion TLPs and messages into one stream."""
 
 from amaranth import Module
 from amaranth.lib import stream, wiring
@@ -9,7 +9,7 @@ from .layouts import TlpBeat
 
 
 class Transmitter(wiring.Component):
-    """Joins the three kinds of TLPs, whole and in turn.
+    """Joins the kinds of TLPs, whole and in turn.
 
     Nothing waits in here, so a TLP that is offered after a posted TLP was accepted leaves behind it; each kind keeps its
     order, and none of them can keep the others out. [PCIe5 2.4.1]
@@ -23,8 +23,8 @@ class Transmitter(wiring.Component):
 
     Members
     -------
-    posted, non_posted, completions : ``In(stream.Signature(TlpBeat(width)))``
-        TLPs; one that has begun comes without bubbles.
+    posted, non_posted, completions, messages : ``In(stream.Signature(TlpBeat(width)))``
+        TLPs; one that has begun comes without bubbles. Messages are posted TLPs that do not care about the order of others.
     o : ``Out(stream.Signature(TlpBeat(width)))``
         To the link adapter.
     """
@@ -32,12 +32,12 @@ class Transmitter(wiring.Component):
     def __init__(self, *, width):
         self.width = width
         beat = stream.Signature(TlpBeat(width))
-        super().__init__({"posted": In(beat), "non_posted": In(beat), "completions": In(beat), "o": Out(beat)})
+        super().__init__({"posted": In(beat), "non_posted": In(beat), "completions": In(beat), "messages": In(beat), "o": Out(beat)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.arbiter = arbiter = Arbiter(TlpBeat(self.width), 3, packets=True)
-        for n, kind in enumerate((self.posted, self.non_posted, self.completions)):
+        m.submodules.arbiter = arbiter = Arbiter(TlpBeat(self.width), 4, packets=True)
+        for n, kind in enumerate((self.posted, self.non_posted, self.completions, self.messages)):
             wiring.connect(m, wiring.flipped(kind), arbiter.i[n])
         wiring.connect(m, arbiter.o, wiring.flipped(self.o))
         return m

@@ -5,7 +5,15 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..function.description import Bar, FunctionDescription, MsixCapability, PcieCapability, VirtioCapability, VirtioWindow
+from ..function.description import (
+    Bar,
+    FunctionDescription,
+    MsixCapability,
+    PcieCapability,
+    PowerCapability,
+    VirtioCapability,
+    VirtioWindow,
+)
 from ..function.layouts import MsixRequest
 from ..regs.bus import RegisterBus, RegisterRequest
 from ..spec import virtio as spec
@@ -24,8 +32,10 @@ QUEUE_WORDS = 4  # of a queue's settings: size and vector, then three addresses
 HOLD = 16  # times 5 cycles that a device reset takes at least: what a stage between us and the engine holds arrives meanwhile
 
 
-def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, pcie=None):
+def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, pcie=None, extended=()):
     """Return the :class:`FunctionDescription` of a virtio function whose registers are a :class:`PciTransport`.
+
+    ``extended``: its extended capabilities; with them it reports errors.
 
     Raises
     ------
@@ -46,10 +56,13 @@ def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, p
         capabilities=(
             pcie or PcieCapability(has_flr=True),
             MsixCapability(vectors, MSIX_BAR, 0, MSIX_BAR, MSIX_PBA),
+            PowerCapability(keeps_state=False),
             *(VirtioCapability(kind, REGISTERS_BAR, n * STRUCTURE_BYTES, length) for kind, n, length in places),
             VirtioCapability(spec.CFG_NOTIFY, REGISTERS_BAR, NOTIFY * STRUCTURE_BYTES, NOTIFY_MULTIPLIER * queues, NOTIFY_MULTIPLIER),
             VirtioWindow(),
         ),
+        extended=tuple(extended),
+        reports_errors=bool(extended),
     )
 
 

@@ -13,8 +13,13 @@ from ...models.config_space import (
     BarDescription,
     ConfigSpace,
     FunctionDescription,
+    acs_capability,
+    aer_capability,
+    ari_capability,
     msix_capability,
     pcie_capability,
+    power_capability,
+    serial_number_capability,
     virtio_capability,
 )
 from ...models.events import TlpReceived, TlpSent
@@ -41,6 +46,10 @@ DDTP, BARE = 0x10, 1  # the wall's directory pointer; its mode without translati
 OFFERED = 1 << BlkFeature.FLUSH | 1 << Feature.VERSION_1 | 1 << Feature.ACCESS_PLATFORM | 1 << Feature.ORDER_PLATFORM
 LINK = {"link_capabilities": 3 | 8 << 4 | 1 << 22, "link_status": 3 | 8 << 4, "link_capabilities_2": 0b1110, "device_capabilities_2": 0,
         "device_control_2_rw": 0}  # fmt: skip  # 8 GT/s x8 [PCIe5 7.5.3]
+# Errors that a function reports: none of ECRC, ACS and the like, which it does not have.
+REPORTED, CORRECTED = 0x0057_F010, 0x0000_71C1  # bits of Uncorrectable and Correctable Error Status [PCIe5 7.8.4.2, 7.8.4.5]
+FATAL = 0x0046_2010  # those that are so from the start [PCIe5 7.8.4.4]
+ERROR_STATUS, DEVICE_ERRORS, ERROR_MESSAGES = 0xF900_0000, 0x000F_0000, (0x30, 0x31, 0x33)  # [PCIe5 7.5.1.1.4, 7.5.3.5, 2.2.8.3]
 INTERRUPT_STATUS, TRANSACTIONS_PENDING = 1 << 19, 1 << 21  # bits of their dwords [PCIe5 7.5.1.1.4, 7.5.3]
 ALONE = 3_000  # cycles after which two notifications that waited for a vector together must be one
 PATIENCE = 200_000  # cycles after which at the end everything must have come
@@ -62,13 +71,20 @@ def describe_functions(config):
     """Return what each function of a card must say of itself in configuration space, as rtl/README.md and the standards have it."""
     found = []
     is_multi = config.functions > 1
+
+    def extended():
+        following = len(found) + 1
+        return (aer_capability(uncorrectable=REPORTED, correctable=CORRECTED, severity=FATAL), serial_number_capability(config.serial_number),
+                *((acs_capability(), ari_capability(following if following < config.functions else 0)) if is_multi else ()))  # fmt: skip
+
     first = {"link_control_2": 3, "link_control_2_rw": 0xF}  # function 0 speaks for the link
     if config.iommu is not None:
         found.append(FunctionDescription(
             config.iommu.vendor_id, config.iommu.device_id, 0x080600, revision=1, is_multi_function=is_multi,
             bars={0: BarDescription(4096)}, capabilities=(
                 pcie_capability(**LINK, **first),
-                msix_capability(WALL_VECTORS, table_bar=0, table_offset=WALL_TABLE, pba_bar=0, pba_offset=WALL_PBA))))  # fmt: skip
+                msix_capability(WALL_VECTORS, table_bar=0, table_offset=WALL_TABLE, pba_bar=0, pba_offset=WALL_PBA),
+                power_capability(no_soft_reset=True)), ext_capabilities=extended()))  # fmt: skip
     for disk in config.disks:
         at_link = first if not found else {"link_control_2": 0}
         structures = [virtio_capability(kind, REGISTERS_BAR, *PLACES[kind]) for kind in (COMMON, ISR, DEVICE)]
@@ -77,9 +93,10 @@ def describe_functions(config):
             bars={REGISTERS_BAR: BarDescription(0x4000), MSIX_BAR: BarDescription(0x1000)},
             capabilities=(
                 pcie_capability(**LINK, **at_link, flr=True),
-                msix_capability(disk.vectors, table_bar=MSIX_BAR, table_offset=0, pba_bar=MSIX_BAR, pba_offset=MSIX_PBA), *structures,
+                msix_capability(disk.vectors, table_bar=MSIX_BAR, table_offset=0, pba_bar=MSIX_BAR, pba_offset=MSIX_PBA),
+                power_capability(), *structures,
                 virtio_capability(NOTIFY, REGISTERS_BAR, *PLACES[NOTIFY], notify_off_multiplier=MULTIPLIER),
-                virtio_capability(PCI_CFG))))  # fmt: skip
+                virtio_capability(PCI_CFG)), ext_capabilities=extended()))  # fmt: skip
     return found
 
 
@@ -224,6 +241,7 @@ class Judge(Checker):
         self.board, self.cycle, self.number = Scoreboard([self], seed=seed), 0, 0
         self.comparisons = self.requests = self.unjudged = 0
         self.seconds = 0.0
+        self.has_errors = False  # something on the link may have been an error: what the functions say of errors is not judged
         self._asked, self._reads = {}, {}
         self.functions = [self._function(n, one) for n, one in enumerate(describe_functions(config))]
         if card is not None:
@@ -272,7 +290,9 @@ class Judge(Checker):
             return self._answered(tlp)
         if tlp.type in (TlpType.MRD, TlpType.MWR):
             return self._requested(tlp)
-        return [Mismatch("a card does not send this [PCIe5 2.2]", str(tlp), "memory requests and completions")]
+        if tlp.type is TlpType.MSG and tlp.message_code in ERROR_MESSAGES:
+            return self._reported(tlp)
+        return [Mismatch("a card does not send this [PCIe5 2.2]", str(tlp), "memory requests, completions, error messages")]
 
     def finish(self):
         """Judge what must have come by the end of the run; the host must have been idle for a while."""
@@ -291,6 +311,18 @@ class Judge(Checker):
         """End the run; raises :exc:`ringwall.sim.scoreboard.Difference`."""
         self.board.finish()
 
+    def _reported(self, tlp):
+        """[PCIe5 2.2.8.3, 6.2.4]"""
+        number = tlp.requester_id & 0xFF
+        enable = 1 << ERROR_MESSAGES.index(tlp.message_code)
+        if not self.has_errors or number >= len(self.functions) or (tlp.requester_id, tlp.tc, tlp.message_routing) != (
+                self.functions[number].routing_id, 0, 0):  # fmt: skip
+            return [Mismatch("message about an error [PCIe5 6.2.4]", str(tlp), "an error, a function, traffic class 0, to the root complex")]
+        space = self.functions[number].space
+        if not (space.read(space.offsets[0] + 8, 2) & enable or (enable != 1 and space.read(4, 2) & 0x100)):
+            return [Mismatch("message about an error [PCIe5 6.2.5]", str(tlp), "none that Device Control or Command do not enable")]
+        return []
+
     # -- the host asks --
 
     def _sent(self, tlp):
@@ -303,6 +335,7 @@ class Judge(Checker):
                 self._config_written(function, tlp)
         elif tlp.type in (TlpType.MRD, TlpType.MWR):
             function, place = self._decode(tlp.address)
+            self.has_errors |= function is None or tlp.poisoned
             if function is not None and tlp.type is TlpType.MWR:
                 start, length = tlp.byte_span()
                 function.writes += 1
@@ -371,6 +404,7 @@ class Judge(Checker):
         if asked is None:
             return [Mismatch("answer to nothing [PCIe5 2.3.2]", str(tlp), "no request of the host has this tag")]
         request, function = asked.tlp, asked.function
+        self.has_errors |= function is None or tlp.status is not CplStatus.SC
         if function is None:
             return self._differs(asked, tlp, "UR", tlp.status is CplStatus.UR and not tlp.data, "is of nobody [PCIe5 2.3.1]")
         found = self._settled(function, asked, tlp)
@@ -421,6 +455,10 @@ class Judge(Checker):
             return self._window_answer(function, request, card)
         pcie = space.offsets[0]
         free = {4: INTERRUPT_STATUS, pcie + 8: TRANSACTIONS_PENDING}.get(request.register, 0)
+        if self.has_errors:
+            at = request.register - space.ext_offsets[0]
+            is_log = at in (0x04, 0x10) or 0x18 <= at < 0x2C  # status, pointer, header
+            free |= {4: ERROR_STATUS, pcie + 8: DEVICE_ERRORS}.get(request.register, 0xFFFF_FFFF if is_log else 0)
         mask = sum(0xFF << 8 * n for n in range(4) if request.first_be >> n & 1)
         model = space.read_dword(request.register)
         self.comparisons += 1
@@ -539,6 +577,7 @@ class Judge(Checker):
         """The card got an answer. [PCIe5 2.2.9]"""
         key = dwords[2] >> 16, dwords[2] >> 8 & 0xFF
         one = self._reads.get(key)
+        self.has_errors |= one is None or bool(dwords[1] >> 13 & 7 or dwords[0] >> 14 & 1)
         if one is None:
             return []  # the card must drop it
         function = self.functions[key[0] & 0xFF]

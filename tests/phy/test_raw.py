@@ -6,11 +6,11 @@ import cocotb
 import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from ringwall.models.tlp import CplStatus, Tlp, TlpType, decode, encode, memory_read, memory_write
+from ringwall.models.tlp import CplStatus, MalformedTlp, Tlp, TlpType, decode, encode, memory_read, memory_write
 from ringwall.rtl.phy.raw import RawBeat, RawPhy
-from ringwall.rtl.tlp.layouts import TlpBeat
+from ringwall.rtl.tlp.layouts import Malformed, TlpBeat
 from ringwall.sim.run import params, run
-from ringwall.sim.stream import pack, random_ready, start, unpack
+from ringwall.sim.stream import pack, random_ready, reader, start, unpack
 from ringwall.sim.tlp_beats import to_beats
 
 
@@ -88,6 +88,7 @@ def same(width, payloads, tlp):
 async def bench(dut):
     rng, width = random.Random(cocotb.RANDOM_SEED), params()["width"]
     i, o, received, to_send = await start(dut, "i", "o", "received", "to_send")
+    dut.max_payload.value = 2
     beats, cycles = [], []
     cocotb.start_soon(received.watch(beats, cycles))
     raw, raw_cycles = [], []
@@ -162,20 +163,29 @@ async def both_ways_run_at_full_rate(dut):
             assert not stalls and len(packets(width, TlpBeat(width), beats)) == 40
 
 
+def logged(dwords):
+    """The header of malformed ``dwords`` as it must be told: what came of three or four dwords."""
+    count = 4 if dwords[0] >> 29 & 1 else 3
+    return sum(dword << 32 * n for n, dword in enumerate(dwords[:count]))
+
+
+async def pulses_of(dut, found):
+    """Append the header of each pulse of ``malformed``, for ever."""
+    read = reader(dut.malformed)
+    while True:
+        await RisingEdge(dut.clk)
+        told = unpack(Malformed, read())
+        if told.found:
+            found.append(told.header)
+
+
 @cocotb.test(timeout_time=400, timeout_unit="us")
 async def malformed_tlps_disturb_nobody(dut):
-    """PHY-RAW-4: reserved types, prefixes, headers cut short, payloads too short and too long: one pulse, and the next TLP is whole."""
+    """PHY-RAW-4: reserved types, prefixes, cut headers, wrong lengths: a pulse with the header, nothing or a damaged TLP, the next is whole."""
     rng, width, i, _, received, _, beats, _, _, _ = await bench(dut)
     received.set_ready(1)
     pulses = []
-
-    async def count():
-        while True:
-            await RisingEdge(dut.clk)
-            if dut.malformed.value:
-                pulses.append(1)
-
-    cocotb.start_soon(count())
+    cocotb.start_soon(pulses_of(dut, pulses))
     write = encode(memory_write(0x1_0000_0000, rng.randbytes(128), requester_id=1, tag=0))
     spoilt = [
         ("reserved type", [0x1F << 24 | write[0] & 0xE0FFFFFF, *write[1:]], True),
@@ -190,7 +200,7 @@ async def malformed_tlps_disturb_nobody(dut):
         ("long by many", [*write, *range(70)], False),
         ("payload without length", [*encode(memory_read(0x1_0000_0000, 64, requester_id=1, tag=3)), *range(30)], False),
     ]
-    for name, dwords, dropped in spoilt:
+    for name, dwords, is_dropped in spoilt:
         for _ in range(2):
             beats.clear()
             pulses.clear()
@@ -198,7 +208,78 @@ async def malformed_tlps_disturb_nobody(dut):
             await i.put_many(b for words in (dwords, encode(good)) for b in raw_beats(width, words))
             await ClockCycles(dut.clk, 12)
             found = packets(width, TlpBeat(width), beats)
-            assert len(found) == (1 if dropped else 2), name
+            assert len(found) == (1 if is_dropped else 2), name
+            assert all(not unpack(TlpBeat(width), beat).damaged for beat in found[-1])
+            if not is_dropped:
+                assert unpack(TlpBeat(width), found[0][-1]).damaged, name
             same(width, found[-1], good)
-            assert len(pulses) == 1, f"{name}: {len(pulses)} pulses"
+            assert pulses == [logged(dwords)], f"{name}: {pulses}"
             assert len(decode(encode(good)).data) == len(good.data)
+
+
+def is_malformed(dwords, most):
+    """Whether the specification lets a receiver take ``dwords`` for a malformed TLP when payloads are up to ``most`` bytes."""
+    try:
+        tlp = decode(dwords)
+    except MalformedTlp as error:
+        return "below 4 GiB" not in error.reason  # it need not
+    has_default_class = tlp.type in CONFIGURATION or (tlp.type in (TlpType.MSG, TlpType.MSGD) and tlp.message_code not in (0x7E, 0x7F))
+    return len(tlp.data) > most or (has_default_class and tlp.tc != 0)
+
+
+CONFIGURATION = {TlpType.CFGRD0, TlpType.CFGRD1, TlpType.CFGWR0, TlpType.CFGWR1, TlpType.IORD, TlpType.IOWR}
+
+
+def doubtful_tlp(rng, kind):
+    """A TLP with payload as long as it says, and all else as it comes."""
+    is_atomic = kind in (TlpType.FETCHADD, TlpType.SWAP, TlpType.CAS)
+    length = rng.choice([1, 1, 2, 3, 4, 8, rng.randrange(1, 40), 63, 64, 65, 127, 128, 129])
+    fields = {"type": kind, "requester_id": rng.getrandbits(16), "tag": rng.getrandbits(8), "tc": rng.choice([0, 0, 0, 5])}
+    page = 4096 * rng.randrange(1 << 40)
+    if kind in (TlpType.MSG, TlpType.MSGD):
+        fields |= {"message_code": rng.choice([0x50, 0x7E, 0x7F, 0]), "message_routing": rng.randrange(8)}
+    elif kind is TlpType.CPLD:
+        fields |= {"byte_count": 4}
+    elif kind in CONFIGURATION:
+        length = rng.choice([1, 1, 1, 2])
+        fields |= {"first_be": 15, "last_be": rng.choice([0, 0, 1])}
+    else:
+        near = 4096 - 4 * rng.choice([0, 1, length - 1, length, length + 1])
+        fields |= {"first_be": rng.choice([15, 12, rng.getrandbits(4)]), "last_be": rng.choice([0, 15, 3, rng.getrandbits(4)]),
+                   "address": page + rng.choice([near % 4096, 0, 4, 4 * rng.randrange(1024)])}  # fmt: skip
+        if is_atomic:
+            fields |= {"first_be": 15, "last_be": 15}
+    fields["length_dw"] = 0 if kind is TlpType.MSG else length
+    return Tlp(**fields, data=rng.randbytes(4 * length) if kind.has_data else b"")
+
+
+@cocotb.test(timeout_time=800, timeout_unit="us")
+async def rules_of_headers_are_kept(dut):
+    """PHY-RAW-6 (R37): random byte enables, lengths, 4 KiB, payload limits, traffic classes, AtomicOps: what the model refuses vanishes.
+
+    Each gives a pulse with its header; what it accepts is passed on whole, back to back with the others.
+    """
+    rng, width, i, _, received, _, beats, _, _, _ = await bench(dut)
+    received.set_ready(1)
+    pulses = []
+    cocotb.start_soon(pulses_of(dut, pulses))
+    kinds = [TlpType.MRD, TlpType.MWR, TlpType.MWR, TlpType.MRDLK, TlpType.CPLD, TlpType.CFGWR0, TlpType.CFGRD0, TlpType.IORD, TlpType.MSG,
+             TlpType.MSGD, TlpType.FETCHADD, TlpType.SWAP, TlpType.CAS]  # fmt: skip
+    for code in (0, 1, 2):
+        dut.max_payload.value = code
+        await ClockCycles(dut.clk, 2)
+        beats.clear()
+        pulses.clear()
+        tlps = [doubtful_tlp(rng, rng.choice(kinds)) for _ in range(220)]
+        refused = [tlp for tlp in tlps if is_malformed(encode(tlp), 128 << code)]
+        accepted = [tlp for tlp in tlps if tlp not in refused]
+        assert len(refused) > 60
+        assert len(accepted) > 60
+        await i.put_many(b for tlp in tlps for b in raw_beats(width, encode(tlp)))
+        await ClockCycles(dut.clk, 12)
+        found = packets(width, TlpBeat(width), beats)
+        for payloads, tlp in zip(found, accepted):
+            assert unpack(TlpBeat(width), payloads[0]).header.tag == tlp.tag, tlp
+            assert sum(unpack(TlpBeat(width), beat).dword_count for beat in payloads) * 4 == len(tlp.data)
+        assert len(found) == len(accepted)
+        assert pulses == [logged(encode(tlp)) for tlp in refused]

@@ -9,7 +9,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.tlp import CplStatus, Tlp, TlpType, memory_read, memory_write
 from ringwall.rtl.regs.bus import RegisterRequest, RegisterResponse
-from ringwall.rtl.tlp.completer import Completer
+from ringwall.rtl.tlp.completer import Completer, CompleterEvents
 from ringwall.rtl.tlp.layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse, TlpBeat
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import cycle, pack, random_ready, reader, start, unpack
@@ -22,6 +22,7 @@ BARS = [(0, 0, 0x1_2000_0000, 0x4000), (1, 0, 0x8000_0000, 0x1000), (2, 4, 0x1_2
 NOWHERE = 0x3_0000_0000
 BAD = 0xE00  # registers in the 8 bytes from this offset report an error
 EVENTS = ("unsupported", "aborted", "poisoned", "malformed")
+ACCEPTED = {0x00, 0x14, 0x19, 0x40, 0x41, 0x43, 0x44, 0x45, 0x47, 0x48, 0x50, 0x7F}  # messages [PCIe5 2.2.8]
 
 
 @pytest.mark.parametrize("width", [64, 256, 512])
@@ -47,23 +48,33 @@ class Card:
         """Return the function that refuses an address which nobody serves: the decoder says which."""
         return address >> 12 & 1
 
+    @staticmethod
+    def claims(address):
+        """Return whether a function says that such an address is its own, as one in reset does."""
+        return bool(address >> 4 & 1)
+
     def serve(self, tlp, arrived=None):
         """Return (accesses, completion or None, events) of ``tlp``; ``arrived``: dwords of a payload that was cut short."""
-        kind, data = tlp.type, tlp.type.has_data
+        kind, is_poisoned = tlp.type, tlp.type.has_data and tlp.poisoned
         if kind in (TlpType.CFGRD0, TlpType.CFGWR0):
             return self.serve_config(tlp)
-        if data and tlp.poisoned:
-            return [], None if tlp.type.is_posted else self.refusal(tlp), ["poisoned"]
         if kind in (TlpType.MSG, TlpType.MSGD):
-            return [], None, []
+            if tlp.message_code not in ACCEPTED:
+                return [], None, [("unsupported", None)]
+            return [], None, [("poisoned", None)] if is_poisoned else []
+        if kind in (TlpType.IORD, TlpType.IOWR, TlpType.CFGRD1, TlpType.CFGWR1):
+            return [], self.refusal(tlp), [("unsupported", None)]
         place = self.place(tlp.address)
         if kind not in (TlpType.MRD, TlpType.MWR) or place is None:
-            refuser = self.refuser(tlp.address) if kind is TlpType.MRD else 0
-            return [], None if kind is TlpType.MWR else self.refusal(tlp, function=refuser), ["unsupported"]
+            refuser = self.refuser(tlp.address) if place is None else place[0]
+            claimer = place[0] if place else refuser if self.claims(tlp.address) else None
+            return [], None if kind is TlpType.MWR else self.refusal(tlp, function=refuser), [("unsupported", claimer)]
         function, bar, offset = place
+        if is_poisoned:
+            return [], None, [("poisoned", function)]
         length = tlp.byte_span()[1]
         if kind is TlpType.MRD and tlp.length_dw * 4 > LONGEST_READ:
-            return [], self.refusal(tlp, CplStatus.CA, function), ["aborted"]
+            return [], self.refusal(tlp, CplStatus.CA, function), [("aborted", function)]
         if not length:
             return [], self.answer(tlp, function, bytes(4), 1) if kind is TlpType.MRD else None, []
         enabled = {n for n in range(4 * tlp.length_dw)
@@ -77,7 +88,7 @@ class Card:
             content = sum(tlp.data[n] << 8 * k for k, n in lanes.items()) if kind is TlpType.MWR else None
             accesses.append((function, bar, word, mask, content))
             if word & 0xFFF == BAD:
-                return accesses, None if kind is TlpType.MWR else self.refusal(tlp, CplStatus.CA, function), ["aborted"]
+                return accesses, None if kind is TlpType.MWR else self.refusal(tlp, CplStatus.CA, function), [("aborted", function)]
             if kind is TlpType.MWR:
                 for k, n in lanes.items():
                     self.memory[function, bar][word + k] = tlp.data[n]
@@ -88,10 +99,11 @@ class Card:
     def serve_config(self, tlp):
         function, is_write = tlp.completer_id & 7, tlp.type is TlpType.CFGWR0
         if is_write and tlp.poisoned:
-            return [], self.refusal(tlp, function=function if function < FUNCTIONS else 0), ["poisoned"]
+            is_there = function < FUNCTIONS
+            return [], self.refusal(tlp, function=function if is_there else 0), [("poisoned", function) if is_there else ("unsupported", None)]
         accesses = [("config", tlp.completer_id, tlp.register // 4, tlp.first_be, int.from_bytes(tlp.data, "little") if is_write else None)]
         if function >= FUNCTIONS:
-            return accesses, self.refusal(tlp), ["unsupported"]
+            return accesses, self.refusal(tlp), [("unsupported", None)]
         place = function, tlp.register // 4
         if is_write:
             mask = sum(0xFF << 8 * n for n in range(4) if tlp.first_be >> n & 1)
@@ -124,7 +136,7 @@ class Bench:
         self.requests, self.completions, self.config, self.configured, self.decode, self.decoded, self.access, self.accessed = streams
         self.card, self.model = Card(random.Random(1)), Card(random.Random(1))
         self.accesses, self.beats, self.cycles = [], [], []
-        self.events = dict.fromkeys(EVENTS, 0)
+        self.events = []  # (name, function or None for all, header)
         cocotb.start_soon(self.completions.watch(self.beats, self.cycles))
         for stream in (self.config, self.decode, self.access):
             cocotb.start_soon(stream.watch([]))
@@ -163,8 +175,8 @@ class Bench:
         address = unpack(DecodeRequest, question).address
         place = self.card.place(address)
         if place is None:
-            return pack(DecodeResponse, hit=0, function=self.card.refuser(address), bar=3, offset=64)
-        return pack(DecodeResponse, hit=1, function=place[0], bar=place[1], offset=place[2])
+            return pack(DecodeResponse, hit=0, claimed=self.card.claims(address), function=self.card.refuser(address), bar=3, offset=64)
+        return pack(DecodeResponse, hit=1, claimed=1, function=place[0], bar=place[1], offset=place[2])
 
     def _access(self, question):
         q = unpack(RegisterRequest, question)
@@ -185,8 +197,10 @@ class Bench:
         while True:
             await edge
             value = read()
-            for n, name in enumerate(EVENTS):
-                self.events[name] += value >> n & 1
+            if value & 15:
+                event = unpack(CompleterEvents, value)
+                [name] = [name for name in EVENTS if getattr(event, name)]
+                self.events.append((name, None if event.is_for_all else event.function, event.header))
 
     async def send(self, tlp, arrived=None):
         """Send ``tlp`` (only ``arrived`` dwords of its payload)."""
@@ -201,13 +215,13 @@ class Bench:
             await RisingEdge(self.dut.clk)
             now = len(self.accesses), len(self.beats)
             quiet, last = (quiet + 1, last) if now == last else (0, now)
-        accesses, completions, events = [], [], dict.fromkeys(EVENTS, 0)
+        accesses, completions, events = [], [], []
         for item in sent:
             done, completion, seen = self.model.serve(*item) if isinstance(item, tuple) else self.model.serve(item)
             accesses += done
             completions += [completion] if completion else []
-            for name in seen:
-                events[name] += 1
+            tlp = item[0] if isinstance(item, tuple) else item
+            events += [(*event, unpack(TlpBeat(self.width), to_beats(self.width, tlp)[0]).header) for event in seen]
         got = completions_of_beats(self.width, self.beats)
         for n, (one, other) in enumerate(zip(got, completions)):
             assert one == other, f"completion {n}: {one}, expected {other}\n{one!r}\n{other!r}"
@@ -219,7 +233,7 @@ class Bench:
         assert self.card.memory == self.model.memory and self.card.config == self.model.config
         self.accesses.clear()
         self.beats.clear()
-        self.events.update(dict.fromkeys(EVENTS, 0))
+        self.events.clear()
 
 
 def completions_of_beats(width, beats):
@@ -284,6 +298,9 @@ def foreign(rng):
     fields = common(rng) | {"type": kind, "length_dw": 1, "first_be": rng.randrange(1, 16)}
     if kind is TlpType.CAS:
         fields |= {"length_dw": 2, "last_be": 15}
+    if kind in (TlpType.MSG, TlpType.MSGD):
+        fields |= {"message_code": rng.choice([*ACCEPTED, 0x7E, 0x01, 0x15, 0x51, rng.randrange(256)]), "message_routing": rng.randrange(8),
+                   "address": rng.getrandbits(64), "poisoned": rng.random() < 0.3}  # fmt: skip
     if kind in (TlpType.CFGRD1, TlpType.CFGWR1):
         fields |= {"completer_id": rng.getrandbits(16), "register": 4 * rng.randrange(1024), "relaxed_ordering": False, "no_snoop": False}
     elif kind in (TlpType.IORD, TlpType.IOWR):
@@ -393,8 +410,8 @@ async def malformed_requests_are_dropped(dut):
             data = rng.randbytes(4 * length) if kind.has_data else b""
             await b.send(Tlp(kind, length_dw=length, first_be=15, last_be=last, data=data, **common(rng)))
             await ClockCycles(dut.clk, 8)
-            assert b.events == dict.fromkeys(EVENTS, 0) | {"malformed": 1}
-            b.events["malformed"] = 0
+            assert [event[:2] for event in b.events] == [("malformed", None)]
+            b.events.clear()
             good = configuration(rng)
             await b.send(good)
             await b.judge([good])

@@ -7,12 +7,13 @@ import pytest
 from cocotb.triggers import ClockCycles
 
 from ringwall.models.tlp import Tlp, TlpType, memory_read, memory_write
+from ringwall.rtl.tlp.layouts import TlpBeat
 from ringwall.rtl.tlp.receiver import Receiver
 from ringwall.sim.run import params, run
-from ringwall.sim.stream import random_ready, start
+from ringwall.sim.stream import pack, random_ready, start, unpack
 from ringwall.sim.tlp_beats import to_beats
 
-DEPTH = 16
+DEPTH = 32  # beats of the longest request here, and more
 
 
 @pytest.mark.parametrize("width", [64, 256])
@@ -72,3 +73,37 @@ async def completions_pass_requests(dut):
     requests.set_ready(1)
     await ClockCycles(dut.clk, DEPTH + 10)
     assert waiting == [*reads, reads[0]]
+
+
+def damaged(width, tlp):
+    """Return the beats of ``tlp`` with the mark of damage in the last."""
+    *beats, last = to_beats(width, tlp)
+    return [*beats, last | pack(TlpBeat(width), damaged=1)]
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
+async def damaged_tlps_vanish(dut):
+    """TLP-RX-3: of a damaged request nothing arrives; of a damaged completion nothing, or a last beat without a dword; others are whole."""
+    rng, width = random.Random(cocotb.RANDOM_SEED), params()["width"]
+    i, requests, completions = await start(dut, "i", "requests", "completions")
+    seen = [], []
+    for stream, found in zip((requests, completions), seen):
+        cocotb.start_soon(stream.watch(found))
+        cocotb.start_soon(random_ready(stream, rng, 0.7))
+    expected, spoilt = ([], []), 0
+    for _ in range(300):
+        is_completion, is_damaged = rng.random() < 0.5, rng.random() < 0.4
+        tlp = completion(rng) if is_completion else request(rng)
+        beats = damaged(width, tlp) if is_damaged else to_beats(width, tlp)
+        if not is_damaged or (is_completion and len(beats) > 1):
+            expected[is_completion].extend(beats)
+            spoilt += is_damaged
+        await i.put_many(beats, lambda: rng.choice([0, 0, 0, 1]))
+    await ClockCycles(dut.clk, 200)
+    assert spoilt > 20
+    assert seen[0] == expected[0]
+    for got, wanted in zip((unpack(TlpBeat(width), beat) for beat in seen[1]), (unpack(TlpBeat(width), beat) for beat in expected[1])):
+        if wanted.damaged:
+            wanted.dword_count = 0
+        assert got == wanted
+    assert len(seen[1]) == len(expected[1])
