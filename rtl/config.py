@@ -1,6 +1,6 @@
 """What a card is made of: the only place of defaults."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .function.description import (
     AcsCapability,
@@ -58,12 +58,20 @@ class IommuConfig:
 
 @dataclass(frozen=True)
 class BlkConfig:
-    """A virtio-blk function on a RAM store: its size, its serial number, its largest queue, its MSI-X vectors."""
+    """A virtio-blk function on a RAM store: its size, its serial number, its largest queue, its MSI-X vectors.
+
+    ``virtual_functions``: disks like this one, each with a store of its own, that appear when software enables them. [PCIe5 9]
+    """
 
     capacity_sectors: int = 16384  # 8 MiB
     serial: bytes = b"ringwall"
     queue_size: int = 256
     vectors: int = 2
+    virtual_functions: int = 0
+
+    def __post_init__(self):
+        if self.virtual_functions not in range(8):
+            raise ValueError(f"Virtual functions of a disk must be between 0 and 7, not {self.virtual_functions!r}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class EndpointConfig:
     iommu : :class:`IommuConfig` or None
         With an IOMMU it is function 0, and the disks follow; without, the disks begin at 0 and their DMA is not translated.
     disks : tuple of :class:`BlkConfig`
-        virtio-blk functions.
+        virtio-blk functions; their virtual functions get the numbers behind all of them, disk by disk.
     strict : :class:`bool`
         False: a host that ignores the IOMMU finds a working card (Bare at power-on; a driver without ACCESS_PLATFORM bypasses). True:
         Off at power-on, and such a driver is refused.
@@ -109,8 +117,8 @@ class EndpointConfig:
     def __post_init__(self):
         if self.width not in (64, 128, 256, 512):
             raise ValueError(f"Width of the data path must be 64, 128, 256 or 512 bits, not {self.width!r}")
-        if not self.disks or len(self.disks) + (self.iommu is not None) > 8:
-            raise ValueError(f"Functions of a card must be between 1 and 8, with at least one disk, not {len(self.disks)!r} disks")
+        if not self.disks or self.functions > 8:
+            raise ValueError(f"Functions of a card must be between 1 and 8, with at least one disk, not {len(self.all_disks)!r} disks")
         if self.strict and self.iommu is None:
             raise ValueError(f"A strict card must have an IOMMU, not {self.iommu!r}")
         if self.serial_number not in range(1 << 64):
@@ -118,13 +126,24 @@ class EndpointConfig:
 
     @property
     def functions(self):
-        """Number of functions."""
+        """Number of functions, virtual ones included."""
+        return len(self.all_disks) + self.first_disk
+
+    @property
+    def physical_functions(self):
+        """Number of physical functions."""
         return len(self.disks) + self.first_disk
 
     @property
     def extended(self):
         """Extended capabilities that each function has."""
         return (AerCapability(), SerialNumber(self.serial_number), *((AcsCapability(), AriCapability()) if self.functions > 1 else ()))
+
+    @property
+    def all_disks(self):
+        """The :class:`BlkConfig` of each function from the first disk on: ``disks``, then those of their virtual functions."""
+        virtual = [replace(disk, virtual_functions=0) for disk in self.disks for _ in range(disk.virtual_functions)]
+        return (*self.disks, *virtual)
 
     @property
     def first_disk(self):

@@ -15,7 +15,7 @@ from .function.msix import Msix, MsixFunction
 from .iommu.gate import Gate
 from .iommu.unit import Iommu
 from .regs.router import Merger, Range, Router
-from .spec import pcie, virtio_blk
+from .spec import pcie, virtio, virtio_blk
 from .stream.arbiter import Arbiter
 from .tlp.completer import Completer
 from .tlp.layouts import Malformed, TlpBeat
@@ -26,7 +26,7 @@ from .virtio.blk import configuration
 from .virtio.blk_function import BlkFunction
 from .virtio.engine import QueueDescription, RingEngine
 from .virtio.layouts import QueueCommand
-from .virtio.transport import MSIX_BAR, MSIX_BYTES, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
+from .virtio.transport import MSIX_BAR, MSIX_BYTES, OFFERED, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
 
 CLIENTS_PER_FUNCTION = 3  # ring, data, MSI-X
 MAX_REQUEST_BYTES = 1024  # payload of a request that a link adapter passes on
@@ -49,13 +49,18 @@ class Activity(data.Struct):
 
 
 def descriptions_of(config):
-    """Return the :class:`.function.description.FunctionDescription` of each function of the card that ``config`` describes."""
+    """Return the :class:`.function.description.FunctionDescription` of each function of the card that ``config`` describes: physical
+    ones, then virtual ones."""
     descriptions = [] if config.iommu is None else [config.iommu.description(config.extended)]
+    following = config.physical_functions
     for disk in config.disks:
         descriptions.append(virtio_function(
             device_type=virtio_blk.DEVICE_TYPE, class_code=MASS_STORAGE, queues=1, config_bytes=BLK_CONFIG_BYTES, vectors=disk.vectors,
-            extended=config.extended))
-    return descriptions
+            extended=config.extended, virtual_functions=disk.virtual_functions, first_offset=following - len(descriptions),
+            is_lowest=following == config.physical_functions))
+        following += disk.virtual_functions
+    return descriptions + [d.virtual() for d, disk in zip(descriptions[config.first_disk :], config.disks)
+                           for _ in range(disk.virtual_functions)]  # fmt: skip
 
 
 class Endpoint(wiring.Component):
@@ -97,8 +102,8 @@ class Endpoint(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, width, disks = self.config, self.config.width, self.config.disks
-        first, count = config.first_disk, len(self.config.disks)
+        config, width, disks = self.config, self.config.width, self.config.all_disks
+        first, count = config.first_disk, len(disks)
         numbers = [first + n for n in range(count)]  # function numbers of the disks
         clients = [1 + CLIENTS_PER_FUNCTION * n for n in range(count)]  # their first requester clients
 
@@ -150,7 +155,8 @@ class Endpoint(wiring.Component):
                 requester.config[n].eq(space.state[n]),
                 space.pending[n].eq(requester.pending[n]),
             ]
-        m.d.comb += [inner.eq(outer) for inner, outer in zip(decoder.bars, space.bars)]
+        for name in ("bars", "virtual_bars"):
+            m.d.comb += [inner.eq(outer) for inner, outer in zip(getattr(decoder, name), getattr(space, name))]
         m.d.comb += self.in_reset.eq(in_reset)
         self._isolate(m, completer.config_requests, space.requests, space.responses, completer.config_responses)
 
@@ -249,7 +255,8 @@ class Endpoint(wiring.Component):
             number, client = numbers[n], clients[n]
             transport = PciTransport(
                 function=number, device_features=BLK_FEATURES, queues=(disk.queue_size,), first_queue=n, config_bytes=BLK_CONFIG_BYTES,
-                vectors=disk.vectors, strict=config.strict)
+                vectors=disk.vectors, strict=config.strict,
+                transport_features=OFFERED | (1 << virtio.F_SR_IOV if disk.virtual_functions else 0))
             back_end = BlkFunction(
                 width=width, function=number, client=client + 1, capacity_sectors=disk.capacity_sectors, serial=disk.serial)
             add(f"transport_{number}", transport)

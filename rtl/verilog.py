@@ -88,6 +88,8 @@ class UltraScaleCard(wiring.Component):
 
     def __init__(self, config: EndpointConfig, **options):
         self.config, functions = config, []
+        if config.functions != config.physical_functions:
+            raise ValueError(f"A card behind the hard block must have no virtual functions, not {config.all_disks!r}")
         for n, description in enumerate(descriptions_of(config)):
             places = description.map(n, config.functions)
             for bar in description.bars:

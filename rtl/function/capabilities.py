@@ -24,6 +24,11 @@ class Card:
     number: int = 0
     count: int = 1
 
+    @property
+    def is_virtual(self):
+        """Whether it is a virtual function, which leaves settings of the link and of the whole card to its physical one. [PCIe5 9.3]"""
+        return self.function.is_virtual
+
 
 @dataclass(frozen=True)
 class PowerCapability:
@@ -140,6 +145,21 @@ class PcieCapability:
             (self.has_atomics, Field("atomics", 6, 1, RW, doc="AtomicOps may be requested")),
             (self.has_ten_bit_tags, Field("ten_bit_tags", 12, 1, RW, doc="tags of 10 bits may be used")),
         )
+        own = not card.is_virtual  # settings that a virtual function leaves to its physical one [PCIe5 9.3.5.4, 9.3.5.7, 9.3.5.11]
+        control = (
+            Field("error_reporting", 0, 4, RW, doc="messages that may be sent: correctable, non-fatal, fatal, and of UR"),
+            Field("relaxed_ordering", 4, 1, RW, 1, doc="may be set in requests"),
+            Field("mps", 5, 3, RW, is_kept=True, doc="Max_Payload_Size is 128 << this"),
+            Field("extended_tag", 8, 1, RW, doc="tags of 8 bits may be used"),
+            Field("no_snoop", 11, 1, RW, 1, doc="may be set in requests"),
+            Field("mrrs", 12, 3, RW, spec.MRRS_RESET, doc="Max_Read_Request_Size is 128 << this"),
+        )
+        link_control = (
+            Field("aspm", 0, 2, RW, is_kept=True, doc="link power states that may be entered"),
+            Field("rcb", 3, 1, RW, is_kept=True, doc="read completion boundary is 128 bytes"),
+            Field("common_clock", 6, 1, RW, is_kept=True, doc="both ends share a clock"),
+            Field("extended_synch", 7, 1, RW, is_kept=True, doc="longer training sequences"),
+        )
         return (
             Register("capabilities", 0x02, 2, (Field("version", 0, 4, reset=2, doc="of the capability"),)),
             Register("device_capabilities", 0x04, 4, (
@@ -149,12 +169,7 @@ class PcieCapability:
                 Field("flr", 28, reset=int(self.has_flr), doc="function level reset is there"),
             )),
             Register("device_control", 0x08, 2, (
-                Field("error_reporting", 0, 4, RW, doc="messages that may be sent: correctable, non-fatal, fatal, and of UR"),
-                Field("relaxed_ordering", 4, 1, RW, 1, doc="may be set in requests"),
-                Field("mps", 5, 3, RW, is_kept=True, doc="Max_Payload_Size is 128 << this"),
-                Field("extended_tag", 8, 1, RW, doc="tags of 8 bits may be used"),
-                Field("no_snoop", 11, 1, RW, 1, doc="may be set in requests"),
-                Field("mrrs", 12, 3, RW, spec.MRRS_RESET, doc="Max_Read_Request_Size is 128 << this"),
+                *(control if own else ()),
                 Field("initiate_flr", spec.FLR_BIT, 1, EVENT if self.has_flr else RO, doc="resets the function"),
             )),
             Register("device_status", 0x0A, 2, (
@@ -162,20 +177,15 @@ class PcieCapability:
                 Field("transactions_pending", 5, doc="requests of the function wait for completions"),
             )),
             Register("link_capabilities", 0x0C, 4, (*link, Field("aspm_optionality", 22, 1, HWINIT, 1, doc="ASPM may be left out"))),
-            Register("link_control", 0x10, 2, (
-                Field("aspm", 0, 2, RW, is_kept=True, doc="link power states that may be entered"),
-                Field("rcb", 3, 1, RW, is_kept=True, doc="read completion boundary is 128 bytes"),
-                Field("common_clock", 6, 1, RW, is_kept=True, doc="both ends share a clock"),
-                Field("extended_synch", 7, 1, RW, is_kept=True, doc="longer training sequences"),
-            )),
-            Register("link_status", 0x12, 2, link),
+            Register("link_control", 0x10, 2, link_control if own else ()),
+            Register("link_status", 0x12, 2, link if own else ()),
             Register("device_capabilities_2", 0x24, 4, (
                 Field("timeout_ranges", 0, 4, HWINIT, self.timeout_ranges, doc="completion timeouts that can be set"),
                 Field("timeout_disable", 4, reset=int(self.has_timeout_disable), doc="completion timeouts can be turned off"),
                 Field("ten_bit_tag_completer", 16, 1, HWINIT, int(self.has_ten_bit_tags), doc="requests with tags of 10 bits are served"),
                 Field("ten_bit_tag_requester", 17, 1, HWINIT, int(self.has_ten_bit_tags), doc="tags of 10 bits can be turned on"),
             )),
-            Register("device_control_2", 0x28, 2, tuple(item for is_there, item in control_2 if is_there)),
+            Register("device_control_2", 0x28, 2, tuple(item for is_there, item in control_2 if is_there and own)),
             Register("link_capabilities_2", 0x2C, 4, (Field("speeds", 1, 7, reset=(1 << self.link_speed) - 1, doc="a bit for each"),)),
             # Function 0 speaks for the link of the whole card. [PCIe5 7.5.3.19]
             Register("link_control_2", 0x30, 2, () if card.number else (

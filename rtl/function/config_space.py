@@ -25,8 +25,11 @@ from .description import (
     VirtioWindow,
     bars_of,
     check_functions,
+    physical_count,
+    virtual_bars_of,
+    virtual_functions_of,
 )
-from .layouts import FunctionSettings, Operation, UpdateBus
+from .layouts import FunctionSettings, Operation, UpdateBus, VirtualBar
 
 __all__ = ["ConfigSpace"]
 
@@ -61,6 +64,8 @@ _SETTINGS = {
     "vf_memory_enable": (SriovCapability, "sriov", "control", "memory_enable"),
     "vf_count": (SriovCapability, "sriov", "count", "value"),
 }
+# Capabilities whose settings a virtual function takes from its physical one.
+_SHARED = (PcieCapability, PriCapability, PasidCapability)
 
 
 class ConfigSpace(wiring.Component):
@@ -89,13 +94,19 @@ class ConfigSpace(wiring.Component):
     is 0; configuration accesses do as always until then. [PCIe5 6.6.2] So does the way from D3hot to D0 of a function that does not
     keep its state. In D3hot ``state`` shows neither memory nor bus master enabled. [PCIe5 5.3.1.4.1]
 
+    Virtual functions are there (else ``unsupported``) while VF Enable of their physical function is 1, as many as NumVFs; NumVFs and
+    System Page Size do not change meanwhile. A VF BAR keeps no bits below the page size: they are masked when it or the page
+    size is written. The end of VF Enable, by a write of 0 or a reset of the physical function, is a reset of all its virtual functions
+    (``reset``, ``busy``), of which nothing is kept. ``state`` of one takes bus, device and all settings of requests but bus master and
+    MSI-X from its physical function; in that one's D3hot it is not awake either. [PCIe5 9.2.1, 9.2.2, 9.3.3, 9.3.5.4]
+
     Latency: 2 cycles from request to response, 3 beyond the first 256 bytes; through a window up to 12 more and the owner's time; an update
     in front of it as long as its initiator takes. Throughput: one access at a time.
 
     Parameters
     ----------
     functions : tuple of :class:`.description.FunctionDescription`
-        Function n of the card: 1 to 8.
+        Function n of the card: 1 to 8, physical ones, then virtual ones.
 
     Members
     -------
@@ -107,6 +118,8 @@ class ConfigSpace(wiring.Component):
         What the host has set, from the cycle in front of the response on.
     bars : ``Out(64)``, one per BAR in the order of :func:`.description.bars_of`
         Base addresses; bit 0 of a ROM's is its enable.
+    virtual_bars : ``Out(VirtualBar)``, one per BAR in the order of :func:`.description.virtual_bars_of`
+        Where the first virtual function's is, and the size of each.
     settings : ``Out(FunctionSettings)``, one per function
         What the host has set in further capabilities, from the cycle in front of the response on.
     interrupt : ``In(1)``, one per function
@@ -136,8 +149,9 @@ class ConfigSpace(wiring.Component):
 
     def __init__(self, *, functions):
         self.functions = check_functions(functions)
-        count = len(self.functions)
-        self._maps = [f.map(n, count) for n, f in enumerate(self.functions)]
+        count, physical = len(self.functions), physical_count(self.functions)
+        self._owners = virtual_functions_of(self.functions)
+        self._maps = [f.map(n, physical) for n, f in enumerate(self.functions)]
         self._words = [function_map.words() for function_map in self._maps]
         # Rows of extended capabilities that hold anything, function by function: where each is stored.
         found = [(n, row) for n, words in enumerate(self._words) for row in range(WORDS // ROW, len(words) // ROW)
@@ -148,6 +162,7 @@ class ConfigSpace(wiring.Component):
             "responses": Out(stream.Signature(ConfigResponse)),
             "state": Out(ConfigState).array(len(self.functions)),
             "bars": Out(64).array(len(bars_of(self.functions))),
+            "virtual_bars": Out(VirtualBar).array(len(virtual_bars_of(self.functions))),
             "interrupt": In(1).array(len(self.functions)),
             "pending": In(1).array(len(self.functions)),
             "settings": Out(FunctionSettings).array(len(self.functions)),
@@ -172,10 +187,13 @@ class ConfigSpace(wiring.Component):
         request = Signal(ConfigRequest)
         here = Signal(range(stored))  # dword at work: function and register, or a place in a row
         exists, inside, captures = Signal(), Signal(), Signal()
-        starts_reset, is_level_reset = Signal(), Signal()  # the request starts one; its dwords are yet to be restored
+        starts_reset, starts = Signal(), Signal(count)  # the request starts one; of whom
+        restoring = Signal(count)  # whose dwords are yet to be restored
+        is_level_reset = restoring.any()
         link_waits, is_link_reset = Signal(), Signal()  # one is yet to be done; it is under way
         is_update, is_held, operation = Signal(), Signal(), Signal(Operation)  # the access is the card's; the next one must be
         result = Signal(32)  # of a read, or what a write made of the dword
+        trims = Signal(range(6))  # dwords that are yet to follow a page size
         window_bar, window_offset, window_enables = Signal(8), Signal(32), Signal(4)
 
         # What both memories show in the next cycle; by default the dword at work.
@@ -194,9 +212,10 @@ class ConfigSpace(wiring.Component):
             return copies[function, names]
 
         enabled, mask, updated = Signal(32), Signal(32), Signal(32)
+        page_mask, follows = self._pages(m, here, copy)
         m.d.comb += [
+            mask.eq(rule.data.writable & enabled & page_mask),
             enabled.eq(Mux(request.is_write, Cat(b.replicate(8) for b in request.byte_enable), 0)),
-            mask.eq(rule.data.writable & enabled),
             updated.eq(((value.data & ~mask) | (request.data & mask)) & ~(rule.data.clearable & enabled & request.data)),
         ]
         for n, function_map in enumerate(maps):
@@ -215,7 +234,7 @@ class ConfigSpace(wiring.Component):
         m.d.comb += shown.eq(updated)
         for n, function in enumerate(self.functions):
             levels = [
-                (True, ("header", "status", "interrupt"), self.interrupt[n]),
+                (not function.is_virtual, ("header", "status", "interrupt"), self.interrupt[n]),
                 (function.capability(PcieCapability), ("pcie", "device_status", "transactions_pending"), self.pending[n]),
                 (getattr(function.capability(MsiCapability), "has_mask", False), ("msi", "pending", "bits"), self.msi_pending[n]),
                 (function.capability(PriCapability), ("pri", "status", "stopped"), self.pri_stopped[n]),
@@ -232,7 +251,29 @@ class ConfigSpace(wiring.Component):
                 bits = slice(place.low, place.low + place.width)
                 wakes |= ((here == self._stored(n, place.word)) & enabled[place.low] & (request.data[bits] == spec.D0)
                           & (value.data[bits] != spec.D0))  # fmt: skip
-        kept = Mux(is_level_reset | (is_link_reset & rule.data.is_sticky), rule.data.kept, 0)
+        # Of a virtual function that goes with its physical one nothing is kept.
+        keeps_kept = (restoring >> request.function)[0] | (is_link_reset & rule.data.is_sticky)
+        kept = Mux(keeps_kept, rule.data.kept, 0)
+
+        # Virtual functions: which are there, and what takes them away.
+        lives, vanishes = self._lives(copy), {}
+        for physical in sorted({owner for owner, _ in self._owners.values()}):
+            place = maps[physical].place("sriov", "control", "enable")
+            vanishes[physical] = ((here == self._stored(physical, place.word)) & request.is_write & value.data[place.low]
+                                  & ~updated[place.low])  # fmt: skip
+        for n in range(count):
+            m.d.comb += starts[n].eq(starts_reset & (request.function == n))
+            if n in self._owners:
+                owner, _ = self._owners[n]
+                gone = Signal(name=f"f{n}_vanishes")
+                m.d.comb += gone.eq(vanishes[owner] & inside & captures)
+                m.d.comb += starts[n].eq((starts_reset & ((request.function == n) | (request.function == owner))) | gone)
+
+        def whose(bits):  # where the first of these functions begins
+            found = Const(0)
+            for n in reversed(range(count)):
+                found = Mux(bits[n], n * WORDS, found)
+            return found
 
         # Access through a window: natural, inside one structure.
         m.submodules.structures = structures = Memory(shape=_Structure, depth=count * STRUCTURES, init=self._structures())
@@ -293,8 +334,13 @@ class ConfigSpace(wiring.Component):
                         with m.If(here == rows[-1] * ROW + ROW - 1):
                             m.d.comb += ends.eq(1)
                 with m.If(Mux(is_level_reset, ends, here == stored - 1)):
-                    m.d.sync += [is_level_reset.eq(0), is_link_reset.eq(0)]
+                    others = restoring & (restoring - 1)
+                    m.d.sync += [restoring.eq(others), is_link_reset.eq(0)]
                     m.next = "TAKE"
+                    if self._owners:
+                        with m.If(others.any()):
+                            m.d.sync += here.eq(whose(others))
+                            m.next = "FETCH_RESET"
             with m.State("TAKE"):
                 theirs, ours = self.requests, self.updates.request
                 function, register = Signal(8), Signal(10)
@@ -305,13 +351,14 @@ class ConfigSpace(wiring.Component):
                     function.eq(Mux(is_ours, ours.payload.function, theirs.payload.function)),
                     register.eq(Mux(is_ours, ours.payload.register, theirs.payload.register)),
                 ]
+                is_there = (function < count) & ~Cat((function == n) & ~lives[n] for n in self._owners).any()
                 address = Cat(register[: (WORDS - 1).bit_length()], function)[: len(here)]
                 m.d.comb += value_at.eq(address)
                 m.d.sync += [
                     request.eq(theirs.payload),
                     here.eq(address),
-                    exists.eq(function < count),
-                    inside.eq((function < count) & (register < WORDS)),
+                    exists.eq(is_there),
+                    inside.eq(is_there & (register < WORDS)),
                 ]
                 with m.If(is_ours):
                     m.d.sync += [
@@ -329,7 +376,7 @@ class ConfigSpace(wiring.Component):
                             m.next = "LOOK_UP"
                 if index is not None:
                     m.d.comb += index.addr.eq(Cat(register[ROW_BITS:][: (numbers - 1).bit_length()], function))
-                    m.d.sync += [place_in_row.eq(register), is_indexed.eq((function < count) & (register < numbers * ROW))]
+                    m.d.sync += [place_in_row.eq(register), is_indexed.eq(is_there & (register < numbers * ROW))]
                 with m.If(link_waits & ~is_held):
                     m.d.sync += [here.eq(0), link_waits.eq(0), is_link_reset.eq(1)]
                     m.next = "FETCH_RESET"
@@ -343,11 +390,22 @@ class ConfigSpace(wiring.Component):
                 m.d.comb += captures.eq(request.is_write)
                 initiates = rule.data.starts_reset & enabled[spec.FLR_BIT] & request.data[spec.FLR_BIT]
                 m.d.comb += starts_reset.eq(inside & (initiates | wakes))
-                m.d.sync += [result.eq(Mux(inside, Mux(is_update, value.data, shown), 0)), is_level_reset.eq(starts_reset)]
+                m.d.sync += [result.eq(Mux(inside, Mux(is_update, value.data, shown), 0)), restoring.eq(starts)]
                 m.next = "ANSWER"
+                for bars_left, is_page_size in follows:
+                    with m.If(inside & request.is_write & is_page_size):
+                        m.d.comb += value_at.eq(here + 1)
+                        m.d.sync += [here.eq(value_at), trims.eq(bars_left - 1)]
+                        m.next = "TRIM"
                 with m.If(inside & rule.data.is_window & (request.byte_enable != 0)):
                     m.d.comb += value_at.eq(here - 3)
                     m.next = "FETCH_OFFSET"
+            if follows:
+                with m.State("TRIM"):  # BARs, which lie behind the page size
+                    m.d.comb += [store.en.eq(1), store.data.eq(value.data & page_mask), value_at.eq(here + 1)]
+                    m.d.sync += [here.eq(value_at), trims.eq(trims - 1)]
+                    with m.If(trims == 0):
+                        m.next = "ANSWER"
             with m.State("FETCH_OFFSET"):
                 m.d.comb += value_at.eq(here - 2)
                 m.d.sync += window_bar.eq(value.data)
@@ -387,34 +445,41 @@ class ConfigSpace(wiring.Component):
                 with m.If(Mux(is_update, self.updates.response.ready, self.responses.ready)):
                     m.next = "TAKE"
                     with m.If(is_level_reset):
-                        m.d.sync += here.eq(here & -WORDS)
+                        m.d.sync += here.eq(whose(restoring) if self._owners else here & -WORDS)
                         m.next = "FETCH_RESET"
 
         for n, function in enumerate(self.functions):
-            state, bus_number, device_number = self.state[n], Signal(8, name=f"f{n}_bus"), Signal(5, name=f"f{n}_device")
-            with m.If((starts_reset & (request.function == n)) | is_link_reset):
+            with m.If(starts[n] | is_link_reset):
                 m.d.sync += self.reset[n].eq(1)
-            with m.Elif(~self.busy[n] & ~(is_level_reset & (request.function == n)) & ~link_waits):
+            with m.Elif(~self.busy[n] & ~restoring[n] & ~link_waits):
                 m.d.sync += self.reset[n].eq(0)
-            with m.If(captures & (request.function == n)):
-                m.d.sync += [bus_number.eq(request.bus), device_number.eq(request.device)]
-            with m.If(is_link_reset):
-                m.d.sync += [bus_number.eq(0), device_number.eq(0)]
-            m.d.comb += [state.bus.eq(bus_number), state.device.eq(device_number), state.in_reset.eq(self.reset[n])]
-            is_awake = 1
-            if function.capability(PowerCapability):
-                is_awake = copy(n, "pm", "control", "power_state") == spec.D0
-                m.d.comb += self.settings[n].is_d3hot.eq(~is_awake)
+            state, owner = self.state[n], self._owners.get(n, (n, None))[0]  # whose settings count
+            if owner == n:
+                bus_number, device_number = Signal(8, name=f"f{n}_bus"), Signal(5, name=f"f{n}_device")
+                with m.If(captures & (request.function == n)):
+                    m.d.sync += [bus_number.eq(request.bus), device_number.eq(request.device)]
+                with m.If(is_link_reset):
+                    m.d.sync += [bus_number.eq(0), device_number.eq(0)]
+                m.d.comb += [state.bus.eq(bus_number), state.device.eq(device_number)]
+            else:
+                m.d.comb += [state.bus.eq(self.state[owner].bus), state.device.eq(self.state[owner].device)]
+            m.d.comb += state.in_reset.eq(self.reset[n])
+            is_awake = lives.get(n, 1)
+            if self.functions[owner].capability(PowerCapability):
+                is_on = copy(owner, "pm", "control", "power_state") == spec.D0
+                m.d.comb += self.settings[n].is_d3hot.eq(~is_on)
+                is_awake &= is_on
             m.d.comb += state.bus_master.eq(copy(n, "header", "command", "bus_master") & is_awake)
             if function.bars:
-                m.d.comb += state.memory_enable.eq(copy(n, "header", "command", "memory_enable") & is_awake)
+                enable = ("sriov", "control", "memory_enable") if function.is_virtual else ("header", "command", "memory_enable")
+                m.d.comb += state.memory_enable.eq(copy(owner, *enable) & is_awake)
             if function.capability(PcieCapability):
                 m.d.comb += [
-                    state.mps_code.eq(copy(n, "pcie", "device_control", "mps")),
-                    state.mrrs_code.eq(copy(n, "pcie", "device_control", "mrrs")),
-                    state.extended_tag.eq(copy(n, "pcie", "device_control", "extended_tag")),
-                    state.relaxed_ordering.eq(copy(n, "pcie", "device_control", "relaxed_ordering")),
-                    state.no_snoop.eq(copy(n, "pcie", "device_control", "no_snoop")),
+                    state.mps_code.eq(copy(owner, "pcie", "device_control", "mps")),
+                    state.mrrs_code.eq(copy(owner, "pcie", "device_control", "mrrs")),
+                    state.extended_tag.eq(copy(owner, "pcie", "device_control", "extended_tag")),
+                    state.relaxed_ordering.eq(copy(owner, "pcie", "device_control", "relaxed_ordering")),
+                    state.no_snoop.eq(copy(owner, "pcie", "device_control", "no_snoop")),
                 ]
             if function.capability(MsixCapability):
                 m.d.comb += [
@@ -422,8 +487,9 @@ class ConfigSpace(wiring.Component):
                     state.msix_mask.eq(copy(n, "msix", "control", "function_mask")),
                 ]
             for name, (kind, *names) in _SETTINGS.items():
-                if function.capability(kind) and maps[n].has(*names):
-                    m.d.comb += getattr(self.settings[n], name).eq(copy(n, *names))
+                source = owner if kind in _SHARED or name == "ats_stu" else n
+                if self.functions[source].capability(kind) and maps[source].has(*names):
+                    m.d.comb += getattr(self.settings[n], name).eq(copy(source, *names))
             if function.capability(MsiCapability):
                 high = copy(n, "msi", "address_high", "value") if function.capability(MsiCapability).is_64 else Const(0, 32)
                 m.d.comb += self.settings[n].msi_address.eq(Cat(Const(0, 2), copy(n, "msi", "address", "value"), high))
@@ -437,9 +503,38 @@ class ConfigSpace(wiring.Component):
             m.d.comb += self.bars[n].eq(Cat(bases) << (bar.size_bytes.bit_length() - 1))
             if isinstance(bar, Rom):
                 m.d.comb += self.bars[n][0].eq(copy(function, "header", "rom", "enable"))
+        for n, (physical, bar) in enumerate(virtual_bars_of(self.functions)):
+            bases = [copy(physical, "sriov", f"bar_{index}", "base") for index in bar.registers]
+            m.d.comb += self.virtual_bars[n].base.eq(Cat(bases) << (bar.size_bytes.bit_length() - 1))
+            for nth, page in reversed(list(enumerate(self.functions[physical].capability(SriovCapability).pages))):
+                with m.If(copy(physical, "sriov", "page_size", f"page_{page}")):
+                    m.d.comb += self.virtual_bars[n].page.eq(nth)
         with m.If(self.link_reset):
             m.d.sync += link_waits.eq(1)
         return m
+
+    def _lives(self, copy):
+        """Return, for the number of each virtual function, whether it is there. [PCIe5 9.3.3.3.1, 9.3.3.7]"""
+        return {number: copy(physical, "sriov", "control", "enable") & (copy(physical, "sriov", "count", "value") > n)
+                for number, (physical, n) in self._owners.items()}  # fmt: skip
+
+    def _pages(self, m, here, copy):
+        """Return which bits of the dword at work the page size leaves to a VF BAR, and (dwords behind it, whether it is at work) for
+        each page size. [PCIe5 9.3.3.13, 9.3.3.14]"""
+        bits, follows = Signal(32, init=-1, name="page_mask"), []
+        for n, function in enumerate(self.functions):
+            sriov = function.capability(SriovCapability)
+            if not sriov or not sriov.bars:
+                continue
+            follows.append((max(bar.registers[-1] for bar in sriov.bars) + 1,
+                            here == self._stored(n, self._maps[n].place("sriov", "page_size", "page_12").word)))  # fmt: skip
+            pages = {page: copy(n, "sriov", "page_size", f"page_{page}") for page in sriov.pages}
+            is_set = Cat(pages.values()).any()
+            for bar in sriov.bars:
+                with m.If(here == self._stored(n, self._maps[n].place("sriov", f"bar_{bar.index}", "base").word)):
+                    for bit in range(12, sriov.pages[-1]):
+                        m.d.comb += bits[bit].eq(~is_set | Cat(chosen for page, chosen in pages.items() if page <= bit).any())
+        return bits, follows
 
     def _stored(self, function, word):
         """Return where dword ``word`` of ``function`` is stored."""
@@ -467,7 +562,8 @@ class ConfigSpace(wiring.Component):
             control = pcie and pcie.has_flr and self._maps[n].place("pcie", "device_control", "initiate_flr").word
             rules.append({
                 "reset": word.reset, "writable": word.writable, "kept": word.kept, "clearable": word.clearable,
-                "is_sticky": word.is_sticky, "is_window": at == window, "starts_reset": bool(control) and at == control,
+                "is_sticky": word.is_sticky and not function.is_virtual, "is_window": at == window,
+                "starts_reset": bool(control) and at == control,
             })  # fmt: skip
         return layout, rules
 

@@ -1,6 +1,6 @@
 """Functions as data: identity, BARs and capabilities, from which configuration space is made."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..regs.table import Block, Field, Map, Register
 from ..spec import pcie_config as spec
@@ -36,7 +36,7 @@ __all__ = [
     "STRUCTURES", "AcsCapability", "AerCapability", "AriCapability", "AtsCapability", "Bar", "Capability", "DvsecCapability",
     "ExtendedCapability", "FunctionDescription", "MsiCapability", "MsixCapability", "PasidCapability", "PcieCapability",
     "PowerCapability", "PriCapability", "Rom", "SerialNumber", "SriovCapability", "VendorCapability", "VirtioCapability", "VirtioWindow",
-    "VsecCapability", "bars_of", "check_functions",
+    "VsecCapability", "bars_of", "check_functions", "physical_count", "virtual_bars_of", "virtual_functions_of",
 ]  # fmt: skip
 
 STRUCTURES = 4  # virtio structures of one function, at most
@@ -46,6 +46,7 @@ ExtendedCapability = (
     AerCapability | SerialNumber | AtsCapability | PriCapability | PasidCapability | AcsCapability | AriCapability | SriovCapability
     | VsecCapability | DvsecCapability
 )  # fmt: skip
+_PHYSICAL = (SriovCapability, PriCapability, PasidCapability, SerialNumber)  # what only physical functions have [PCIe5 9.3.6]
 _REPEATABLE = (VendorCapability, VirtioCapability, VsecCapability, DvsecCapability)
 
 
@@ -59,7 +60,8 @@ class FunctionDescription:
 
     Capabilities appear in the chain in the order given. One without an offset of its own (``at``) follows the one in front of
     it, the first at 0x40. So do ``extended`` capabilities, from 0x100 on. ``reports_errors``: Status and Device Status hold what
-    :class:`.errors.Errors` finds.
+    :class:`.errors.Errors` finds. ``is_virtual``: made by :meth:`virtual`; ``bars`` are then those that its physical function's SR-IOV
+    capability has for it, and no registers of its own.
 
     Raises
     ------
@@ -78,6 +80,7 @@ class FunctionDescription:
     subsystem_id: int = 0
     extended: tuple[ExtendedCapability, ...] = field(default=())
     reports_errors: bool = False
+    is_virtual: bool = False
 
     def __post_init__(self):
         for name, value, width in (
@@ -85,7 +88,7 @@ class FunctionDescription:
             ("Revision", self.revision, 8), ("Subsystem vendor ID", self.subsystem_vendor_id, 16), ("Subsystem ID", self.subsystem_id, 16),
         ):  # fmt: skip
             _check_bits(name, value, width)
-        check(self.vendor_id != 0xFFFF, "Vendor ID must be one that an absent function does not show", self.vendor_id)
+        check(self.is_virtual or self.vendor_id != 0xFFFF, "Vendor ID must be one that an absent function does not show", self.vendor_id)
         check_bars(self.bars)
         spans = []
         for capability in self.capabilities:
@@ -122,8 +125,26 @@ class FunctionDescription:
         """Return the capability of class ``kind``, or None."""
         return next((capability for capability in (*self.capabilities, *self.extended) if isinstance(capability, kind)), None)
 
+    def virtual(self):
+        """Return the description of each virtual function of this one. [PCIe5 9.3.4, 9.3.5, 9.3.6]
+
+        It has what a virtual function may have of the physical one's capabilities; IDs read FFFF, a function level reset is always there.
+
+        Raises
+        ------
+        :exc:`ValueError`
+            If there is no SriovCapability, or a capability lies in a BAR that virtual functions do not have.
+        """
+        sriov = self.capability(SriovCapability)
+        check(sriov, "A function with virtual ones must have an SriovCapability", sriov)
+        capabilities = [c for c in self.capabilities if not isinstance(c, PowerCapability)]
+        return replace(
+            self, vendor_id=0xFFFF, device_id=0xFFFF, bars=sriov.bars, is_virtual=True,
+            capabilities=tuple(replace(c, has_flr=True) if isinstance(c, PcieCapability) else c for c in capabilities),
+            extended=tuple(c for c in self.extended if not isinstance(c, _PHYSICAL)))  # fmt: skip
+
     def map(self, number=0, count=1):
-        """Return the :class:`..regs.table.Map` of configuration space as function ``number`` of a card of ``count``."""
+        """Return the :class:`..regs.table.Map` of configuration space as function ``number`` of a card of ``count`` physical ones."""
         card = Card(self, number, count)
         places = self._places(self.capabilities, spec.HEADER_BYTES, spec.CAPABILITIES_END)
         blocks = [self._header(places[0] if places else 0, count > 1)]
@@ -168,49 +189,96 @@ class FunctionDescription:
             return Register(name, offset, size, (Field("value", 0, 8 * size, access, value, doc=doc),))
 
         errors = tuple(Field(name, bit, 1, RW1C, doc="it happened") for name, bit in spec.STATUS_ERRORS) if self.reports_errors else ()
+        own = not self.is_virtual  # what a virtual function does not have [PCIe5 9.3.4.1]
+        software = RW if own else RO
+        physical = (
+            *((Field("memory_enable", 1, 1, RW, doc="BARs are decoded"),) if self.bars else ()),
+            Field("parity_response", 6, 1, RW, doc="Master Data Parity Error may be set"),
+            Field("serr_enable", 8, 1, RW, doc="uncorrectable errors are reported, whatever Device Control says"),
+            Field("intx_disable", 10, 1, RW, doc="no INTx"),
+        )
         return Block("header", 0, spec.HEADER_BYTES, (
             constant("vendor_id", 0x00, 2, self.vendor_id, "manufacturer"),
             constant("device_id", 0x02, 2, self.device_id, "kind of function"),
             Register("command", 0x04, 2, (
-                *((Field("memory_enable", 1, 1, RW, doc="BARs are decoded"),) if self.bars else ()),
                 Field("bus_master", 2, 1, RW, doc="requests may be sent"),
-                Field("parity_response", 6, 1, RW, doc="Master Data Parity Error may be set"),
-                Field("serr_enable", 8, 1, RW, doc="uncorrectable errors are reported, whatever Device Control says"),
-                Field("intx_disable", 10, 1, RW, doc="no INTx"),
+                *(physical if own else ()),
             )),
             Register("status", 0x06, 2, (
-                Field("interrupt", 3, doc="an interrupt waits"),
+                *((Field("interrupt", 3, doc="an interrupt waits"),) if own else ()),
                 Field("capabilities", 4, reset=int(bool(self.capabilities)), doc="there is a capability"),
                 *errors,
             )),
             constant("revision", 0x08, 1, self.revision, "of the function"),
             constant("programming_interface", 0x09, 1, self.class_code & 0xFF, "class code, bits 7:0"),
             constant("class", 0x0A, 2, self.class_code >> 8, "class code, bits 23:8"),
-            constant("cache_line_size", 0x0C, 1, 0, "no effect", RW),
-            Register("header_type", 0x0E, 1, (Field("multifunction", 7, reset=int(is_multifunction), doc="one of several functions"),)),
-            *bar_registers(self.bars, spec.BAR_0),
+            constant("cache_line_size", 0x0C, 1, 0, "no effect", software),
+            Register("header_type", 0x0E, 1, (Field("multifunction", 7, reset=int(own and is_multifunction), doc="one of several"),)),
+            *bar_registers(self.bars if own else (), spec.BAR_0),
             constant("subsystem_vendor_id", 0x2C, 2, self.subsystem_vendor_id, "manufacturer of the card", HWINIT),
             constant("subsystem_id", 0x2E, 2, self.subsystem_id, "kind of card", HWINIT),
             constant("capabilities_pointer", 0x34, 1, first_capability, "offset of the first capability; 0 for none"),
-            constant("interrupt_line", 0x3C, 1, 0, "for software", RW),
+            constant("interrupt_line", 0x3C, 1, 0, "for software", software),
         ))  # fmt: skip
 
 
 def check_functions(functions):
-    """Return ``functions`` as a tuple, or raise :exc:`ValueError` when they are not 1 to 8 descriptions or one does not fit its card."""
+    """Return ``functions`` as a tuple: physical ones, then virtual ones.
+
+    Raises
+    ------
+    :exc:`ValueError`, :exc:`TypeError`
+        When they are not 1 to 8 descriptions, or one does not fit its card: virtual functions must be where the SR-IOV capability of
+        their physical function says, all of them or none.
+    """
     functions = tuple(functions)
     check(1 <= len(functions) <= 8, "Functions of a card must be between 1 and 8", len(functions))
     for function in functions:
         if not isinstance(function, FunctionDescription):
             raise TypeError(f"A function must be a FunctionDescription, not {function!r}")
+    count = physical_count(functions)
+    check(not any(function.is_virtual for function in functions[:count]), "Virtual functions must be behind physical ones", functions)
+    places = {}
+    for number, function in enumerate(functions[:count]):
         sriov = function.capability(SriovCapability)
-        check(len(functions) > 1 or sriov or not function.capability(AcsCapability),
-              "AcsCapability must not be on a card of one function", len(functions))  # fmt: skip
-        check(not sriov or functions.index(function) + sriov.first_offset >= len(functions),
-              f"The first virtual function must lie behind the {len(functions)} functions", sriov and sriov.first_offset)  # fmt: skip
+        check(count > 1 or sriov or not function.capability(AcsCapability),
+              "AcsCapability must not be on a card of one function", count)  # fmt: skip
+        if sriov:
+            check(number + sriov.first_offset >= count,
+                  f"The first virtual function must lie behind the {count} functions", sriov.first_offset)  # fmt: skip
+            for place in range(number + sriov.first_offset, number + sriov.first_offset + sriov.total * sriov.stride, sriov.stride):
+                check(place not in places, "Virtual functions must have a number each", place)
+                places[place] = function
+    if count < len(functions):
+        found = {number: places[number].virtual() for number in places}
+        check(found == dict(enumerate(functions[count:], count)),
+              "Virtual functions must be those of the SR-IOV capabilities, all of them", functions[count:])  # fmt: skip
     return functions
 
 
+def physical_count(functions):
+    """Return how many of ``functions`` are physical ones."""
+    return sum(not function.is_virtual for function in functions)
+
+
 def bars_of(functions):
-    """Return ``(function, Bar)`` for all BARs of a card: the order of every port that carries BAR values."""
-    return tuple((number, bar) for number, function in enumerate(functions) for bar in function.bars)
+    """Return ``(function, Bar)`` for all BARs of physical functions: the order of every port that carries BAR values."""
+    return tuple((number, bar) for number, function in enumerate(functions) if not function.is_virtual for bar in function.bars)
+
+
+def virtual_functions_of(functions):
+    """Return ``{number: (physical function, n)}``: virtual function ``number`` is the one with NumVFs > n of that physical one."""
+    found = {}
+    for physical, function in enumerate(functions):
+        sriov = function.capability(SriovCapability)
+        for n in range(sriov.total if sriov else 0):
+            number = physical + sriov.first_offset + n * sriov.stride
+            if number < len(functions):
+                found[number] = physical, n
+    return found
+
+
+def virtual_bars_of(functions):
+    """Return ``(physical function, Bar)`` for all BARs of virtual functions: the order of every port that carries those."""
+    physical = sorted({owner for owner, _ in virtual_functions_of(functions).values()})
+    return tuple((number, bar) for number in physical for bar in functions[number].capability(SriovCapability).bars)

@@ -28,12 +28,15 @@ class AerCapability:
             resets = [column is not None and row[column] for row in rows]
             return tuple(Field(row[0], row[1], 1, access, int(reset), is_sticky=True, doc=doc) for row, reset in zip(rows, resets))
 
-        return (
-            Register("uncorrectable_status", spec.AER_UNCORRECTABLE_STATUS, 4, fields(spec.UNCORRECTABLE, RW1C, "found")),
+        decides = (  # what is done about an error: a virtual function leaves that to its physical one [PCIe5 9.4.2]
             Register("uncorrectable_mask", spec.AER_UNCORRECTABLE_MASK, 4, fields(spec.UNCORRECTABLE, RW, "not logged, not reported", 3)),
             Register("uncorrectable_severity", spec.AER_SEVERITY, 4, fields(spec.UNCORRECTABLE, RW, "reported as fatal", 2)),
-            Register("correctable_status", spec.AER_CORRECTABLE_STATUS, 4, fields(spec.CORRECTABLE, RW1C, "found")),
             Register("correctable_mask", spec.AER_CORRECTABLE_MASK, 4, fields(spec.CORRECTABLE, RW, "not reported", 2)),
+        )
+        return (
+            Register("uncorrectable_status", spec.AER_UNCORRECTABLE_STATUS, 4, fields(spec.UNCORRECTABLE, RW1C, "found")),
+            Register("correctable_status", spec.AER_CORRECTABLE_STATUS, 4, fields(spec.CORRECTABLE, RW1C, "found")),
+            *(() if card.is_virtual else decides),
             Register("control", spec.AER_CONTROL, 4, (
                 Field("first_error", 0, 5, is_sticky=True, doc="bit of the error that the header log is of, if its status is 1"),
             )),
@@ -80,14 +83,15 @@ class AtsCapability:
         check(self.queue_depth in range(1, 33), "Depth of the invalidation queue must be between 1 and 32", self.queue_depth)
 
     def registers(self, card):
+        depth = 0 if card.is_virtual else self.queue_depth % 32  # a queue and a unit for all [PCIe5 10.5.1.2]
         return (
             Register("capability", 4, 2, (
-                Field("queue_depth", 0, 5, reset=self.queue_depth % 32, doc="invalidations that can wait; 0 is 32"),
+                Field("queue_depth", 0, 5, reset=depth, doc="invalidations that can wait; 0 is 32"),
                 Field("page_aligned", 5, reset=int(self.is_page_aligned), doc="untranslated addresses are multiples of 4096"),
                 Field("global_invalidate", 6, reset=int(self.has_global_invalidate), doc="Global Invalidate is served"),
             )),
             Register("control", 6, 2, (
-                Field("stu", 0, 5, RW, doc="smallest translation unit is 4096 << this"),
+                *(() if card.is_virtual else (Field("stu", 0, 5, RW, doc="smallest translation unit is 4096 << this"),)),
                 Field("enable", 15, 1, RW, doc="translations may be cached"),
             )),
         )  # fmt: skip
@@ -203,7 +207,8 @@ class SriovCapability:
     """Single Root I/O Virtualisation: ``total`` virtual functions of ``device_id``. [PCIe5 9.3.3]
 
     The Routing ID of the first is the function's plus ``first_offset``, of each other the one in front of it plus ``stride``.
-    ``bars``: of one virtual function, each at least as large as the largest page of ``page_sizes`` (bit n: 4 KiB << n).
+    ``bars``: of one virtual function, 4 KiB or more; each takes at least a page, whose size software chooses among ``page_sizes``
+    (bit n: 4 KiB << n). ``is_lowest``: no function in front of this one has the capability; by default that is function 0.
     """
 
     total: int
@@ -212,6 +217,7 @@ class SriovCapability:
     stride: int = 1
     bars: tuple[Bar, ...] = field(default=())
     page_sizes: int = spec.PAGE_SIZES
+    is_lowest: bool | None = None
     at: int | None = None
     name = "sriov"
     id = spec.EXT_SRIOV
@@ -222,33 +228,46 @@ class SriovCapability:
         for name, value in (("Virtual functions", self.total), ("First offset", self.first_offset), ("Stride", self.stride)):
             check(value in range(1, 1 << 16), f"{name} must be between 1 and 65535", value)
         check(self.device_id in range(1 << 16), "Device ID of virtual functions must be a number of 16 bits", self.device_id)
-        check(self.page_sizes in range(1, 1 << 32) and self.page_sizes & 1, "Page sizes must hold 4 KiB, bit 0", self.page_sizes)
+        check(self.page_sizes in range(1, 1 << 20) and self.page_sizes & 1, "Page sizes must hold 4 KiB, bit 0, and none above 2 GiB",
+              self.page_sizes)  # fmt: skip
         check_bars(self.bars)
-        largest = 1 << 11 + self.page_sizes.bit_length()
         for bar in self.bars:
-            check(isinstance(bar, Bar) and bar.size_bytes >= largest, f"A BAR of virtual functions must have {largest} bytes or more", bar)
+            check(isinstance(bar, Bar) and bar.size_bytes >= 4096, "A BAR of virtual functions must have 4096 bytes or more", bar)
+
+    @property
+    def pages(self):
+        """Log2 of the page sizes, ascending."""
+        return tuple(12 + n for n in range(20) if self.page_sizes >> n & 1)
+
+    def apertures(self, bar):
+        """Return log2 of the bytes that ``bar`` of one virtual function takes, for each of :attr:`pages`. [PCIe5 9.2.1.1.1]"""
+        return tuple(max(bar.size_bytes.bit_length() - 1, page) for page in self.pages)
 
     def registers(self, card):
         def number(name, offset, value, doc, access=HWINIT):
             return Register(name, offset, 2, (Field("value", 0, 16, access, value, doc=doc),))
 
-        hierarchy = (Field("ari_hierarchy", 4, 1, RW, doc="Routing IDs beyond 8 functions can be reached"),) if not card.number else ()
+        hierarchy = (Field("ari_hierarchy", 4, 1, RW, doc="Routing IDs beyond 8 functions can be reached"),)
+        is_lowest = not card.number if self.is_lowest is None else self.is_lowest
+        enable = ("sriov", "control", "enable")
         return (
             Register("capabilities", 0x04, 4),
             Register("control", 0x08, 2, (
                 Field("enable", 0, 1, RW, doc="virtual functions are there"),
                 Field("memory_enable", 3, 1, RW, doc="their memory is"),
-                *hierarchy,
+                *(hierarchy if is_lowest else ()),
             )),
             number("initial", 0x0C, self.total, "virtual functions at first"),
             number("total", 0x0E, self.total, "virtual functions at most"),
-            Register("count", 0x10, 2, (Field("value", 0, 16, RW, frozen_by=("sriov", "control", "enable"), doc="functions in use"),)),
+            Register("count", 0x10, 2, (Field("value", 0, 16, RW, frozen_by=enable, doc="functions in use"),)),
             Register("link", 0x12, 1, (Field("value", 0, 8, reset=card.number, doc="function that this one depends on: itself"),)),
             number("first_offset", 0x14, self.first_offset, "from this function's Routing ID to the first's"),
             number("stride", 0x16, self.stride, "from one's Routing ID to the next one's"),
             number("device_id", 0x1A, self.device_id, "of all virtual functions"),
             Register("page_sizes", 0x1C, 4, (Field("value", 0, 32, reset=self.page_sizes, doc="4 KiB << n of each bit n can be set"),)),
-            Register("page_size", 0x20, 4, (Field("value", 0, 32, RW, 1, doc="4 KiB << n of the bit that is set"),)),
+            Register("page_size", 0x20, 4, tuple(
+                Field(f"page_{n}", n - 12, 1, RW, int(n == 12), frozen_by=enable, doc=f"pages of {1 << n - 10} KiB; the lowest bit counts")
+                for n in self.pages)),
             *bar_registers(self.bars, 0x24),
         )  # fmt: skip
 

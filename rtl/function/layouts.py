@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 __all__ = [
     "ErrorKind", "ErrorMessage", "ErrorReport", "FunctionSettings", "MsixRequest", "Operation", "UpdateBus", "UpdateRequest",
-    "UpdateResponse",
+    "UpdateResponse", "VirtualBar",
 ]  # fmt: skip
 
 
@@ -44,6 +44,16 @@ class FunctionSettings(data.Struct):
     vf_enable: unsigned(1)
     vf_memory_enable: unsigned(1)
     vf_count: unsigned(16)
+
+
+class VirtualBar(data.Struct):
+    """A BAR of virtual functions: that of the first is at ``base``, of each other behind the one in front of it. [PCIe5 9.2.1.1.1]
+
+    Each takes ``SriovCapability.apertures(bar)[page]`` bits of address.
+    """
+
+    base: unsigned(64)
+    page: unsigned(5)
 
 
 class Operation(enum.Enum, shape=2):

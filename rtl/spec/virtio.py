@@ -15,6 +15,7 @@ S_FAILED = 7
 F_VERSION_1 = 32
 F_ACCESS_PLATFORM = 33
 F_ORDER_PLATFORM = 36
+F_SR_IOV = 37
 DEVICE_TYPE_FEATURES = (1 << 24) - 1 | 0b11 << 41 | ((1 << 128) - (1 << 50))  # [VIRTIO1.4 2.2]
 
 # cfg_type of the vendor-specific capabilities [VIRTIO1.4 4.1.4]

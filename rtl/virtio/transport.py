@@ -11,6 +11,7 @@ from ..function.description import (
     MsixCapability,
     PcieCapability,
     PowerCapability,
+    SriovCapability,
     VirtioCapability,
     VirtioWindow,
 )
@@ -32,10 +33,12 @@ QUEUE_WORDS = 4  # of a queue's settings: size and vector, then three addresses
 HOLD = 16  # times 5 cycles that a device reset takes at least: what a stage between us and the engine holds arrives meanwhile
 
 
-def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, pcie=None, extended=()):
+def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, pcie=None, extended=(), virtual_functions=0, first_offset=1,
+                    is_lowest=None):  # fmt: skip
     """Return the :class:`FunctionDescription` of a virtio function whose registers are a :class:`PciTransport`.
 
-    ``extended``: its extended capabilities; with them it reports errors.
+    ``extended``: its extended capabilities; with them it reports errors. ``virtual_functions`` of the same kind have the same BARs, in an
+    SR-IOV capability with ``first_offset`` and ``is_lowest``.
 
     Raises
     ------
@@ -45,6 +48,8 @@ def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, p
     if not 2 <= vectors <= MSIX_VECTORS_MAX:
         raise ValueError(f"MSI-X vectors of a virtio function must be between 2 and {MSIX_VECTORS_MAX}, not {vectors!r}")
     device_id = spec.DEVICE_ID_BASE + device_type
+    bars = (Bar(REGISTERS_BAR, REGISTERS_BYTES), Bar(MSIX_BAR, MSIX_BYTES))
+    sriov = (SriovCapability(virtual_functions, device_id, first_offset, bars=bars, is_lowest=is_lowest),) if virtual_functions else ()
     places = ((spec.CFG_COMMON, COMMON, spec.COMMON_BYTES), (spec.CFG_ISR, ISR, 1), (spec.CFG_DEVICE, DEVICE, config_bytes))
     return FunctionDescription(
         vendor_id=spec.VENDOR_ID,
@@ -52,7 +57,7 @@ def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, p
         class_code=class_code,
         subsystem_vendor_id=spec.VENDOR_ID,
         subsystem_id=device_id,
-        bars=(Bar(REGISTERS_BAR, REGISTERS_BYTES), Bar(MSIX_BAR, MSIX_BYTES)),
+        bars=bars,
         capabilities=(
             pcie or PcieCapability(has_flr=True),
             MsixCapability(vectors, MSIX_BAR, 0, MSIX_BAR, MSIX_PBA),
@@ -61,7 +66,7 @@ def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, p
             VirtioCapability(spec.CFG_NOTIFY, REGISTERS_BAR, NOTIFY * STRUCTURE_BYTES, NOTIFY_MULTIPLIER * queues, NOTIFY_MULTIPLIER),
             VirtioWindow(),
         ),
-        extended=tuple(extended),
+        extended=(*extended, *sriov),
         reports_errors=bool(extended),
     )
 
@@ -103,7 +108,8 @@ class PciTransport(wiring.Component):
     strict : :class:`bool`
         Refuse drivers that do not accept ACCESS_PLATFORM.
     transport_features : :class:`int`
-        Further bits to offer: VERSION_1 and any of those that ring engine and transport can honour. Default all of them.
+        Further bits to offer: VERSION_1 and any of those that ring engine and transport can honour. Default all of them. SR_IOV of a
+        function with virtual ones besides. [VIRTIO1.4 6.2]
 
     Members
     -------
@@ -148,7 +154,7 @@ class PciTransport(wiring.Component):
             raise ValueError(f"Function must be between 0 and 255, not {function!r}")
         if device_features < 0 or device_features & ~(spec.DEVICE_TYPE_FEATURES & (1 << 64) - 1 & ~(0b11 << 41)):
             raise ValueError(f"Device features must be bits 0 to 23 and 50 to 63, not {device_features!r}")
-        if transport_features & ~OFFERED or not transport_features >> spec.F_VERSION_1 & 1:
+        if transport_features & ~(OFFERED | 1 << spec.F_SR_IOV) or not transport_features >> spec.F_VERSION_1 & 1:
             raise ValueError(f"Transport features must be VERSION_1 and bits of {OFFERED:#x}, not {transport_features!r}")
         if strict and not transport_features >> spec.F_ACCESS_PLATFORM & 1:
             raise ValueError(f"A strict function must offer ACCESS_PLATFORM, not {transport_features!r}")

@@ -88,7 +88,7 @@ TABLES = (
         0x174: (0x17C1000D, 0, 0, 0, 0), 0x178: (0x4C, 0x4C0000, 0, 0, 0),
         0x17C: (0x1841000E, 0, 0, 0, 0), 0x180: (0x100, 0, 0, 0, 0),
         0x184: (0x40010010, 0, 0, 0, 0), 0x18C: (0, 0x19, 0, 0, 0), 0x190: (0x40004, 0, 0, 0, 0), 0x194: (0, 0xFFFF, 0, 0, 0),
-        0x198: (0x20008, 0, 0, 0, 0), 0x19C: (0x77770000, 0, 0, 0, 0), 0x1A0: (0x553, 0, 0, 0, 0), 0x1A4: (1, ALL, 0, 0, 0),
+        0x198: (0x20008, 0, 0, 0, 0), 0x19C: (0x77770000, 0, 0, 0, 0), 0x1A0: (0x553, 0, 0, 0, 0), 0x1A4: (1, 0x553, 0, 0, 0),
         0x1A8: (0x4, 0xFFC00000, 0, 0, 0), 0x1AC: (0, ALL, 0, 0, 0),
         0x400: (0x8001000B, 0, 0, 0, 0), 0x404: (0x01010003, 0, 0, 0, 0), 0x408: (0xCAFEBEEF, 0xFFFF, 0, 0, 0),
         0x800: (0x00010023, 0, 0, 0, 0), 0x804: (0x00C01234, 0, 0, 0, 0), 0x808: (5, 0, 0, 0, 0),
@@ -110,7 +110,7 @@ TABLES = (
 )  # fmt: skip
 DEVICE_CONTROL = (0x68, 0x50, 0x50)
 POWER = 0x44
-ATS, PASID, VFS, VF_COUNT, PRI = 0x158, 0x170, 0x18C, 0x194, 0x160
+ATS, PASID, VFS, VF_COUNT, PAGE_SIZE, PRI = 0x158, 0x170, 0x18C, 0x194, 0x1A4, 0x160
 CARD = [
     "every_dword_reads_its_reset_value", "accesses_do_what_the_table_says", "resets_leave_what_they_must", "power_states_are_followed",
     "settings_are_shown", "an_update_and_a_clear_lose_nothing", "a_step_is_one", "both_sides_get_their_turn",
@@ -143,7 +143,7 @@ class Expected:
             mask &= ~3  # D1 and D2 are not there [PCIe5 7.5.2.2]
         if at == PASID and self.read(ATS) >> 31:
             mask &= ~0x70000
-        if at == VF_COUNT and self.read(VFS) & 1:
+        if at in (VF_COUNT, PAGE_SIZE) and self.read(VFS) & 1:
             mask = 0
         self.values[at] = ((self.values[at] & ~mask) | (value & mask)) & ~(clearable & enabled & value)
 
@@ -485,8 +485,8 @@ def extended(*capabilities, **changes):
     (lambda: PasidCapability(21), "between 0 and 20, not 21"),
     (lambda: SriovCapability(0, 1, 1), "Virtual functions must be between 1 and 65535, not 0"),
     (lambda: SriovCapability(1, 1, 0), "First offset must be between 1 and 65535, not 0"),
-    (lambda: SriovCapability(1, 1, 1, page_sizes=2), "must hold 4 KiB, bit 0, not 2"),
-    (lambda: SriovCapability(1, 1, 1, bars=(Bar(0, 1 << 21),)), "must have 4194304 bytes or more, not Bar"),
+    (lambda: SriovCapability(1, 1, 1, page_sizes=2), "must hold 4 KiB, bit 0, and none above 2 GiB, not 2"),
+    (lambda: SriovCapability(1, 1, 1, bars=(Bar(0, 2048),)), "must have 4096 bytes or more, not Bar"),
     (lambda: SriovCapability(1, 1, 1, bars=(Bar(0, 4096), Bar(1, 4096)), page_sizes=1), r"must not share a register, not \[0, 1, 1, 2\]"),
     (lambda: VsecCapability(1, 9), "multiple of 4 between 8 and 3840, not 9"),
     (lambda: DvsecCapability(0xFFFF, 1, 12), "between 0 and 0xfffe, not 65535"),

@@ -12,7 +12,7 @@ CORRECTABLE, SEVERITY = 0x71C1, 0x0046_2010  # the card's choice: with internal 
 # Where the specification leaves a choice: (block of the RTL's table, offset in it) -> bits.
 OPEN = {
     ("pri", 4): 1 << 24,  # Stopped: the RTL shows a port
-    ("sriov", 0x20): 0xFFFF_FFFF & ~0x553,  # System Page Size: of the sizes that are not supported [PCIe5 9.3.3.13]
+
 }
 
 

@@ -635,7 +635,12 @@ async def configuration_is_mirrored(dut):
     await ClockCycles(dut.clk, 200)
     check()
     assert registers.resets == [1] and len(done) == 1
+    dut.cfg_flr_in_process.value = 2  # at its end the block says what it said before: the card has forgotten it all the same
+    await ClockCycles(dut.clk, 400)
+    dut.cfg_flr_in_process.value = 0
+    check()
+    assert registers.resets == [1, 1] and len(done) == 2
     registers.reset_cycles = 0  # a function that does not take part
     dut.cfg_flr_in_process.value = 1
     await ClockCycles(dut.clk, 200)
-    assert len(done) == 2
+    assert len(done) == 3
