@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..spec import pcie
 from ..stream.queue import Queue
-from .layouts import BurstStatus, TlpBeat
+from .layouts import BurstStatus, Header, TlpBeat
 
 SHORT_TAGS = 32  # tags 0..31: all that a function may use without Extended Tag Field Enable [PCIe5 2.2.6.2]
 TICKS = 8  # of the timer in one completion timeout
@@ -34,14 +34,20 @@ class Pool(data.Struct):
 
 
 class TagEvents(data.Struct):
-    """What happened in this cycle, for error reporting [PCIe5 6.2]; ``function`` is meaningless for ``unexpected`` ones."""
+    """What happened in this cycle, for error reporting: at most one of the pulses is 1. [PCIe5 6.2]
+
+    ``function`` and ``header`` are valid with a pulse and keep their values until the next. ``function`` is the one whose request it is,
+    0 for ``unexpected``: there only the Requester ID in ``header`` says whom it was meant for. ``header`` is the completion's; for
+    ``timeout`` it has type, Requester ID and tag of the request, and 0 in all else.
+    """
 
     unexpected: 1  # completion that nobody asked for, or that does not fit its request
     timeout: 1
-    unsupported: 1  # completion with Unsupported Request
+    unsupported: 1  # completion with Unsupported Request, Configuration Request Retry or a reserved status
     aborted: 1  # completion with Completer Abort
-    poisoned: 1
+    poisoned: 1  # completion with EP=1 for a request in flight: each of them
     function: 8
+    header: Header
 
 
 class State(enum.Enum, shape=2):
@@ -286,6 +292,9 @@ class TagTable(wiring.Component):
         m.d.sync += force.eq((retry | (due & ~probe)) & (patience == PATIENCE - 1))
 
         h = i.p.header
+        header = Signal(Header)  # of the completion in stage B
+        with m.If(accept & i.p.first):
+            m.d.sync += header.eq(h)
         is_completion = (h.type == pcie.TYPE_COMPLETION) & ~h.fmt[pcie.FMT_4DW] & ~h.fmt[pcie.FMT_PREFIX]
         m.d.sync += [
             b.valid.eq(accept), b.probe.eq(probe), b.first.eq(i.p.first), b.last.eq(i.p.last),
@@ -418,6 +427,25 @@ class TagTable(wiring.Component):
         with m.If(~swept):
             m.d.comb += [tell.en.eq(1), tell.addr.eq(sweep), tell.data.eq(0)]
 
+        # For error reports.
+        events, timed_out = Signal(TagEvents), Signal(Header)
+        m.d.comb += [
+            timed_out.type.eq(pcie.TYPE_MEMORY),
+            timed_out.requester_id.eq(subject.asked.requester_id),
+            timed_out.tag.eq(subject.tag),
+            events.unexpected.eq(unexpected),
+            events.timeout.eq(enters),
+            events.unsupported.eq(end & (status == BurstStatus.UR)),
+            events.aborted.eq(end & (status == BurstStatus.CA)),
+            events.poisoned.eq(concludes & complete & (work.state == State.BUSY) & header.poisoned),
+            events.function.eq(Mux(unexpected, 0, subject.asked.function)),
+            events.header.eq(Mux(concludes, header, timed_out)),
+        ]
+        pulses = ("unexpected", "timeout", "unsupported", "aborted", "poisoned")
+        m.d.sync += [self.events[name].eq(events[name]) for name in pulses]
+        with m.If(Cat(events[name] for name in pulses).any()):
+            m.d.sync += [self.events.function.eq(events.function), self.events.header.eq(events.header)]
+
         # Stage C: everyone is told; `ended` a cycle later than `store`.
         told = Signal(data.StructLayout({
             "end": 1, "release": 1, "enters": 1, "leaves": 1, "tag": tag_shape, "generation": 1,
@@ -426,9 +454,6 @@ class TagTable(wiring.Component):
         m.d.sync += [
             told.end.eq(end), told.release.eq(release), told.enters.eq(enters), told.leaves.eq(leaves),
             self.ended.valid.eq(told.end),
-            self.events.unexpected.eq(unexpected), self.events.timeout.eq(enters), self.events.function.eq(subject.asked.function),
-            self.events.unsupported.eq(end & (status == BurstStatus.UR)), self.events.aborted.eq(end & (status == BurstStatus.CA)),
-            self.events.poisoned.eq(end & (status == BurstStatus.POISONED)),
             self.in_flight.eq(self.in_flight + self.opened.valid - told.end),
         ]  # fmt: skip
         with m.If(concludes | b.probe):

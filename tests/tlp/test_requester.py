@@ -6,6 +6,7 @@ import random
 
 import cocotb
 import pytest
+from amaranth.lib import data
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.dma import Span, TlpRules
@@ -70,6 +71,7 @@ class Bench:
         self.dead = set()  # functions that are stopped, or not bus master
         self.tlps = []  # every TLP sent
         self.events = dict.fromkeys(("unexpected", "timeout", "unsupported", "aborted", "poisoned"), 0)
+        self.told = []  # of every event
         self.problems = []
         self.answer = self.answer_well
         self.delay = lambda: 0
@@ -139,13 +141,15 @@ class Bench:
 
     async def watch_events(self):
         edge, read = RisingEdge(self.dut.clk), reader(self.dut.events)
+        pulses = sum(1 << data.Layout.cast(TagEvents)[name].offset for name in self.events)
         while True:
-            while not read():
+            while not read() & pulses:
                 await self.dut.events.value_change
                 await edge
             events = unpack(TagEvents, read())
             for name in self.events:
                 self.events[name] += getattr(events, name)
+            self.told.append(events)
             await edge
 
     # Clients

@@ -1,6 +1,7 @@
 """The tag table by itself: times, order of tags, reset; what completions may do is tested with the requester."""
 
 import random
+from dataclasses import replace
 
 import cocotb
 import pytest
@@ -8,18 +9,20 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.tlp import CplStatus, Tlp, TlpType, memory_read
 from ringwall.rtl.tlp.layouts import BurstStatus, TlpBeat
-from ringwall.rtl.tlp.tags import Opened, StoreBeat, TagEnd, TagGrant, TagTable
+from ringwall.rtl.tlp.tags import Opened, StoreBeat, TagEnd, TagEvents, TagGrant, TagTable
 from ringwall.sim.run import params, run
-from ringwall.sim.stream import Stream, cycle, pack, start, unpack
+from ringwall.sim.stream import Stream, cycle, pack, reader, start, unpack
 from ringwall.sim.tlp_beats import completions_of, to_beats
 
 WIDTH, ROWS, INDEX_BITS, TAGS, WALL_TAGS = 64, 1024, 8, 40, 8
+PULSES = ("unexpected", "timeout", "unsupported", "aborted", "poisoned")
 
 
 @pytest.mark.parametrize("timeout", [32 * TAGS, 10000])
 def test_tags(request, timeout):
     table = TagTable(width=WIDTH, tags=TAGS, wall_tags=WALL_TAGS, rows=ROWS, index_bits=INDEX_BITS, timeout_cycles=timeout)
-    run(table, module=__name__, node=request.node.nodeid, params={"timeout": timeout})
+    only = None if timeout == 32 * TAGS else ["timeouts_are_in_time", "a_flood_does_not_stop_the_timer"]
+    run(table, module=__name__, node=request.node.nodeid, params={"timeout": timeout}, testcase=only)
 
 
 class Bench:
@@ -30,17 +33,29 @@ class Bench:
         self.dut = dut
         names = ["wall_tags", "short_tags", "long_tags", "completions"]
         self.s = {name: Stream(dut, name) for name in [*names, "opened", "store", "ended"]}
-        self.ends, self.end_cycles, self.stores, self.store_cycles = [], [], [], []
+        self.ends, self.end_cycles, self.stores, self.store_cycles, self.events = [], [], [], [], []
         cocotb.start_soon(self.s["ended"].watch(self.ends, self.end_cycles))
         cocotb.start_soon(self.s["store"].watch(self.stores, self.store_cycles))
+        cocotb.start_soon(self.watch_events(reader(dut.events)))
         return self
 
-    async def open(self, pool, index=0, length=8, requester=0x1234):
-        """Take a tag and open a request of ``length`` bytes at 0; return its TLP and the cycle."""
-        grant = unpack(TagGrant, await self.s[f"{pool}_tags"].get())
-        await self.s["opened"].put(pack(Opened(ROWS, INDEX_BITS), tag=grant.tag, generation=grant.generation, index=index,
-                                        requester_id=requester, length_bytes=length, client=3, function=2, epoch=1))  # fmt: skip
-        return memory_read(0, length, requester_id=requester, tag=grant.tag), cycle()
+    async def watch_events(self, read):
+        while True:
+            await RisingEdge(self.dut.clk)
+            if not read() % (1 << len(PULSES)):
+                await self.dut.events.value_change
+                continue
+            events = unpack(TagEvents, read())
+            (name,) = (name for name in PULSES if getattr(events, name))
+            self.events.append((name, events))
+
+    async def open(self, pool, index=0, length=8, requester=0x1234, address=0, grant=None, row=0):
+        """Take a tag (or use ``grant``) and open a request of ``length`` bytes; return its TLP and the cycle."""
+        grant = grant or unpack(TagGrant, await self.s[f"{pool}_tags"].get())
+        await self.s["opened"].put(pack(Opened(ROWS, INDEX_BITS), tag=grant.tag, generation=grant.generation, index=index, row=row,
+                                        requester_id=requester, length_bytes=length, lower_address=address & 0x7F, client=3, function=2,
+                                        epoch=1))  # fmt: skip
+        return memory_read(address, length, requester_id=requester, tag=grant.tag), cycle()
 
     async def send(self, tlp):
         await self.s["completions"].put_many(to_beats(WIDTH, tlp))
@@ -175,6 +190,144 @@ async def a_reset_forgets_everything(dut):
         await bench.send(completions_of(tlp, bytes(8))[0])
     await ClockCycles(dut.clk, 10)
     assert len(bench.ends) == 31
+
+
+def damages(read, content):
+    """Return, by name, what may go wrong with the completions of ``read``: what is sent, the end, the report of each, what comes late.
+
+    A report is the name of a pulse, or "" for none.
+    """
+    first, middle, last = good = completions_of(read, content, [(read.address | 63) + 1, (read.address | 63) + 65])
+    bare = replace(first, type=TlpType.CPL, data=b"", length_dw=0)
+    lost = BurstStatus.TIMEOUT
+
+    def failing(status):
+        return replace(bare, status=status)
+
+    def longer(part, count):
+        return replace(part, data=part.data + bytes(4 * count), length_dw=part.length_dw + count)
+
+    rows = {
+        "none": (good, BurstStatus.OK, ["", "", ""]),
+        "wrong tag": ([replace(first, tag=first.tag ^ 0x10), *good], BurstStatus.OK, ["unexpected", "", "", ""]),
+        "wrong tag[8]": ([replace(first, tag=first.tag | 0x100), *good], BurstStatus.OK, ["unexpected", "", "", ""]),
+        "wrong tag[9]": ([replace(first, tag=first.tag | 0x200), *good], BurstStatus.OK, ["unexpected", "", "", ""]),
+        "duplicate of all": ([*good, *good], BurstStatus.OK, ["", "", "", *["unexpected"] * 3]),
+        "duplicate of one": ([first, first, middle, last], BurstStatus.OK, ["", "unexpected", "", ""]),
+        "longer than it says": ([replace(first, data=first.data + bytes(8)), *good], BurstStatus.OK, ["unexpected", "", "", ""]),
+        "more than a request": ([longer(first, 60), *good], BurstStatus.OK, ["unexpected", "", "", ""]),
+        "over-long at the end": ([first, middle, longer(last, 1)], lost, ["", "", "unexpected"]),
+        "short at the end": ([first, middle, replace(last, data=last.data[:-4], length_dw=last.length_dw - 1)], lost, ["", "", ""]),
+        "shorter than it says": ([first, replace(middle, data=middle.data[:-4])], lost, ["", "unexpected"]),
+        "missing": ([], lost, []),
+        "last missing": ([first, middle], lost, ["", ""]),
+        "middle missing": ([first, last], lost, ["", "unexpected"]),
+        "wrong order": ([last, middle, first], lost, ["unexpected", "unexpected", ""]),
+        "wrong bus": ([replace(first, requester_id=first.requester_id ^ 0x8000)], lost, ["unexpected"]),
+        "wrong function": ([replace(first, requester_id=first.requester_id ^ 1)], lost, ["unexpected"]),
+        "wrong lower address": ([replace(first, lower_address=first.lower_address ^ 4)], lost, ["unexpected"]),
+        "wrong first byte": ([replace(first, lower_address=first.lower_address ^ 1)], lost, ["unexpected"]),
+        "wrong byte count": ([first, replace(middle, byte_count=middle.byte_count - 1)], lost, ["", "unexpected"]),
+        "not at a boundary": (completions_of(read, content, [read.address + 6 & ~3, read.address + 30 & ~3]), BurstStatus.OK, [""] * 3),
+        "locked": ([replace(first, type=TlpType.CPLDLK)], lost, ["unexpected"]),
+        "without data": ([bare], lost, ["unexpected"]),
+        "poisoned": ([first, replace(middle, poisoned=True), last], BurstStatus.POISONED, ["", "poisoned", ""]),
+        "all poisoned": ([replace(part, poisoned=True) for part in good], BurstStatus.POISONED, ["poisoned"] * 3),
+        "poisoned and wrong": ([replace(middle, poisoned=True), *good], BurstStatus.OK, ["unexpected", "", "", ""]),
+        "UR poisoned": ([replace(failing(CplStatus.UR), poisoned=True)], BurstStatus.UR, ["unsupported"]),
+    }
+    for status, end, event in ((CplStatus.UR, BurstStatus.UR, "unsupported"), (CplStatus.CA, BurstStatus.CA, "aborted"),
+                               (CplStatus.CRS, BurstStatus.UR, "unsupported"), *((n, BurstStatus.UR, "unsupported") for n in (3, 5, 6, 7))):
+        rows[f"status {int(status)}"] = ([failing(status)], end, [event])
+        rows[f"status {int(status)} midway"] = ([first, failing(status), middle], end, ["", event, "unexpected"])
+        rows[f"status {int(status)} with data"] = ([first, replace(middle, status=status)], end, ["", event])
+    # What the host still owes after a request that was given up.
+    owed = {"wrong order": [middle, last], "short at the end": completions_of(read, content, [read.address + len(content) - 1 & ~3])[1:]}
+    return {name: (*row, owed.get(name, good[row[2].count("") :])) for name, row in rows.items()}
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def every_error_of_a_completion(dut):
+    """TLP-TAG-7: each row of the table of completion errors: how its request ends, what is reported with whose header, that a
+    neighbour's data is right, no other row of the buffer is written, and that the tag works later."""
+    bench = await Bench().begin(dut)
+    await ClockCycles(dut.clk, TAGS + 5)
+    rng = random.Random(cocotb.RANDOM_SEED)
+    address, length = 0x1_0000_0030 + rng.randrange(16), 140
+    names = damages(memory_read(address, length, requester_id=0, tag=0), bytes(length))
+    for name in names:
+        content = [rng.randbytes(length) for _ in range(2)]
+        victim, _ = await bench.open("long", 1, length, address=address, row=32)
+        neighbour, _ = await bench.open("long", 2, length, address=address, row=64)
+        bench.events.clear()
+        bench.ends.clear()
+        bench.stores.clear()
+        sent, status, reports, owed = damages(victim, content[0])[name]
+        beside = completions_of(neighbour, content[1], [(address | 63) + 1])
+        for n, tlp in enumerate([*sent[:1], beside[0], *sent[1:], beside[1]]):
+            await bench.send(tlp)
+            if n % 2:
+                await ClockCycles(dut.clk, 2)
+        await ClockCycles(dut.clk, 8)
+        expected = [(report, tlp) for report, tlp in zip(reports, sent, strict=True) if report]
+        if status == BurstStatus.TIMEOUT:
+            assert [unpack(TagEnd(INDEX_BITS), end).index for end in bench.ends] == [2], name
+            await ClockCycles(dut.clk, params()["timeout"] * 5 // 4)
+            expected.append(("timeout", None))
+            for tlp in owed:
+                await bench.send(tlp)
+                expected.append(("unexpected", tlp))
+            await ClockCycles(dut.clk, 8)
+        ends = {end.index: end.status for end in (unpack(TagEnd(INDEX_BITS), end) for end in bench.ends)}
+        assert len(bench.ends) == 2 and ends == {1: status, 2: BurstStatus.OK}, f"{name}: {ends}"
+        assert [report for report, _ in bench.events] == [report for report, _ in expected], f"{name}: {bench.events}"
+        for (report, events), (_, tlp) in zip(bench.events, expected):
+            if tlp is None:
+                assert events.function == 2
+                assert (events.header.tag, events.header.requester_id) == (victim.tag, victim.requester_id)
+            else:
+                assert events.header == unpack(TlpBeat(WIDTH), to_beats(WIDTH, tlp)[0]).header, f"{name}: header of {tlp}"
+                assert report == "unexpected" or events.function == 2
+        buffer = {}
+        for store in (unpack(StoreBeat(WIDTH, ROWS), store) for store in bench.stores):
+            assert store.client == 3 and store.row in (32, 64), f"{name}: stored in {store}"
+            for n in range(store.dword_count):
+                buffer[store.row, store.position + n] = (store.data >> 32 * n & 0xFFFF_FFFF).to_bytes(4, "little")
+        places = range(address >> 2 & 1, (address & 7) + length + 3 >> 2)
+        assert {place for row, place in buffer if row == 64} == set(places)
+        assert {place for row, place in buffer if row == 32} <= set(places), f"{name}: stored outside its request"
+        for row, is_right in ((64, True), (32, status == BurstStatus.OK)):
+            found = b"".join(buffer.get((row, place), b"") for place in places)[address & 3 :][:length]
+            assert not is_right or found == content[row == 64], f"{name}: row {row} has other data"
+        for n in range(TAGS - 32):  # each tag of the set once more
+            tlp, _ = await bench.open("long", n, address=0x40, row=96)
+            await bench.send(completions_of(tlp, bytes(8))[0])
+        await ClockCycles(dut.clk, 8)
+        ends = [unpack(TagEnd(INDEX_BITS), end) for end in bench.ends[2:]]
+        assert [(end.index, end.status) for end in ends] == [(n, BurstStatus.OK) for n in range(TAGS - 32)], f"{name}: later {ends}"
+        assert int(dut.in_flight.value) == 0
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def a_completion_before_its_request(dut):
+    """TLP-TAG-8: completions for tags that are free, or handed out and not yet sent: unexpected, and the request is none the wiser."""
+    bench = await Bench().begin(dut)
+    await ClockCycles(dut.clk, TAGS + 5)
+    for n in range(20):
+        grant = unpack(TagGrant, await bench.s["long_tags"].get())
+        early = memory_read(0x40, 8, requester_id=0x1234, tag=grant.tag)
+        for tlp in (completions_of(early, bytes(8))[0], Tlp(TlpType.CPL, status=CplStatus.UR, tag=grant.tag, requester_id=0x1234)):
+            await bench.send(tlp)
+        await ClockCycles(dut.clk, n % 6)
+        assert not bench.ends and not bench.stores
+        tlp, _ = await bench.open("long", n, address=0x40, grant=grant)
+        await bench.send(completions_of(tlp, bytes(8))[0])
+        await ClockCycles(dut.clk, 6)
+        assert [unpack(TagEnd(INDEX_BITS), end).status for end in bench.ends] == [BurstStatus.OK] and len(bench.stores) == 1
+        assert [name for name, _ in bench.events] == ["unexpected"] * 2
+        bench.ends.clear()
+        bench.stores.clear()
+        bench.events.clear()
 
 
 def test_layout():
