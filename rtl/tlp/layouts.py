@@ -128,6 +128,10 @@ class ConfigState(data.Struct):
     msix_enable: unsigned(1)
     msix_mask: unsigned(1)  # Function Mask
     in_reset: unsigned(1)  # a function level reset is under way
+    ten_bit_tag: unsigned(1)
+    timeout: unsigned(4)  # completion timeout value [PCIe5 7.5.3.16]
+    timeout_disable: unsigned(1)
+    atomics: unsigned(1)  # AtomicOps may be requested
 
 
 class ConfigRequest(data.Struct):

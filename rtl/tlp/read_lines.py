@@ -16,10 +16,18 @@ from .tags import TagEnd
 SLOT_BYTES = 64  # an unordered read lies inside one naturally aligned block of this size
 
 
+class TagSets(data.Struct):
+    """A bit for each set of the tags that are not the wall's."""
+
+    short: 1
+    long: 1
+    wide: 1
+
+
 @cache
 def ReadRequest(rows, index_bits):
     """Layout: a Memory Read that may be sent now; ``index`` is the line's own, ``row`` the first one kept free for its data."""
-    return data.StructLayout({"piece": Piece, "extended_tag": 1, "row": range(rows), "index": index_bits})
+    return data.StructLayout({"piece": Piece, "reach": TagSets, "row": range(rows), "index": index_bits})
 
 
 class ReadFront(wiring.Component):
@@ -48,16 +56,14 @@ class ReadFront(wiring.Component):
         Of each function.
     live : ``In(functions)``
         1: the function may send requests.
-    short_tag, long_tag : ``In(1)``
-        There is a tag below 32, one above.
-    dead, long_dead : ``In(1)``
-        No tag below 32 (above) will come back.
+    free, dead : ``In(TagSets)``
+        There is a tag in a set; none of a set will come back.
     space, refusable : ``In(1)``
         The line can take the piece as one that is sent, as one that is refused.
     granted : ``In(1)``
         The piece is being sent; only while ``wanted``.
-    piece, extended_tag : ``Out(Piece)``, ``Out(1)``
-        The piece at the head and whether it may have a tag above 31.
+    piece, reach : ``Out(Piece)``, ``Out(TagSets)``
+        The piece at the head and the sets that it may have a tag of.
     wanted, refused : ``Out(1)``
         The piece may be sent; the piece is refused, in this cycle.
     status : ``Out(BurstStatus)``
@@ -72,15 +78,13 @@ class ReadFront(wiring.Component):
             "cleared": In(1),
             "config": In(ConfigState).array(functions),
             "live": In(functions),
-            "short_tag": In(1),
-            "long_tag": In(1),
-            "dead": In(1),
-            "long_dead": In(1),
+            "free": In(TagSets),
+            "dead": In(TagSets),
             "space": In(1),
             "refusable": In(1),
             "granted": In(1),
             "piece": Out(Piece),
-            "extended_tag": Out(1),
+            "reach": Out(TagSets),
             "wanted": Out(1),
             "refused": Out(1),
             "status": Out(BurstStatus),
@@ -91,7 +95,8 @@ class ReadFront(wiring.Component):
         m.submodules.queue = queue = Queue(Burst, self.reads)
         m.submodules.cutter = cutter = Cutter()
         codes = Array(config.mrrs_code for config in self.config)
-        extended = Array(config.extended_tag for config in self.config)
+        extended = Array(config.extended_tag | config.ten_bit_tag for config in self.config)
+        ten_bit = Array(config.ten_bit_tag for config in self.config)
         wiring.connect(m, wiring.flipped(self.bursts), queue.i)
         m.d.comb += [
             cutter.i.valid.eq(queue.o.valid),
@@ -117,9 +122,11 @@ class ReadFront(wiring.Component):
         ready, dead, live = Signal(), Signal(), Signal()
         m.d.comb += [
             self.piece.eq(head.payload),
-            self.extended_tag.eq(extended[burst.function]),
+            self.reach.short.eq(1),
+            self.reach.long.eq(extended[burst.function]),
+            self.reach.wide.eq(ten_bit[burst.function]),
             live.eq(self.live.bit_select(burst.function, 1)),
-            dead.eq(self.dead & (self.long_dead | ~self.extended_tag)),
+            dead.eq(((self.dead.as_value() | ~self.reach.as_value())[:3]).all()),
             ready.eq(head.valid & (in_order != 0)),
             self.status.eq(burst.verdict),
         ]
@@ -128,7 +135,7 @@ class ReadFront(wiring.Component):
         must_not = (burst.verdict != BurstStatus.OK) | ~live | dead
         m.d.comb += [
             self.refused.eq(ready & must_not & self.refusable),
-            self.wanted.eq(ready & ~must_not & self.space & (self.short_tag | (self.long_tag & self.extended_tag))),
+            self.wanted.eq(ready & ~must_not & self.space & (self.free.as_value() & self.reach.as_value()).any()),
         ]
         return m
 
@@ -217,10 +224,8 @@ def _line_members(width, rows, index_bits, functions):
         "cleared": In(1),
         "config": In(ConfigState).array(functions),
         "live": In(functions),
-        "short_tag": In(1),
-        "long_tag": In(1),
-        "dead": In(1),
-        "long_dead": In(1),
+        "free": In(TagSets),
+        "dead": In(TagSets),
         "wanted": Out(1),
         "granted": In(1),
         "request": Out(ReadRequest(rows, index_bits)),
@@ -240,14 +245,12 @@ def _make_front(m, line):
         line.room.eq(front.room),
         front.cleared.eq(line.cleared),
         front.live.eq(line.live),
-        front.short_tag.eq(line.short_tag),
-        front.long_tag.eq(line.long_tag),
+        front.free.eq(line.free),
         front.dead.eq(line.dead),
-        front.long_dead.eq(line.long_dead),
         front.granted.eq(line.granted),
         line.wanted.eq(front.wanted),
         line.request.piece.eq(front.piece),
-        line.request.extended_tag.eq(front.extended_tag),
+        line.request.reach.eq(front.reach),
     ]
     return front
 
@@ -272,7 +275,7 @@ class OrderedLine(wiring.Component):
 
     Members
     -------
-    bursts, room, cleared, config, live, short_tag, long_tag, dead, long_dead, wanted, granted
+    bursts, room, cleared, config, live, free, dead, wanted, granted
         As in :class:`ReadFront`.
     request : ``Out(ReadRequest(rows, index_bits))``
         What is wanted.

@@ -12,7 +12,7 @@ from ..stream.queue import Queue
 from .layouts import Burst, BurstData, BurstDone, BurstRetired, ConfigState, TlpBeat
 from .read_buffer import Over, ReadBuffer
 from .read_lines import SLOT_BYTES, OrderedLine, ReadRequest, UnorderedLine
-from .tags import TagEvents, TagTable
+from .tags import TagEvents, TagTable, ten_bit_name
 from .write_path import WritePath
 
 MAX_CLIENTS = 64
@@ -82,8 +82,9 @@ class Requester(wiring.Component):
     wall has tags, buffer space and queues of its own and goes first. A client that takes its data late holds up nobody else; a client
     with more than ``reads`` reads or 16 writes outstanding holds up the port it uses.
 
-    Tags: 0 to ``wall_tags`` - 1 are the wall's; a function without Extended Tag Field Enable uses only tags below 32. The ends
-    of requests, the rules for completions, the timeout and the quarantine are those of :class:`.tags.TagTable`.
+    Tags: 0 to ``wall_tags`` - 1 are the wall's; a function without Extended Tag Field Enable uses only tags below 32, one with 10-Bit Tag
+    Requester Enable all of them, each under its number + 256, any other those below 256. The ends of requests, the rules for
+    completions, the timeout and the quarantine are those of :class:`.tags.TagTable`.
 
     Stop: while ``stop`` is 1 for a function nothing is sent for it; ``stopped`` is 1 when besides every burst accepted for it has been
     answered and the answer taken. A stop also starts the recovery of the function's quarantined tags.
@@ -102,9 +103,10 @@ class Requester(wiring.Component):
     functions : :class:`int`
         Number of functions: 1 to 8.
     tags, wall_tags : :class:`int`
-        Tags in all, and those of the wall.
+        Tags in all, up to 768, and those of the wall. More than 256 are of use to functions with 10-bit tags.
     completion_timeout_cycles : :class:`int`
-        At least 32 * ``tags``. A missing completion is reported between this time and 1.25 times it.
+        At least 32 * ``tags``: the cycles of 10 ms. A missing completion is reported between this time and 1.25 times it, if the host
+        did not set another timeout for the function.
     max_payload : :class:`int`
         Largest Max_Payload_Size in bytes that is used, whatever the host sets.
 
@@ -215,6 +217,8 @@ class Requester(wiring.Component):
             self.exhausted.eq(table.exhausted),
             self.events.eq(table.events),
         ]
+        for config, setting in zip(self.config, table.timeouts):
+            m.d.comb += [setting.value.eq(config.timeout), setting.disable.eq(config.timeout_disable)]
         wiring.connect(m, wiring.flipped(self.completions), table.completions)
         return m
 
@@ -236,11 +240,13 @@ class Requester(wiring.Component):
                 line.live.eq(live),
                 line.ended.valid.eq(table.ended.valid),
                 line.ended.payload.eq(table.ended.payload),
-                line.short_tag.eq(table.short_tags.valid if n else table.wall_tags.valid),
-                line.long_tag.eq(table.long_tags.valid if n else 0),
-                line.dead.eq(table.dead.short if n else table.dead.wall),
-                line.long_dead.eq(table.dead.long if n else 1),
+                line.free.short.eq(table.short_tags.valid if n else table.wall_tags.valid),
+                line.dead.short.eq(table.dead.short if n else table.dead.wall),
+                line.dead.long.eq(table.dead.long if n else 1),
+                line.dead.wide.eq(table.dead.wide if n else 1),
             ]
+            if n:
+                m.d.comb += [line.free.long.eq(table.long_tags.valid), line.free.wide.eq(table.wide_tags.valid)]
         return lines
 
     def _make_write_side(self, m, writes, live):
@@ -337,14 +343,16 @@ class Requester(wiring.Component):
             with m.If(granted[n]):
                 m.d.comb += [request.eq(line.request), client.eq(n)]
 
+        # The widest set first, so that tags which others could use are left to them.
         grant = Signal(table.wall_tags.payload.shape())
-        is_long = request.extended_tag & table.long_tags.valid
-        m.d.comb += grant.eq(Mux(granted[0], table.wall_tags.payload, Mux(is_long, table.long_tags.payload, table.short_tags.payload)))
-        m.d.comb += [
-            table.wall_tags.ready.eq(granted[0]),
-            table.long_tags.ready.eq(granted[1:].any() & is_long),
-            table.short_tags.ready.eq(granted[1:].any() & ~is_long),
-        ]
+        with m.If(granted[0]):
+            m.d.comb += [grant.eq(table.wall_tags.payload), table.wall_tags.ready.eq(1)]
+        with m.Elif(request.reach.wide & table.wide_tags.valid):
+            m.d.comb += [grant.eq(table.wide_tags.payload), table.wide_tags.ready.eq(granted.any())]
+        with m.Elif(request.reach.long & table.long_tags.valid):
+            m.d.comb += [grant.eq(table.long_tags.payload), table.long_tags.ready.eq(granted.any())]
+        with m.Else():
+            m.d.comb += [grant.eq(table.short_tags.payload), table.short_tags.ready.eq(granted.any())]
 
         piece, burst = request.piece, request.piece.burst
         config = Signal(ConfigState)
@@ -361,11 +369,12 @@ class Requester(wiring.Component):
                 header.no_snoop.eq(burst.no_snoop & config.no_snoop),
                 header.length_dw.eq(piece.length_dw),
                 header.requester_id.eq(requester_id),
-                header.tag.eq(grant.tag),
+                header.tag.eq(Mux(config.ten_bit_tag, ten_bit_name(grant.tag), grant.tag)),
                 header.first_be.eq(piece.first_be),
                 header.last_be.eq(piece.last_be),
                 header.address.eq(Cat(Const(0, 2), burst.address[2:])),
                 opened.p.tag.eq(grant.tag),
+                opened.p.ten_bit.eq(config.ten_bit_tag),
                 opened.p.generation.eq(grant.generation),
                 opened.p.client.eq(client),
                 opened.p.function.eq(burst.function),

@@ -818,7 +818,7 @@ def test_parameters():
         ({"clients": ()}, "Number of clients must be between 1 and 64, not 0"),
         ({"clients": (data,)}, "The first client must be the wall, which reads and is unordered, not ReadClient"),
         ({"max_payload": 100}, "Largest payload must be a power of two between 128 and 4096, not 100"),
-        ({"tags": 257}, "Number of tags must be between 2 and 256, not 257"),
+        ({"tags": 769}, "Number of tags must be between 2 and 768, not 769"),
         ({"wall_tags": 32}, "Number of wall tags must leave a tag below 32 to the others, not 32 of 64"),
         ({"completion_timeout_cycles": 100}, "Completion timeout must be at least 2048 cycles with 64 tags, not 100"),
     ]:

@@ -9,20 +9,33 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.tlp import CplStatus, Tlp, TlpType, memory_read
 from ringwall.rtl.tlp.layouts import BurstStatus, TlpBeat
-from ringwall.rtl.tlp.tags import Opened, StoreBeat, TagEnd, TagEvents, TagGrant, TagTable
+from ringwall.rtl.tlp.tags import Opened, StoreBeat, TagEnd, TagEvents, TagGrant, TagTable, TimeoutSetting
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, pack, reader, start, unpack
 from ringwall.sim.tlp_beats import completions_of, to_beats
 
 WIDTH, ROWS, INDEX_BITS, TAGS, WALL_TAGS = 64, 1024, 8, 40, 8
+TIMEOUT_OF_8 = 10_000
 PULSES = ("unexpected", "timeout", "unsupported", "aborted", "poisoned")
 
 
-@pytest.mark.parametrize("timeout", [32 * TAGS, 10000])
+@pytest.mark.parametrize("timeout", [32 * TAGS, 4000])
 def test_tags(request, timeout):
     table = TagTable(width=WIDTH, tags=TAGS, wall_tags=WALL_TAGS, rows=ROWS, index_bits=INDEX_BITS, timeout_cycles=timeout)
-    only = None if timeout == 32 * TAGS else ["timeouts_are_in_time", "a_flood_does_not_stop_the_timer"]
+    everything = ["timeouts_are_in_time", "a_flood_does_not_stop_the_timer", "tags_are_handed_out_in_turn", "latencies_are_as_stated",
+                  "a_reset_forgets_everything", "every_error_of_a_completion", "a_completion_before_its_request"]  # fmt: skip
+    only = everything if timeout == 32 * TAGS else everything[:2]
     run(table, module=__name__, node=request.node.nodeid, params={"timeout": timeout}, testcase=only)
+
+
+def test_timeouts_of_functions(request):
+    table = TagTable(width=WIDTH, tags=10, wall_tags=2, rows=ROWS, index_bits=INDEX_BITS, timeout_cycles=TIMEOUT_OF_8)
+    run(table, module=__name__, node=request.node.nodeid, testcase="timeouts_of_functions")
+
+
+def test_ten_bits(request):
+    table = TagTable(width=WIDTH, tags=768, wall_tags=WALL_TAGS, rows=ROWS, index_bits=10, timeout_cycles=32 * 768)
+    run(table, module=__name__, node=request.node.nodeid, testcase="ten_bits")
 
 
 class Bench:
@@ -30,8 +43,8 @@ class Bench:
 
     async def begin(self, dut):
         await start(dut)
-        self.dut = dut
-        names = ["wall_tags", "short_tags", "long_tags", "completions"]
+        self.dut, self.index_bits = dut, len(dut.opened__payload) - Opened(ROWS, 0).size
+        names = ["wall_tags", "short_tags", "long_tags", "wide_tags", "completions"]
         self.s = {name: Stream(dut, name) for name in [*names, "opened", "store", "ended"]}
         self.ends, self.end_cycles, self.stores, self.store_cycles, self.events = [], [], [], [], []
         cocotb.start_soon(self.s["ended"].watch(self.ends, self.end_cycles))
@@ -49,13 +62,13 @@ class Bench:
             (name,) = (name for name in PULSES if getattr(events, name))
             self.events.append((name, events))
 
-    async def open(self, pool, index=0, length=8, requester=0x1234, address=0, grant=None, row=0):
+    async def open(self, pool, index=0, length=8, requester=0x1234, address=0, grant=None, row=0, function=2, ten_bit=0):
         """Take a tag (or use ``grant``) and open a request of ``length`` bytes; return its TLP and the cycle."""
         grant = grant or unpack(TagGrant, await self.s[f"{pool}_tags"].get())
-        await self.s["opened"].put(pack(Opened(ROWS, INDEX_BITS), tag=grant.tag, generation=grant.generation, index=index, row=row,
-                                        requester_id=requester, length_bytes=length, lower_address=address & 0x7F, client=3, function=2,
-                                        epoch=1))  # fmt: skip
-        return memory_read(address, length, requester_id=requester, tag=grant.tag), cycle()
+        await self.s["opened"].put(pack(Opened(ROWS, self.index_bits), tag=grant.tag, generation=grant.generation, index=index, row=row,
+                                        requester_id=requester, length_bytes=length, lower_address=address & 0x7F, client=3, epoch=1,
+                                        function=function, ten_bit=ten_bit))  # fmt: skip
+        return memory_read(address, length, requester_id=requester, tag=grant.tag + 256 * ten_bit), cycle()
 
     async def send(self, tlp):
         await self.s["completions"].put_many(to_beats(WIDTH, tlp))
@@ -90,7 +103,7 @@ async def timeouts_are_in_time(dut):
         assert (end.status, end.client, end.function, end.epoch) == (BurstStatus.TIMEOUT, 3, 2, 1)
         assert timeout <= at - opened[end.index] <= 1.25 * timeout, f"ended after {at - opened[end.index]}"
     assert int(dut.in_flight.value) == 0
-    assert (int(dut.dead.value), int(dut.exhausted.value)) == (0b110, 1)
+    assert (int(dut.dead.value), int(dut.exhausted.value)) == (0b1110, 1)
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
@@ -306,6 +319,84 @@ async def every_error_of_a_completion(dut):
         ends = [unpack(TagEnd(INDEX_BITS), end) for end in bench.ends[2:]]
         assert [(end.index, end.status) for end in ends] == [(n, BurstStatus.OK) for n in range(TAGS - 32)], f"{name}: later {ends}"
         assert int(dut.in_flight.value) == 0
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def timeouts_of_functions(dut):
+    """TLP-TAG-9: each function's Device Control 2 decides how long its requests wait, values that are not offered are the default, also
+    while they are in flight; none ends while disabled, and all end after that or after a stop."""
+    default = TIMEOUT_OF_8
+    short, medium = (default // 160, 1.6 * default / 160), (default // 2, 1.25 * default / 2)
+    bench = await Bench().begin(dut)
+
+    def settings(**of):
+        dut_settings = {**{f"f{n}": {} for n in range(8)}, **of}
+        for n in range(8):
+            getattr(dut, f"timeouts__{n}").value = pack(TimeoutSetting, **dut_settings[f"f{n}"])
+
+    endless = {"value": 2, "disable": 1}
+    now = {"f1": {"value": 1}, "f2": {"value": 2}, "f4": {"value": 0b0101}, "f5": endless, "f6": endless, "f7": {"value": 2}}
+    settings(**now)
+    await ClockCycles(dut.clk, 40)
+    opened = {}
+    for n in range(8):
+        _, opened[n] = await bench.open("short", n, function=n)
+    expected = {0: (default, 1.25 * default), 1: short, 2: medium, 3: (default, 1.25 * default), 4: (default, 1.25 * default)}
+    await ClockCycles(dut.clk, 1500)
+    settings(**now | {"f7": {"value": 1}})  # it has waited longer than that
+    expected[7] = 1500, 1500 + 100 + short[1] - short[0]
+    await ClockCycles(dut.clk, 11_500)
+    assert {unpack(TagEnd(INDEX_BITS), end).index for end in bench.ends} == {0, 1, 2, 3, 4, 7}
+    settings(**now | {"f6": {"value": 1}})
+    changed = cycle() - opened[6]
+    expected[6] = changed + short[0] - default // 16 - 20, changed + short[1]  # looked at 16 times in the default
+    dut.stop.value = 1 << 5
+    stopped = cycle() - opened[5]
+    expected[5] = stopped + medium[0] - default // 16 - 20, stopped + medium[1]
+    await ClockCycles(dut.clk, int(medium[1]) + 20)
+    found = {unpack(TagEnd(INDEX_BITS), end).index: at for end, at in zip(bench.ends, bench.end_cycles)}
+    for n in range(8):
+        low, high = expected[n]
+        assert low <= found[n] - opened[n] <= high, f"function {n} after {found[n] - opened[n]} cycles, expected {low} to {high}"
+    assert [name for name, _ in bench.events] == ["timeout"] * 8
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def ten_bits(dut):
+    """TLP-TAG-10: 768 tags in sets of 8, 24, 224 and 512; in 10 bits each is 256 to 1023, and only a completion with the tag of the
+    request counts: neither the same number without bits 9:8 nor another with them."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    bench = await Bench().begin(dut)
+    await ClockCycles(dut.clk, 800)
+    used = []
+    for pool, count, forms in (("wall", 8, (0, 1)), ("short", 24, (0, 1)), ("long", 224, (0, 1)), ("wide", 512, (1,))):
+        for _ in range(count):
+            ten_bit = rng.choice(forms)
+            tlp, _ = await bench.open(pool, len(used), ten_bit=ten_bit)
+            assert (256 <= tlp.tag <= 1023) if ten_bit else tlp.tag <= 255
+            used.append(tlp)
+        await ClockCycles(dut.clk, 3)
+        assert not bench.s[f"{pool}_tags"].read_valid(), pool
+    assert len({tlp.tag % 256 if tlp.tag < 256 else tlp.tag - 256 for tlp in used}) == 768
+    there = {tlp.tag for tlp in used}
+    for tag in sorted(set(range(1024)) - there):
+        await bench.send(completions_of(replace(used[0], tag=tag), bytes(8))[0])
+    await ClockCycles(dut.clk, 4)
+    assert not bench.stores and len(bench.events) == 1024 - 768
+    order = list(range(768))
+    rng.shuffle(order)
+    for n in order:
+        await bench.send(completions_of(used[n], bytes(8))[0])
+    await ClockCycles(dut.clk, 8)
+    assert [unpack(TagEnd(10), end).index for end in bench.ends] == order
+    assert len(bench.events) == 1024 - 768
+    # Each set again: in the order in which they were given back.
+    for pool, (low, high) in {"wall": (0, 8), "short": (8, 32), "long": (32, 256), "wide": (256, 768)}.items():
+        for n in (n for n in order if low <= n < high):
+            tlp, _ = await bench.open(pool, 0, ten_bit=1)
+            assert tlp.tag == n + 256
+            if (n & 63) == 0:
+                break
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
