@@ -2,17 +2,18 @@
 
 from functools import cache
 
-from amaranth import Array, Module, Mux, Signal
+from amaranth import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..stream.queue import Queue
 from .cutter import Cutter, Piece
-from .layouts import Burst, BurstRetired, BurstStatus, ConfigState
+from .layouts import AtomicKind, Burst, BurstData, BurstRetired, BurstStatus, ConfigState
 from .read_buffer import RowRead
 from .tags import TagEnd
 
+OPERANDS = 4  # of AtomicOps that wait
 SLOT_BYTES = 64  # an unordered read lies inside one naturally aligned block of this size
 
 
@@ -26,8 +27,8 @@ class TagSets(data.Struct):
 
 @cache
 def ReadRequest(rows, index_bits):
-    """Layout: a Memory Read that may be sent now; ``index`` is the line's own, ``row`` the first one kept free for its data."""
-    return data.StructLayout({"piece": Piece, "reach": TagSets, "row": range(rows), "index": index_bits})
+    """Layout: a Memory Read or AtomicOp that may be sent now; ``index`` is the line's own, ``row`` the first one kept free for its data."""
+    return data.StructLayout({"piece": Piece, "reach": TagSets, "row": range(rows), "index": index_bits, "operand": 128})
 
 
 class ReadFront(wiring.Component):
@@ -35,7 +36,8 @@ class ReadFront(wiring.Component):
 
     The piece at the head waits until every write that was accepted before its burst has been sent, until there is space and a tag;
     then it is ``wanted``, and leaves when ``granted``. If it must not be sent at all (refused by the gate, function
-    stopped or not bus master, or no tag will ever come) it leaves with ``refused`` instead and the rest of its burst with it.
+    stopped or not bus master, an AtomicOp that is not allowed, or no tag will ever come) it leaves with ``refused`` instead and the rest of
+    its burst with it.
 
     Parameters
     ----------
@@ -43,6 +45,8 @@ class ReadFront(wiring.Component):
         Bursts that fit into the queue.
     functions : :class:`int`
         Number of functions.
+    atomics : :class:`bool`
+        False: every AtomicOp is refused.
 
     Members
     -------
@@ -70,8 +74,8 @@ class ReadFront(wiring.Component):
         Why it is refused.
     """
 
-    def __init__(self, *, reads, functions):
-        self.reads, self.functions = reads, functions
+    def __init__(self, *, reads, functions, atomics=False):
+        self.reads, self.functions, self.atomics = reads, functions, atomics
         super().__init__({
             "bursts": In(stream.Signature(Burst)),
             "room": Out(1),
@@ -130,9 +134,16 @@ class ReadFront(wiring.Component):
             ready.eq(head.valid & (in_order != 0)),
             self.status.eq(burst.verdict),
         ]
+        is_atomic, illegal = burst.atomic != AtomicKind.NONE, Signal()
+        m.d.comb += illegal.eq(is_atomic)
+        if self.atomics:
+            enabled = Array(config.atomics for config in self.config)[burst.function]
+            low, size = burst.address[:3], burst.length_bytes
+            is_natural = ((size == 4) & (low[:2] == 0)) | ((size == 8) & (low == 0))
+            m.d.comb += illegal.eq(is_atomic & ~(enabled & is_natural & head.p.first & head.p.last))
         with m.If(burst.verdict == BurstStatus.OK):
-            m.d.comb += self.status.eq(Mux(live, BurstStatus.TIMEOUT, BurstStatus.RESET))
-        must_not = (burst.verdict != BurstStatus.OK) | ~live | dead
+            m.d.comb += self.status.eq(Mux(~live, BurstStatus.RESET, Mux(illegal, BurstStatus.REFUSED, BurstStatus.TIMEOUT)))
+        must_not = (burst.verdict != BurstStatus.OK) | ~live | illegal | dead
         m.d.comb += [
             self.refused.eq(ready & must_not & self.refusable),
             self.wanted.eq(ready & ~must_not & self.space & (self.free.as_value() & self.reach.as_value()).any()),
@@ -237,7 +248,7 @@ def _line_members(width, rows, index_bits, functions):
 
 def _make_front(m, line):
     """Add the front of ``line`` to ``m``, joined to the members of the same names."""
-    m.submodules.front = front = ReadFront(reads=line.reads, functions=line.functions)
+    m.submodules.front = front = ReadFront(reads=line.reads, functions=line.functions, atomics=line.atomics)
     wiring.connect(m, wiring.flipped(line.bursts), front.bursts)
     for config, its_config in zip(line.config, front.config):
         m.d.comb += its_config.eq(config)
@@ -253,6 +264,36 @@ def _make_front(m, line):
         line.request.reach.eq(front.reach),
     ]
     return front
+
+
+class Operands(wiring.Component):
+    """Beats of write data to operands of AtomicOps: up to 16 bytes, from lane 0 of the first beat on.
+
+    Members
+    -------
+    i : ``In(stream.Signature(BurstData(width)))``
+        Beats.
+    o : ``Out(stream.Signature(128))``
+        All that came up to a last beat.
+    """
+
+    def __init__(self, *, width):
+        self.width = width
+        super().__init__({"i": In(stream.Signature(BurstData(width))), "o": Out(stream.Signature(128))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.queue = queue = Queue(128, OPERANDS)
+        beat, before = self.i.p, Signal(self.width)
+        m.d.comb += [
+            self.i.ready.eq(queue.i.ready),
+            queue.i.valid.eq(self.i.valid & beat.last),
+            queue.i.payload.eq(Mux(beat.first, beat.data, Cat(before, beat.data))),
+        ]
+        with m.If(self.i.valid & beat.first):
+            m.d.sync += before.eq(beat.data)
+        wiring.connect(m, queue.o, wiring.flipped(self.o))
+        return m
 
 
 class OrderedLine(wiring.Component):
@@ -286,6 +327,8 @@ class OrderedLine(wiring.Component):
     retired : ``Out(stream.Signature(BurstRetired))``
         Bursts that are over.
     """
+
+    atomics = False
 
     def __init__(self, *, width, rows, index_bits, functions, client, base, region, reads):
         self.width, self.buffer_rows, self.index_bits, self.functions = width, rows, index_bits, functions
@@ -439,18 +482,24 @@ class UnorderedLine(wiring.Component):
         First row of the slots, a multiple of all their rows.
     wall : :class:`bool`
         The wall's: no burst is reported in ``retired``.
+    atomics : :class:`bool`
+        Its reads may be AtomicOps; an AtomicOp waits for its operand.
     width, rows, index_bits, functions, client, reads : :class:`int`
         As in :class:`OrderedLine`.
 
     Members
     -------
-    As in :class:`OrderedLine`.
+    operands : ``In(stream.Signature(BurstData(width)))``
+        Of its AtomicOps, in their order; there with ``atomics`` only.
+    others
+        As in :class:`OrderedLine`.
     """
 
-    def __init__(self, *, width, rows, index_bits, functions, client, base, slots, reads, wall=False):
+    def __init__(self, *, width, rows, index_bits, functions, client, base, slots, reads, wall=False, atomics=False):
         self.width, self.buffer_rows, self.index_bits, self.functions = width, rows, index_bits, functions
-        self.client, self.base, self.slots, self.reads, self.wall = client, base, slots, reads, wall
-        super().__init__(_line_members(width, rows, index_bits, functions))
+        self.client, self.base, self.slots, self.reads, self.wall, self.atomics = client, base, slots, reads, wall, atomics
+        operands = {"operands": In(stream.Signature(BurstData(width)))} if atomics else {}
+        super().__init__(_line_members(width, rows, index_bits, functions) | operands)
 
     def elaborate(self, platform):
         m = Module()
@@ -471,14 +520,23 @@ class UnorderedLine(wiring.Component):
 
         # Issue.
         burst, ended = front.piece.burst, self.ended.p
-        mine = Signal()
+        mine, complete = Signal(), Signal(init=1)  # what the burst needs of the client is there
+        if self.atomics:
+            m.submodules.operands = operands = Operands(width=self.width)
+            wiring.connect(m, wiring.flipped(self.operands), operands.i)
+            is_atomic = burst.atomic != AtomicKind.NONE
+            m.d.comb += [
+                complete.eq(operands.o.valid | ~is_atomic),
+                operands.o.ready.eq(slot_taken & is_atomic),
+                self.request.operand.eq(operands.o.payload),
+            ]
         ticket_layout = data.StructLayout({"offset": bytes_log2, "length_bytes": 7, "cookie": 12})
         m.submodules.tickets = tickets = Memory(shape=ticket_layout, depth=self.slots, init=[])
         ticket_write, ticket_read = tickets.write_port(), tickets.read_port()
         m.d.comb += [
             mine.eq(self.ended.valid & (ended.client == self.client)),
-            front.space.eq(slot_valid),
-            front.refusable.eq(slot_valid & ~mine),
+            front.space.eq(slot_valid & complete),
+            front.refusable.eq(slot_valid & complete & ~mine),
             slot_taken.eq(self.granted | front.refused),
             self.request.row.eq(self.base + slot * slot_rows),
             self.request.index.eq(slot),

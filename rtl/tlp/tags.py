@@ -90,10 +90,10 @@ class TimeoutSetting(data.Struct):
 def Opened(rows, index_bits):
     """Layout: a read request that has just been sent. ``row`` is the first of the read buffer for its data, ``index`` the client's own.
 
-    ``ten_bit``: the tag in it was of 10 bits.
+    ``ten_bit``: the tag in it was of 10 bits. ``atomic``: it is an AtomicOp.
     """
     return data.StructLayout({
-        "tag": 10, "ten_bit": 1, "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16,
+        "tag": 10, "ten_bit": 1, "atomic": 1, "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16,
         "lower_address": 7, "length_bytes": 13, "row": range(rows), "index": index_bits,
     })  # fmt: skip
 
@@ -157,7 +157,8 @@ class TagTable(wiring.Component):
     - TIMEOUT when they did not come in time.
 
     A completion counts only if its tag is in flight, its Requester ID is the request's, Byte Count and Lower Address are
-    what is still missing, its length is not more than that, and all its dwords are there. Any other is dropped whole and
+    what is still missing, its length is not more than that, and all its dwords are there. That of an AtomicOp brings all of it, and
+    its Lower Address is reserved. Any other is dropped whole and
     reported as unexpected; it changes nothing, so the request it was for ends by timeout. [PCIe5 2.3.2, 6.2.3.2.4.5]
 
     A tag is free again after its end, except after TIMEOUT: it is quarantined until its last completion arrives, or until
@@ -252,7 +253,7 @@ class TagTable(wiring.Component):
         # What a request asked for: written once, when it is opened.
         asked_layout = data.StructLayout({
             "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16, "lower_address": 7, "length_bytes": 13,
-            "row": range(self.rows), "index": self.index_bits, "ten_bit": 1, "stamp": stamp_bits, "stops": 2,
+            "row": range(self.rows), "index": self.index_bits, "ten_bit": 1, "atomic": 1, "stamp": stamp_bits, "stops": 2,
         })  # fmt: skip
         # What its completions brought: counts only while it has the generation of the request; before that, nothing came.
         got_layout = data.StructLayout({
@@ -395,9 +396,10 @@ class TagTable(wiring.Component):
             fresh.poisoned.eq((~untouched & g.poisoned) | b.poisoned),
             fresh.left_dw.eq(b.length_dw), fresh.at.eq(position),
             fresh.payload_bytes.eq(b.payload_bytes), fresh.length_dw.eq(b.length_dw),
-            fresh.final.eq(~excess[-1]),
-            fresh.fits.eq(mine & b.brings_data & (b.lower_address == lower_address) & (b.byte_count == remaining)
-                          & (excess[-1] | (excess[2:] == 0))),
+            fresh.final.eq(a.atomic | ~excess[-1]),
+            fresh.fits.eq(mine & b.brings_data & (b.byte_count == remaining)
+                          & Mux(a.atomic, b.length_dw == a.length_bytes[2:],
+                                (b.lower_address == lower_address) & (excess[-1] | (excess[2:] == 0)))),
             fresh.failed.eq(mine & b.failed), fresh.aborted.eq(b.aborted),
             work.eq(Mux(b.first, fresh, saved)),
         ]  # fmt: skip
