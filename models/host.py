@@ -256,7 +256,7 @@ class _Part:
 
 _RESET_CONTROL = 0x2810  # Device Control after reset: RO and NS enabled, MRRS 512, MPS 128 [PCIe5 7.5.3.4]
 _COMMAND, _BUS_MASTER = 0x04, 0x0004  # [PCIe5 7.5.1.1.3]
-_DEVICE_CONTROL = 8  # offset in the PCI Express capability
+_DEVICE_CONTROL, _DEVICE_CONTROL_2 = 8, 0x28  # offsets in the PCI Express capability
 _EXT_TAG, _FLR = 1 << 8, 1 << 15
 
 
@@ -268,13 +268,13 @@ class _Function:
     completion that a function level reset begins with: the card answers first and resets then. [PCIe5 6.6.2]
     """
 
-    __slots__ = ("bars", "before", "bus_master", "ext_tag", "grace", "mps", "mrrs", "msix", "name", "no_snoop", "payload", "pcie",
-                 "relaxed_ordering", "values", "was_master")  # fmt: skip
+    __slots__ = ("atomics", "bars", "before", "bus_master", "ext_tag", "grace", "mps", "mrrs", "msix", "name", "no_snoop", "payload",
+                 "pcie", "relaxed_ordering", "ten_bit_tags", "values", "was_master")  # fmt: skip
 
     def __init__(self, name: str):
         self.name = name
         self.pcie = 0  # offset of the PCI Express capability, 0 while it is unknown
-        self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL]}
+        self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL], _DEVICE_CONTROL_2: [0]}
         self.bars: list[tuple[int, int]] = []  # (address, size)
         self.msix: _MsixShadow | None = None
         self.grace = 0
@@ -296,10 +296,14 @@ class _Function:
         self.relaxed_ordering = any(value >> 4 & 1 for value in controls)
         self.no_snoop = any(value >> 11 & 1 for value in controls)
         self.ext_tag = any(value & _EXT_TAG for value in controls)
+        controls = self.values[_DEVICE_CONTROL_2]
+        self.atomics = any(value >> 6 & 1 for value in controls)
+        self.ten_bit_tags = {bool(value >> 12 & 1) for value in controls}  # two in it: either is allowed
 
     def written(self, operation: ConfigWrite) -> tuple[int, int] | None:
         """Return (which register, its new value) when the write concerns one that is followed."""
-        for which, offset in ((_COMMAND, _COMMAND), (_DEVICE_CONTROL, self.pcie + _DEVICE_CONTROL)):
+        for which, offset in ((_COMMAND, _COMMAND), (_DEVICE_CONTROL, self.pcie + _DEVICE_CONTROL),
+                              (_DEVICE_CONTROL_2, self.pcie + _DEVICE_CONTROL_2)):  # fmt: skip
             if (which == _COMMAND or self.pcie) and operation.offset < offset + 2 and offset < operation.offset + operation.size:
                 raw = bytearray(self.values[which][-1].to_bytes(2, "little"))
                 data = operation.value.to_bytes(operation.size, "little")
@@ -325,7 +329,7 @@ class _Function:
                 self.before, self.was_master = values[:n], self.bus_master
             del values[:n]
             if self.before:
-                self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL & ~0xE0 | value & 0xE0]}
+                self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL & ~0xE0 | value & 0xE0], _DEVICE_CONTROL_2: [0]}
                 self.msix = self.msix and _MsixShadow(self.msix.address, self.msix.count)
         elif status != "TIMEOUT":
             del values[n]
@@ -381,6 +385,7 @@ class Statistics:
     read_bytes: int = 0
     writes: int = 0
     written_bytes: int = 0
+    atomics: int = 0
     interrupts: int = 0
     messages: int = 0
     completions: int = 0
@@ -650,13 +655,20 @@ class Host:
         key = (tlp.requester_id, tlp.tag)
         if key in self.outstanding:
             self._broken("tag is still in use", tlp)
-        if tlp.tag > 255 or (tlp.tag > 31 and not function.ext_tag):
+        if tlp.tag > 255:
+            if True not in function.ten_bit_tags and not function.grace:
+                self._broken("tag is wider than enabled", tlp)
+        elif function.ten_bit_tags == {True} and not function.grace:
+            self._broken("tag of 10 bits has 00 in bits 9:8 [PCIe5 2.2.6.2]", tlp)
+        elif tlp.tag > 31 and not function.ext_tag:
             self._broken("tag is wider than enabled", tlp)
         self.outstanding[key] = tlp
         if len(self.outstanding) > self.statistics.most_outstanding:
             self.statistics.most_outstanding = len(self.outstanding)
         if kind is TlpType.MRD:
             completions, late = self._read(tlp, function)
+        elif kind in (TlpType.FETCHADD, TlpType.SWAP, TlpType.CAS):
+            completions, late = self._atomic(tlp, function)
         else:
             self._broken("a card does not send this request", tlp)
             completions, late = [self._refusal(tlp, CplStatus.UR, 4, 0)], None
@@ -750,6 +762,39 @@ class Host:
                 fault.times -= 1
                 return self._spoil(tlp, completions, fault)
         return completions, None
+
+    def _atomic(self, tlp: Tlp, function: _Function) -> tuple[list[Tlp], tuple[int, int] | None]:
+        """Do an AtomicOp, whose answer is what memory held before; returns as `_read`. [PCIe5 2.2.7, 6.15]"""
+        if not function.bus_master and not function.grace:
+            self._broken("AtomicOp without bus master", tlp)
+        if not function.atomics and not function.grace:
+            self._broken("AtomicOp is not enabled", tlp)
+        self.statistics.atomics += 1
+        is_cas = tlp.type is TlpType.CAS
+        size = len(tlp.data) // (2 if is_cas else 1)
+        operands = [int.from_bytes(tlp.data[at : at + size], "little") for at in range(0, len(tlp.data), size)]
+        try:
+            old = self.memory.read(tlp.address, size, source=function.name)
+            value = int.from_bytes(old, "little")
+            if tlp.type is TlpType.FETCHADD:
+                new = (value + operands[0]) % (1 << 8 * size)
+            elif is_cas:  # compare value first, then the one to store
+                new = operands[1] if value == operands[0] else value
+            else:
+                new = operands[0]
+            if not tlp.poisoned:
+                self.memory.write(tlp.address, new.to_bytes(size, "little"), source=function.name)
+        except AccessFault:
+            self.statistics.unsupported += 1
+            return [self._refusal(tlp, CplStatus.UR, size, 0)], None
+        answer = Tlp(TlpType.CPLD, tc=tlp.tc, relaxed_ordering=tlp.relaxed_ordering, no_snoop=tlp.no_snoop, ido=tlp.ido,
+                     length_dw=size // 4, requester_id=tlp.requester_id, tag=tlp.tag, completer_id=self.ROUTING_ID, byte_count=size,
+                     data=old)  # fmt: skip
+        for fault in self.policy.faults:
+            if fault.times > 0 and fault.match(tlp):
+                fault.times -= 1
+                return self._spoil(tlp, [answer], fault)
+        return [answer], None
 
     def _answer(self, tlp: Tlp, start: int, length: int, payload: int, source: str) -> list[Tlp]:
         """Return good completions, or the one that refuses. [PCIe5 2.3.1.1]"""
@@ -864,12 +909,14 @@ class Host:
             self._functions[number] = _Function(f"{self.bus:02x}:{number >> 3:02x}.{number & 7}")
         return self._functions[number]
 
-    def assume_enabled(self, number: int = 0, *, mps: int | None = None, mrrs: int | None = None, ext_tag: bool | None = None) -> None:
+    def assume_enabled(self, number: int = 0, *, mps: int | None = None, mrrs: int | None = None, ext_tag: bool | None = None,
+                       atomics: bool = False, ten_bit_tags: bool = False) -> None:  # fmt: skip
         """Take a function as enumerated and enabled without having done it: for parts of a card that have no configuration space."""
         sizes = [size.bit_length() - 8 for size in (mps or self.mps, mrrs or self.mrrs)]
         function = self.function(number)
         function.values = {_COMMAND: [_BUS_MASTER | 2], _DEVICE_CONTROL: [
-            _RESET_CONTROL & 0x0FFF | sizes[0] << 5 | sizes[1] << 12 | (_EXT_TAG if (self.ext_tag if ext_tag is None else ext_tag) else 0)]}
+            _RESET_CONTROL & 0x0FFF | sizes[0] << 5 | sizes[1] << 12 | (_EXT_TAG if (self.ext_tag if ext_tag is None else ext_tag) else 0)],
+            _DEVICE_CONTROL_2: [atomics << 6 | ten_bit_tags << 12]}  # fmt: skip
         function.refresh()
 
     def claim(self, info: FunctionInfo) -> None:

@@ -490,6 +490,13 @@ class ConfigSpace(wiring.Component):
                 source = owner if kind in _SHARED or name == "ats_stu" else n
                 if self.functions[source].capability(kind) and maps[source].has(*names):
                     m.d.comb += getattr(self.settings[n], name).eq(copy(source, *names))
+            settings = self.settings[n]
+            m.d.comb += [
+                state.ten_bit_tag.eq(settings.ten_bit_tags),
+                state.timeout.eq(settings.timeout),
+                state.timeout_disable.eq(settings.timeout_disable),
+                state.atomics.eq(settings.atomics),
+            ]
             if function.capability(MsiCapability):
                 high = copy(n, "msi", "address_high", "value") if function.capability(MsiCapability).is_64 else Const(0, 32)
                 m.d.comb += self.settings[n].msi_address.eq(Cat(Const(0, 2), copy(n, "msi", "address", "value"), high))

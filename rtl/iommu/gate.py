@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..tlp.layouts import Burst, BurstRetired, BurstStatus, ConfigState
+from ..tlp.layouts import AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState
 from .layouts import TranslateRequest, TranslateResponse
 
 COOKIES = 256  # of a translation request
@@ -27,8 +27,8 @@ class Gate(wiring.Component):
     One translation per burst. Bursts of one client leave in their order; a client whose burst waits for its translation holds up no
     other one, as long as the translator takes requests; bypassed bursts do not need the translator at all. A burst that is refused leaves
     with verdict FAULT, its address unchanged. Nothing leaves with verdict OK without a permission for its direction that was
-    given after the burst entered. ``client``, ``is_wall``, ``verdict`` and ``epoch`` of what enters are ignored: what leaves from port p
-    has client p + 1.
+    given after the burst entered; an AtomicOp needs both and is translated as a write. ``client``, ``is_wall``, ``verdict`` and
+    ``epoch`` of what enters are ignored: what leaves from port p has client p + 1.
 
     A burst counts for its function from the cycle in which it enters until it is retired. An item at ``fence`` is answered at
     ``fenced`` when every burst that entered before it was accepted is retired; bursts that enter later do not delay it.
@@ -150,7 +150,7 @@ class Gate(wiring.Component):
                 request.p.device_id.eq(device),
                 request.p.process_id_valid.eq(entry.pasid_valid),
                 request.p.process_id.eq(Mux(entry.pasid_valid, entry.pasid, 0)),
-                request.p.is_write.eq(entry.is_write),
+                request.p.is_write.eq(entry.is_write | (entry.atomic != AtomicKind.NONE)),
                 request.p.page.eq(entry.address[12:]),
                 request.p.offset.eq(entry.address[:12]),
                 request.p.cookie.eq(Cat(entry_slot, entry_client)),
@@ -193,9 +193,11 @@ class Gate(wiring.Component):
         _round_robin(m, leavers, leaves, "leave")
         with m.If(free):
             m.d.sync += self.o.valid.eq(leaves.any())
-        verdict, allowed = verdict_out.data, Signal()
+        verdict, allowed, reads, writes = verdict_out.data, Signal(), Signal(), Signal()
         m.d.comb += [
-            allowed.eq(out_passes | (~verdict.fault & Mux(burst_out.data.is_write, verdict.writable, verdict.readable))),
+            reads.eq(~burst_out.data.is_write),
+            writes.eq(burst_out.data.is_write | (burst_out.data.atomic != AtomicKind.NONE)),
+            allowed.eq(out_passes | (~verdict.fault & (verdict.writable | ~writes) & (verdict.readable | ~reads))),
             self.o.p.eq(burst_out.data),
         ]
         with m.If(~allowed):

@@ -18,6 +18,16 @@ class BurstStatus(enum.Enum, shape=3):
     TIMEOUT = 4  # no completion in time
     POISONED = 5  # completion with EP=1
     RESET = 6  # not sent, or given up: bus master off, function level reset, link down
+    REFUSED = 7  # an AtomicOp that was not sent: not enabled, or not 4 or 8 bytes at a multiple of that
+
+
+class AtomicKind(enum.Enum, shape=2):
+    """What a burst does to memory in one step. [PCIe5 6.15]"""
+
+    NONE = 0
+    FETCH_ADD = 1  # the operand is added
+    SWAP = 2  # the operand is stored
+    CAS = 3  # the second operand is stored if the first is what memory holds
 
 
 class Header(data.Struct):
@@ -81,6 +91,9 @@ class Burst(data.Struct):
     ``address`` is an IOVA in front of the gate and physical behind it. ``verdict`` is OK in front of the gate; behind it
     a burst that the gate refused carries FAULT: it is never sent, and is answered in its client's order.
     ``epoch`` belongs to the gate.
+
+    An AtomicOp is a read of its operand's size, 4 or 8 bytes, naturally aligned: its answer is what memory held before. Its operand, or
+    both of CAS, comes in the client's write data from lane 0 up, wherever the address is.
     """
 
     address: unsigned(64)
@@ -96,6 +109,7 @@ class Burst(data.Struct):
     cookie: unsigned(12)  # the client's own; returned unchanged
     verdict: BurstStatus
     epoch: unsigned(1)
+    atomic: AtomicKind  # with ``is_write`` 0
 
 
 @cache
@@ -140,6 +154,10 @@ class ConfigState(data.Struct):
     msix_enable: unsigned(1)
     msix_mask: unsigned(1)  # Function Mask
     in_reset: unsigned(1)  # a function level reset is under way
+    ten_bit_tag: unsigned(1)
+    timeout: unsigned(4)  # completion timeout value [PCIe5 7.5.3.16]
+    timeout_disable: unsigned(1)
+    atomics: unsigned(1)  # AtomicOps may be requested
 
 
 class ConfigRequest(data.Struct):

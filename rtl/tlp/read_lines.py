@@ -2,24 +2,33 @@
 
 from functools import cache
 
-from amaranth import Array, Module, Mux, Signal
+from amaranth import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..stream.queue import Queue
 from .cutter import Cutter, Piece
-from .layouts import Burst, BurstRetired, BurstStatus, ConfigState
+from .layouts import AtomicKind, Burst, BurstData, BurstRetired, BurstStatus, ConfigState
 from .read_buffer import RowRead
 from .tags import TagEnd
 
+OPERANDS = 4  # of AtomicOps that wait
 SLOT_BYTES = 64  # an unordered read lies inside one naturally aligned block of this size
+
+
+class TagSets(data.Struct):
+    """A bit for each set of the tags that are not the wall's."""
+
+    short: 1
+    long: 1
+    wide: 1
 
 
 @cache
 def ReadRequest(rows, index_bits):
-    """Layout: a Memory Read that may be sent now; ``index`` is the line's own, ``row`` the first one kept free for its data."""
-    return data.StructLayout({"piece": Piece, "extended_tag": 1, "row": range(rows), "index": index_bits})
+    """Layout: a Memory Read or AtomicOp that may be sent now; ``index`` is the line's own, ``row`` the first one kept free for its data."""
+    return data.StructLayout({"piece": Piece, "reach": TagSets, "row": range(rows), "index": index_bits, "operand": 128})
 
 
 class ReadFront(wiring.Component):
@@ -27,7 +36,8 @@ class ReadFront(wiring.Component):
 
     The piece at the head waits until every write that was accepted before its burst has been sent, until there is space and a tag;
     then it is ``wanted``, and leaves when ``granted``. If it must not be sent at all (refused by the gate, function
-    stopped or not bus master, or no tag will ever come) it leaves with ``refused`` instead and the rest of its burst with it.
+    stopped or not bus master, an AtomicOp that is not allowed, or no tag will ever come) it leaves with ``refused`` instead and the rest of
+    its burst with it.
 
     Parameters
     ----------
@@ -35,6 +45,8 @@ class ReadFront(wiring.Component):
         Bursts that fit into the queue.
     functions : :class:`int`
         Number of functions.
+    atomics : :class:`bool`
+        False: every AtomicOp is refused.
 
     Members
     -------
@@ -48,39 +60,35 @@ class ReadFront(wiring.Component):
         Of each function.
     live : ``In(functions)``
         1: the function may send requests.
-    short_tag, long_tag : ``In(1)``
-        There is a tag below 32, one above.
-    dead, long_dead : ``In(1)``
-        No tag below 32 (above) will come back.
+    free, dead : ``In(TagSets)``
+        There is a tag in a set; none of a set will come back.
     space, refusable : ``In(1)``
         The line can take the piece as one that is sent, as one that is refused.
     granted : ``In(1)``
         The piece is being sent; only while ``wanted``.
-    piece, extended_tag : ``Out(Piece)``, ``Out(1)``
-        The piece at the head and whether it may have a tag above 31.
+    piece, reach : ``Out(Piece)``, ``Out(TagSets)``
+        The piece at the head and the sets that it may have a tag of.
     wanted, refused : ``Out(1)``
         The piece may be sent; the piece is refused, in this cycle.
     status : ``Out(BurstStatus)``
         Why it is refused.
     """
 
-    def __init__(self, *, reads, functions):
-        self.reads, self.functions = reads, functions
+    def __init__(self, *, reads, functions, atomics=False):
+        self.reads, self.functions, self.atomics = reads, functions, atomics
         super().__init__({
             "bursts": In(stream.Signature(Burst)),
             "room": Out(1),
             "cleared": In(1),
             "config": In(ConfigState).array(functions),
             "live": In(functions),
-            "short_tag": In(1),
-            "long_tag": In(1),
-            "dead": In(1),
-            "long_dead": In(1),
+            "free": In(TagSets),
+            "dead": In(TagSets),
             "space": In(1),
             "refusable": In(1),
             "granted": In(1),
             "piece": Out(Piece),
-            "extended_tag": Out(1),
+            "reach": Out(TagSets),
             "wanted": Out(1),
             "refused": Out(1),
             "status": Out(BurstStatus),
@@ -91,7 +99,8 @@ class ReadFront(wiring.Component):
         m.submodules.queue = queue = Queue(Burst, self.reads)
         m.submodules.cutter = cutter = Cutter()
         codes = Array(config.mrrs_code for config in self.config)
-        extended = Array(config.extended_tag for config in self.config)
+        extended = Array(config.extended_tag | config.ten_bit_tag for config in self.config)
+        ten_bit = Array(config.ten_bit_tag for config in self.config)
         wiring.connect(m, wiring.flipped(self.bursts), queue.i)
         m.d.comb += [
             cutter.i.valid.eq(queue.o.valid),
@@ -117,18 +126,27 @@ class ReadFront(wiring.Component):
         ready, dead, live = Signal(), Signal(), Signal()
         m.d.comb += [
             self.piece.eq(head.payload),
-            self.extended_tag.eq(extended[burst.function]),
+            self.reach.short.eq(1),
+            self.reach.long.eq(extended[burst.function]),
+            self.reach.wide.eq(ten_bit[burst.function]),
             live.eq(self.live.bit_select(burst.function, 1)),
-            dead.eq(self.dead & (self.long_dead | ~self.extended_tag)),
+            dead.eq(((self.dead.as_value() | ~self.reach.as_value())[:3]).all()),
             ready.eq(head.valid & (in_order != 0)),
             self.status.eq(burst.verdict),
         ]
+        is_atomic, illegal = burst.atomic != AtomicKind.NONE, Signal()
+        m.d.comb += illegal.eq(is_atomic)
+        if self.atomics:
+            enabled = Array(config.atomics for config in self.config)[burst.function]
+            low, size = burst.address[:3], burst.length_bytes
+            is_natural = ((size == 4) & (low[:2] == 0)) | ((size == 8) & (low == 0))
+            m.d.comb += illegal.eq(is_atomic & ~(enabled & is_natural & head.p.first & head.p.last))
         with m.If(burst.verdict == BurstStatus.OK):
-            m.d.comb += self.status.eq(Mux(live, BurstStatus.TIMEOUT, BurstStatus.RESET))
-        must_not = (burst.verdict != BurstStatus.OK) | ~live | dead
+            m.d.comb += self.status.eq(Mux(~live, BurstStatus.RESET, Mux(illegal, BurstStatus.REFUSED, BurstStatus.TIMEOUT)))
+        must_not = (burst.verdict != BurstStatus.OK) | ~live | illegal | dead
         m.d.comb += [
             self.refused.eq(ready & must_not & self.refusable),
-            self.wanted.eq(ready & ~must_not & self.space & (self.short_tag | (self.long_tag & self.extended_tag))),
+            self.wanted.eq(ready & ~must_not & self.space & (self.free.as_value() & self.reach.as_value()).any()),
         ]
         return m
 
@@ -217,10 +235,8 @@ def _line_members(width, rows, index_bits, functions):
         "cleared": In(1),
         "config": In(ConfigState).array(functions),
         "live": In(functions),
-        "short_tag": In(1),
-        "long_tag": In(1),
-        "dead": In(1),
-        "long_dead": In(1),
+        "free": In(TagSets),
+        "dead": In(TagSets),
         "wanted": Out(1),
         "granted": In(1),
         "request": Out(ReadRequest(rows, index_bits)),
@@ -232,7 +248,7 @@ def _line_members(width, rows, index_bits, functions):
 
 def _make_front(m, line):
     """Add the front of ``line`` to ``m``, joined to the members of the same names."""
-    m.submodules.front = front = ReadFront(reads=line.reads, functions=line.functions)
+    m.submodules.front = front = ReadFront(reads=line.reads, functions=line.functions, atomics=line.atomics)
     wiring.connect(m, wiring.flipped(line.bursts), front.bursts)
     for config, its_config in zip(line.config, front.config):
         m.d.comb += its_config.eq(config)
@@ -240,16 +256,44 @@ def _make_front(m, line):
         line.room.eq(front.room),
         front.cleared.eq(line.cleared),
         front.live.eq(line.live),
-        front.short_tag.eq(line.short_tag),
-        front.long_tag.eq(line.long_tag),
+        front.free.eq(line.free),
         front.dead.eq(line.dead),
-        front.long_dead.eq(line.long_dead),
         front.granted.eq(line.granted),
         line.wanted.eq(front.wanted),
         line.request.piece.eq(front.piece),
-        line.request.extended_tag.eq(front.extended_tag),
+        line.request.reach.eq(front.reach),
     ]
     return front
+
+
+class Operands(wiring.Component):
+    """Beats of write data to operands of AtomicOps: up to 16 bytes, from lane 0 of the first beat on.
+
+    Members
+    -------
+    i : ``In(stream.Signature(BurstData(width)))``
+        Beats.
+    o : ``Out(stream.Signature(128))``
+        All that came up to a last beat.
+    """
+
+    def __init__(self, *, width):
+        self.width = width
+        super().__init__({"i": In(stream.Signature(BurstData(width))), "o": Out(stream.Signature(128))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.queue = queue = Queue(128, OPERANDS)
+        beat, before = self.i.p, Signal(self.width)
+        m.d.comb += [
+            self.i.ready.eq(queue.i.ready),
+            queue.i.valid.eq(self.i.valid & beat.last),
+            queue.i.payload.eq(Mux(beat.first, beat.data, Cat(before, beat.data))),
+        ]
+        with m.If(self.i.valid & beat.first):
+            m.d.sync += before.eq(beat.data)
+        wiring.connect(m, queue.o, wiring.flipped(self.o))
+        return m
 
 
 class OrderedLine(wiring.Component):
@@ -272,7 +316,7 @@ class OrderedLine(wiring.Component):
 
     Members
     -------
-    bursts, room, cleared, config, live, short_tag, long_tag, dead, long_dead, wanted, granted
+    bursts, room, cleared, config, live, free, dead, wanted, granted
         As in :class:`ReadFront`.
     request : ``Out(ReadRequest(rows, index_bits))``
         What is wanted.
@@ -283,6 +327,8 @@ class OrderedLine(wiring.Component):
     retired : ``Out(stream.Signature(BurstRetired))``
         Bursts that are over.
     """
+
+    atomics = False
 
     def __init__(self, *, width, rows, index_bits, functions, client, base, region, reads):
         self.width, self.buffer_rows, self.index_bits, self.functions = width, rows, index_bits, functions
@@ -436,18 +482,24 @@ class UnorderedLine(wiring.Component):
         First row of the slots, a multiple of all their rows.
     wall : :class:`bool`
         The wall's: no burst is reported in ``retired``.
+    atomics : :class:`bool`
+        Its reads may be AtomicOps; an AtomicOp waits for its operand.
     width, rows, index_bits, functions, client, reads : :class:`int`
         As in :class:`OrderedLine`.
 
     Members
     -------
-    As in :class:`OrderedLine`.
+    operands : ``In(stream.Signature(BurstData(width)))``
+        Of its AtomicOps, in their order; there with ``atomics`` only.
+    others
+        As in :class:`OrderedLine`.
     """
 
-    def __init__(self, *, width, rows, index_bits, functions, client, base, slots, reads, wall=False):
+    def __init__(self, *, width, rows, index_bits, functions, client, base, slots, reads, wall=False, atomics=False):
         self.width, self.buffer_rows, self.index_bits, self.functions = width, rows, index_bits, functions
-        self.client, self.base, self.slots, self.reads, self.wall = client, base, slots, reads, wall
-        super().__init__(_line_members(width, rows, index_bits, functions))
+        self.client, self.base, self.slots, self.reads, self.wall, self.atomics = client, base, slots, reads, wall, atomics
+        operands = {"operands": In(stream.Signature(BurstData(width)))} if atomics else {}
+        super().__init__(_line_members(width, rows, index_bits, functions) | operands)
 
     def elaborate(self, platform):
         m = Module()
@@ -468,14 +520,23 @@ class UnorderedLine(wiring.Component):
 
         # Issue.
         burst, ended = front.piece.burst, self.ended.p
-        mine = Signal()
+        mine, complete = Signal(), Signal(init=1)  # what the burst needs of the client is there
+        if self.atomics:
+            m.submodules.operands = operands = Operands(width=self.width)
+            wiring.connect(m, wiring.flipped(self.operands), operands.i)
+            is_atomic = burst.atomic != AtomicKind.NONE
+            m.d.comb += [
+                complete.eq(operands.o.valid | ~is_atomic),
+                operands.o.ready.eq(slot_taken & is_atomic),
+                self.request.operand.eq(operands.o.payload),
+            ]
         ticket_layout = data.StructLayout({"offset": bytes_log2, "length_bytes": 7, "cookie": 12})
         m.submodules.tickets = tickets = Memory(shape=ticket_layout, depth=self.slots, init=[])
         ticket_write, ticket_read = tickets.write_port(), tickets.read_port()
         m.d.comb += [
             mine.eq(self.ended.valid & (ended.client == self.client)),
-            front.space.eq(slot_valid),
-            front.refusable.eq(slot_valid & ~mine),
+            front.space.eq(slot_valid & complete),
+            front.refusable.eq(slot_valid & complete & ~mine),
             slot_taken.eq(self.granted | front.refused),
             self.request.row.eq(self.base + slot * slot_rows),
             self.request.index.eq(slot),

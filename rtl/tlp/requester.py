@@ -9,16 +9,17 @@ from amaranth.lib.wiring import In, Out
 from ..spec import pcie
 from ..stream.arbiter import Arbiter
 from ..stream.queue import Queue
-from .layouts import Burst, BurstData, BurstDone, BurstRetired, ConfigState, TlpBeat
+from .layouts import AtomicKind, Burst, BurstData, BurstDone, BurstRetired, ConfigState, TlpBeat
 from .read_buffer import Over, ReadBuffer
 from .read_lines import SLOT_BYTES, OrderedLine, ReadRequest, UnorderedLine
-from .tags import TagEvents, TagTable
+from .tags import TagEvents, TagTable, ten_bit_name
 from .write_path import WritePath
 
 MAX_CLIENTS = 64
 MAX_FUNCTIONS = 8
 WIDTHS = (64, 128, 256, 512)
 WRITES_IN_FLIGHT = 16  # write bursts of each client between being accepted and its taking their BurstDone
+_ATOMIC_TYPES = {AtomicKind.FETCH_ADD: pcie.TYPE_FETCH_ADD, AtomicKind.SWAP: pcie.TYPE_SWAP, AtomicKind.CAS: pcie.TYPE_CAS}
 ORDER_DEPTH = 32  # bursts that wait to be found in order: reads behind writes
 
 
@@ -36,6 +37,8 @@ class ReadClient:
     buffer_bytes : :class:`int`
         Space for data in flight, a power of two: 4096 to 65536 if ordered, else 64 for each read in flight, 128 to 16384. 0: the
         client only writes.
+    atomics : :class:`bool`
+        Its reads may be AtomicOps. It must be unordered, and writes nothing: its write data are their operands.
     reads : :class:`int`
         Read bursts of the client that wait at the requester without holding up others: a client with no more than this many
         reads outstanding never holds up the gate's stream.
@@ -50,6 +53,7 @@ class ReadClient:
     ordered: bool
     buffer_bytes: int
     reads: int = 32
+    atomics: bool = False
 
     def __post_init__(self):
         low, high = (4096, 65536) if self.ordered else (128, 16384)
@@ -58,6 +62,8 @@ class ReadClient:
             raise ValueError(f"Buffer of client {self.name!r} must be 0 or a power of two between {low} and {high} bytes, not {size!r}")
         if self.reads not in range(2, 257):
             raise ValueError(f"Waiting reads of client {self.name!r} must be between 2 and 256, not {self.reads!r}")
+        if self.atomics and (self.ordered or not size):
+            raise ValueError(f"AtomicOps of client {self.name!r} need a client that is unordered and reads, not {self!r}")
 
     @property
     def reads_data(self):
@@ -73,6 +79,9 @@ class Requester(wiring.Component):
     burst and function both allow it. Every byte of a read is reserved before its request is sent; read data is delivered as
     its requests complete, per client in order (ordered) or not (unordered).
 
+    AtomicOps are reads that bring operands: one TLP each, never cut. One that Device Control 2 of its function does not allow, or that is
+    not 4 or 8 bytes at a multiple of that, or of a client that may not ask for them, is answered with REFUSED. [PCIe5 6.15.3.1]
+
     Nothing is sent for a burst with a verdict other than OK, or for a function that is not bus master or is stopped: a write's data is
     taken and dropped, and it is done with the verdict, or RESET; a read is answered by one beat with that status, in order. The
     same happens to the rest of a burst during which that comes true. Once all tags that a read may use are quarantined it is
@@ -82,8 +91,9 @@ class Requester(wiring.Component):
     wall has tags, buffer space and queues of its own and goes first. A client that takes its data late holds up nobody else; a client
     with more than ``reads`` reads or 16 writes outstanding holds up the port it uses.
 
-    Tags: 0 to ``wall_tags`` - 1 are the wall's; a function without Extended Tag Field Enable uses only tags below 32. The ends
-    of requests, the rules for completions, the timeout and the quarantine are those of :class:`.tags.TagTable`.
+    Tags: 0 to ``wall_tags`` - 1 are the wall's; a function without Extended Tag Field Enable uses only tags below 32, one with 10-Bit Tag
+    Requester Enable all of them, each under its number + 256, any other those below 256. The ends of requests, the rules for
+    completions, the timeout and the quarantine are those of :class:`.tags.TagTable`.
 
     Stop: while ``stop`` is 1 for a function nothing is sent for it; ``stopped`` is 1 when besides every burst accepted for it has been
     answered and the answer taken. A stop also starts the recovery of the function's quarantined tags.
@@ -102,9 +112,10 @@ class Requester(wiring.Component):
     functions : :class:`int`
         Number of functions: 1 to 8.
     tags, wall_tags : :class:`int`
-        Tags in all, and those of the wall.
+        Tags in all, up to 768, and those of the wall. More than 256 are of use to functions with 10-bit tags.
     completion_timeout_cycles : :class:`int`
-        At least 32 * ``tags``. A missing completion is reported between this time and 1.25 times it.
+        At least 32 * ``tags``: the cycles of 10 ms. A missing completion is reported between this time and 1.25 times it, if the host
+        did not set another timeout for the function.
     max_payload : :class:`int`
         Largest Max_Payload_Size in bytes that is used, whatever the host sets.
 
@@ -115,7 +126,7 @@ class Requester(wiring.Component):
     gate : ``In(stream.Signature(Burst))``
         Bursts of all other clients, with addresses and verdicts.
     write_data : ``In(stream.Signature(BurstData(width))).array(n)``
-        Data of each client's write bursts, in their order.
+        Data of each client's write bursts, or operands of its AtomicOps, in their order.
     read_data : ``Out(stream.Signature(BurstData(width))).array(n)``
         Data and ends of each client's reads.
     write_done : ``Out(stream.Signature(BurstDone)).array(n)``
@@ -123,7 +134,7 @@ class Requester(wiring.Component):
     completions : ``In(stream.Signature(TlpBeat(width)))``
         Every completion that came in.
     posted, non_posted : ``Out(stream.Signature(TlpBeat(width)))``
-        Memory Writes; Memory Reads (one beat without data each).
+        Memory Writes; Memory Reads (one beat without data each) and AtomicOps.
     config : ``In(ConfigState).array(functions)``
         Of each function.
     retired_reads, retired_writes : ``Out(stream.Signature(BurstRetired))``
@@ -203,7 +214,7 @@ class Requester(wiring.Component):
         m.d.comb += live.eq(Cat(config.bus_master for config in self.config) & ~self.stop)
 
         lines = self._make_lines(m, table, live)
-        may_write, dones = self._make_write_side(m, writes, live)
+        may_write, dones = self._make_write_side(m, writes, lines, live)
         accepted = self._make_entries(m, writes, lines, may_write)
         self._make_read_requests(m, table, lines)
         overs = self._make_buffer(m, table, lines)
@@ -215,6 +226,8 @@ class Requester(wiring.Component):
             self.exhausted.eq(table.exhausted),
             self.events.eq(table.events),
         ]
+        for config, setting in zip(self.config, table.timeouts):
+            m.d.comb += [setting.value.eq(config.timeout), setting.disable.eq(config.timeout_disable)]
         wiring.connect(m, wiring.flipped(self.completions), table.completions)
         return m
 
@@ -228,7 +241,8 @@ class Requester(wiring.Component):
             if client.ordered:
                 line = OrderedLine(**shared, **own, region=client.buffer_bytes * 8 // self.width)
             else:
-                line = UnorderedLine(**shared, **own, slots=client.buffer_bytes // SLOT_BYTES, wall=n == 0)
+                line = UnorderedLine(**shared, **own, slots=client.buffer_bytes // SLOT_BYTES, wall=n == 0,
+                                     atomics=client.atomics)  # fmt: skip
             m.submodules[f"line{n}"] = lines[n] = line
             for config, its_config in zip(self.config, line.config):
                 m.d.comb += its_config.eq(config)
@@ -236,14 +250,16 @@ class Requester(wiring.Component):
                 line.live.eq(live),
                 line.ended.valid.eq(table.ended.valid),
                 line.ended.payload.eq(table.ended.payload),
-                line.short_tag.eq(table.short_tags.valid if n else table.wall_tags.valid),
-                line.long_tag.eq(table.long_tags.valid if n else 0),
-                line.dead.eq(table.dead.short if n else table.dead.wall),
-                line.long_dead.eq(table.dead.long if n else 1),
+                line.free.short.eq(table.short_tags.valid if n else table.wall_tags.valid),
+                line.dead.short.eq(table.dead.short if n else table.dead.wall),
+                line.dead.long.eq(table.dead.long if n else 1),
+                line.dead.wide.eq(table.dead.wide if n else 1),
             ]
+            if n:
+                m.d.comb += [line.free.long.eq(table.long_tags.valid), line.free.wide.eq(table.wide_tags.valid)]
         return lines
 
-    def _make_write_side(self, m, writes, live):
+    def _make_write_side(self, m, writes, lines, live):
         """Join the write path to the ports; return, for each client, whether a write may be accepted, and that a BurstDone was taken."""
         may_write, taken = [], []
         over = writes.over
@@ -252,7 +268,7 @@ class Requester(wiring.Component):
             m.d.comb += its_config.eq(config)
         wiring.connect(m, writes.posted, wiring.flipped(self.posted))
         for n, port in enumerate(self.write_data):
-            wiring.connect(m, wiring.flipped(port), writes.data[n])
+            wiring.connect(m, wiring.flipped(port), lines[n].operands if self.clients[n].atomics else writes.data[n])
             m.submodules[f"done{n}"] = done = Queue(data.StructLayout({"done": BurstDone, "function": 8}), WRITES_IN_FLIGHT)
             o = self.write_done[n]
             m.d.comb += [
@@ -320,7 +336,9 @@ class Requester(wiring.Component):
         wanted, granted = Signal(len(self.clients)), Signal(len(self.clients))
         behind = Signal(len(self.clients))  # the clients behind the one served last
         others, next_ones = Signal(len(self.clients)), Signal(len(self.clients))
-        free = ~o.valid | o.ready
+        # An AtomicOp has 1 to 4 dwords of operands: at 64 bits maybe a second beat.
+        second, second_data = Signal(), Signal(64)
+        free = (~o.valid | o.ready) & ~second
         m.d.comb += [
             others.eq(wanted & ~1),
             next_ones.eq(Mux((others & behind) != 0, others & behind, others)),
@@ -337,35 +355,62 @@ class Requester(wiring.Component):
             with m.If(granted[n]):
                 m.d.comb += [request.eq(line.request), client.eq(n)]
 
+        # The widest set first, so that tags which others could use are left to them.
         grant = Signal(table.wall_tags.payload.shape())
-        is_long = request.extended_tag & table.long_tags.valid
-        m.d.comb += grant.eq(Mux(granted[0], table.wall_tags.payload, Mux(is_long, table.long_tags.payload, table.short_tags.payload)))
-        m.d.comb += [
-            table.wall_tags.ready.eq(granted[0]),
-            table.long_tags.ready.eq(granted[1:].any() & is_long),
-            table.short_tags.ready.eq(granted[1:].any() & ~is_long),
-        ]
+        with m.If(granted[0]):
+            m.d.comb += [grant.eq(table.wall_tags.payload), table.wall_tags.ready.eq(1)]
+        with m.Elif(request.reach.wide & table.wide_tags.valid):
+            m.d.comb += [grant.eq(table.wide_tags.payload), table.wide_tags.ready.eq(granted.any())]
+        with m.Elif(request.reach.long & table.long_tags.valid):
+            m.d.comb += [grant.eq(table.long_tags.payload), table.long_tags.ready.eq(granted.any())]
+        with m.Else():
+            m.d.comb += [grant.eq(table.short_tags.payload), table.short_tags.ready.eq(granted.any())]
 
         piece, burst = request.piece, request.piece.burst
         config = Signal(ConfigState)
         requester_id = Cat(burst.function[:3], config.device, config.bus)
         m.d.comb += config.eq(Array(self.config)[burst.function])
         opened, header = table.opened, o.p.header
-        m.d.comb += [opened.valid.eq(o.valid & o.ready), o.p.first.eq(1), o.p.last.eq(1)]
+        m.d.comb += [opened.valid.eq(o.valid & o.ready & o.p.first), o.p.last.eq(~second)]
+        has_atomics = any(client.atomics for client in self.clients)
+        is_atomic, is_double = Signal(), Signal()
+        tlp_type, length_dw = Signal(5, init=pcie.TYPE_MEMORY), Signal(11)
+        m.d.comb += length_dw.eq(piece.length_dw)
+        if has_atomics:
+            m.d.comb += [is_atomic.eq(burst.atomic != AtomicKind.NONE), is_double.eq(burst.atomic == AtomicKind.CAS)]
+            with m.Switch(burst.atomic):
+                for kind, code in _ATOMIC_TYPES.items():
+                    with m.Case(kind):
+                        m.d.comb += tlp_type.eq(code)
+            with m.If(is_double):
+                m.d.comb += length_dw.eq(piece.length_dw << 1)
+            with m.If(free):
+                m.d.sync += [
+                    o.p.data.eq(request.operand),
+                    o.p.dword_count.eq(Mux(is_atomic, Mux(length_dw > self.width // 32, self.width // 32, length_dw), 0)),
+                ]
+            if self.width == 64:
+                with m.If(free):
+                    m.d.sync += [second.eq(granted.any() & is_double & (length_dw == 4)), second_data.eq(request.operand[64:])]
+                with m.Elif(second & o.ready):
+                    m.d.sync += [second.eq(0), o.p.first.eq(0), o.p.data.eq(second_data)]
         with m.If(free):
             m.d.sync += [
                 o.valid.eq(granted.any()),
-                header.fmt.eq(burst.address[32:].any() << pcie.FMT_4DW),
-                header.type.eq(pcie.TYPE_MEMORY),
+                o.p.first.eq(1),
+                header.fmt.eq((burst.address[32:].any() << pcie.FMT_4DW) | (is_atomic << pcie.FMT_DATA)),
+                header.type.eq(tlp_type),
                 header.relaxed_ordering.eq(burst.relaxed_ordering & config.relaxed_ordering),
                 header.no_snoop.eq(burst.no_snoop & config.no_snoop),
-                header.length_dw.eq(piece.length_dw),
+                header.length_dw.eq(length_dw),
                 header.requester_id.eq(requester_id),
-                header.tag.eq(grant.tag),
-                header.first_be.eq(piece.first_be),
-                header.last_be.eq(piece.last_be),
+                header.tag.eq(Mux(config.ten_bit_tag, ten_bit_name(grant.tag), grant.tag)),
+                header.first_be.eq(Mux(is_atomic, 0, piece.first_be)),  # reserved in AtomicOps
+                header.last_be.eq(Mux(is_atomic, 0, piece.last_be)),
                 header.address.eq(Cat(Const(0, 2), burst.address[2:])),
                 opened.p.tag.eq(grant.tag),
+                opened.p.ten_bit.eq(config.ten_bit_tag),
+                opened.p.atomic.eq(is_atomic),
                 opened.p.generation.eq(grant.generation),
                 opened.p.client.eq(client),
                 opened.p.function.eq(burst.function),

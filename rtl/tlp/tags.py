@@ -9,19 +9,24 @@ from amaranth.lib.wiring import In, Out
 
 from ..spec import pcie
 from ..stream.queue import Queue
-from .layouts import BurstStatus, TlpBeat
+from .layouts import BurstStatus, Header, TlpBeat
 
 SHORT_TAGS = 32  # tags 0..31: all that a function may use without Extended Tag Field Enable [PCIe5 2.2.6.2]
-TICKS = 8  # of the timer in one completion timeout
-STAMP_BITS = 5  # of the timer in a tag's record: longer than the longest wait, (2 * TICKS + 1) ticks
-PATIENCE = 64  # cycles in which a probe that is due lets completions go first
-PROBES = 16  # times that each tag is looked at in one completion timeout
+LONG_TAGS = 256  # tags 0..255: all that a function may use without 10-Bit Tag Requester Enable [PCIe5 2.2.6.2]
+MAX_TAGS = 768  # tags 256..1023: those that it uses with it
+TICKS = 1024  # of the timer in the default completion timeout, at least
+SHORT_DIVISOR, MEDIUM_DIVISOR = 160, 2  # the default of 10 ms over those of 62.5 us and 5 ms
+REFUSALS = 64  # cycles in which a probe that is due lets completions go first
+PROBES, SHORT_PROBES = 16, 500  # times that each tag is looked at in the default timeout, and while any function has the short one
 
 
 class TagGrant(data.Struct):
-    """A free tag; ``generation`` goes back to the table with the request, unchanged."""
+    """A free tag; ``generation`` goes back to the table with the request, unchanged.
 
-    tag: 8
+    ``tag`` counts from 0. In a request of 8 bits it is the tag itself, in one of 10 bits the tag is :func:`ten_bit_name`.
+    """
+
+    tag: 10
     generation: 1
 
 
@@ -31,17 +36,29 @@ class Pool(data.Struct):
     wall: 1
     short: 1
     long: 1
+    wide: 1
+
+
+def ten_bit_name(tag):
+    """Return ``tag`` + 256: the name of a tag in a request with 10-bit tags, of which bits 9:8 are never 0. [PCIe5 2.2.6.2]"""
+    return Cat(tag[:8], tag[8:10] + 1)[:10]
 
 
 class TagEvents(data.Struct):
-    """What happened in this cycle, for error reporting [PCIe5 6.2]; ``function`` is meaningless for ``unexpected`` ones."""
+    """What happened in this cycle, for error reporting: at most one of the pulses is 1. [PCIe5 6.2]
+
+    ``function`` and ``header`` are valid with a pulse and keep their values until the next. ``function`` is the one whose request it is,
+    0 for ``unexpected``: there only the Requester ID in ``header`` says whom it was meant for. ``header`` is the completion's; for
+    ``timeout`` it has type, Requester ID and tag of the request, and 0 in all else.
+    """
 
     unexpected: 1  # completion that nobody asked for, or that does not fit its request
     timeout: 1
-    unsupported: 1  # completion with Unsupported Request
+    unsupported: 1  # completion with Unsupported Request, Configuration Request Retry or a reserved status
     aborted: 1  # completion with Completer Abort
-    poisoned: 1
+    poisoned: 1  # completion with EP=1 for a request in flight: each of them
     function: 8
+    header: Header
 
 
 class State(enum.Enum, shape=2):
@@ -53,11 +70,30 @@ class State(enum.Enum, shape=2):
     RECOVERING = 3  # quarantined, and its function was stopped since: free after two more timeouts
 
 
+class Patience(enum.Enum, shape=2):
+    """How long requests of a function wait for their completions. [PCIe5 7.5.3.16]"""
+
+    DEFAULT = 0
+    SHORT = 1
+    MEDIUM = 2
+    ENDLESS = 3
+
+
+class TimeoutSetting(data.Struct):
+    """Completion Timeout Value and Completion Timeout Disable of a function. [PCIe5 7.5.3.16]"""
+
+    value: 4
+    disable: 1
+
+
 @cache
 def Opened(rows, index_bits):
-    """Layout: a read request that has just been sent. ``row`` is the first of the read buffer for its data, ``index`` the client's own."""
+    """Layout: a read request that has just been sent. ``row`` is the first of the read buffer for its data, ``index`` the client's own.
+
+    ``ten_bit``: the tag in it was of 10 bits. ``atomic``: it is an AtomicOp.
+    """
     return data.StructLayout({
-        "tag": 8, "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16,
+        "tag": 10, "ten_bit": 1, "atomic": 1, "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16,
         "lower_address": 7, "length_bytes": 13, "row": range(rows), "index": index_bits,
     })  # fmt: skip
 
@@ -112,23 +148,29 @@ class TagPool(wiring.Component):
 class TagTable(wiring.Component):
     """Knows every read request in flight, judges each completion before a byte of it counts, and ends every request.
 
-    Tags come in three sets: the wall's, those below 32, and the others. A tag taken from one of the three streams is
-    announced in ``opened`` when its request is sent. Exactly one ``ended`` follows, always:
+    Tags come in four sets: the wall's, those below 32, those below 256, and the others, which only a request with 10-bit tags can name;
+    it can have any. A tag taken from one of the four streams is announced in ``opened`` when its request is sent. Exactly one ``ended``
+    follows, always:
 
     - OK when completions brought every byte, in order; POISONED when one of them had EP=1 (after the last of them);
     - UR or CA when a completion had that status (Configuration Request Retry and reserved ones count as UR);
     - TIMEOUT when they did not come in time.
 
     A completion counts only if its tag is in flight, its Requester ID is the request's, Byte Count and Lower Address are
-    what is still missing, its length is not more than that, and all its dwords are there. Any other is dropped whole and
+    what is still missing, its length is not more than that, and all its dwords are there. That of an AtomicOp brings all of it, and
+    its Lower Address is reserved. Any other is dropped whole and
     reported as unexpected; it changes nothing, so the request it was for ends by timeout. [PCIe5 2.3.2, 6.2.3.2.4.5]
 
     A tag is free again after its end, except after TIMEOUT: it is quarantined until its last completion arrives, or until
     two timeouts have passed since its function was stopped. ``dead`` shows sets without a tag that will come back by itself.
 
-    A timeout is found between ``timeout_cycles`` and 1.25 times that. For this the table needs a cycle without the first
-    beat of a completion every ``timeout_cycles / (16 * tags)`` cycles, and one without a last beat for each timeout. When there was
-    none for 64 cycles ``completions.ready`` is 0 for one cycle; otherwise it is always 1.
+    How long a request waits is what ``timeouts`` says of its function when it is looked at: ``timeout_cycles`` by default, half of it with
+    value 2 and 1/160 of it with value 1, which with a default of 10 ms are 5 ms and 62.5 us: both encodings of range A
+    [PCIe5 7.5.3.16]. Other values count as 0. While timeouts are disabled and the function is not stopped its requests wait for ever;
+    when that ends their time begins anew. A timeout is found between this time and 1.25 times that (value 1: 1.6 times, if the
+    default is at least 1000 * ``tags``). For this the table needs a cycle without the first beat of a completion every
+    ``timeout_cycles / (16 * tags)`` cycles (with value 1 on any function 1/500), and one without a last beat for each timeout. When
+    there was none for 64 cycles ``completions.ready`` is 0 for one cycle; otherwise it is always 1.
 
     Latency: 2 cycles from a beat to ``store``; 3 from a last beat to ``ended``. Throughput: 1 beat per cycle. No tag is handed out
     in the first ``tags`` cycles after reset.
@@ -142,12 +184,12 @@ class TagTable(wiring.Component):
     rows, index_bits : :class:`int`
         Rows of the read buffer; bits of ``index``.
     timeout_cycles : :class:`int`
-        Completion timeout; at least 32 * ``tags``.
+        Default completion timeout; at least 32 * ``tags``.
 
     Members
     -------
-    wall_tags, short_tags, long_tags : ``Out(stream.Signature(TagGrant))``
-        Free tags: the wall's; those below 32; the others.
+    wall_tags, short_tags, long_tags, wide_tags : ``Out(stream.Signature(TagGrant))``
+        Free tags: the wall's; those below 32; those below 256; the others.
     opened : ``In(stream.Signature(Opened(rows, index_bits), always_ready=True))``
         Requests sent.
     completions : ``In(stream.Signature(TlpBeat(width)))``
@@ -158,6 +200,8 @@ class TagTable(wiring.Component):
         Ends of requests, at least one cycle behind the last data.
     stop : ``In(8)``
         A bit per function: it rises when the function is stopped.
+    timeouts : ``In(TimeoutSetting).array(8)``
+        Of each function.
     in_flight : ``Out(range(tags + 1))``
         Requests opened and not ended.
     dead, exhausted : ``Out(Pool)``, ``Out(1)``
@@ -172,8 +216,8 @@ class TagTable(wiring.Component):
     """
 
     def __init__(self, *, width, tags, wall_tags, rows, index_bits, timeout_cycles):
-        if tags not in range(2, 257):
-            raise ValueError(f"Number of tags must be between 2 and 256, not {tags!r}")
+        if tags not in range(2, MAX_TAGS + 1):
+            raise ValueError(f"Number of tags must be between 2 and {MAX_TAGS}, not {tags!r}")
         if wall_tags not in range(1, min(tags, SHORT_TAGS)):
             raise ValueError(f"Number of wall tags must leave a tag below 32 to the others, not {wall_tags!r} of {tags!r}")
         if timeout_cycles < 32 * tags:
@@ -184,11 +228,13 @@ class TagTable(wiring.Component):
             "wall_tags": Out(stream.Signature(TagGrant)),
             "short_tags": Out(stream.Signature(TagGrant)),
             "long_tags": Out(stream.Signature(TagGrant)),
+            "wide_tags": Out(stream.Signature(TagGrant)),
             "opened": In(stream.Signature(Opened(rows, index_bits), always_ready=True)),
             "completions": In(stream.Signature(TlpBeat(width))),
             "store": Out(stream.Signature(StoreBeat(width, rows), always_ready=True)),
             "ended": Out(stream.Signature(TagEnd(index_bits), always_ready=True)),
             "stop": In(8),
+            "timeouts": In(TimeoutSetting).array(8),
             "in_flight": Out(range(tags + 1)),
             "dead": Out(Pool),
             "exhausted": Out(1),
@@ -198,15 +244,21 @@ class TagTable(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         tag_shape = range(self.tags)
+        # Time is counted in ticks, modulo so many that twice the longest wait (that of the quarantine) and the time until it is noticed are
+        # less than half.
+        tick_cycles = max(1, self.timeout_cycles // TICKS)
+        ticks = -(-self.timeout_cycles // tick_cycles)
+        waits = {Patience.DEFAULT: ticks, Patience.SHORT: -(-ticks // SHORT_DIVISOR), Patience.MEDIUM: -(-ticks // MEDIUM_DIVISOR)}
+        stamp_bits = (3 * ticks).bit_length() + 1
         # What a request asked for: written once, when it is opened.
         asked_layout = data.StructLayout({
             "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16, "lower_address": 7, "length_bytes": 13,
-            "row": range(self.rows), "index": self.index_bits, "stamp": STAMP_BITS, "stops": 2,
+            "row": range(self.rows), "index": self.index_bits, "ten_bit": 1, "atomic": 1, "stamp": stamp_bits, "stops": 2,
         })  # fmt: skip
         # What its completions brought: counts only while it has the generation of the request; before that, nothing came.
         got_layout = data.StructLayout({
             "generation": 1, "state": State, "remaining": 13, "lower_address": 7, "position": 11, "poisoned": 1,
-            "stamp": STAMP_BITS,
+            "is_stamped": 1, "stamp": stamp_bits,  # the time begins here, not when it was opened
         })  # fmt: skip
         m.submodules.asked = asked = Memory(shape=asked_layout, depth=self.tags, init=[])
         m.submodules.got = got = Memory(shape=got_layout, depth=self.tags, init=[])
@@ -219,15 +271,24 @@ class TagTable(wiring.Component):
         with m.If(~swept):
             m.d.sync += sweep.eq(sweep + 1)
 
-        # Time. It stands still while no tag is watched.
+        # Time. It stands still while no tag is watched. `limits`: what was stamped before that has waited long enough.
         is_watched = Signal()
-        now = Signal(STAMP_BITS)
-        tick_cycles = -(-self.timeout_cycles // TICKS)
-        tick = Signal(range(tick_cycles))
+        now = Signal(stamp_bits)
+        tick = Signal(range(max(2, tick_cycles)))
+        lap = 1 << stamp_bits
+        limits = {wait: Signal(stamp_bits, init=-count % lap, name=f"limit_{wait.name.lower()}") for wait, count in waits.items()}
+        recovered = Signal(stamp_bits, init=-2 * ticks % lap)
         with m.If(is_watched):
             m.d.sync += tick.eq(tick + 1)
             with m.If(tick == tick_cycles - 1):
-                m.d.sync += [tick.eq(0), now.eq(now + 1)]
+                m.d.sync += [tick.eq(0), *(time.eq(time + 1) for time in (now, recovered, *limits.values()))]
+        patience_of = Signal(data.ArrayLayout(Patience, 8))
+        for n, setting in enumerate(self.timeouts):
+            m.d.sync += patience_of[n].eq(Patience.DEFAULT)
+            with m.If(setting.disable & ~self.stop[n]):
+                m.d.sync += patience_of[n].eq(Patience.ENDLESS)
+            with m.Elif((setting.value == Patience.SHORT.value) | (setting.value == Patience.MEDIUM.value)):
+                m.d.sync += patience_of[n].eq(setting.value)
 
         # Stops of each function, modulo 4: a tag finds out that its function was stopped since it was opened.
         stopped_before = Signal(8)
@@ -247,50 +308,57 @@ class TagTable(wiring.Component):
             new_record.stamp.eq(now),
             new_record.stops.eq(stops[new.function[:3]]),
         ]
-        for name in ("generation", "client", "function", "epoch", "requester_id", "lower_address", "length_bytes", "row", "index"):
-            m.d.comb += new_record[name].eq(new[name])
+        m.d.comb += [new_record[name].eq(new[name]) for name, _ in Opened(self.rows, self.index_bits) if name != "tag"]
 
         b = Signal(data.StructLayout({
             "valid": 1, "probe": 1, "first": 1, "last": 1, "data": self.width, "dword_count": range(self.width // 32 + 1),
-            "tag": tag_shape, "in_range": 1, "requester_id": 16, "brings_data": 1, "failed": 1, "aborted": 1, "poisoned": 1,
+            "tag": tag_shape, "in_range": 1, "ten_bit": 1, "requester_id": 16, "brings_data": 1, "failed": 1, "aborted": 1, "poisoned": 1,
             "byte_count": 13, "lower_address": 7, "length_dw": 11, "payload_bytes": 13,
         }))  # fmt: skip
 
         # Stage A: a completion's first beat, or else the next probe, reads the record.
         i = self.completions
-        period = max(2, self.timeout_cycles // (PROBES * self.tags))
+        period, short_period = (max(2, self.timeout_cycles // (times * self.tags)) for times in (PROBES, SHORT_PROBES))
+        is_short = Signal()
+        m.d.sync += is_short.eq(Cat(patience_of[n] == Patience.SHORT for n in range(8)).any())
         wait = Signal(range(period))
         due, force = Signal(), Signal()
         probe_tag = Signal(tag_shape)
         accept, probe = Signal(), Signal()
+        h = i.p.header
+        ten_bit, named = Signal(), Signal(10)
         m.d.comb += [
+            ten_bit.eq(h.tag[8:] != 0),
+            named.eq(Cat(h.tag[:8], Mux(ten_bit, h.tag[8:] - 1, 0)[:2])),
             i.ready.eq(~force),
             accept.eq(i.valid & ~force),
             probe.eq(due & ~(accept & i.p.first)),
-            ask_read.addr.eq(Mux(probe, probe_tag, i.p.header.tag)),
+            ask_read.addr.eq(Mux(probe, probe_tag, named)),
             tell_read.addr.eq(ask_read.addr),
         ]
-        over = is_watched & (wait == period - 1)
+        over = is_watched & ((wait == period - 1) | (is_short & (wait >= short_period - 1)))
         m.d.sync += wait.eq(Mux(over, 0, wait + is_watched))
         with m.If(over):
             m.d.sync += due.eq(swept)
         with m.If(probe):
             m.d.sync += [due.eq(over), probe_tag.eq(Mux(probe_tag == self.tags - 1, 0, probe_tag + 1))]
-        patience, clean, retry = Signal(range(PATIENCE)), Signal(), Signal()
+        refused, clean, retry = Signal(range(REFUSALS)), Signal(), Signal()
         with m.If(retry):
             m.d.sync += [due.eq(1), probe_tag.eq(b.tag)]
         with m.If(clean):
-            m.d.sync += patience.eq(0)
-        with m.Elif((due | b.probe) & (patience != PATIENCE - 1)):
-            m.d.sync += patience.eq(patience + 1)
-        m.d.sync += force.eq((retry | (due & ~probe)) & (patience == PATIENCE - 1))
+            m.d.sync += refused.eq(0)
+        with m.Elif((due | b.probe) & (refused != REFUSALS - 1)):
+            m.d.sync += refused.eq(refused + 1)
+        m.d.sync += force.eq((retry | (due & ~probe)) & (refused == REFUSALS - 1))
 
-        h = i.p.header
+        header = Signal(Header)  # of the completion in stage B
+        with m.If(accept & i.p.first):
+            m.d.sync += header.eq(h)
         is_completion = (h.type == pcie.TYPE_COMPLETION) & ~h.fmt[pcie.FMT_4DW] & ~h.fmt[pcie.FMT_PREFIX]
         m.d.sync += [
             b.valid.eq(accept), b.probe.eq(probe), b.first.eq(i.p.first), b.last.eq(i.p.last),
             b.data.eq(i.p.data), b.dword_count.eq(i.p.dword_count),
-            b.tag.eq(ask_read.addr), b.in_range.eq((h.tag < self.tags) & swept), b.requester_id.eq(h.requester_id),
+            b.tag.eq(ask_read.addr), b.in_range.eq((named < self.tags) & swept), b.ten_bit.eq(ten_bit), b.requester_id.eq(h.requester_id),
             b.brings_data.eq(is_completion & h.fmt[pcie.FMT_DATA] & (h.status == pcie.STATUS_SC)),
             b.failed.eq(is_completion & (h.status != pcie.STATUS_SC)), b.aborted.eq(h.status == pcie.STATUS_CA),
             b.poisoned.eq(h.poisoned), b.byte_count.eq(h.byte_count), b.lower_address.eq(h.lower_address),
@@ -306,7 +374,7 @@ class TagTable(wiring.Component):
         with m.Else():
             m.d.comb += state.eq(g.state)
         work_layout = data.StructLayout({
-            "tag": tag_shape, "asked": asked_layout, "state": State, "stamp": STAMP_BITS,
+            "tag": tag_shape, "asked": asked_layout, "state": State, "is_stamped": 1, "stamp": stamp_bits,
             "remaining": 13, "lower_address": 7, "position": 11, "poisoned": 1,  # before this completion
             "left_dw": 11, "at": 11, "bad": 1,  # dwords of this completion to come, and where they belong
             "payload_bytes": 13, "length_dw": 11, "fits": 1, "failed": 1, "aborted": 1, "final": 1,
@@ -316,20 +384,22 @@ class TagTable(wiring.Component):
         # One signal each, not fields of `fresh`: it must not depend on itself.
         remaining, lower_address, position = Signal(13), Signal(7), Signal(11)
         excess = Signal(15)  # payload beyond what is missing: final completions bring 0 to 3 bytes more [PCIe5 2.3.1.1]
-        mine = b.in_range & (a.requester_id == b.requester_id) & (state != State.FREE)
+        mine = b.in_range & (a.ten_bit == b.ten_bit) & (a.requester_id == b.requester_id) & (state != State.FREE)
         m.d.comb += [
             remaining.eq(Mux(untouched, a.length_bytes, g.remaining)),
             lower_address.eq(Mux(untouched, a.lower_address, g.lower_address)),
             position.eq(Mux(untouched, a.lower_address[2 : 2 + lanes_log2], g.position)),
             excess.eq(b.payload_bytes - remaining),
             fresh.tag.eq(b.tag), fresh.asked.eq(a), fresh.state.eq(state), fresh.stamp.eq(g.stamp),
+            fresh.is_stamped.eq(g.is_stamped & ~untouched),
             fresh.remaining.eq(remaining), fresh.lower_address.eq(lower_address), fresh.position.eq(position),
             fresh.poisoned.eq((~untouched & g.poisoned) | b.poisoned),
             fresh.left_dw.eq(b.length_dw), fresh.at.eq(position),
             fresh.payload_bytes.eq(b.payload_bytes), fresh.length_dw.eq(b.length_dw),
-            fresh.final.eq(~excess[-1]),
-            fresh.fits.eq(mine & b.brings_data & (b.lower_address == lower_address) & (b.byte_count == remaining)
-                          & (excess[-1] | (excess[2:] == 0))),
+            fresh.final.eq(a.atomic | ~excess[-1]),
+            fresh.fits.eq(mine & b.brings_data & (b.byte_count == remaining)
+                          & Mux(a.atomic, b.length_dw == a.length_bytes[2:],
+                                (b.lower_address == lower_address) & (excess[-1] | (excess[2:] == 0)))),
             fresh.failed.eq(mine & b.failed), fresh.aborted.eq(b.aborted),
             work.eq(Mux(b.first, fresh, saved)),
         ]  # fmt: skip
@@ -358,12 +428,11 @@ class TagTable(wiring.Component):
 
         # The verdict: what becomes of the record, and what is told. A probe that finds something in a cycle with a last beat is
         # made once more.
-        concludes, probed, found = Signal(), Signal(), Signal()
+        concludes, probed, found, restamps = Signal(), Signal(), Signal(), Signal()
         subject, record = Signal(work_layout), Signal(got_layout)
         end, status, release = Signal(), Signal(BurstStatus), Signal()
         enters, leaves = Signal(), Signal()  # the quarantine
         unexpected = Signal()
-        age = Signal(STAMP_BITS)
         m.d.comb += [
             concludes.eq(b.valid & b.last),
             probed.eq(b.probe & ~(under_way & (saved.tag == b.tag))),
@@ -372,19 +441,33 @@ class TagTable(wiring.Component):
             subject.eq(Mux(concludes, work, fresh)),
             record.generation.eq(subject.asked.generation),
             record.state.eq(subject.state),
+            record.is_stamped.eq(subject.is_stamped),
             record.stamp.eq(subject.stamp),
             record.remaining.eq(subject.remaining),
             record.lower_address.eq(subject.lower_address),
             record.position.eq(subject.position),
             record.poisoned.eq(subject.poisoned),
         ]
+        # A probe: which limit counts, and whether the record is from before it.
+        patience = Signal(Patience)
+        begun, limit, late = Signal(stamp_bits), Signal(stamp_bits), Signal()
+        m.d.comb += [
+            patience.eq(patience_of[a.function[:3]]),
+            begun.eq(Mux(fresh.is_stamped | (state == State.RECOVERING), g.stamp, a.stamp)),
+            late.eq((begun - limit)[stamp_bits - 1]),
+        ]
+        with m.If(state == State.RECOVERING):
+            m.d.comb += limit.eq(recovered)
+        with m.Else():
+            m.d.comb += limit.eq(Mux(patience == Patience.SHORT, limits[Patience.SHORT],
+                                     Mux(patience == Patience.MEDIUM, limits[Patience.MEDIUM], limits[Patience.DEFAULT])))
         with m.Switch(state):
             with m.Case(State.BUSY):
-                m.d.comb += [age.eq(now - a.stamp), found.eq(age > TICKS)]
+                m.d.comb += [found.eq(late & (patience != Patience.ENDLESS)), restamps.eq(patience == Patience.ENDLESS)]
             with m.Case(State.QUARANTINED):
                 m.d.comb += found.eq(a.stops != stops[a.function[:3]])
             with m.Case(State.RECOVERING):
-                m.d.comb += [age.eq(now - g.stamp), found.eq(age > 2 * TICKS)]
+                m.d.comb += found.eq(late)
         with m.If(concludes):
             m.d.comb += unexpected.eq(~(work.failed | complete) | (work.state != State.BUSY))
             with m.If(work.failed | complete):
@@ -405,11 +488,13 @@ class TagTable(wiring.Component):
                 m.d.comb += status.eq(Mux(work.aborted, BurstStatus.CA, BurstStatus.UR))
             with m.Elif(work.poisoned):
                 m.d.comb += status.eq(BurstStatus.POISONED)
-        with m.Elif(probed & found):
+        with m.Elif(probed & (found | restamps)):
             m.d.comb += tell.en.eq(1)
             with m.Switch(state):
                 with m.Case(State.BUSY):
-                    m.d.comb += [record.state.eq(State.QUARANTINED), enters.eq(1), end.eq(1), status.eq(BurstStatus.TIMEOUT)]
+                    m.d.comb += [record.is_stamped.eq(1), record.stamp.eq(now)]
+                    with m.If(found):
+                        m.d.comb += [record.state.eq(State.QUARANTINED), enters.eq(1), end.eq(1), status.eq(BurstStatus.TIMEOUT)]
                 with m.Case(State.QUARANTINED):
                     m.d.comb += [record.state.eq(State.RECOVERING), record.stamp.eq(now)]
                 with m.Case(State.RECOVERING):
@@ -417,6 +502,25 @@ class TagTable(wiring.Component):
         m.d.comb += [tell.addr.eq(subject.tag), tell.data.eq(record)]
         with m.If(~swept):
             m.d.comb += [tell.en.eq(1), tell.addr.eq(sweep), tell.data.eq(0)]
+
+        # For error reports.
+        events, timed_out = Signal(TagEvents), Signal(Header)
+        m.d.comb += [
+            timed_out.type.eq(pcie.TYPE_MEMORY),
+            timed_out.requester_id.eq(subject.asked.requester_id),
+            timed_out.tag.eq(Mux(subject.asked.ten_bit, ten_bit_name(subject.tag), subject.tag)),
+            events.unexpected.eq(unexpected),
+            events.timeout.eq(enters),
+            events.unsupported.eq(end & (status == BurstStatus.UR)),
+            events.aborted.eq(end & (status == BurstStatus.CA)),
+            events.poisoned.eq(concludes & complete & (work.state == State.BUSY) & header.poisoned),
+            events.function.eq(Mux(unexpected, 0, subject.asked.function)),
+            events.header.eq(Mux(concludes, header, timed_out)),
+        ]
+        pulses = ("unexpected", "timeout", "unsupported", "aborted", "poisoned")
+        m.d.sync += [self.events[name].eq(events[name]) for name in pulses]
+        with m.If(Cat(events[name] for name in pulses).any()):
+            m.d.sync += [self.events.function.eq(events.function), self.events.header.eq(events.header)]
 
         # Stage C: everyone is told; `ended` a cycle later than `store`.
         told = Signal(data.StructLayout({
@@ -426,9 +530,6 @@ class TagTable(wiring.Component):
         m.d.sync += [
             told.end.eq(end), told.release.eq(release), told.enters.eq(enters), told.leaves.eq(leaves),
             self.ended.valid.eq(told.end),
-            self.events.unexpected.eq(unexpected), self.events.timeout.eq(enters), self.events.function.eq(subject.asked.function),
-            self.events.unsupported.eq(end & (status == BurstStatus.UR)), self.events.aborted.eq(end & (status == BurstStatus.CA)),
-            self.events.poisoned.eq(end & (status == BurstStatus.POISONED)),
             self.in_flight.eq(self.in_flight + self.opened.valid - told.end),
         ]  # fmt: skip
         with m.If(concludes | b.probe):
@@ -437,9 +538,9 @@ class TagTable(wiring.Component):
         with m.If(told.end):
             m.d.sync += self.ended.payload.eq(told.what)
 
-        bounds = (0, self.wall_count, min(self.tags, SHORT_TAGS), self.tags)
+        bounds = (0, self.wall_count, min(self.tags, SHORT_TAGS), min(self.tags, LONG_TAGS), self.tags)
         half, any_lost = [], []
-        for n, name in enumerate(("wall", "short", "long")):
+        for n, name in enumerate(("wall", "short", "long", "wide")):
             first, end_tag = bounds[n], bounds[n + 1]
             if first == end_tag:
                 m.d.comb += self.dead[name].eq(1)

@@ -111,8 +111,7 @@ class TagContract(wiring.Component):
 def quick(monkeypatch):
     """Short times: a timeout of two ticks, as many as the table's arithmetic needs."""
     monkeypatch.setattr(module, "TICKS", 2)
-    monkeypatch.setattr(module, "STAMP_BITS", 3)
-    monkeypatch.setattr(module, "PATIENCE", 2)
+    monkeypatch.setattr(module, "REFUSALS", 2)
 
 
 def test_tags():

@@ -6,6 +6,7 @@ import random
 
 import cocotb
 import pytest
+from amaranth.lib import data
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.dma import Span, TlpRules
@@ -70,6 +71,7 @@ class Bench:
         self.dead = set()  # functions that are stopped, or not bus master
         self.tlps = []  # every TLP sent
         self.events = dict.fromkeys(("unexpected", "timeout", "unsupported", "aborted", "poisoned"), 0)
+        self.told = []  # of every event
         self.problems = []
         self.answer = self.answer_well
         self.delay = lambda: 0
@@ -139,13 +141,15 @@ class Bench:
 
     async def watch_events(self):
         edge, read = RisingEdge(self.dut.clk), reader(self.dut.events)
+        pulses = sum(1 << data.Layout.cast(TagEvents)[name].offset for name in self.events)
         while True:
-            while not read():
+            while not read() & pulses:
                 await self.dut.events.value_change
                 await edge
             events = unpack(TagEvents, read())
             for name in self.events:
                 self.events[name] += getattr(events, name)
+            self.told.append(events)
             await edge
 
     # Clients
@@ -814,7 +818,7 @@ def test_parameters():
         ({"clients": ()}, "Number of clients must be between 1 and 64, not 0"),
         ({"clients": (data,)}, "The first client must be the wall, which reads and is unordered, not ReadClient"),
         ({"max_payload": 100}, "Largest payload must be a power of two between 128 and 4096, not 100"),
-        ({"tags": 257}, "Number of tags must be between 2 and 256, not 257"),
+        ({"tags": 769}, "Number of tags must be between 2 and 768, not 769"),
         ({"wall_tags": 32}, "Number of wall tags must leave a tag below 32 to the others, not 32 of 64"),
         ({"completion_timeout_cycles": 100}, "Completion timeout must be at least 2048 cycles with 64 tags, not 100"),
     ]:
