@@ -1,0 +1,260 @@
+"""What every card has: transaction layer, configuration space, error reporting, registers, and the wall in front of all DMA."""
+
+from amaranth import Cat, Module, ResetInserter, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .config import IOMMU_VECTORS
+from .function.collector import ErrorCollector
+from .function.config_space import ConfigSpace
+from .function.decoder import AddressDecoder
+from .function.description import PcieCapability
+from .function.errors import Errors
+from .iommu.gate import Gate
+from .iommu.unit import Iommu
+from .regs.bus import RegisterBus
+from .regs.router import Merger, Range, Router
+from .spec import pcie
+from .tlp.completer import Completer
+from .tlp.layouts import Burst, BurstData, BurstDone, ConfigState, Malformed, TlpBeat
+from .tlp.receiver import Receiver
+from .tlp.requester import ReadClient, Requester
+from .tlp.transmitter import Transmitter
+
+__all__ = ["Activity", "Core"]
+
+MAX_REQUEST_BYTES = 1024  # payload of a request that a link adapter passes on
+WALL_BUFFER_BYTES = 1024
+
+
+class Activity(data.Struct):
+    """What happens in a cycle: levels and pulses for counters."""
+
+    tags_in_flight: 11
+    iotlb_hit: 1
+    iotlb_miss: 1
+    walk: 1
+    walk_read: 1
+    ring_read: 1
+    used_write: 1
+
+
+class Core(wiring.Component):
+    """A card without what makes its functions worth having: registers and DMA clients attach to its ports.
+
+    Client n of its ports is client n + 1 at the requester, 0 being the wall. Whatever attaches begins anew while ``discarding`` is 1
+    (a ``ResetInserter`` does that), and follows "Stop" of rtl/README.md for ``reset`` and ``stop``.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Bits of the data path.
+    functions : tuple of :class:`.function.description.FunctionDescription`
+        Physical ones, then virtual ones; with ``iommu`` the first is the IOMMU's.
+    clients : tuple of :class:`.tlp.requester.ReadClient`
+        Who does DMA.
+    registers : tuple of tuples of :class:`.regs.router.Range`
+        What each of ``buses`` serves.
+    iommu : :class:`.config.IommuConfig` or None
+        None: all DMA is physical.
+    strict, tags, wall_tags, completion_timeout_cycles
+        As for :class:`.config.EndpointConfig`.
+
+    Members
+    -------
+    received, to_send, link_reset, discarding, max_payload, malformed
+        Towards the link adapter, as those of :class:`.endpoint.Endpoint`.
+    buses : ``Out(RegisterBus())``, one per item of ``registers``
+        To the owners of registers.
+    bursts, write_data, write_done, read_data
+        One per client: ``In(stream.Signature(Burst))``, ``In(stream.Signature(BurstData(width)))``,
+        ``Out(stream.Signature(BurstDone))``, ``Out(stream.Signature(BurstData(width)))``.
+    state : ``Out(ConfigState)``, one per function
+        What software configured.
+    reset : ``Out(functions)``
+        The function is being reset, by whatever cause; until ``busy`` is 0.
+    busy : ``In(functions)``
+        What belongs to the function is not reset yet; at least from the cycle behind the rise of ``reset`` on.
+    is_d3hot : ``Out(functions)``
+        Power state.
+    interrupt : ``In(functions)``
+        For Interrupt Status.
+    bypass : ``In(functions)``
+        1: DMA of the function is physical.
+    stop, stopped : ``In(functions)``, ``Out(functions)``
+        Of the requester.
+    activity : ``Out(Activity)``
+        For counters; nothing about rings.
+    """
+
+    def __init__(self, *, width, functions, clients, registers, iommu, strict, tags, wall_tags, completion_timeout_cycles):
+        self.width, self.functions, self.clients, self.registers = width, tuple(functions), tuple(clients), tuple(registers)
+        self.iommu, self.strict, self.tags, self.wall_tags = iommu, strict, tags, wall_tags
+        self.completion_timeout_cycles = completion_timeout_cycles
+        count, tlps, beats = len(self.functions), stream.Signature(TlpBeat(width)), stream.Signature(BurstData(width))
+        ports = {"bursts": In(stream.Signature(Burst)), "write_data": In(beats), "write_done": Out(stream.Signature(BurstDone)),
+                 "read_data": Out(beats)}  # fmt: skip
+        super().__init__({
+            "received": In(tlps), "to_send": Out(tlps), "link_reset": In(1), "discarding": Out(1), "max_payload": Out(3),
+            "malformed": In(Malformed),
+            "buses": Out(RegisterBus()).array(len(self.registers)),
+            **{name: port.array(len(self.clients)) for name, port in ports.items()},
+            "state": Out(ConfigState).array(count),
+            "reset": Out(count), "busy": In(count), "is_d3hot": Out(count), "interrupt": In(count), "bypass": In(count),
+            "stop": In(count), "stopped": Out(count),
+            "activity": Out(Activity),
+        })  # fmt: skip
+
+    def elaborate(self, platform):
+        m = Module()
+        width, descriptions, count = self.width, self.functions, len(self.functions)
+
+        # Functions as the host sees them. They and what reports errors live through a reset of the link; all else begins anew.
+        m.submodules.config_space = space = ConfigSpace(functions=descriptions)
+        m.submodules.errors = errors = Errors(functions=descriptions)
+        in_reset, is_resetting = Cat(space.reset[n] for n in range(count)), Signal()
+        m.d.comb += space.link_reset.eq(self.link_reset)
+        with m.If(self.link_reset):
+            m.d.sync += [self.discarding.eq(1), is_resetting.eq(0)]
+        with m.Elif(in_reset.all()):
+            m.d.sync += is_resetting.eq(self.discarding)
+        with m.Elif(is_resetting & ~in_reset.any()):
+            m.d.sync += [self.discarding.eq(0), is_resetting.eq(0)]
+
+        def add(name, component):
+            m.submodules[name] = ResetInserter({"sync": self.discarding})(component)
+            return component
+
+        decoder = add("decoder", AddressDecoder(functions=descriptions))
+
+        # Transaction layer.
+        receiver = add("receiver", Receiver(width=width, depth=max(64, MAX_REQUEST_BYTES * 8 // width)))
+        transmitter = add("transmitter", Transmitter(width=width))
+        completer = add("completer", Completer(width=width, functions=count))
+        readers = (ReadClient("wall", False, WALL_BUFFER_BYTES), *self.clients)
+        requester = add("requester", Requester(
+            width=width, clients=readers, functions=count, tags=self.tags, wall_tags=self.wall_tags,
+            completion_timeout_cycles=self.completion_timeout_cycles))
+        for source, sink in (
+            (wiring.flipped(self.received), receiver.i), (transmitter.o, wiring.flipped(self.to_send)),
+            (receiver.requests, completer.requests), (receiver.completions, requester.completions),
+            (requester.posted, transmitter.posted), (requester.non_posted, transmitter.non_posted),
+            (completer.completions, transmitter.completions),
+            (completer.decode_requests, decoder.requests), (decoder.responses, completer.decode_responses),
+        ):
+            wiring.connect(m, source, sink)
+        for n in range(count):
+            m.d.comb += [
+                completer.state[n].eq(space.state[n]),
+                decoder.state[n].eq(space.state[n]),
+                requester.config[n].eq(space.state[n]),
+                space.pending[n].eq(requester.pending[n]),
+            ]
+        for name in ("bars", "virtual_bars"):
+            m.d.comb += [inner.eq(outer) for inner, outer in zip(getattr(decoder, name), getattr(space, name))]
+        m.d.comb += [
+            self.reset.eq(in_reset),
+            self.is_d3hot.eq(Cat(settings.is_d3hot for settings in space.settings)),
+            requester.stop.eq(self.stop),
+            self.stopped.eq(requester.stopped),
+        ]
+        for n in range(count):
+            m.d.comb += [
+                self.state[n].eq(space.state[n]),
+                space.busy[n].eq(self.busy[n] & ~self.discarding),
+                space.interrupt[n].eq(self.interrupt[n]),
+            ]
+        self._isolate(m, completer.config_requests, space.requests, space.responses, completer.config_responses)
+
+        # Payloads: function 0 speaks for all of an ARI device, in which another may be set to more. [PCIe5 7.5.3.4]
+        supported = min(description.capability(PcieCapability).mps_code for description in descriptions)
+        most = Signal(3)
+        for n in range(1, count):
+            with m.If(space.state[n].mps_code > space.state[0].mps_code):
+                m.d.comb += requester.config[n].mps_code.eq(space.state[0].mps_code)
+        m.d.comb += most.eq(0)
+        for code in range(1, supported + 1):
+            with m.If(Cat(state.mps_code >= code for state in space.state).any()):
+                m.d.comb += most.eq(code)
+        m.d.sync += self.max_payload.eq(most)
+
+        # Errors.
+        collector = add("collector", ErrorCollector(functions=count))
+        wiring.connect(m, errors.updates, space.updates)
+        wiring.connect(m, collector.reports, errors.reports)
+        beat, message = receiver.completions, transmitter.messages
+        m.d.comb += [
+            collector.malformed.eq(self.malformed),
+            collector.completer.eq(completer.events),
+            collector.tags.eq(requester.events),
+            collector.completions.first.eq(beat.valid & beat.ready & beat.payload.first),
+            collector.completions.spoilt.eq(receiver.spoilt & beat.ready),
+            collector.completions.header.eq(beat.payload.header),
+            message.valid.eq(errors.messages.valid),
+            errors.messages.ready.eq(message.ready | self.discarding),
+            message.payload.header.fmt.eq(1 << pcie.FMT_4DW),
+            message.payload.header.type.eq(pcie.TYPE_MESSAGE | pcie.ROUTED_TO_ROOT),
+            message.payload.header.requester_id.eq(errors.messages.payload.requester_id),
+            message.payload.header.message_code.eq(errors.messages.payload.code),
+            message.payload.first.eq(1),
+            message.payload.last.eq(1),
+        ]
+        for n in range(count):
+            m.d.comb += [collector.state[n].eq(space.state[n]), errors.state[n].eq(space.state[n])]
+
+        # Registers.
+        own = () if self.iommu is None else ((Range(0, 0, 0, 4096),),)
+        merger = add("merger", Merger(count=2))
+        router = add("router", Router(targets=(*own, *self.registers)))
+        wiring.connect(m, completer.registers, merger.initiators[0])
+        window = merger.initiators[1]
+        self._isolate(m, space.registers.request, window.request, window.response, space.registers.response)
+        wiring.connect(m, merger.bus, router.bus)
+        for ours, theirs in zip(router.targets[len(own) :], self.buses):
+            wiring.connect(m, ours, wiring.flipped(theirs))
+
+        # The wall. The gate is told no bus and device: the function number alone is the device_id.
+        gate = add("gate", Gate(clients=len(self.clients), functions=count, has_iommu=self.iommu is not None))
+        m.d.comb += gate.bypass.eq(self.bypass)
+        for n in range(len(self.clients)):
+            for ours, theirs in ((gate.bursts[n], self.bursts[n]), (requester.write_data[n + 1], self.write_data[n]),
+                                 (requester.write_done[n + 1], self.write_done[n]), (requester.read_data[n + 1], self.read_data[n])):
+                wiring.connect(m, ours, wiring.flipped(theirs))
+        for source, sink in ((gate.o, requester.gate), (requester.retired_reads, gate.retired_reads),
+                             (requester.retired_writes, gate.retired_writes)):
+            wiring.connect(m, source, sink)
+        if self.iommu is not None:
+            iommu = add("iommu", Iommu(
+                width=width, strict=self.strict, vectors=IOMMU_VECTORS, entries=self.iommu.entries, ways=self.iommu.ways,
+                walks=self.iommu.walks))
+            for source, sink in (
+                (gate.translate_request, iommu.translate_request), (iommu.translate_response, gate.translate_response),
+                (iommu.fence, gate.fence), (gate.fenced, iommu.fenced), (router.targets[0], iommu.bus),
+                (iommu.bursts, requester.wall), (iommu.write_data, requester.write_data[0]),
+                (requester.read_data[0], iommu.read_data), (requester.write_done[0], iommu.write_done),
+            ):
+                wiring.connect(m, source, sink)
+            m.d.comb += [
+                iommu.config.eq(space.state[0]),
+                self.activity.iotlb_hit.eq(iommu.hit),
+                self.activity.iotlb_miss.eq(iommu.miss),
+                self.activity.walk.eq(iommu.begun),
+                self.activity.walk_read.eq(iommu.read),
+            ]
+
+        m.d.comb += self.activity.tags_in_flight.eq(requester.tags_in_flight)
+        return m
+
+    def _isolate(self, m, asks, asked, answers, answered):
+        """Join what outlives a reset of the link to what does not, ``asks`` to ``asked`` and ``answers`` to ``answered``.
+
+        While all is discarded either side's stream is taken, and whoever waits for an answer gets some.
+        """
+        for source, sink in ((asks, asked), (answers, answered)):
+            m.d.comb += [
+                sink.payload.eq(source.payload),
+                sink.valid.eq(source.valid),
+                source.ready.eq(sink.ready | self.discarding),
+            ]
+        with m.If(self.discarding):
+            m.d.comb += [asked.valid.eq(0), answered.valid.eq(1)]
