@@ -35,8 +35,9 @@ constexpr unsigned LANES = CARD_WIDTH / 32;
 constexpr uint32_t ALL_LANES = LANES == 32 ? ~0u : (1u << LANES) - 1;
 constexpr uint64_t PAGE = 4096;
 constexpr unsigned MAX_DW = 4 + 1024 + 1;
-constexpr int64_t LINK_RATE = CARD_WIDTH / 8 * 63;  // of the link in 64ths of a byte per cycle: 8 GT/s lanes carry 63 in 64 of what the card can
+constexpr int64_t LINK_RATE = CARD_WIDTH / 8 * 63;  // 64ths of a byte per cycle: lanes of 8 GT/s carry 63 of 64 bytes of the card's
 constexpr uint32_t FRAMING = 8;                     // bytes of every TLP on the link: framing, sequence number, LCRC
+constexpr int64_t LINK_BUFFER = 512;                // bytes that either end holds for the link
 constexpr uint32_t IS_4DW = 1u << 29, HAS_DATA = 1u << 30, HAS_PREFIX = 1u << 31;
 constexpr uint32_t ATTRIBUTES = 3u << 12, RELAXED = 1u << 13, NO_SNOOP = 1u << 12;
 constexpr uint32_t CPL = 0x0Au << 24, CPLD = 0x4Au << 24;
@@ -346,12 +347,12 @@ class Card {
     cycle++;
   }
 
-  // When the link will have carried the TLPs given to it, in 64ths of a byte.
+  // What the link has not carried yet of the TLPs given to it, in 64ths of a byte.
   static void charge(int64_t &owed, uint64_t dwords) { owed += int64_t(64 * (4 * dwords + FRAMING)); }
 
   static void drain(int64_t &owed) { owed = owed > 0 ? owed - LINK_RATE : 0; }
 
-  bool is_carried(int64_t owed) const { return !options.paced || owed <= 0; }
+  bool is_carried(int64_t owed) const { return !options.paced || owed <= 64 * LINK_BUFFER; }
 
   // One cycle: what is transferred in it, then the inputs of the next. The wrapper registers the inputs: they hold from just
   // after the edge, as a register of the link adapter would have them.

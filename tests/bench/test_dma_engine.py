@@ -1,0 +1,132 @@
+"""Bytes per cycle of the DMA engine on a link that carries no more than lanes of 8 GT/s do, beside the link's and the interface's limit."""
+
+import random
+
+import pytest
+
+from ringwall.models.events import TlpReceived, TlpSent
+from ringwall.models.iommu.tables import DeviceContext, PageTable
+from ringwall.models.tlp import TlpType, decode
+from ringwall.sim.card import IOVAS, PAGE
+from ringwall.sim.compiled_bench import CompiledBench
+
+from .traffic import ADDRESS, BYTES, CYCLES, FAILED, START, STRIDE, TrafficCard, TrafficConfig
+
+FRAMES, PAGES = 0x2000_0000, 66  # physical pages below 4 GiB: headers of 3 dwords, as in the peers' figures
+BURSTS = (24, 64)  # descriptors of a short run and of a long one
+ENDS = 200_000  # cycles in which a run must end
+PAYLOADS, REQUESTS, LATENCIES = (128, 256, 512), (128, 256, 512, 1024, 2048, 4096), (1, 250)  # MPS, MRRS, cycles; 1: served at once
+
+# What the best peer reaches (peers.md, measured there): cycles of a 64-byte operation, and of a lone one.
+PEER_READ_64 = {64: 10.8, 128: 5.4, 256: 3, 512: 2}
+PEER_WRITE_64 = {64: 10.5, 128: 5.3, 256: 3, 512: 2}
+PEER_WRITE_4K = {64: (6.81, 7.30, 7.56), 128: (13.62, 14.61, 15.16), 256: (25.6, 28.44, 30.12), 512: (42.67, 51.2, 56.89)}  # by MPS
+
+
+class Engine:
+    """A card of traffic whose pages are there; ``translated``: through an IOMMU with tables of 4 KiB pages, or physical."""
+
+    def __init__(self, width, *, translated, mps=256, mrrs=512, **parameters):
+        self.bench = bench = CompiledBench(TrafficConfig(width), seed=1, judged=False, mps=mps, mrrs=mrrs, card=TrafficCard, **parameters)
+        self.card, self.registers, self.base = bench.compiled, bench.functions[1].bars[0].address, FRAMES
+        self.card.map(FRAMES, PAGES * PAGE)
+        if translated:
+            self.base = IOVAS
+            bench.now(bench.enable_iommu())
+            table = PageTable(bench.session.memory, bench.allocator)
+            for n, frame in enumerate(random.Random(1).sample(range(PAGES), PAGES)):
+                table.map_page(IOVAS + PAGE * n, FRAMES + PAGE * frame)
+            bench.iommu.directory.set(1, DeviceContext.sv39(table.root, PSCID=1))
+            self.card.run(bench.iommu.invalidate_context(1))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.card.close()
+
+    def run(self, is_write, count, *, size=PAGE, stride=PAGE, offset=0):
+        """Return the cycles from the first of ``count`` descriptors to the end of the last."""
+        card, at = self.card, self.registers
+        for register, value in ((ADDRESS, self.base + offset), (STRIDE, stride), (BYTES, size), (START, count << 8 | is_write)):
+            card.memory_write(at + register, value.to_bytes(8, "little"))
+        card.step(ENDS)
+        left, cycles, failed = (int.from_bytes(card.memory_read(at + register, 8), "little") for register in (START, CYCLES, FAILED))
+        assert (left, failed) == (0, 0), f"{left} of {count} descriptors did not end, {failed} failed"
+        return cycles
+
+    def each(self, is_write, counts=BURSTS, **traffic):
+        """Return the cycles of a descriptor in a stream of them: a long run without what a short one takes, on warm translations."""
+        few, many = (self.run(is_write, count, **traffic) for count in counts)
+        return (many - few) / (counts[1] - counts[0])
+
+
+def limit(width, payload):
+    """Return bytes per cycle of TLPs with ``payload`` bytes and headers of 3 dwords: the least of interface and link."""
+    row = width // 8
+    return min(payload / -(-(payload + 12) // row), payload / (payload + 20) * row * 63 / 64)
+
+
+def show(capsys, *lines):
+    with capsys.disabled():
+        print("", *lines, sep="\n  ")
+
+
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
+def test_bulk(width, capsys):
+    """BENCH-DMA-1: 4 KiB descriptors, every MPS and MRRS, short and long latency, translated or not: 99 % of the least of link and
+    interface, writes one byte off alignment 97 % of aligned ones; no figure is above the limit."""
+    worst, table = {}, {}
+    for translated in (False, True):
+        for latency in LATENCIES:
+            for mps in PAYLOADS:
+                for mrrs in REQUESTS:
+                    with Engine(width, translated=translated, mps=mps, mrrs=mrrs, latency=latency, paced=True) as engine:
+                        engine.run(False, PAGES - 1)  # warms the IOTLB
+                        case = "translated" if translated else "physical", latency, mps, mrrs
+                        rates = {"read": (PAGE / engine.each(False), limit(width, min(mps, mrrs)))}
+                        if mrrs == 512:  # means nothing to writes
+                            aligned = PAGE / engine.each(True)
+                            rates |= {"write": (aligned, limit(width, mps)), "write + 1": (PAGE / engine.each(True, offset=1), aligned)}
+                    for name, (rate, most) in rates.items():
+                        table.setdefault((name, mps), []).append(rate)
+                        worst[name] = min(worst.get(name, (9,)), (rate / most, case))
+                        assert rate / most <= 1.001, f"{name} {case}: {rate:.2f} of {most:.2f} bytes per cycle"
+    lines = [f"{width:3} bits, MPS {mps:3}: {name:9} {min(rates):5.2f} to {max(rates):5.2f} bytes per cycle, limit {limit(width, mps):.2f}"
+             for (name, mps), rates in sorted(table.items())]  # fmt: skip
+    for name, (ratio, case) in worst.items():
+        of = "aligned ones" if "+" in name else "the limit"
+        lines.append(f"{width:3} bits: {name:9} at worst {ratio:.4f} of {of}, {' '.join(map(str, case))}")
+    show(capsys, *lines)
+    assert worst["read"][0] >= 0.99 and worst["write"][0] >= 0.99 and worst["write + 1"][0] >= 0.97, worst
+
+
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
+def test_small(width, capsys):
+    """BENCH-DMA-2: 64-byte descriptors back to back on an unpaced link, translated or not: cycles each as the best peer's or fewer."""
+    for translated in (False, True):
+        with Engine(width, translated=translated, latency=100) as engine:
+            engine.run(False, PAGES - 1)
+            for name, is_write, peer in (("read", False, PEER_READ_64[width]), ("write", True, PEER_WRITE_64[width])):
+                each = engine.each(is_write, (500, 2500), size=64, stride=64)
+                show(capsys, f"{width:3} bits: 64 B {name} {each:.2f} cycles each{', translated' * translated}; peer {peer}")
+                assert each <= peer
+
+
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
+def test_lone(width, capsys):
+    """BENCH-DMA-3: a lone 64-byte read: at most 20 cycles besides the host's at 256 bits; what is read is where it was mapped."""
+    for translated in (False, True):
+        with Engine(width, translated=translated, latency=30) as engine:
+            engine.run(False, PAGES - 1)
+            seen = []
+            engine.card.observe = lambda event, tlp, seen=seen: seen.append(event)
+            cycles = engine.run(False, 1, size=64)
+            engine.card.observe = None
+            tlps = [(event, decode(event.dwords)) for event in seen if isinstance(event, (TlpReceived, TlpSent))]
+            asked, address = next((event.cycle, tlp.address) for event, tlp in tlps if tlp.length_dw == 16 and tlp.type is TlpType.MRD)
+            told = next(event.cycle for event, tlp in tlps if tlp.length_dw == 16 and tlp.type is TlpType.CPLD)
+            assert FRAMES <= address < FRAMES + PAGES * PAGE and (address == FRAMES) == (not translated)
+            host = told - asked - -(-(64 + 12) // (width // 8)) + 1  # from the request's last beat to the completion's first
+            show(capsys, f"{width:3} bits: lone 64 B read {cycles - host} cycles and the host's{', translated' * translated}")
+            assert cycles - host <= 20 or width < 256
