@@ -4,7 +4,7 @@ import random
 
 import cocotb
 
-from ..models.host import CompletionPolicy, Host, enable_msix
+from ..models.host import CompletionPolicy, Host, enable_msix, enable_virtual, plan_virtual
 from ..models.host import enumerate as enumerate_functions
 from ..models.iommu.registers import IommuDriver
 from ..models.iommu.tables import Allocator, DeviceContext, PageTable
@@ -91,7 +91,7 @@ class Disk:
 
     def watch(self, *, vector, is_running=False):
         """Let the golden device judge the queue, from in front of the reset on or when it runs already."""
-        config, layout = self.card.config.disks[self.function - self.card.config.first_disk], self.layout
+        config, layout = self.card.config.all_disks[self.function - self.card.config.first_disk], self.layout
         status = self.driver.structure(StructureType.COMMON).address + FIELDS["device_status"][0]
         self.card.session.add(
             "RingChecker", function=self.function, size=layout.size, desc=layout.desc, avail=layout.avail, used=layout.used,
@@ -213,6 +213,22 @@ class Card:
         await self.port.run(self.iommu.init(levels))
         self.session.add("FaultQueueChecker", base=self.iommu.fq_base, entries=self.iommu.fq_entries, registers=info.bars[0].address)
         return self.iommu
+
+    async def enable_virtual(self, number, count, plan=None):
+        """Enable ``count`` virtual functions of disk ``number``; returns the plan for the next time. ``functions`` has them behind others.
+
+        They are disks, as :meth:`disk` brings them up, in the order of their function numbers.
+        """
+        info = self.functions[self.config.first_disk + number]
+        plan = plan or await self.port.run(plan_virtual(self.host, info))
+        found = await self.port.run(enable_virtual(self.host, info, plan, count))
+        self.functions += [None] * (self.config.functions - len(self.functions))
+        for one in found:
+            if self.functions[one.function] is None:
+                self.session.add("MessageChecker", function=one.function, entries=one.msix.count,
+                                 table=one.bars[one.msix.table_bar].address + one.msix.table_offset)  # fmt: skip
+            self.functions[one.function] = one
+        return plan
 
     def map(self, table, memory, iova, pages, *, perms="rwu"):
         """Map ``pages`` pages from ``iova`` on to fresh physical pages, scattered."""

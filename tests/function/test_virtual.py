@@ -10,11 +10,14 @@ from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles
 
 from ringwall.models import config_space as model
+from ringwall.rtl.config import BlkConfig, EndpointConfig
+from ringwall.rtl.endpoint import descriptions_of
 from ringwall.rtl.function import description as rtl
 from ringwall.rtl.function.config_space import ConfigSpace
 from ringwall.rtl.function.decoder import AddressDecoder
 from ringwall.rtl.function.layouts import FunctionSettings, Operation, UpdateBus, UpdateRequest
 from ringwall.rtl.tlp.layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse
+from ringwall.rtl.verilog import UltraScaleCard
 from ringwall.sim.run import run
 from ringwall.sim.stream import Stream, pack, start, unpack
 
@@ -288,7 +291,7 @@ async def addresses_belong_to_virtual_functions(dut):
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def the_end_of_vf_enable_is_a_reset(dut):
-    """FUNC-VF-3 (R72): VF Enable off, FLR or D3hot of the physical function, hot reset: all are in reset until not busy; FLR of one: one."""
+    """FUNC-VF-3 (R72): VF Enable off, FLR or D3hot of the physical function, hot reset: all in reset until not busy; FLR of one: one."""
     bench = await Bench(dut).begin()
 
     def resets():
@@ -346,6 +349,28 @@ async def the_end_of_vf_enable_is_a_reset(dut):
         bench.states()
         for n in OWNERS:
             getattr(dut, f"busy__{n}").value = 1
+
+
+@pytest.mark.parametrize("make, sentence", [
+    (lambda: BlkConfig(virtual_functions=8), "between 0 and 7, not 8"),
+    (lambda: EndpointConfig(disks=(BlkConfig(virtual_functions=3), BlkConfig(virtual_functions=3))), "at least one disk, not 8 disks"),
+    (lambda: UltraScaleCard(EndpointConfig(disks=(BlkConfig(virtual_functions=1),))), "must have no virtual functions, not"),
+])  # fmt: skip
+def test_cards_are_checked(make, sentence):
+    """FUNC-VF-5: a card with more functions than there is room for, or that its link cannot have, is refused with a sentence."""
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_a_card_has_them_behind_its_disks():
+    """FUNC-VF-7: virtual functions of two disks are behind both, disk by disk; the lowest has ARI Capable Hierarchy; none by default."""
+    config = EndpointConfig(disks=(BlkConfig(virtual_functions=2, vectors=3), BlkConfig(), BlkConfig(virtual_functions=1, vectors=4)))
+    found = rtl.check_functions(descriptions_of(config))
+    assert rtl.virtual_functions_of(found) == {4: (1, 0), 5: (1, 1), 6: (3, 0)}
+    assert [one.capability(rtl.MsixCapability).vectors for one in found] == [4, 3, 2, 4, 3, 3, 4]
+    assert [one.map(n, 4).has("sriov", "control", "ari_hierarchy") for n, one in enumerate(found[:4])] == [False, True, False, False]
+    assert (config.functions, config.physical_functions) == (7, 4)
+    assert not any(one.extended or one.is_virtual for one in descriptions_of(EndpointConfig()))
 
 
 @pytest.mark.parametrize("make, sentence", [
