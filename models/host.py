@@ -537,10 +537,16 @@ class Host:
 
     def _expect(self, pending: Pending, tlp: Tlp, start: int, length: int, function: int | None) -> None:
         """``function``: that is to answer, None when nobody is known to."""
-        part = _Part(pending, tlp, start, length, None if function is None else self._captured.get(function, function))
+        part = _Part(pending, tlp, start, length, None if function is None else self._identity(function))
         pending._parts.append(part)
         pending.tlps.append(tlp)
         self._parts[tlp.tag] = part
+
+    def _identity(self, function: int) -> int:
+        """Return the routing ID that a function must use: as captured, of a virtual one by its physical one. [PCIe5 2.2.6.2, 9.2.1.2]"""
+        this = self._functions.get(function)
+        owner = next((n for n, known in self._functions.items() if any(one is this for one in known.virtual)), None)
+        return self._captured.get(function, function) if owner is None else self._captured.get(owner, owner) & ~0xFF | function
 
     def _finish(self, pending: Pending, status: str) -> None:
         operation = pending.operation
@@ -892,14 +898,17 @@ class Host:
             _RESET_CONTROL & 0x0FFF | sizes[0] << 5 | sizes[1] << 12 | (_EXT_TAG if (self.ext_tag if ext_tag is None else ext_tag) else 0)]}
         function.refresh()
 
-    def claim(self, info: FunctionInfo, physical: int | None = None) -> None:
-        """Take note of what `enumerate` found out about a function, or `enable_virtual` about a virtual one of ``physical``."""
+    def attach(self, number: int, physical: int) -> None:
+        """Take note of a virtual function of ``physical``."""
+        function = self.function(number)
+        function.physical = self.function(physical)
+        if function not in function.physical.virtual:
+            function.physical.virtual.append(function)
+        function.refresh()
+
+    def claim(self, info: FunctionInfo) -> None:
+        """Take note of what `enumerate` or `enable_virtual` found out about a function."""
         function = self.function(info.function)
-        if physical is not None:
-            function.physical = self.function(physical)
-            if function not in function.physical.virtual:
-                function.physical.virtual.append(function)
-            function.refresh()
         function.bars = [(bar.address, bar.size) for bar in info.bars.values() if not bar.is_io]
         if info.msix is not None and info.msix.table_bar in info.bars:
             function.msix = _MsixShadow(info.bars[info.msix.table_bar].address + info.msix.table_offset, info.msix.count)
@@ -1028,8 +1037,8 @@ def _look_at(info: FunctionInfo, host: Host) -> Software:
     yield from _look_behind(info, host)
 
 
-def _look_behind(info: FunctionInfo, host: Host, physical: int | None = None) -> Software:
-    """Fill ``info`` from the capabilities, and let the host know the function: a virtual one of ``physical``, if that is given."""
+def _look_behind(info: FunctionInfo, host: Host) -> Software:
+    """Fill ``info`` from the capabilities, and let the host know the function."""
     number = info.function
     yield from _walk_capabilities(info)
     yield from _walk_ext_capabilities(info)
@@ -1047,7 +1056,7 @@ def _look_behind(info: FunctionInfo, host: Host, physical: int | None = None) ->
         for bar, at, size in ((table & 7, table & ~7, 16 * info.msix.count), (pba & 7, pba & ~7, (info.msix.count + 63) // 64 * 8)):
             if bar not in info.bars or at + size > info.bars[bar].size:
                 info.problems.append(f"MSI-X: BAR {bar} does not hold {size} bytes at {at:#x}")
-    host.claim(info, physical)
+    host.claim(info)
 
 
 def _place_bars(info: FunctionInfo, host: Host) -> Software:
@@ -1238,10 +1247,11 @@ def enable_virtual(host: Host, info: FunctionInfo, plan: VirtualPlan, count: int
         if routing_id >> 8 != host.bus:
             raise RuntimeError(f"Virtual function {n} is of another bus: routing ID {routing_id:#06x}")
         virtual = FunctionInfo(routing_id & 0xFF, info.vendor, plan.device, bars=plan.bars_of(n))
+        host.attach(virtual.function, number)
         identity = yield ConfigRead(virtual.function, 0x00, 4)
         if identity != 0xFFFF_FFFF:
             virtual.problems.append(f"IDs of a virtual function must read as all ones, not {identity:#x}")
-        yield from _look_behind(virtual, host, info.function)
+        yield from _look_behind(virtual, host)
         yield ConfigWrite(virtual.function, _COMMAND, 2, 0x0004)
         found.append(virtual)
     return found
