@@ -240,19 +240,19 @@ class Card:
             table.map_page(iova + PAGE * n, frame * PAGE, perms=perms)
 
     async def disk(self, number, *, queue_size=64, buffer_pages=600, platform=True, framing="parts", alignment=1, vectors=True,
-                   spread=False):  # fmt: skip
+                   spread=False, base=IOVAS):  # fmt: skip
         """Bring disk ``number`` (from 0) up: tables if there is an IOMMU in use, context, MSI-X, virtio; return the :class:`Disk`.
 
-        ``spread``: descriptors, available ring and used ring each have a page of their own.
+        ``spread``: descriptors, available ring and used ring each have a page of their own. ``base``: first address of ring and buffers.
         """
         function = self.config.first_disk + number
         info = self.functions[function]
         translated = self.iommu is not None and platform
         memory, table = MappedMemory(self.session.memory), None
-        area = IOVAS + 0x10_0000, buffer_pages * PAGE
+        area = base + 0x10_0000, buffer_pages * PAGE
         if translated:
             table = PageTable(self.session.memory, self.allocator, observer=self.session.allowed)
-            self.map(table, memory, IOVAS, 16)
+            self.map(table, memory, base, 16)
             self.map(table, memory, area[0], buffer_pages)
             message = info.msix.message_address & -PAGE
             table.map_page(message, message, perms="rwu")
@@ -264,7 +264,7 @@ class Card:
         if vectors:
             await self.port.run(enable_msix(info, 2))
         driver = VirtioPciDriver(info)
-        parts = {"addresses": (IOVAS, IOVAS + 4 * PAGE, IOVAS + 8 * PAGE)} if spread else {"base": IOVAS}
+        parts = {"addresses": (base, base + 4 * PAGE, base + 8 * PAGE)} if spread else {"base": base}
         ring = SplitDriver(memory, size=queue_size, **parts)
         layout = ring.layout
         wanted = 1 << Feature.VERSION_1 | 1 << 9 | (1 << Feature.ACCESS_PLATFORM if platform else 0)

@@ -80,7 +80,7 @@ def presence(card):
 
 
 def test_enumeration():
-    """SYS-VF-1 (R54, R58): VFs are there as many as enabled, IDs read FFFF, BARs follow the page size, behind them is a disk."""
+    """SYS-VF-2 (R54, R58): VFs are there as many as enabled, IDs read FFFF, BARs follow the page size, behind them is a disk."""
     bench = CompiledBench(CONFIG, seed=1)
     with bench.compiled as card:
         host, [_, info] = card.host, bench.functions
@@ -110,7 +110,7 @@ def test_enumeration():
 
 @pytest.mark.parametrize("parameters", [{}, {"latency": 300, "jitter": 300, "split": "random", "stalls": 40}], ids=["quick", "slow"])
 def test_virtual_disks(parameters):
-    """SYS-VF-2 (R54, R72): PF and two VFs at once, each in pages of its own, with interrupts of its own; FLR of one; judged."""
+    """SYS-VF-3 (R54, R72): PF and two VFs at once, each in pages of its own, with interrupts of its own; FLR of one; judged."""
     bench = Bench(2, **parameters)
     rng, card = random.Random(2), bench.compiled
     loads = [Load(bench, n, 10 + n) for n in range(3)]
@@ -140,7 +140,7 @@ def test_virtual_disks(parameters):
 
 
 def test_virtual_functions_go():
-    """SYS-VF-3 (R54, R72): VF Enable off, FLR of the PF, under load, at random moments; silence; on again all work, with what they held."""
+    """SYS-VF-4 (R54, R72): VF Enable off, FLR of the PF, under load, at random moments; silence; on again all work, with what they held."""
     bench = Bench(3, latency=60, stalls=30)
     rng, card = random.Random(3), bench.compiled
     loads = [Load(bench, n, 20 + n) for n in range(3)]
@@ -173,7 +173,7 @@ def test_virtual_functions_go():
 
 
 def test_hostile():
-    """SYS-VF-4: NumVFs above TotalVFs, NumVFs and page size while enabled, accesses to what is not there, amid good requests."""
+    """SYS-VF-5 (R54): NumVFs above TotalVFs, NumVFs and page size while enabled, accesses to what is not there, amid good requests."""
     bench = Bench(4)
     card, rng, loads = bench.compiled, random.Random(4), [Load(bench, n, 30 + n) for n in range(3)]
     at = bench.plan.offset
