@@ -140,7 +140,7 @@ def test_virtual_disks(parameters):
 
 
 def test_virtual_functions_go():
-    """SYS-VF-4 (R54, R72): VF Enable off, FLR of the PF, under load, at random moments; silence; on again all work, with what they held."""
+    """SYS-VF-4 (R54, R72): VF Enable off under load at random moments, toggled quickly; silence; on again all work, with what they held."""
     bench = Bench(3, latency=60, stalls=30)
     rng, card = random.Random(3), bench.compiled
     loads = [Load(bench, n, 20 + n) for n in range(3)]

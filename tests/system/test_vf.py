@@ -56,7 +56,7 @@ async def check(disk, sector, content):
 
 @cocotb.test(timeout_time=400, timeout_unit="us")
 async def virtual_disks_work_and_go(dut):
-    """SYS-VF-1 (R54, R72): two VFs appear, work at once in places of their own, both go under load, one comes back with what it held; judged."""
+    """SYS-VF-1 (R54, R72): two VFs appear, work at once, go under load; one comes back with what it held; judged."""
     card = await Card(dut, CONFIG, seed=cocotb.RANDOM_SEED, latency=20).begin()
     requests, perform = Requests(), card.port.perform
     card.observers.append(requests)
