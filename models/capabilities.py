@@ -380,7 +380,7 @@ def virtual_capability(known: CapabilityDescription, *, is_extended: bool) -> Ca
     if not is_extended and known.id == CAP_PCIE:  # Device Control, Link Control, Link Status and the like are the physical function's
         mine = 0xFFFF | 0xFFFF_FFFF << 16 | 0xFFFF_FFFF << 8 * 10 | 0xFFFF_FFFF << 8 * 34 | 0xFFFF_FFFF << 8 * 42
         body = body & mine | 1 << 8 * 2 + 28
-        return replace(known, body=body.to_bytes(len(known.body), "little"), rw=0, kept=0)
+        return replace(known, body=body.to_bytes(len(known.body), "little"), rw=0, kept=0, sticky=0)
     if is_extended and known.id == EXT_ATS:
         return replace(known, body=(body & ~0x1F).to_bytes(4, "little"), rw=0x8000 << 16)
     if is_extended and known.id == EXT_AER:

@@ -258,6 +258,7 @@ _RESET_CONTROL = 0x2810  # Device Control after reset: RO and NS enabled, MRRS 5
 _COMMAND, _BUS_MASTER = 0x04, 0x0004  # [PCIe5 7.5.1.1.3]
 _DEVICE_CONTROL, _DEVICE_CONTROL_2 = 8, 0x28  # offsets in the PCI Express capability
 _EXT_TAG, _FLR = 1 << 8, 1 << 15
+_VFS, _VF_ENABLE = -1, 1 << 0  # stands for Control of the SR-IOV capability, whose place differs; a bit of it [PCIe5 9.3.3.3]
 
 
 class _Function:
@@ -266,15 +267,20 @@ class _Function:
     While a write is under way the card may act by the old value or by the new one; what either allows is allowed. ``grace``: a
     write ended, and reads that the card made before it may still come, until the next completion. So may writes after the
     completion that a function level reset begins with: the card answers first and resets then. [PCIe5 6.6.2]
+
+    A virtual function is bus master on its own; all else that its requests must keep to is set in its ``physical`` one, whose end of
+    VF Enable and whose reset end it as well. [PCIe5 9.2.2, 9.3.5.4]
     """
 
     __slots__ = ("atomics", "bars", "before", "bus_master", "ext_tag", "grace", "mps", "mrrs", "msix", "name", "no_snoop", "payload",
-                 "pcie", "relaxed_ordering", "ten_bit_tags", "values", "was_master")  # fmt: skip
+                 "pcie", "physical", "relaxed_ordering", "sriov", "ten_bit_tags", "values", "virtual", "was_master")  # fmt: skip
 
     def __init__(self, name: str):
         self.name = name
-        self.pcie = 0  # offset of the PCI Express capability, 0 while it is unknown
-        self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL], _DEVICE_CONTROL_2: [0]}
+        self.pcie = self.sriov = 0  # offsets of the capabilities, 0 while they are unknown
+        self.physical: _Function | None = None
+        self.virtual: list[_Function] = []
+        self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL], _DEVICE_CONTROL_2: [0], _VFS: [0]}
         self.bars: list[tuple[int, int]] = []  # (address, size)
         self.msix: _MsixShadow | None = None
         self.grace = 0
@@ -287,24 +293,28 @@ class _Function:
         return self.bus_master or self.was_master
 
     def refresh(self) -> None:
-        commands, controls = self.values[_COMMAND], self.values[_DEVICE_CONTROL]
+        source = self.physical or self
+        commands, controls = self.values[_COMMAND], source.values[_DEVICE_CONTROL]
         self.bus_master = any(value & _BUS_MASTER for value in commands)
         sizes = [128 << min(value >> 5 & 7, 5) for value in controls]
         self.mps, self.payload = max(sizes), min(sizes)  # what the card may send; what it surely takes
-        controls = controls + self.before
+        controls = controls + source.before
         self.mrrs = max(128 << min(value >> 12 & 7, 5) for value in controls)
         self.relaxed_ordering = any(value >> 4 & 1 for value in controls)
         self.no_snoop = any(value >> 11 & 1 for value in controls)
         self.ext_tag = any(value & _EXT_TAG for value in controls)
-        controls = self.values[_DEVICE_CONTROL_2]
+        controls = source.values[_DEVICE_CONTROL_2]
         self.atomics = any(value >> 6 & 1 for value in controls)
         self.ten_bit_tags = {bool(value >> 12 & 1) for value in controls}  # two in it: either is allowed
+        for function in self.virtual:
+            function.refresh()
 
     def written(self, operation: ConfigWrite) -> tuple[int, int] | None:
         """Return (which register, its new value) when the write concerns one that is followed."""
-        for which, offset in ((_COMMAND, _COMMAND), (_DEVICE_CONTROL, self.pcie + _DEVICE_CONTROL),
-                              (_DEVICE_CONTROL_2, self.pcie + _DEVICE_CONTROL_2)):  # fmt: skip
-            if (which == _COMMAND or self.pcie) and operation.offset < offset + 2 and offset < operation.offset + operation.size:
+        places = ((_COMMAND, _COMMAND, True), (_DEVICE_CONTROL, self.pcie + _DEVICE_CONTROL, self.pcie),
+                  (_DEVICE_CONTROL_2, self.pcie + _DEVICE_CONTROL_2, self.pcie), (_VFS, self.sriov + 8, self.sriov))  # fmt: skip
+        for which, offset, is_known in places:
+            if is_known and operation.offset < offset + 2 and offset < operation.offset + operation.size:
                 raw = bytearray(self.values[which][-1].to_bytes(2, "little"))
                 data = operation.value.to_bytes(operation.size, "little")
                 for n in range(2):
@@ -329,12 +339,22 @@ class _Function:
                 self.before, self.was_master = values[:n], self.bus_master
             del values[:n]
             if self.before:
-                self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL & ~0xE0 | value & 0xE0], _DEVICE_CONTROL_2: [0]}
+                self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL & ~0xE0 | value & 0xE0], _DEVICE_CONTROL_2: [0], _VFS: [0]}
                 self.msix = self.msix and _MsixShadow(self.msix.address, self.msix.count)
+            if self.before or (which == _VFS and not value & _VF_ENABLE):
+                for function in self.virtual:
+                    function.vanish()
         elif status != "TIMEOUT":
             del values[n]
         self.refresh()
         self.grace = 1
+
+    def vanish(self) -> None:
+        """A virtual function ends; as after a reset, what it has sent by then may still come."""
+        self.was_master, self.grace = self.bus_master, 1
+        self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL], _DEVICE_CONTROL_2: [0], _VFS: [0]}
+        self.bars, self.msix = [], self.msix and _MsixShadow(self.msix.address, self.msix.count)
+        self.refresh()
 
     def end_grace(self) -> None:
         """The card had time enough."""
@@ -522,10 +542,16 @@ class Host:
 
     def _expect(self, pending: Pending, tlp: Tlp, start: int, length: int, function: int | None) -> None:
         """``function``: that is to answer, None when nobody is known to."""
-        part = _Part(pending, tlp, start, length, None if function is None else self._captured.get(function, function))
+        part = _Part(pending, tlp, start, length, None if function is None else self._identity(function))
         pending._parts.append(part)
         pending.tlps.append(tlp)
         self._parts[tlp.tag] = part
+
+    def _identity(self, function: int) -> int:
+        """Return the routing ID that a function must use: as captured, of a virtual one by its physical one. [PCIe5 2.2.6.2, 9.2.1.2]"""
+        this = self._functions.get(function)
+        owner = next((n for n, known in self._functions.items() if any(one is this for one in known.virtual)), None)
+        return self._captured.get(function, function) if owner is None else self._captured.get(owner, owner) & ~0xFF | function
 
     def _finish(self, pending: Pending, status: str) -> None:
         operation = pending.operation
@@ -916,11 +942,19 @@ class Host:
         function = self.function(number)
         function.values = {_COMMAND: [_BUS_MASTER | 2], _DEVICE_CONTROL: [
             _RESET_CONTROL & 0x0FFF | sizes[0] << 5 | sizes[1] << 12 | (_EXT_TAG if (self.ext_tag if ext_tag is None else ext_tag) else 0)],
-            _DEVICE_CONTROL_2: [atomics << 6 | ten_bit_tags << 12]}  # fmt: skip
+            _DEVICE_CONTROL_2: [atomics << 6 | ten_bit_tags << 12], _VFS: [0]}  # fmt: skip
+        function.refresh()
+
+    def attach(self, number: int, physical: int) -> None:
+        """Take note of a virtual function of ``physical``."""
+        function = self.function(number)
+        function.physical = self.function(physical)
+        if function not in function.physical.virtual:
+            function.physical.virtual.append(function)
         function.refresh()
 
     def claim(self, info: FunctionInfo) -> None:
-        """Take note of what `enumerate` found out about a function."""
+        """Take note of what `enumerate` or `enable_virtual` found out about a function."""
         function = self.function(info.function)
         function.bars = [(bar.address, bar.size) for bar in info.bars.values() if not bar.is_io]
         if info.msix is not None and info.msix.table_bar in info.bars:
@@ -1047,6 +1081,12 @@ def _look_at(info: FunctionInfo, host: Host) -> Software:
     info.subsystem_vendor, info.subsystem = subsystem & 0xFFFF, subsystem >> 16
     info.interrupt_pin = yield ConfigRead(number, 0x3D, 1)
     yield from _place_bars(info, host)
+    yield from _look_behind(info, host)
+
+
+def _look_behind(info: FunctionInfo, host: Host) -> Software:
+    """Fill ``info`` from the capabilities, and let the host know the function."""
+    number = info.function
     yield from _walk_capabilities(info)
     yield from _walk_ext_capabilities(info)
     if _PCIE_CAP in info.capabilities:
@@ -1174,6 +1214,99 @@ def _set_limits(info: FunctionInfo, host: Host, mps: int) -> Software:
     yield ConfigWrite(info.function, at + _DEVICE_CONTROL, 2, new)
     link = yield ConfigRead(info.function, at + 0x10, 2)
     yield ConfigWrite(info.function, at + 0x10, 2, link & ~8 | (8 if host.rcb == 128 else 0))
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualPlan:
+    """What the SR-IOV capability of a physical function says, once software has given its BARs addresses. [PCIe5 9.3.3]
+
+    ``bars`` are those of the first virtual function; each has ``size`` bytes, and those of the others follow it.
+    """
+
+    offset: int  # of the capability
+    total: int
+    device: int
+    first_offset: int
+    stride: int
+    bars: dict[int, Bar]
+
+    def bars_of(self, number: int) -> dict[int, Bar]:
+        """Return the BARs of virtual function ``number``, from 0."""
+        return {index: replace(bar, address=bar.address + number * bar.size) for index, bar in self.bars.items()}
+
+
+_EXT_SRIOV = 0x10
+
+
+def plan_virtual(host: Host, info: FunctionInfo, *, page: int = 4096) -> Software:
+    """Choose pages of ``page`` bytes for the virtual functions of ``info`` and place their BARs; returns a :class:`VirtualPlan`.
+
+    Nothing is enabled. ValueError when the function has no SR-IOV capability, or not these pages. [PCIe5 9.2.1, 9.3.3.12 to 9.3.3.14]
+    """
+    if _EXT_SRIOV not in info.ext_capabilities:
+        raise ValueError(f"A function with virtual ones must have an SR-IOV capability, not {sorted(info.ext_capabilities)!r}")
+    at, number = info.ext_capabilities[_EXT_SRIOV][0], info.function
+    host.function(number).sriov = at
+    sizes = yield ConfigRead(number, at + 0x1C, 4)
+    if not sizes & page >> 12:
+        raise ValueError(f"Pages must be of a size that the card supports ({sizes:#x}), not {page!r}")
+    yield ConfigWrite(number, at + 8, 2, 0)
+    yield ConfigWrite(number, at + 0x20, 4, page >> 12)
+    total = yield ConfigRead(number, at + 0x0E, 2)
+    yield ConfigWrite(number, at + 0x10, 2, total)
+    places = yield ConfigRead(number, at + 0x14, 4)
+    device = yield ConfigRead(number, at + 0x1A, 2)
+    bars, index = {}, 0
+    while index < 6:
+        here, this = at + 0x24 + 4 * index, index
+        _, mask = yield from _size(number, here)
+        index += 1
+        if not mask:
+            continue
+        is_64 = mask & 6 == 4
+        upper = 0xFFFF_FFFF
+        if is_64:
+            index += 1
+            _, upper = yield from _size(number, here + 4)
+        size = (1 << 64) - (upper << 32 | mask & ~0xF)
+        address = host.allocate(size * total, is_64)
+        if size & (size - 1) or size < page or address is None:
+            info.problems.append(f"VF BAR {this} of {size:#x} bytes is no power of two, less than a page, or finds no room")
+            continue
+        yield ConfigWrite(number, here, 4, address & 0xFFFF_FFFF)
+        if is_64:
+            yield ConfigWrite(number, here + 4, 4, address >> 32)
+        bars[this] = Bar(address, size, is_64, bool(mask & 8))
+    return VirtualPlan(at, total, device, places & 0xFFFF, places >> 16, bars)
+
+
+def enable_virtual(host: Host, info: FunctionInfo, plan: VirtualPlan, count: int, *, settle_cycles: int = 100) -> Software:
+    """Enable ``count`` virtual functions of ``info`` and look at each; returns list of :class:`FunctionInfo`, memory and bus master on.
+
+    RuntimeError when one of them is of another bus. [PCIe5 9.3.3.3, 9.2.1.2]
+    """
+    at, number, found = plan.offset, info.function, []
+    yield ConfigWrite(number, at + 0x10, 2, count)
+    yield ConfigWrite(number, at + 8, 2, 0x0009)  # VF Enable, VF Memory Space Enable
+    yield Delay(settle_cycles)
+    for n in range(count):
+        routing_id = (host.bus << 8 | number) + plan.first_offset + n * plan.stride & 0xFFFF
+        if routing_id >> 8 != host.bus:
+            raise RuntimeError(f"Virtual function {n} is of another bus: routing ID {routing_id:#06x}")
+        virtual = FunctionInfo(routing_id & 0xFF, info.vendor, plan.device, bars=plan.bars_of(n))
+        host.attach(virtual.function, number)
+        identity = yield ConfigRead(virtual.function, 0x00, 4)
+        if identity != 0xFFFF_FFFF:
+            virtual.problems.append(f"IDs of a virtual function must read as all ones, not {identity:#x}")
+        yield from _look_behind(virtual, host)
+        yield ConfigWrite(virtual.function, _COMMAND, 2, 0x0004)
+        found.append(virtual)
+    return found
+
+
+def disable_virtual(info: FunctionInfo, plan: VirtualPlan) -> Software:
+    """Take the virtual functions of ``info`` away."""
+    yield ConfigWrite(info.function, plan.offset + 8, 2, 0)
 
 
 def enable_msix(info: FunctionInfo, vectors: int, *, message_address: int | None = None) -> Software:

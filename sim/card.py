@@ -4,7 +4,7 @@ import random
 
 import cocotb
 
-from ..models.host import CompletionPolicy, Host, enable_msix
+from ..models.host import CompletionPolicy, Host, enable_msix, enable_virtual, plan_virtual
 from ..models.host import enumerate as enumerate_functions
 from ..models.iommu.registers import IommuDriver
 from ..models.iommu.tables import Allocator, DeviceContext, PageTable
@@ -91,7 +91,7 @@ class Disk:
 
     def watch(self, *, vector, is_running=False):
         """Let the golden device judge the queue, from in front of the reset on or when it runs already."""
-        config, layout = self.card.config.disks[self.function - self.card.config.first_disk], self.layout
+        config, layout = self.card.config.all_disks[self.function - self.card.config.first_disk], self.layout
         status = self.driver.structure(StructureType.COMMON).address + FIELDS["device_status"][0]
         self.card.session.add(
             "RingChecker", function=self.function, size=layout.size, desc=layout.desc, avail=layout.avail, used=layout.used,
@@ -214,6 +214,22 @@ class Card:
         self.session.add("FaultQueueChecker", base=self.iommu.fq_base, entries=self.iommu.fq_entries, registers=info.bars[0].address)
         return self.iommu
 
+    async def enable_virtual(self, number, count, plan=None):
+        """Enable ``count`` virtual functions of disk ``number``; returns the plan for the next time. ``functions`` has them behind others.
+
+        They are disks, as :meth:`disk` brings them up, in the order of their function numbers.
+        """
+        info = self.functions[self.config.first_disk + number]
+        plan = plan or await self.port.run(plan_virtual(self.host, info))
+        found = await self.port.run(enable_virtual(self.host, info, plan, count))
+        self.functions += [None] * (self.config.functions - len(self.functions))
+        for one in found:
+            if self.functions[one.function] is None:
+                self.session.add("MessageChecker", function=one.function, entries=one.msix.count,
+                                 table=one.bars[one.msix.table_bar].address + one.msix.table_offset)  # fmt: skip
+            self.functions[one.function] = one
+        return plan
+
     def map(self, table, memory, iova, pages, *, perms="rwu"):
         """Map ``pages`` pages from ``iova`` on to fresh physical pages, scattered."""
         frames = [self._frame + n for n in range(pages)]
@@ -224,19 +240,19 @@ class Card:
             table.map_page(iova + PAGE * n, frame * PAGE, perms=perms)
 
     async def disk(self, number, *, queue_size=64, buffer_pages=600, platform=True, framing="parts", alignment=1, vectors=True,
-                   spread=False):  # fmt: skip
+                   spread=False, base=IOVAS):  # fmt: skip
         """Bring disk ``number`` (from 0) up: tables if there is an IOMMU in use, context, MSI-X, virtio; return the :class:`Disk`.
 
-        ``spread``: descriptors, available ring and used ring each have a page of their own.
+        ``spread``: descriptors, available ring and used ring each have a page of their own. ``base``: first address of ring and buffers.
         """
         function = self.config.first_disk + number
         info = self.functions[function]
         translated = self.iommu is not None and platform
         memory, table = MappedMemory(self.session.memory), None
-        area = IOVAS + 0x10_0000, buffer_pages * PAGE
+        area = base + 0x10_0000, buffer_pages * PAGE
         if translated:
             table = PageTable(self.session.memory, self.allocator, observer=self.session.allowed)
-            self.map(table, memory, IOVAS, 16)
+            self.map(table, memory, base, 16)
             self.map(table, memory, area[0], buffer_pages)
             message = info.msix.message_address & -PAGE
             table.map_page(message, message, perms="rwu")
@@ -248,7 +264,7 @@ class Card:
         if vectors:
             await self.port.run(enable_msix(info, 2))
         driver = VirtioPciDriver(info)
-        parts = {"addresses": (IOVAS, IOVAS + 4 * PAGE, IOVAS + 8 * PAGE)} if spread else {"base": IOVAS}
+        parts = {"addresses": (base, base + 4 * PAGE, base + 8 * PAGE)} if spread else {"base": base}
         ring = SplitDriver(memory, size=queue_size, **parts)
         layout = ring.layout
         wanted = 1 << Feature.VERSION_1 | 1 << 9 | (1 << Feature.ACCESS_PLATFORM if platform else 0)

@@ -528,7 +528,8 @@ class ConfigSpace(wiring.Component):
     def _pages(self, m, here, copy):
         """Return which bits of the dword at work the page size leaves to a VF BAR, and (dwords behind it, whether it is at work) for
         each page size. [PCIe5 9.3.3.13, 9.3.3.14]"""
-        bits, follows = Signal(32, init=-1, name="page_mask"), []
+        top = max((f.capability(SriovCapability).pages[-1] for f in self.functions if f.capability(SriovCapability)), default=12)
+        bits, follows = Signal(top - 12, init=-1, name="page_bits"), []
         for n, function in enumerate(self.functions):
             sriov = function.capability(SriovCapability)
             if not sriov or not sriov.bars:
@@ -539,9 +540,9 @@ class ConfigSpace(wiring.Component):
             is_set = Cat(pages.values()).any()
             for bar in sriov.bars:
                 with m.If(here == self._stored(n, self._maps[n].place("sriov", f"bar_{bar.index}", "base").word)):
-                    for bit in range(12, sriov.pages[-1]):
-                        m.d.comb += bits[bit].eq(~is_set | Cat(chosen for page, chosen in pages.items() if page <= bit).any())
-        return bits, follows
+                    for bit in range(12, top):
+                        m.d.comb += bits[bit - 12].eq(~is_set | Cat(chosen for page, chosen in pages.items() if page <= bit).any())
+        return Cat(Const(-1, 12), bits, Const(-1, 32 - top)), follows
 
     def _stored(self, function, word):
         """Return where dword ``word`` of ``function`` is stored."""

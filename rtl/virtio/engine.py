@@ -363,8 +363,9 @@ class RingEngine(wiring.Component):
         ]
         with m.If(due.any() & (~self.notifications.valid | self.notifications.ready)):
             m.d.sync += notify_at.eq(Mux(notify_at == queue_count - 1, 0, notify_at + 1))
-        with m.If(self.notifications.valid & self.notifications.ready):
-            m.d.sync += due.bit_select(notify_at, 1).eq(0)
+        told, becomes_due = Signal(queue_count), Signal(queue_count)
+        m.d.comb += told.eq((self.notifications.valid & self.notifications.ready) << notify_at)
+        m.d.sync += due.eq((due & ~told) | becomes_due)
 
         # Whose turn it is: one function and one queue are looked at in each cycle of rest. Turns wait until somebody wants something.
         function_turn, queue_turn = Signal(range(max(function_count, 2))), Signal(range(max(queue_count, 2)))
@@ -697,7 +698,7 @@ class RingEngine(wiring.Component):
                 m.next = "STORE"
             with m.State("TAKE_FLAGS"):
                 with m.If(~half_word(context.driver)[spec.AVAIL_F_NO_INTERRUPT]):
-                    m.d.sync += due.eq(due | here)
+                    m.d.comb += becomes_due.eq(here)
                 m.d.sync += checking.eq(checking & ~here)
                 m.next = "CHOOSE"
                 with m.If((check_again & here).any()):

@@ -3,6 +3,7 @@
 import pytest
 
 from ringwall.models import config_space as model
+from ringwall.models.capabilities import EXT_ARI, EXT_DSN, EXT_PASID, EXT_PRI
 from ringwall.rtl.function import description as rtl
 
 LINK = {"link_capabilities": 3 | 8 << 4 | 1 << 22, "link_status": 3 | 8 << 4, "link_capabilities_2": 0b1110, "link_control_2": 3,
@@ -98,6 +99,26 @@ def test_readings(ours, extended, theirs, theirs_extended):
         bars={0: model.BarDescription(4096), 2: model.BarDescription(256, is_64=False), 4: model.BarDescription(1 << 20, prefetch=True)},
         **identity))  # fmt: skip
     assert not differences(one.map(0, 2), other)
+
+
+@pytest.mark.parametrize(("ours", "extended", "theirs", "theirs_extended"),
+                         [pytest.param(*rest, id=name) for name, *rest in capabilities() if name[:3] not in ("PM ", "SR-")])  # fmt: skip
+def test_readings_of_virtual_functions(ours, extended, theirs, theirs_extended):
+    """FUNC-VF-6 (R54, R57): what a virtual function has of each capability of its physical one, bit by bit the model's. [PCIe5 9.3]"""
+    if not any(isinstance(one, rtl.PcieCapability) for one in ours):
+        ours, theirs = (rtl.PcieCapability(), *ours), (model.pcie_capability(**LINK), *theirs)
+    identity = {"class_code": 0x018000, "revision": 7}
+    bars = (rtl.Bar(0, 4096), rtl.Bar(2, 1 << 20))
+    one = rtl.FunctionDescription(0x1234, 0x5678, bars=bars[:1], reports_errors=True, subsystem_id=5, subsystem_vendor_id=6,
+                                  capabilities=(*ours, *(() if len(ours) > 1 else (rtl.PowerCapability(),))),
+                                  extended=(*extended, rtl.SriovCapability(1, 7, 2, bars=bars)), **identity)  # fmt: skip
+    physical = model.FunctionDescription(0x1234, 0x5678, bars={0: model.BarDescription(4096)}, is_multi_function=True, subsystem=5,
+                                         subsystem_vendor=6, interrupt_pin=1, rom_bytes=1 << 16, **identity)  # fmt: skip
+    alone = (EXT_DSN, EXT_PRI, EXT_PASID)  # what only physical functions have [PCIe5 9.3.6]
+    virtual = model.virtual_function(physical, capabilities=theirs,
+                                     ext_capabilities=tuple(model.ari_capability(0) if each.id == EXT_ARI else each
+                                                            for each in theirs_extended if each.id not in alone))  # fmt: skip
+    assert not differences(one.virtual().map(2, 2), model.ConfigSpace(virtual, physical=model.ConfigSpace(physical)))
 
 
 def test_a_difference_is_seen():

@@ -10,11 +10,14 @@ from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles
 
 from ringwall.models import config_space as model
+from ringwall.rtl.config import BlkConfig, EndpointConfig
+from ringwall.rtl.endpoint import descriptions_of
 from ringwall.rtl.function import description as rtl
 from ringwall.rtl.function.config_space import ConfigSpace
 from ringwall.rtl.function.decoder import AddressDecoder
 from ringwall.rtl.function.layouts import FunctionSettings, Operation, UpdateBus, UpdateRequest
 from ringwall.rtl.tlp.layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse
+from ringwall.rtl.verilog import UltraScaleCard
 from ringwall.sim.run import run
 from ringwall.sim.stream import Stream, pack, start, unpack
 
@@ -160,7 +163,7 @@ class Bench:
         """Check all that there is, or ``count`` dwords of each function beside those that every reset changes."""
         for function in range(9):
             places = [*range(0, 0x190, 4), *(4 * self.rng.randrange(0x64, 1024) for _ in range(4))]
-            for at in places if count is None else [0, 4, DEVICE_CONTROL, 0x7C, *self.rng.choices(places, k=count)]:
+            for at in places if count is None else [0, 4, DEVICE_CONTROL, 0x7C, 0x104, *self.rng.choices(places, k=count)]:
                 if function not in (2, 5, 6, 7) or at != self.window(function) + 16:
                     await self.check(function, at)
 
@@ -176,6 +179,13 @@ class Bench:
                 await self.write(function, at + offset, value)
         if enable is not None:
             await self.write(function, at + CONTROL, enable | (memory or 0) << 3)
+
+    async def set_status(self, function, bits, at=0x104):
+        """The card sets bits of AER's status."""
+        await self.updates.put(pack(
+            UpdateRequest, function=function, register=at // 4, operation=Operation.SET.value, data=bits, is_last=1))
+        await self.answers.get()
+        self.model(function).set_bits(at, 4, bits)
 
     def states(self):
         """Compare what the card must know of each function with its model."""
@@ -218,7 +228,7 @@ async def random_accesses_do_what_the_model_does(dut):
     bench = await Bench(dut).begin()
     rng, seen = bench.rng, set()
     await bench.check_all()
-    for n in range(1500):
+    for n in range(800):
         function = rng.randrange(9)
         function = rng.choice([0, 2]) if rng.random() < 0.3 else function
         common = [0x04, 0x0C, 0x3C, DEVICE_CONTROL, 0x4C, 0x50, 0x68, 0x7C, *range(0, 0x190, 4)]
@@ -239,19 +249,15 @@ async def random_accesses_do_what_the_model_does(dut):
             if not bench.physical[function].read(at, 2) & 1:
                 await bench.write(function, SRIOV[function] + COUNT, rng.choice([0, 1, 2, 3, 4, 0xFFFF]))
         if function in (5, 6, 7) and at in (0x104, 0x110) and bench.model(function) is not None:
-            bits = rng.getrandbits(32) & bench.model(function).rw1c_bits(at)
-            await bench.updates.put(pack(
-                UpdateRequest, function=function, register=at // 4, operation=Operation.SET.value, data=bits, is_last=1))
-            await bench.answers.get()
-            bench.model(function).set_bits(at, 4, bits)
+            await bench.set_status(function, rng.getrandbits(32) & bench.model(function).rw1c_bits(at), at)
         await bench.write(function, at, value, enables)
         await bench.check(function, at)
         bench.states()
         seen.add(tuple(len(one.virtual_functions) for one in bench.physical))
-        if n % 250 == 0:
+        if n % 200 == 0:
             await bench.check_all(12)
     await bench.check_all()
-    assert len(seen) > 5, seen
+    assert len(seen) > 4, seen
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")
@@ -259,7 +265,7 @@ async def addresses_belong_to_virtual_functions(dut):
     """FUNC-VF-2 (R58): all page sizes, random bases, first and last words of every slice and their neighbours; counts above TotalVFs."""
     bench = await Bench(dut).begin()
     rng, hits, misses = bench.rng, set(), 0
-    for _ in range(40):
+    for _ in range(20):
         edges = []
         for function, bars in ((0, ((0, True), (3, False))), (2, ((0, True), (2, True)))):
             at = SRIOV[function]
@@ -283,12 +289,12 @@ async def addresses_belong_to_virtual_functions(dut):
             hits.add(found and found[0])
             misses += found is None
     assert hits >= set(OWNERS)
-    assert misses > 100
+    assert misses > 60
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def the_end_of_vf_enable_is_a_reset(dut):
-    """FUNC-VF-3 (R72): VF Enable off, FLR or D3hot of the physical function, hot reset: all are in reset until not busy; FLR of one: one."""
+    """FUNC-VF-3 (R72): VF Enable off, FLR or D3hot of the physical function, hot reset: all in reset until not busy; FLR of one: one."""
     bench = await Bench(dut).begin()
 
     def resets():
@@ -301,6 +307,8 @@ async def the_end_of_vf_enable_is_a_reset(dut):
         for n in OWNERS:
             await bench.write(n, 0x04, 4)
             await bench.write(n, 0x7C, 0x8000_0000)
+            if n > 4:  # a sticky bit, which a reset of its own keeps and its end does not
+                await bench.set_status(n, 0x1000)
 
     for n in OWNERS:
         getattr(dut, f"busy__{n}").value = 1  # while a function is not in reset that means nothing
@@ -346,6 +354,28 @@ async def the_end_of_vf_enable_is_a_reset(dut):
         bench.states()
         for n in OWNERS:
             getattr(dut, f"busy__{n}").value = 1
+
+
+@pytest.mark.parametrize("make, sentence", [
+    (lambda: BlkConfig(virtual_functions=8), "between 0 and 7, not 8"),
+    (lambda: EndpointConfig(disks=(BlkConfig(virtual_functions=3), BlkConfig(virtual_functions=3))), "at least one disk, not 8 disks"),
+    (lambda: UltraScaleCard(EndpointConfig(disks=(BlkConfig(virtual_functions=1),))), "must have no virtual functions, not"),
+])  # fmt: skip
+def test_cards_are_checked(make, sentence):
+    """FUNC-VF-5: a card with more functions than there is room for, or that its link cannot have, is refused with a sentence."""
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_a_card_has_them_behind_its_disks():
+    """FUNC-VF-7: virtual functions of two disks are behind both, disk by disk; the lowest has ARI Capable Hierarchy; none by default."""
+    config = EndpointConfig(disks=(BlkConfig(virtual_functions=2, vectors=3), BlkConfig(), BlkConfig(virtual_functions=1, vectors=4)))
+    found = rtl.check_functions(descriptions_of(config))
+    assert rtl.virtual_functions_of(found) == {4: (1, 0), 5: (1, 1), 6: (3, 0)}
+    assert [one.capability(rtl.MsixCapability).vectors for one in found] == [4, 3, 2, 4, 3, 3, 4]
+    assert [one.map(n, 4).has("sriov", "control", "ari_hierarchy") for n, one in enumerate(found[:4])] == [False, True, False, False]
+    assert (config.functions, config.physical_functions) == (7, 4)
+    assert not any(one.extended or one.is_virtual for one in descriptions_of(EndpointConfig()))
 
 
 @pytest.mark.parametrize("make, sentence", [

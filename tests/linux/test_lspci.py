@@ -32,6 +32,8 @@ from ringwall.models.config_space import (
     vsec_capability,
 )
 from ringwall.models.passthrough import PassThrough
+from ringwall.rtl.config import BlkConfig, EndpointConfig
+from ringwall.rtl.endpoint import descriptions_of
 from ringwall.sim.linux import debian, initramfs
 
 pytestmark = pytest.mark.guest
@@ -280,6 +282,36 @@ def test_lspci_extended(lspci):
             assert head.partition(name)[2].strip() == expected
         else:
             assert [line.replace(":\t", ": ") for line in follow(lines, head, len(expected))] == expected
+
+
+class Table:
+    """Reset values of a function of a card, as the RTL's own table has them."""
+
+    def __init__(self, function, number, count):
+        self.words = function.map(number, count).words()
+
+    def read(self, at, size):
+        return self.words[at // 4].reset
+
+
+def test_lspci_virtual_functions(lspci):
+    """LSPCI-VF-1 (R54): a card's disk says where its virtual functions are; one of those is all ones in front and a disk behind."""
+    config = EndpointConfig(disks=(BlkConfig(virtual_functions=2, vectors=3),))
+    physical, virtual = lspci(*(Table(descriptions_of(config)[n], n, config.physical_functions) for n in (1, 2)))
+    head = next(line for line in physical if "Single Root I/O Virtualization" in line)
+    assert [line.replace(":\t", ": ") for line in follow(physical, head, 8)] == [
+        "IOVCap: Migration- 10BitTagReq- Interrupt Message Number: 000",
+        "IOVCtl: Enable- Migration- Interrupt- MSE- ARIHierarchy- 10BitTagReq-", "IOVSta: Migration-",
+        "Initial VFs: 2, Total VFs: 2, Number of VFs: 0, Function Dependency Link: 01",
+        "VF offset: 1, stride: 1, Device ID: 1042", "Supported Page Size: 00000553, System Page Size: 00000001",
+        "Region 0: Memory at 0000000000000000 (64-bit, non-prefetchable)",
+        "Region 2: Memory at 0000000000000000 (64-bit, non-prefetchable)"]
+    assert virtual[0].startswith("00:01.0 0180: ffff:ffff")
+    capabilities = [[line.split()[1] for line in lines if line.startswith("Capabilities")] for lines in (physical, virtual)]
+    assert capabilities[1] == capabilities[0][:-1]
+    assert any("FLReset+" in line for line in virtual) and any("Count=3 Masked-" in line for line in virtual)
+    assert not any(line.startswith(("Interrupt", "Region")) for line in virtual)
+    assert any("RlxdOrd- ExtTag- PhantFunc- AuxPwr- NoSnoop-" in line for line in virtual), virtual
 
 
 def test_lspci_virtio(lspci):
