@@ -355,7 +355,7 @@ class Dump:
 
 
 def test_lspci_card(lspci):
-    """LSPCI-CARD-1: each function of the real card, read with CfgRd, is to lspci what the model is: fresh, set up, with errors (R34)."""
+    """LSPCI-CARD-1: each function of the real card, read with CfgRd, is to lspci what the model is: fresh, set up, with errors."""
     config = bench_config(64)
     spaces, sent = [ConfigSpace(description) for description in describe_functions(config)], []
 

@@ -255,7 +255,7 @@ def doubtful_tlp(rng, kind):
 
 @cocotb.test(timeout_time=800, timeout_unit="us")
 async def rules_of_headers_are_kept(dut):
-    """PHY-RAW-6 (R37): random byte enables, lengths, 4 KiB, payload limits, traffic classes, AtomicOps: what the model refuses vanishes.
+    """PHY-RAW-6: random byte enables, lengths, 4 KiB, payload limits, traffic classes, AtomicOps: what the model refuses vanishes.
 
     Each gives a pulse with its header; what it accepts is passed on whole, back to back with the others.
     """

@@ -193,7 +193,7 @@ async def begin(dut, **parameters):
 @cocotb.test(**LIMITS)
 @cocotb.parametrize(name=list(SETTINGS))
 async def every_row_is_reported(dut, name):
-    """SYS-ERR-1 (R34, R37, R40): wrong requests and completions, malformed TLPs: completion, status, pointer, log, message; per setting."""
+    """SYS-ERR-1 (R40): wrong requests and completions, malformed TLPs: completion, status, pointer, log, message; per setting."""
     card, bench = await begin(dut)
     await bench.settle(name)
     for row, *rest in rows(bench):
@@ -231,7 +231,7 @@ async def works(disk, sector=300):
 @cocotb.test(**LIMITS)
 @cocotb.parametrize(name=["all", "the other severity"])
 async def completions_that_go_wrong_are_reported(dut, name):
-    """SYS-ERR-2 (R34, R40): each wrong answer to a read of a disk, none, a late one: status, pointer, log, message; the next is good."""
+    """SYS-ERR-2: each wrong answer to a read of a disk, none, a late one: status, pointer, log, message; the next is good."""
     card, bench = await begin(dut, mrrs=128)  # so that one completion answers each read
     disk = await card.disk(0, buffer_pages=96)
     await bench.settle(name)
@@ -338,7 +338,7 @@ def saved(info):
 
 @cocotb.test(**LIMITS)
 async def d3hot_is_silent(dut):
-    """SYS-ERR-4 (R34, R61): D3hot under load: requests get UR, writes vanish and are reported, no request leaves, messages do.
+    """SYS-ERR-4 (R61): D3hot under load: requests get UR, writes vanish and are reported, no request leaves, messages do.
 
     The other disk goes on; the way to D0 resets the function but for what is sticky, and it works again.
     """
@@ -387,7 +387,7 @@ async def d3hot_is_silent(dut):
 
 @cocotb.test(**LIMITS)
 async def link_resets_under_load(dut):
-    """SYS-ERR-5 (R34, R73): the link goes down under load: all is as after power-on but what is sticky; the card works again."""
+    """SYS-ERR-5: the link goes down under load: all is as after power-on but what is sticky; the card works again."""
     config = bench_config(256)
     seed, before = cocotb.RANDOM_SEED, None
     for moment, cycles in ((30, 1), (200, 7), (700, 500), (90, 2)):
