@@ -220,6 +220,8 @@ def reset_under_load(bench, watch, loads, first, rng, *, early):
     assert over is True, over
     took, watch.is_silent = card.cycle - begun, True
     assert not card.run(pending(info))
+    card.step(300)
+    card.config_write(1, info.capabilities[PCIE][0] + STATUS, 2, 0xF)  # to ask a function in reset was an error
     wrong = card.run(differences(info, first))
     assert not wrong, wrong[0]
     if loads[1].batch:
