@@ -188,9 +188,17 @@ class Card:
     async def begin(self):
         """Reset, start the link, enumerate; ``functions`` are what software found."""
         await start(self.dut)
+        self.connect()
+        return await self.enumerate()
+
+    def connect(self):
+        """Start the link; for a card that runs already, in front of :meth:`enumerate`."""
         self.link = RawLink(self.dut, **self.link_options)
         self.port = HostPort(self.host, self.link, observe=self._observe)
         self.link.start()
+
+    async def enumerate(self):
+        """Let software find ``functions``."""
         self.functions = await self.port.run(enumerate_functions(self.host))
         for info in self.functions:
             if info.msix is not None:

@@ -74,7 +74,8 @@ def describe_functions(config):
 
     def extended():
         following = len(found) + 1
-        return (aer_capability(uncorrectable=REPORTED, correctable=CORRECTED, severity=FATAL), serial_number_capability(config.serial_number),
+        return (aer_capability(uncorrectable=REPORTED, correctable=CORRECTED, severity=FATAL),
+                serial_number_capability(config.serial_number),
                 *((acs_capability(), ari_capability(following if following < config.functions else 0)) if is_multi else ()))  # fmt: skip
 
     first = {"link_control_2": 3, "link_control_2_rw": 0xF}  # function 0 speaks for the link
@@ -317,7 +318,7 @@ class Judge(Checker):
         enable = 1 << ERROR_MESSAGES.index(tlp.message_code)
         if not self.has_errors or number >= len(self.functions) or (tlp.requester_id, tlp.tc, tlp.message_routing) != (
                 self.functions[number].routing_id, 0, 0):  # fmt: skip
-            return [Mismatch("message about an error [PCIe5 6.2.4]", str(tlp), "an error, a function, traffic class 0, to the root complex")]
+            return [Mismatch("message about an error [PCIe5 6.2.4]", str(tlp), "an error; a function's, class 0, to the root complex")]
         space = self.functions[number].space
         if not (space.read(space.offsets[0] + 8, 2) & enable or (enable != 1 and space.read(4, 2) & 0x100)):
             return [Mismatch("message about an error [PCIe5 6.2.5]", str(tlp), "none that Device Control or Command do not enable")]

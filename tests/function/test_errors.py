@@ -38,7 +38,7 @@ UNCORRECTABLE = (
     (ErrorKind.UNSUPPORTED, 20, WRITE, False, 0), (ErrorKind.UNSUPPORTED, 20, 0x40, False, 0),
     (ErrorKind.UNSUPPORTED, 20, MESSAGE, False, 0),
     (ErrorKind.UNSUPPORTED, 20, 0x4D, True, 0), (ErrorKind.UNSUPPORTED, 20, 0x00, True, 0),
-    (ErrorKind.COMPLETER_ABORT, 15, READ, True, 1 << 11),
+    (ErrorKind.COMPLETER_ABORT, 15, READ, True, 1 << 11), (ErrorKind.COMPLETER_ABORT, 15, WRITE, False, 1 << 11),
     (ErrorKind.UNEXPECTED_COMPLETION, 16, COMPLETION, True, 0),
     (ErrorKind.COMPLETION_TIMEOUT, 14, 0, False, 0),
     (ErrorKind.POISONED, 12, WRITE, True, 1 << 15), (ErrorKind.POISONED, 12, COMPLETION_DATA, True, 1 << 15 | 1 << 8),

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from ringwall.models.aer import report_to_all
 from ringwall.models.config_space import (
     BarDescription,
     CapabilityDescription,
@@ -31,10 +32,16 @@ from ringwall.models.config_space import (
     virtual_function,
     vsec_capability,
 )
+from ringwall.models.events import TlpSent
+from ringwall.models.host import ConfigRead, ConfigWrite
+from ringwall.models.host import enumerate as enumerate_functions
 from ringwall.models.passthrough import PassThrough
 from ringwall.rtl.config import BlkConfig, EndpointConfig
 from ringwall.rtl.endpoint import descriptions_of
+from ringwall.sim.card import bench_config
+from ringwall.sim.compiled import CompiledCard
 from ringwall.sim.linux import debian, initramfs
+from ringwall.sim.linux.judge import describe_functions
 
 pytestmark = pytest.mark.guest
 
@@ -367,3 +374,65 @@ def test_lspci_loops(lspci, place, bits, value, wanted):
     assert not any("looped" in line for line in straight)
     assert [line.removeprefix("Capabilities: ") for line in lines if "looped" in line] == [wanted]
     assert PassThrough(space).conflicts
+
+
+class Dump:
+    """4096 bytes of a function of a card, as CfgRd gives them."""
+
+    def __init__(self, card, function):
+        self._dwords = [card.config_read(function, at, 4) for at in range(0, 4096, 4)]
+
+    def read(self, offset, size):
+        return int.from_bytes(self._dwords[offset // 4].to_bytes(4, "little")[offset % 4 :][:size], "little")
+
+
+def test_lspci_card(lspci):
+    """LSPCI-CARD-1: each function of the real card, read with CfgRd, is to lspci what the model is: fresh, set up, with errors."""
+    config = bench_config(64)
+    spaces, sent = [ConfigSpace(description) for description in describe_functions(config)], []
+
+    def both(operation):
+        """Perform an operation on the card, and a write on the model, too."""
+        if isinstance(operation, ConfigWrite) and operation.function < len(spaces):
+            spaces[operation.function].write(operation.offset, operation.size, operation.value)
+        return card.perform(operation)
+
+    def compare():
+        dumps = [Dump(card, n) for n in range(len(spaces))]
+        for got, model in zip(lspci(*dumps), lspci(*spaces)):
+            assert got == model
+        return lspci(*dumps)
+
+    def fails():
+        """Ask for a function that is not there, which all report."""
+        sent.clear()
+        assert both(ConfigRead(6, 0, 4)) == 0xFFFF_FFFF
+        card.step(1000)
+        report_to_all(spaces, Cause.UNSUPPORTED_NON_POSTED, sent[0][:3])
+
+    with CompiledCard(config) as card:
+        first = compare()
+        card.observe = lambda event, tlp: sent.append(event.dwords) if isinstance(event, TlpSent) else None
+        software, result = enumerate_functions(card.host), None
+        try:
+            while True:
+                result = both(software.send(result))
+        except StopIteration:
+            pass
+        fails()
+        compare()
+        for n, space in enumerate(spaces):
+            aer, (pcie, msix, power) = space.ext_offsets[0], space.offsets[:3]
+            for offset, size, value in (
+                (aer + 8, 4, 0x1000 << n), (aer + 0xC, 4, 0x0010_0000 >> n), (aer + 0x14, 4, 0x40 << n), (4, 2, 0x0542),
+                (pcie + 8, 2, 0x580F), (pcie + 0x10, 2, 0x48), (msix + 2, 2, 0xC000), (power + 4, 2, 0), (0x3C, 1, 11 + n),
+            ):  # fmt: skip
+                both(ConfigWrite(n, offset, size, value))
+        fails()
+        last = compare()
+    names = ["Express (v2) Endpoint", "MSI-X:", "Power Management version 3", "Advanced Error Reporting", "Device Serial Number 02-00-00",
+             "Access Control Services", "Alternative Routing-ID Interpretation"]  # fmt: skip
+    for lines in first:
+        assert all(any(name in line for line in lines if line.startswith("Capabilities")) for name in names)
+    assert all(one != other for one, other in zip(first, last))
+    assert all(any("UnsupReq+" in line for line in lines if line.startswith("UESta:")) for lines in last)

@@ -181,7 +181,7 @@ async def pulses_of(dut, found):
 
 @cocotb.test(timeout_time=400, timeout_unit="us")
 async def malformed_tlps_disturb_nobody(dut):
-    """PHY-RAW-4: reserved types, prefixes, cut headers, wrong lengths: a pulse with the header, nothing or a damaged TLP, the next is whole."""
+    """PHY-RAW-4: reserved types, prefixes, cut headers, wrong lengths: a pulse with the header, and the next is whole."""
     rng, width, i, _, received, _, beats, _, _, _ = await bench(dut)
     received.set_ready(1)
     pulses = []
@@ -255,7 +255,7 @@ def doubtful_tlp(rng, kind):
 
 @cocotb.test(timeout_time=800, timeout_unit="us")
 async def rules_of_headers_are_kept(dut):
-    """PHY-RAW-6 (R37): random byte enables, lengths, 4 KiB, payload limits, traffic classes, AtomicOps: what the model refuses vanishes.
+    """PHY-RAW-6: random byte enables, lengths, 4 KiB, payload limits, traffic classes, AtomicOps: what the model refuses vanishes.
 
     Each gives a pulse with its header; what it accepts is passed on whole, back to back with the others.
     """

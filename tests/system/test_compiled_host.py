@@ -360,7 +360,8 @@ def test_interrupts(clay):
 
 TINY = """
 module top (
-  input clk, input rst, input i__valid, input [65:0] i__payload, output i__ready, output o__valid, output [65:0] o__payload, input o__ready
+  input clk, input rst, input link_reset, input i__valid, input [65:0] i__payload, output i__ready, output o__valid,
+  output [65:0] o__payload, input o__ready
 );
   reg [31:0] count = 0;
   always @(posedge clk) count <= count + 1;

@@ -99,8 +99,9 @@ class Card:
     def serve_config(self, tlp):
         function, is_write = tlp.completer_id & 7, tlp.type is TlpType.CFGWR0
         if is_write and tlp.poisoned:
-            is_there = function < FUNCTIONS
-            return [], self.refusal(tlp, function=function if is_there else 0), [("poisoned", function) if is_there else ("unsupported", None)]
+            if function >= FUNCTIONS:
+                return [], self.refusal(tlp), [("unsupported", None)]
+            return [], self.refusal(tlp, function=function), [("poisoned", function)]
         accesses = [("config", tlp.completer_id, tlp.register // 4, tlp.first_be, int.from_bytes(tlp.data, "little") if is_write else None)]
         if function >= FUNCTIONS:
             return accesses, self.refusal(tlp), [("unsupported", None)]
