@@ -21,10 +21,10 @@ from ringwall.sim.tlp_beats import RequesterLink, completions_of
 
 PAGE = 4096
 WALL, RING, DATA, MSIX, RING2, DATA2 = range(6)
-CLIENTS = (ReadClient("wall", False, 512), ReadClient("ring", False, 1024, 16), ReadClient("data", True, 8192, 8),
+CLIENTS = (ReadClient("wall", False, 512), ReadClient("ring", False, 1024, 16), ReadClient("data", True, 8192, 8, relaxed=True),
            ReadClient("msix", False, 0), ReadClient("ring2", False, 128, 4), ReadClient("data2", True, 4096, 4))  # fmt: skip
 FUNCTION_OF = {WALL: 0, RING: 1, DATA: 1, MSIX: 1, RING2: 2, DATA2: 2}
-TIMEOUT = 2048
+TAGS, TIMEOUT = 64, 2048
 
 
 @dataclasses.dataclass
@@ -263,7 +263,9 @@ class Bench:
             self.problems.append(f"{tlp}: not cut at multiples of {limit}")
         if tlp.requester_id != config["bus"] << 8 | config["device"] << 3 | op.function:
             self.problems.append(f"{tlp}: wrong requester")
-        if tlp.relaxed_ordering != bool(op.ro and config["relaxed_ordering"]) or tlp.no_snoop != bool(op.ns and config["no_snoop"]):
+        asks = [bit and CLIENTS[op.client].relaxed for bit in (op.ro, op.ns)]
+        allowed = [bool(bit and config[name]) for bit, name in zip(asks, ("relaxed_ordering", "no_snoop"))]
+        if [tlp.relaxed_ordering, tlp.no_snoop] != allowed:
             self.problems.append(f"{tlp}: attributes of {op}, {config}")
         if (tlp.tc, tlp.at, tlp.td, tlp.poisoned, tlp.ido) != (0, 0, False, False, False):
             self.problems.append(f"{tlp}: a field is set that must not be")
@@ -286,8 +288,10 @@ class Bench:
         if tlp.tag in self.outstanding:
             self.problems.append(f"{tlp}: tag in flight twice")
         if op is not None:
-            tags = range(8) if op.client == WALL else range(8, 256 if self.config[op.function]["extended_tag"] else 32)
-            if tlp.tag not in tags:
+            config = self.config[op.function]
+            ten_bit = config.get("ten_bit_tag", 0)
+            tags = range(8) if op.client == WALL else range(8, TAGS if ten_bit or config["extended_tag"] else 32)
+            if tlp.tag - 256 * ten_bit not in tags:
                 self.problems.append(f"{tlp}: tag not in {tags}")
             for before in self.accepted["wall" if op.client == WALL else "gate"][: op.accepted]:
                 unsent = before.is_write and before.status is None and before.sent_bytes < before.length
@@ -369,7 +373,7 @@ class _Call:
 
 
 def make(width, **changes):
-    return Requester(**{"width": width, "clients": CLIENTS, "functions": 3, "tags": 64, "completion_timeout_cycles": TIMEOUT,
+    return Requester(**{"width": width, "clients": CLIENTS, "functions": 3, "tags": TAGS, "completion_timeout_cycles": TIMEOUT,
                         "max_payload": 4096} | changes)  # fmt: skip
 
 
@@ -388,14 +392,15 @@ def test_everything_arrives(request, width):
 @cocotb.test(timeout_time=4, timeout_unit="ms")
 async def everything_arrives(dut):
     """TLP-REQ-1: bursts of every alignment and length on every client at every MPS and MRRS, cut and reordered completions,
-    back-pressure everywhere: bytes, framing, order, tags, retirement (R05, R14, R18)."""
+    back-pressure everywhere: bytes, framing, order, tags of 5, 8 and 10 bits, retirement; Relaxed Ordering and No Snoop on bulk data
+    alone (R05, R14, R16, R18)."""
     rng = random.Random(cocotb.RANDOM_SEED)
     bench = await Bench(dut, rng).begin(ready=rng.choice([0.5, 0.9]), gaps=lambda: rng.choice([0, 0, 0, 2, 9]))
     bench.delay = lambda: rng.choice([0, 3, 40, 150])
     for _ in range(6):
         for n in range(3):
             bench.set_config(n, mps_code=rng.randrange(8), mrrs_code=rng.randrange(8), extended_tag=rng.getrandbits(1),
-                             relaxed_ordering=rng.getrandbits(1), no_snoop=rng.getrandbits(1))  # fmt: skip
+                             ten_bit_tag=rng.getrandbits(1), relaxed_ordering=rng.getrandbits(1), no_snoop=rng.getrandbits(1))  # fmt: skip
         for _ in range(25):
             client = rng.randrange(6)
             bits = {name: rng.getrandbits(1) for name in ("epoch", "ro", "ns")}
