@@ -71,6 +71,7 @@ class Bench:
         self.dead = set()  # functions that are stopped, or not bus master
         self.tlps = []  # every TLP sent
         self.events = dict.fromkeys(("unexpected", "timeout", "unsupported", "aborted", "poisoned"), 0)
+        self.tags = params()["tags"]
         self.told = []  # of every event
         self.problems = []
         self.answer = self.answer_well
@@ -290,7 +291,8 @@ class Bench:
         if op is not None:
             config = self.config[op.function]
             ten_bit = config.get("ten_bit_tag", 0)
-            tags = range(8) if op.client == WALL else range(8, TAGS if ten_bit or config["extended_tag"] else 32)
+            end = self.tags if ten_bit else min(self.tags, 256) if config["extended_tag"] else 32
+            tags = range(8) if op.client == WALL else range(8, end)
             if tlp.tag - 256 * ten_bit not in tags:
                 self.problems.append(f"{tlp}: tag not in {tags}")
             for before in self.accepted["wall" if op.client == WALL else "gate"][: op.accepted]:
@@ -380,7 +382,8 @@ def make(width, **changes):
 def simulate(request, component, sim="verilator", **more):
     """Run the test of the caller's name. Verilator is 5 times as fast on this circuit once it is built; Icarus finds unknown values."""
     names = [request.node.originalname.removeprefix("test_")]
-    run(component, module=__name__, node=request.node.nodeid, testcase=names, params={"width": component.width, **more},
+    parameters = {"width": component.width, "tags": component.tags, **more}
+    run(component, module=__name__, node=request.node.nodeid, testcase=names, params=parameters,
         sim=os.environ.get("SIM") or sim)  # fmt: skip
 
 
@@ -810,6 +813,58 @@ async def garbage_changes_nothing(dut):
     bench.link.send_beats([pack(shape, last=1)])
     assert all(op.status == BurstStatus.OK for op in bench.ops)
     assert bench.events["unexpected"] > 80
+    await bench.judge()
+
+
+@pytest.mark.parametrize("width", [512])
+def test_no_tag_overflows_the_buffer(request, width):
+    clients = (CLIENTS[WALL], CLIENTS[RING], ReadClient("data", True, 32768, 16), CLIENTS[MSIX], CLIENTS[RING2],
+               ReadClient("data2", True, 32768, 64))  # fmt: skip
+    simulate(request, make(width, clients=clients, tags=768, completion_timeout_cycles=1 << 15), "icarus")
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def no_tag_overflows_the_buffer(dut):
+    """TLP-REQ-10: 768 tags, reads of 4096 bytes at MRRS 4096 and of 64 bytes, answered as late as can be and in any order: never more
+    asked for than the buffer of 32 KiB of a client holds; one function has 10-bit tags, the other 8; the bytes are right."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    bench = Bench(dut, rng)
+    await bench.begin()
+    await ClockCycles(dut.clk, 600)
+    bench.set_config(1, mrrs_code=5)
+    bench.set_config(2, mrrs_code=5, ten_bit_tag=1)
+    held, asked, most, tags = [], {1: 0, 2: 0}, {1: 0, 2: 0}, set()
+
+    def answer(tlp):
+        function = tlp.requester_id & 7
+        held.append(tlp)
+        tags.add((function, tlp.tag))
+        asked[function] += tlp.byte_span()[1]
+        most[function] = max(most[function], asked[function])
+
+    bench.answer = answer
+    for length, count in ((4096, 12), (64, 560)):
+        held.clear()
+        ops = [bench.issue(client, False, (n << 12) + (length * n % 4096), length) for n in range(count) for client in (DATA, DATA2)]
+        quiet = 0
+        while any(op.status is None for op in ops):
+            before = len(held)
+            await ClockCycles(dut.clk, 60)
+            quiet = 0 if len(held) != before else quiet + 1
+            assert quiet < 20 or held, "nothing is asked for, and not all is answered"
+            if held and len(held) == before:  # the card has asked for all that it can
+                rng.shuffle(held)
+                for tlp in held[: rng.choice([1, len(held)])]:
+                    held.remove(tlp)
+                    asked[tlp.requester_id & 7] -= tlp.byte_span()[1]
+                    for part in bench.good(tlp):
+                        bench.link.send(part)
+                    bench.release(tlp)
+        if length == 4096:
+            assert most == {1: 32768, 2: 32768}, f"asked for {most} bytes at once"
+    assert max(most.values()) <= 32768
+    assert len({tag for function, tag in tags if function == 2}) > 400 and max(tag for function, tag in tags if function == 1) < 256
+    assert all(op.status == BurstStatus.OK for op in bench.ops)
     await bench.judge()
 
 
