@@ -843,18 +843,19 @@ async def no_tag_overflows_the_buffer(dut):
         most[function] = max(most[function], asked[function])
 
     bench.answer = answer
-    for length, count in ((4096, 12), (64, 560)):
+    for length, count in ((4096, 9), (64, 300)):
         held.clear()
-        ops = [bench.issue(client, False, (n << 12) + (length * n % 4096), length) for n in range(count) for client in (DATA, DATA2)]
+        ops = [bench.issue(client, False, (client << 32) + (n << 12) + (length * n % 4096), length)
+               for n in range(count) for client in (DATA, DATA2)]  # fmt: skip
         quiet = 0
         while any(op.status is None for op in ops):
             before = len(held)
-            await ClockCycles(dut.clk, 60)
+            await ClockCycles(dut.clk, 30)
             quiet = 0 if len(held) != before else quiet + 1
-            assert quiet < 20 or held, "nothing is asked for, and not all is answered"
+            assert quiet < 60 or held, "nothing is asked for, and not all is answered"
             if held and len(held) == before:  # the card has asked for all that it can
                 rng.shuffle(held)
-                for tlp in held[: rng.choice([1, len(held)])]:
+                for tlp in held[: rng.choice([1, len(held), len(held)])]:
                     held.remove(tlp)
                     asked[tlp.requester_id & 7] -= tlp.byte_span()[1]
                     for part in bench.good(tlp):
@@ -863,8 +864,10 @@ async def no_tag_overflows_the_buffer(dut):
         if length == 4096:
             assert most == {1: 32768, 2: 32768}, f"asked for {most} bytes at once"
     assert max(most.values()) <= 32768
-    assert len({tag for function, tag in tags if function == 2}) > 400 and max(tag for function, tag in tags if function == 1) < 256
+    assert len({tag for function, tag in tags if function == 2}) > 256 and max(tag for function, tag in tags if function == 1) < 256
     assert all(op.status == BurstStatus.OK for op in bench.ops)
+    assert bench.link.stalls <= cycle() / 60  # completions of one beat without a gap leave the table no cycle to look for timeouts
+    bench.link.stalls = 0
     await bench.judge()
 
 
