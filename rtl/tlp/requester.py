@@ -39,6 +39,8 @@ class ReadClient:
         client only writes.
     atomics : :class:`bool`
         Its reads may be AtomicOps. It must be unordered, and writes nothing: its write data are their operands.
+    relaxed : :class:`bool`
+        Its bursts may ask for Relaxed Ordering and No Snoop: bulk data. Rings, interrupts and the wall must not (R16).
     reads : :class:`int`
         Read bursts of the client that wait at the requester without holding up others: a client with no more than this many
         reads outstanding never holds up the gate's stream.
@@ -54,6 +56,7 @@ class ReadClient:
     buffer_bytes: int
     reads: int = 32
     atomics: bool = False
+    relaxed: bool = False
 
     def __post_init__(self):
         low, high = (4096, 65536) if self.ordered else (128, 16384)
@@ -76,7 +79,7 @@ class Requester(wiring.Component):
 
     Bursts are cut at multiples of Max_Payload_Size and Max_Read_Request_Size of their function [PCIe5 2.2.7]; an aligned access of
     2, 4 or 8 bytes is one TLP (R05), no dword is written by two TLPs of a burst (R18). Relaxed Ordering and No Snoop are set only where
-    burst and function both allow it. Every byte of a read is reserved before its request is sent; read data is delivered as
+    burst, client and function all allow it. Every byte of a read is reserved before its request is sent; read data is delivered as
     its requests complete, per client in order (ordered) or not (unordered).
 
     AtomicOps are reads that bring operands: one TLP each, never cut. One that Device Control 2 of its function does not allow, or that is
@@ -301,7 +304,13 @@ class Requester(wiring.Component):
             ("wall", self.wall, writes.wall, {0: lines[0]}),
             ("gate", self.gate, writes.gate, {n: line for n, line in lines.items() if n}),
         ):
-            burst = port.p
+            burst = Signal(Burst, name=f"{name}_burst")
+            may_relax = Array(int(entry.relaxed) for entry in self.clients)[port.p.client]
+            m.d.comb += [
+                burst.eq(port.p),
+                burst.relaxed_ordering.eq(port.p.relaxed_ordering & may_relax),
+                burst.no_snoop.eq(port.p.no_snoop & may_relax),
+            ]
             client = burst.client if ours.keys() != {0} else Const(0, 6)
             # Every burst in order. A write leaves when it was sent, a read at once: then no unsent write is in front of it.
             m.submodules[f"{name}_order"] = order = Queue(data.StructLayout({"is_write": 1, "client": 6}), ORDER_DEPTH)

@@ -543,7 +543,7 @@ class TagTable(wiring.Component):
         for n, name in enumerate(("wall", "short", "long", "wide")):
             first, end_tag = bounds[n], bounds[n + 1]
             if first == end_tag:
-                m.d.comb += self.dead[name].eq(1)
+                m.d.sync += self.dead[name].eq(1)
                 continue
             m.submodules[name] = pool = TagPool(first=first, count=end_tag - first)
             grants = getattr(self, f"{name}_tags")
@@ -556,10 +556,11 @@ class TagTable(wiring.Component):
                 pool.freed.valid.eq(told.release & inside),
                 pool.freed.p.tag.eq(told.tag),
                 pool.freed.p.generation.eq(~told.generation),
-                self.dead[name].eq(lost == end_tag - first),
             ]
+            m.d.sync += self.dead[name].eq(lost == end_tag - first)
             m.d.sync += lost.eq(lost + (told.enters & inside) - (told.leaves & inside))
             half.append((lost << 1) >= end_tag - first)
             any_lost.append(lost != 0)
-        m.d.comb += [self.exhausted.eq(Cat(half).any()), is_watched.eq(~swept | self.in_flight.any() | Cat(any_lost).any())]
+        m.d.sync += self.exhausted.eq(Cat(half).any())
+        m.d.comb += is_watched.eq(~swept | self.in_flight.any() | Cat(any_lost).any())
         return m

@@ -1,7 +1,7 @@
 """Proof of the tag table: no tag twice in flight, each request ends once, whatever comes as completions; beside it planted bugs."""
 
 import pytest
-from amaranth.hdl import Assert, Assume, Cat, Cover, Module, Signal
+from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In
 
@@ -16,7 +16,7 @@ DEPTH = 13
 
 # Completions: every field that the table looks at, in as few bits as show its rules.
 Beat = data.StructLayout({
-    "tag": 2, "requester_id": 1, "byte_count": 3, "lower_address": 3, "length_dw": 2, "status": 3, "has_data": 1, "poisoned": 1,
+    "tag": 2, "high": 2, "requester_id": 1, "byte_count": 3, "lower_address": 3, "length_dw": 2, "status": 3, "has_data": 1, "poisoned": 1,
     "locked": 1, "dword_count": 2, "first": 1, "last": 1,
 })  # fmt: skip
 
@@ -29,6 +29,9 @@ class TagContract(wiring.Component):
     lower_address: In(3)
     length_bytes: In(3)
     stop: In(1)
+    endless: In(1)  # timeouts are disabled
+    ten_bit: In(1)
+    atomic: In(1)
     completions: In(stream.Signature(Beat))
 
     def __init__(self, table=TagTable):
@@ -56,7 +59,10 @@ class TagContract(wiring.Component):
         opened, o = table.opened, table.opened.p
         m.d.sync += [opened.valid.eq(granted), o.tag.eq(grant.tag), o.generation.eq(grant.generation), o.index.eq(grant.tag)]
         m.d.sync += [o.row.eq(grant.tag), o.lower_address.eq(self.lower_address), o.length_bytes.eq(self.length_bytes)]
+        m.d.sync += [o.ten_bit.eq(self.ten_bit), o.atomic.eq(self.atomic)]
         m.d.comb += [
+            Assume(~self.atomic | ((self.length_bytes == 4) & (self.lower_address[:2] == 0))),  # the smaller of the two that there are
+            table.timeouts[0].disable.eq(self.endless),
             Assume((self.length_bytes != 0) & (self.length_bytes <= 6)),  # up to 3 dwords: enough
             table.stop.eq(self.stop),
         ]
@@ -64,7 +70,8 @@ class TagContract(wiring.Component):
         m.d.comb += [
             c.valid.eq(self.completions.valid), self.completions.ready.eq(c.ready),
             c.p.first.eq(b.first), c.p.last.eq(b.last), c.p.dword_count.eq(b.dword_count),
-            h.tag.eq(b.tag), h.requester_id.eq(b.requester_id), h.byte_count.eq(b.byte_count), h.length_dw.eq(b.length_dw),
+            h.tag.eq(Cat(b.tag, Const(0, 6), b.high)), h.requester_id.eq(b.requester_id),
+            h.byte_count.eq(b.byte_count), h.length_dw.eq(b.length_dw),
             h.lower_address.eq(b.lower_address), h.status.eq(b.status), h.poisoned.eq(b.poisoned),
             h.fmt.eq(b.has_data << pcie.FMT_DATA), h.type.eq(pcie.TYPE_COMPLETION | b.locked),
         ]  # fmt: skip
@@ -75,17 +82,24 @@ class TagContract(wiring.Component):
         held, open_ = Signal(), Signal()  # between being given and the end; since it was opened
         quarantined, excused = Signal(), Signal()  # timed out; something came that may bring it back
         excuse, recent = Signal(), Signal(3)  # the table decides 3 cycles before it says so
-        m.d.comb += excuse.eq(self.stop | (c.valid & (h.tag == tag)))
+        m.d.comb += excuse.eq(self.stop | (c.valid & (b.tag == tag)))
+        patient = Signal(8)  # cycles since timeouts were on, or a stop
+        m.d.sync += patient.eq(Mux(self.endless & ~self.stop, Cat(1, patient), 0))
+        ten_bit, named = Signal(), Signal()  # of the request; a completion came under its name since it was opened
+        came = c.valid & c.ready & (b.tag == tag) & ((b.high != 0) == ten_bit) & (~ten_bit | (b.high == 1))
         m.d.sync += recent.eq(Cat(excuse, recent))
         length, place = Signal(4), Signal(3)  # dwords up to the end of the request, from the start of its row
         with m.If(given):
             m.d.sync += [held.eq(1), quarantined.eq(0), excused.eq(0)]
         with m.If(opened.valid & (o.tag == tag)):
+            m.d.sync += [ten_bit.eq(o.ten_bit), named.eq(0)]
             m.d.sync += [open_.eq(1), place.eq(o.lower_address), length.eq(o.length_bytes)]
         with m.If(ended):
             m.d.sync += [held.eq(0), open_.eq(0), quarantined.eq(e.status == BurstStatus.TIMEOUT), excused.eq((recent != 0) | excuse)]
         with m.If(quarantined & excuse):
             m.d.sync += excused.eq(1)
+        with m.If(open_ & came & b.first):
+            m.d.sync += named.eq(1)
         tail = Signal(4)
         m.d.comb += tail.eq((place + length + 3) >> 2)
         s = table.store.p
@@ -99,6 +113,9 @@ class TagContract(wiring.Component):
             Assert(~stored | (s.position + s.dword_count <= tail), "no data is stored behind the end of a request"),
             Assert(~stored | (s.position >= place[2:]), "no data is stored in front of a request"),
             Assert(grant.tag < TAGS, "only tags that exist are given"),
+            Assert(~(ended & (e.status == BurstStatus.TIMEOUT)) | ~patient[-1], "no request times out while timeouts are disabled"),
+            Assert(~ended | (e.status == BurstStatus.TIMEOUT) | named, "what ends a request has its tag, of 8 bits or of 10"),
+            Cover(ended & (e.status == BurstStatus.OK) & ten_bit, "a request with a tag of 10 bits ends well"),
             Cover(ended & (e.status == BurstStatus.OK), "a request ends well"),
             Cover(ended & (e.status == BurstStatus.POISONED), "a request ends poisoned"),
             Cover(ended & (e.status == BurstStatus.CA), "a request ends with CA"),
@@ -129,6 +146,9 @@ def test_tags():
     ("& ~work.bad & ~too_many", "& ~work.bad", "behind the end"),
     ("record.position.eq(work.position + work.length_dw)", "record.position.eq(work.position + work.length_dw + 1)", "behind the end"),
     ("& (work.state == State.BUSY) & ~work.bad", "& ~work.bad", "open requests only"),
+    ("(a.ten_bit == b.ten_bit) & ", "", "of 8 bits or of 10"),
+    ("found.eq(late & (patience != Patience.ENDLESS))", "found.eq(late)", "while timeouts are disabled"),
+    ("Mux(a.atomic, b.length_dw == a.length_bytes[2:],", "Mux(a.atomic, 1,", "behind the end"),
     ("probed.eq(b.probe & ~(under_way & (saved.tag == b.tag)))", "probed.eq(b.probe)", "ends once|open requests only"),
 ])  # fmt: skip
 def test_tags_bugs(old, new, broken):

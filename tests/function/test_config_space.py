@@ -242,7 +242,7 @@ async def card_sees_what_the_host_has_set(dut):
         state = bench.state(n)
         assert vars(state) == {"bus": 0, "device": 0, "memory_enable": 0, "bus_master": 0, "mps_code": 0, "mrrs_code": 2,
                                "extended_tag": 0, "relaxed_ordering": 1, "no_snoop": 1, "msix_enable": 0, "msix_mask": 0,
-                               "in_reset": 0}  # fmt: skip
+                               "in_reset": 0, "ten_bit_tag": 0, "timeout": 0, "timeout_disable": 0, "atomics": 0}  # fmt: skip
     seen = dict.fromkeys(range(3), (0, 0))
     for _ in range(300):
         function, bus, device = rng.randrange(3), rng.getrandbits(8), rng.getrandbits(5)

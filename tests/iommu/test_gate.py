@@ -8,7 +8,7 @@ from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
 from ringwall.rtl.iommu.gate import Gate
 from ringwall.rtl.iommu.layouts import TranslateRequest, TranslateResponse
-from ringwall.rtl.tlp.layouts import Burst, BurstRetired, BurstStatus, ConfigState
+from ringwall.rtl.tlp.layouts import AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, pack, random_ready, start, unpack
 
@@ -138,6 +138,7 @@ class Bench:
             "cookie": client << 8 | n % 256,
             "verdict": rng.choice(list(BurstStatus)), "epoch": rng.randrange(2),
         }  # fmt: skip
+        base |= {"atomic": AtomicKind.NONE if base["is_write"] else rng.choice([*[AtomicKind.NONE] * 4, *AtomicKind])}
         return base | fields
 
     async def wait(self, condition, what, cycles=4000):
@@ -155,8 +156,10 @@ def expected(burst, port, answers):
     del out["epoch"]
     out["verdict"] = BurstStatus.OK
     if answers is not None:
-        answer = answers[burst["address"] >> 12, burst["is_write"]]
-        if answer.get("fault") or not answer["writable" if burst["is_write"] else "readable"]:
+        is_atomic = burst["atomic"] != AtomicKind.NONE
+        answer = answers[burst["address"] >> 12, burst["is_write"] | is_atomic]
+        needs = ["writable"] * (burst["is_write"] | is_atomic) + ["readable"] * (1 - burst["is_write"])
+        if answer.get("fault") or not all(answer[right] for right in needs):
             out["verdict"] = BurstStatus.FAULT
         else:
             out["address"] = answer["page"] << 12 | burst["address"] & 0xFFF
@@ -165,7 +168,8 @@ def expected(burst, port, answers):
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def random_traffic(dut):
-    """IOMMU-GATE-2 (R01, R22, R27): random clients, latencies, verdicts, bypasses: each leaves once, in order, as the translator said."""
+    """IOMMU-GATE-2 (R01, R22, R27): random clients, latencies, verdicts, bypasses: each leaves once, in order, as the translator said;
+    an AtomicOp, asked for as a write, needs permission to read and to write."""
     rng = random.Random(cocotb.RANDOM_SEED)
     functions, clients, answers, asked = params()["functions"], params()["clients"], {}, []
 
@@ -196,7 +200,8 @@ async def random_traffic(dut):
         want = [expected(b, n, None if bypass >> b["function"] & 1 else answers) for b in sent[n]]
         for k, (seen, wanted) in enumerate(zip(left[n], want, strict=True)):
             assert seen == wanted, f"client {n} burst {k}: {seen} is not {wanted}"
-    by_page = {(b["address"] >> 12, b["is_write"]): b for bursts in sent for b in bursts if not bypass >> b["function"] & 1}
+    translated = [b for bursts in sent for b in bursts if not bypass >> b["function"] & 1]
+    by_page = {(b["address"] >> 12, b["is_write"] | (b["atomic"] != AtomicKind.NONE)): b for b in translated}
     assert len(asked) == len(by_page), "one request for each translated burst, none for bypassed ones"
     for request in asked:
         burst = by_page[request.page, request.is_write]

@@ -339,7 +339,7 @@ def test_host_refuses():
     ("does not send", Tlp(TlpType.IORD, length_dw=1, requester_id=CARD, first_be=15)),
     ("does not send", Tlp(TlpType.CFGRD0, length_dw=1, requester_id=CARD, first_be=15)),
     ("does not send", Tlp(TlpType.MRDLK, length_dw=1, requester_id=CARD, first_be=15)),
-    ("does not send", Tlp(TlpType.FETCHADD, length_dw=1, requester_id=CARD, data=bytes(4))),
+    ("AtomicOp is not enabled", Tlp(TlpType.FETCHADD, length_dw=1, requester_id=CARD, data=bytes(4))),
     ("unknown code", Tlp(TlpType.MSG, requester_id=CARD, message_code=0x77)),
     ("unexpected completion", Tlp(TlpType.CPL, completer_id=CARD, byte_count=4)),
     ("interrupt is not one write", memory_write(0xFEE0_0000, bytes(8), requester_id=CARD)),
@@ -999,3 +999,64 @@ def test_host_captured():
     bench.card.captured[0] = 0x0500
     bench.run(iter_software([ConfigRead(0, 0, 4)]))
     assert len(bench.host.violations) == 1
+
+
+@pytest.mark.parametrize(("kind", "operands", "old", "new"), [
+    (TlpType.FETCHADD, ("01000000",), "ffffffff", "00000000"),
+    (TlpType.FETCHADD, ("ff00000001000000",), "0100000000000000", "0001000001000000"),
+    (TlpType.SWAP, ("78563412",), "01020304", "78563412"),
+    (TlpType.SWAP, ("1122334455667788",), "0000000000000000", "1122334455667788"),
+    (TlpType.CAS, ("01020304", "aabbccdd"), "01020304", "aabbccdd"),
+    (TlpType.CAS, ("01020305", "aabbccdd"), "01020304", "01020304"),
+    (TlpType.CAS, ("0102030400000001", "aa00000000000000"), "0102030400000001", "aa00000000000000"),
+    (TlpType.CAS, ("0102030400000000", "aa00000000000000"), "0102030400000001", "0102030400000001"),
+])  # fmt: skip
+def test_host_atomics(kind, operands, old, new):
+    """MODEL-HOST-34: AtomicOps change memory and answer with what it held, in one completion of the operand's size; without permission the
+    answer is UR and nothing changes (R17). [PCIe5 2.2.7, 2.2.9, 6.15]"""
+    memory = GuestMemory(all_ram=False)
+    memory.add_range(0x1000, 0x1000)
+    memory.add_range(0x2000, 0x1000, write=False)
+    host = make_host(memory)
+    host.assume_enabled(0, atomics=True)
+    data, size = bytes.fromhex("".join(operands)), len(old) // 2
+    memory.write(0x1008, bytes.fromhex(old))
+    request = Tlp(kind, requester_id=CARD, tag=7, address=0x1008, length_dw=len(data) // 4, data=data)
+    assert decode(encode(request)) == request
+    (reply,) = host.receive(request)
+    assert (reply.tlp.type, reply.tlp.status, reply.tlp.byte_count, reply.tlp.lower_address) == (TlpType.CPLD, CplStatus.SC, size, 0)
+    assert (reply.tlp.tag, reply.tlp.requester_id, reply.tlp.length_dw) == (7, CARD, size // 4)
+    assert reply.tlp.data.hex() == old and memory.read(0x1008, size).hex() == new
+    host.sent(reply)
+    for address in (0x2008, 0x8000):
+        (reply,) = host.receive(replace(request, address=address))
+        assert reply.tlp.status == CplStatus.UR and reply.tlp.type is TlpType.CPL
+        host.sent(reply)
+    assert memory.read(0x2008, size) == bytes(size)
+    assert not host.violations and host.statistics.atomics == 3
+
+
+def test_host_device_control_2():
+    """MODEL-HOST-35: AtomicOps and tags of 10 bits are against the rules until Device Control 2 allows them; then tags below 256 are;
+    while the write is under way either is allowed. [PCIe5 2.2.6.2, 7.5.3.16]"""
+    host = make_host()
+    host.function(0).pcie = 0x40
+
+    def broken(tag=0, kind=TlpType.MRD):
+        host.violations.clear()
+        data = bytes(4) if kind is TlpType.FETCHADD else b""
+        enables = 0 if data else 15
+        for reply in host.receive(Tlp(kind, requester_id=CARD, tag=tag, address=0x1000, length_dw=1, first_be=enables, data=data)):
+            host.sent(reply)
+        return [text.split(":")[0] for text in host.violations]
+
+    assert broken() == [] and broken(256) == ["tag is wider than enabled"]
+    assert broken(kind=TlpType.FETCHADD) == ["AtomicOp is not enabled"]
+    pending = host.start(ConfigWrite(0, 0x40 + 0x28, 2, 0x1040))
+    assert broken() == broken(300) == broken(1023) == broken(kind=TlpType.FETCHADD) == []
+    (write,) = pending.tlps
+    host.receive(Tlp(TlpType.CPL, requester_id=0, tag=write.tag, completer_id=CARD, byte_count=4))
+    host.function(0).end_grace()
+    assert pending.status == "OK"
+    assert broken(256) == [] and broken(300, TlpType.FETCHADD) == []
+    assert broken(255) == ["tag of 10 bits has 00 in bits 9"]

@@ -21,10 +21,10 @@ from ringwall.sim.tlp_beats import RequesterLink, completions_of
 
 PAGE = 4096
 WALL, RING, DATA, MSIX, RING2, DATA2 = range(6)
-CLIENTS = (ReadClient("wall", False, 512), ReadClient("ring", False, 1024, 16), ReadClient("data", True, 8192, 8),
+CLIENTS = (ReadClient("wall", False, 512), ReadClient("ring", False, 1024, 16), ReadClient("data", True, 8192, 8, relaxed=True),
            ReadClient("msix", False, 0), ReadClient("ring2", False, 128, 4), ReadClient("data2", True, 4096, 4))  # fmt: skip
 FUNCTION_OF = {WALL: 0, RING: 1, DATA: 1, MSIX: 1, RING2: 2, DATA2: 2}
-TIMEOUT = 2048
+TAGS, TIMEOUT = 64, 2048
 
 
 @dataclasses.dataclass
@@ -71,6 +71,7 @@ class Bench:
         self.dead = set()  # functions that are stopped, or not bus master
         self.tlps = []  # every TLP sent
         self.events = dict.fromkeys(("unexpected", "timeout", "unsupported", "aborted", "poisoned"), 0)
+        self.tags = params()["tags"]
         self.told = []  # of every event
         self.problems = []
         self.answer = self.answer_well
@@ -263,7 +264,9 @@ class Bench:
             self.problems.append(f"{tlp}: not cut at multiples of {limit}")
         if tlp.requester_id != config["bus"] << 8 | config["device"] << 3 | op.function:
             self.problems.append(f"{tlp}: wrong requester")
-        if tlp.relaxed_ordering != bool(op.ro and config["relaxed_ordering"]) or tlp.no_snoop != bool(op.ns and config["no_snoop"]):
+        asks = [bit and CLIENTS[op.client].relaxed for bit in (op.ro, op.ns)]
+        allowed = [bool(bit and config[name]) for bit, name in zip(asks, ("relaxed_ordering", "no_snoop"))]
+        if [tlp.relaxed_ordering, tlp.no_snoop] != allowed:
             self.problems.append(f"{tlp}: attributes of {op}, {config}")
         if (tlp.tc, tlp.at, tlp.td, tlp.poisoned, tlp.ido) != (0, 0, False, False, False):
             self.problems.append(f"{tlp}: a field is set that must not be")
@@ -286,8 +289,11 @@ class Bench:
         if tlp.tag in self.outstanding:
             self.problems.append(f"{tlp}: tag in flight twice")
         if op is not None:
-            tags = range(8) if op.client == WALL else range(8, 256 if self.config[op.function]["extended_tag"] else 32)
-            if tlp.tag not in tags:
+            config = self.config[op.function]
+            ten_bit = config.get("ten_bit_tag", 0)
+            end = self.tags if ten_bit else min(self.tags, 256) if config["extended_tag"] else 32
+            tags = range(8) if op.client == WALL else range(8, end)
+            if tlp.tag - 256 * ten_bit not in tags:
                 self.problems.append(f"{tlp}: tag not in {tags}")
             for before in self.accepted["wall" if op.client == WALL else "gate"][: op.accepted]:
                 unsent = before.is_write and before.status is None and before.sent_bytes < before.length
@@ -369,14 +375,15 @@ class _Call:
 
 
 def make(width, **changes):
-    return Requester(**{"width": width, "clients": CLIENTS, "functions": 3, "tags": 64, "completion_timeout_cycles": TIMEOUT,
+    return Requester(**{"width": width, "clients": CLIENTS, "functions": 3, "tags": TAGS, "completion_timeout_cycles": TIMEOUT,
                         "max_payload": 4096} | changes)  # fmt: skip
 
 
 def simulate(request, component, sim="verilator", **more):
     """Run the test of the caller's name. Verilator is 5 times as fast on this circuit once it is built; Icarus finds unknown values."""
     names = [request.node.originalname.removeprefix("test_")]
-    run(component, module=__name__, node=request.node.nodeid, testcase=names, params={"width": component.width, **more},
+    parameters = {"width": component.width, "tags": component.tags, **more}
+    run(component, module=__name__, node=request.node.nodeid, testcase=names, params=parameters,
         sim=os.environ.get("SIM") or sim)  # fmt: skip
 
 
@@ -388,14 +395,15 @@ def test_everything_arrives(request, width):
 @cocotb.test(timeout_time=4, timeout_unit="ms")
 async def everything_arrives(dut):
     """TLP-REQ-1: bursts of every alignment and length on every client at every MPS and MRRS, cut and reordered completions,
-    back-pressure everywhere: bytes, framing, order, tags, retirement (R05, R14, R18)."""
+    back-pressure everywhere: bytes, framing, order, tags of 5, 8 and 10 bits, retirement; Relaxed Ordering and No Snoop on bulk data
+    alone (R05, R14, R16, R18)."""
     rng = random.Random(cocotb.RANDOM_SEED)
     bench = await Bench(dut, rng).begin(ready=rng.choice([0.5, 0.9]), gaps=lambda: rng.choice([0, 0, 0, 2, 9]))
     bench.delay = lambda: rng.choice([0, 3, 40, 150])
     for _ in range(6):
         for n in range(3):
             bench.set_config(n, mps_code=rng.randrange(8), mrrs_code=rng.randrange(8), extended_tag=rng.getrandbits(1),
-                             relaxed_ordering=rng.getrandbits(1), no_snoop=rng.getrandbits(1))  # fmt: skip
+                             ten_bit_tag=rng.getrandbits(1), relaxed_ordering=rng.getrandbits(1), no_snoop=rng.getrandbits(1))  # fmt: skip
         for _ in range(25):
             client = rng.randrange(6)
             bits = {name: rng.getrandbits(1) for name in ("epoch", "ro", "ns")}
@@ -805,6 +813,61 @@ async def garbage_changes_nothing(dut):
     bench.link.send_beats([pack(shape, last=1)])
     assert all(op.status == BurstStatus.OK for op in bench.ops)
     assert bench.events["unexpected"] > 80
+    await bench.judge()
+
+
+@pytest.mark.parametrize("width", [512])
+def test_no_tag_overflows_the_buffer(request, width):
+    clients = (CLIENTS[WALL], CLIENTS[RING], ReadClient("data", True, 32768, 16), CLIENTS[MSIX], CLIENTS[RING2],
+               ReadClient("data2", True, 32768, 64))  # fmt: skip
+    simulate(request, make(width, clients=clients, tags=768, completion_timeout_cycles=1 << 15), "icarus")
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def no_tag_overflows_the_buffer(dut):
+    """TLP-REQ-10: 768 tags, reads of 4096 bytes at MRRS 4096 and of 64 bytes, answered as late as can be and in any order: never more
+    asked for than the buffer of 32 KiB of a client holds; one function has 10-bit tags, the other 8; the bytes are right."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    bench = Bench(dut, rng)
+    await bench.begin()
+    await ClockCycles(dut.clk, 600)
+    bench.set_config(1, mrrs_code=5)
+    bench.set_config(2, mrrs_code=5, ten_bit_tag=1)
+    held, asked, most, tags = [], {1: 0, 2: 0}, {1: 0, 2: 0}, set()
+
+    def answer(tlp):
+        function = tlp.requester_id & 7
+        held.append(tlp)
+        tags.add((function, tlp.tag))
+        asked[function] += tlp.byte_span()[1]
+        most[function] = max(most[function], asked[function])
+
+    bench.answer = answer
+    for length, count in ((4096, 9), (64, 300)):
+        held.clear()
+        ops = [bench.issue(client, False, (client << 32) + (n << 12) + (length * n % 4096), length)
+               for n in range(count) for client in (DATA, DATA2)]  # fmt: skip
+        quiet = 0
+        while any(op.status is None for op in ops):
+            before = len(held)
+            await ClockCycles(dut.clk, 30)
+            quiet = 0 if len(held) != before else quiet + 1
+            assert quiet < 60 or held, "nothing is asked for, and not all is answered"
+            if held and len(held) == before:  # the card has asked for all that it can
+                rng.shuffle(held)
+                for tlp in held[: rng.choice([1, len(held), len(held)])]:
+                    held.remove(tlp)
+                    asked[tlp.requester_id & 7] -= tlp.byte_span()[1]
+                    for part in bench.good(tlp):
+                        bench.link.send(part)
+                    bench.release(tlp)
+        if length == 4096:
+            assert most == {1: 32768, 2: 32768}, f"asked for {most} bytes at once"
+    assert max(most.values()) <= 32768
+    assert len({tag for function, tag in tags if function == 2}) > 256 and max(tag for function, tag in tags if function == 1) < 256
+    assert all(op.status == BurstStatus.OK for op in bench.ops)
+    assert bench.link.stalls <= cycle() / 60  # completions of one beat without a gap leave the table no cycle to look for timeouts
+    bench.link.stalls = 0
     await bench.judge()
 
 
