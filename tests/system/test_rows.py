@@ -23,7 +23,9 @@ from ringwall.models.tlp import TlpType
 from ringwall.models.virtio.blk import BlkDriver
 from ringwall.models.virtio.driver import DriverError, Feature, VirtioPciDriver
 from ringwall.models.virtio.split import SplitDriver
+from ringwall.rtl import endpoint as endpoint_module
 from ringwall.rtl.config import BlkConfig
+from ringwall.rtl.core import Core
 from ringwall.rtl.endpoint import Endpoint
 from ringwall.rtl.tlp.layouts import Burst, TlpBeat
 from ringwall.rtl.verilog import RawCard
@@ -572,10 +574,9 @@ async def strict_card_refuses(dut):
 
 
 
-def connections(endpoint):
-    """Return {sink: sources} of every stream of bursts or TLPs between the parts of an endpoint, and to the link; by name."""
-    fragment, beat = Fragment.get(endpoint, None), TlpBeat(endpoint.config.width)
-    parts = {name: part.origins[0] for part, name, _ in fragment.subfragments} | {"link": endpoint}
+def connections(component, fragment, beat):
+    """Return {sink: sources} of every stream of bursts or TLPs between the parts of a component, and to its own ports ("link"); by name."""
+    parts = {name: part.origins[0] for part, name, _ in fragment.subfragments} | {"link": component}
     names, sinks = {}, {}
     for owner, part in parts.items():
         for path, member, value in part.signature.flatten(part):
@@ -607,46 +608,66 @@ def getattr_or_item(at, key):
 
 def faults_of(endpoint):
     """Return what is wrong with who may ask for TLPs: devices through the gate alone, the IOMMU through the wall alone."""
-    found, faults, asking = connections(endpoint), [], set()
+    fragment, beat = Fragment.get(endpoint, None), TlpBeat(endpoint.config.width)
+    core = next(part for part, name, _ in fragment.subfragments if name == "core")
+    found = {f"core/{sink}": sources for sink, sources in connections(core.origins[0], core, beat).items()}
+    found |= connections(endpoint, fragment, beat)
+    faults, asking = [], set()
     wall = "iommu.bursts" if endpoint.config.iommu else None
-    wanted = {"requester.gate": "gate.o", "requester.wall": wall, "link.to_send": "transmitter.o",
-              "transmitter.posted": "requester.posted", "transmitter.non_posted": "requester.non_posted",
-              "transmitter.completions": "completer.completions"}  # fmt: skip
+    wanted = {"core/requester.gate": "gate.o", "core/requester.wall": wall, "core/link.to_send": "transmitter.o",
+              "core/transmitter.posted": "requester.posted", "core/transmitter.non_posted": "requester.non_posted",
+              "core/transmitter.completions": "completer.completions", "core/transmitter.messages": "errors.messages",
+              "link.to_send": "core.to_send"}  # fmt: skip
     for sink, sources in found.items():
         stream, _, signal = sink.rpartition(".")
-        if stream in wanted:
+        if stream == "core/transmitter.messages" and signal == "payload":
+            right = {source for source in sources if "." not in source}  # made field by field, of no other stream
+        elif stream in wanted:
             right = {f"{wanted[stream]}.{signal}"} if wanted[stream] else set()
-        elif stream.startswith("gate.bursts."):
+        elif stream.startswith("core.bursts."):
             right = {name for name in sources if re.fullmatch(r"(engine|msix)\.bursts\.\d+\.\w+|disk_\d+\.bursts\.\w+", name)}
             if len(right) != 1 or right & asking:
                 faults.append(f"{sink} has {sorted(sources)}, must have one device of its own")
             asking |= right
+        elif stream.startswith("core/gate.bursts."):
+            right = {f"link.{sink.removeprefix('core/gate.')}"}
         else:
             right = {name for name in sources if name.startswith(("receiver.", "link.received."))}  # what came from the host
         if sources != right:
             faults.append(f"{sink} is driven by {sorted(sources)}, must be by {sorted(right) or 'nobody'}")
     missing = {f"{stream}.{signal}" for stream in wanted for signal in ("valid", "payload")} - set(found)
+    if sum(sink.startswith("core/gate.bursts.") for sink in found) != len(asking):
+        faults.append("the gate has ports that no device has")
     return faults + [f"{sink} is not there" for sink in sorted(missing)]
 
 
 @pytest.mark.parametrize("disks, iommu", [(1, True), (2, True), (3, False)])
 def test_who_may_send(disks, iommu):
-    """SYS-ROW-1: R01: only gate and wall reach the requester, only it and the completer the link; each device has its own way."""
+    """SYS-ROW-1: R01: only gate and wall reach the requester, only it, the completer and errors the link; each device has its own way."""
     config = dataclasses.replace(bench_config(64), disks=(BlkConfig(),) * disks, **({} if iommu else {"iommu": None}))
     assert faults_of(Endpoint(config)) == []
-    assert sum(sink.startswith("gate.bursts.") for sink in connections(Endpoint(config))) == 2 * 3 * disks
 
 
-@pytest.mark.parametrize("old, new, broken", [
-    ("(gate.o, requester.gate)", "(gate.o, gate.bursts[0])", "requester.gate.valid is driven by []"),
-    ("(iommu.bursts, requester.wall)", "(gate.o, requester.wall)", "requester.wall.valid is driven by ['gate.o.valid']"),
-    ('("bursts", gate.bursts[port - 1])', '("bursts", requester.wall if port == 2 else gate.bursts[port - 1])', "requester.wall.valid"),
-    ('("bursts", gate.bursts[port - 1])', '("bursts", requester.gate if port == 4 else gate.bursts[port - 1])', "requester.gate.valid"),
-    ('("bursts", gate.bursts[port - 1])', '("bursts", gate.bursts[0])', "gate.bursts.0.valid has"),
-    ("(requester.posted, transmitter.posted)", "(completer.completions, transmitter.posted)", "transmitter.posted.valid"),
-    ("(transmitter.o, wiring.flipped(self.to_send))", "(requester.posted, wiring.flipped(self.to_send))", "link.to_send.valid"),
+@pytest.mark.parametrize("part, old, new, broken", [
+    ("Core", "(gate.o, requester.gate)", "(gate.o, gate.bursts[0])", "core/requester.gate.valid is driven by []"),
+    ("Core", "(iommu.bursts, requester.wall)", "(gate.o, requester.wall)", "core/requester.wall.valid is driven by ['gate.o.valid']"),
+    ("Core", "(gate.bursts[n], self.bursts[n])", "(requester.wall if n == 1 else gate.bursts[n], self.bursts[n])",
+     "core/requester.wall.valid"),
+    ("Core", "(gate.bursts[n], self.bursts[n])", "(requester.gate if n == 3 else gate.bursts[n], self.bursts[n])",
+     "core/requester.gate.valid"),
+    ("Core", "(gate.bursts[n], self.bursts[n])", "(gate.bursts[0], self.bursts[n])", "core/gate.bursts.0.valid is driven by"),
+    ("Core", "(requester.posted, transmitter.posted)", "(completer.completions, transmitter.posted)", "core/transmitter.posted.valid"),
+    ("Core", "(transmitter.o, wiring.flipped(self.to_send))", "(requester.posted, wiring.flipped(self.to_send))",
+     "core/link.to_send.valid"),
+    ("Core", "message.valid.eq(errors.messages.valid)", "message.valid.eq(completer.completions.valid)", "core/transmitter.messages.valid"),
+    ("Endpoint", "getattr(core, name)[client + offset - 1]", "getattr(core, name)[0]", "core.bursts.0.valid has"),
 ])  # fmt: skip
-def test_bypasses_are_found(old, new, broken):
+def test_bypasses_are_found(part, old, new, broken, monkeypatch):
     """SYS-ROW-3: R01: each planted way around the gate is found."""
-    found = faults_of(mutant(Endpoint, old, new)(dataclasses.replace(bench_config(64), disks=(BlkConfig(),) * 2)))
+    build = Endpoint
+    if part == "Core":
+        monkeypatch.setattr(endpoint_module, "Core", mutant(Core, old, new))
+    else:
+        build = mutant(Endpoint, old, new)
+    found = faults_of(build(dataclasses.replace(bench_config(64), disks=(BlkConfig(),) * 2)))
     assert any(fault.startswith(broken) for fault in found), found
