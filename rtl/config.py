@@ -93,8 +93,8 @@ class EndpointConfig:
         Outstanding reads in all, and those of the wall.
     completion_timeout_cycles : :class:`int`
         When a missing completion is given up; the default is 10 ms at 250 MHz.
-    read_buffer_bytes : :class:`int`
-        Space for each function's bulk reads in flight.
+    read_buffer_bytes : :class:`int` or None
+        Space for each function's bulk reads in flight; by default 16 KiB, 32 KiB at 512 bits: a microsecond of the link.
     serial_number : :class:`int`
         EUI-64 of the card, that all its functions show; the default is a locally administered one.
 
@@ -111,7 +111,7 @@ class EndpointConfig:
     tags: int = 256
     wall_tags: int = 16
     completion_timeout_cycles: int = 2_500_000
-    read_buffer_bytes: int = 16384
+    read_buffer_bytes: int | None = None
     serial_number: int = 0x0200_0000_0000_0001
 
     def __post_init__(self):
@@ -121,6 +121,8 @@ class EndpointConfig:
             raise ValueError(f"Functions of a card must be between 1 and 8, with at least one disk, not {len(self.all_disks)!r} disks")
         if self.strict and self.iommu is None:
             raise ValueError(f"A strict card must have an IOMMU, not {self.iommu!r}")
+        if self.read_buffer_bytes is None:
+            object.__setattr__(self, "read_buffer_bytes", 32768 if self.width == 512 else 16384)
         if self.serial_number not in range(1 << 64):
             raise ValueError(f"Serial number must be a number of 64 bits, not {self.serial_number!r}")
 

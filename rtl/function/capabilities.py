@@ -112,7 +112,8 @@ class PcieCapability:
     ``mps_code``: largest Max_Payload_Size as 128 << code. ``link_speed``: 1 (2.5 GT/s) to 5 (32 GT/s). ``at``: offset
     in configuration space, chosen by the function when None. ``has_flr``: software may reset the function alone; what belongs to
     the link survives. [PCIe5 6.6.2] ``has_atomics``: AtomicOps may be requested. ``has_ten_bit_tags``: by this function, and of others.
-    ``timeout_ranges``: code of the completion timeouts that can be set; ``has_timeout_disable``: or none. [PCIe5 7.5.3.15]
+    ``timeout_ranges``: code of the completion timeouts that can be set, by default range A: 50 us to 10 ms; ``has_timeout_disable``: or
+    none, which who sends requests must allow. [PCIe5 7.5.3.15]
     """
 
     mps_code: int = 2
@@ -122,8 +123,8 @@ class PcieCapability:
     has_flr: bool = False
     has_atomics: bool = False
     has_ten_bit_tags: bool = False
-    timeout_ranges: int = 0
-    has_timeout_disable: bool = False
+    timeout_ranges: int = 1
+    has_timeout_disable: bool = True
     name = "pcie"
     id = spec.CAP_PCIE
     size_bytes = spec.PCIE_BYTES

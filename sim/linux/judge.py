@@ -44,8 +44,8 @@ REGISTERS_BAR, MSIX_BAR, MSIX_PBA = 0, 2, 0x800
 WALL_VECTORS, WALL_TABLE, WALL_PBA = 4, 0x300, 0x400
 DDTP, BARE = 0x10, 1  # the wall's directory pointer; its mode without translation [RVIOMMU1.0 6.5]
 OFFERED = 1 << BlkFeature.FLUSH | 1 << Feature.VERSION_1 | 1 << Feature.ACCESS_PLATFORM | 1 << Feature.ORDER_PLATFORM
-LINK = {"link_capabilities": 3 | 8 << 4 | 1 << 22, "link_status": 3 | 8 << 4, "link_capabilities_2": 0b1110, "device_capabilities_2": 0,
-        "device_control_2_rw": 0}  # fmt: skip  # 8 GT/s x8 [PCIe5 7.5.3]
+LINK = {"link_capabilities": 3 | 8 << 4 | 1 << 22, "link_status": 3 | 8 << 4, "link_capabilities_2": 0b1110,
+        "timeout_ranges": 1}  # fmt: skip  # 8 GT/s x8, completion timeouts of range A or none [PCIe5 7.5.3]
 # Errors that a function reports: none of ECRC, ACS and the like, which it does not have.
 REPORTED, CORRECTED = 0x0057_F010, 0x0000_71C1  # bits of Uncorrectable and Correctable Error Status [PCIe5 7.8.4.2, 7.8.4.5]
 FATAL = 0x0046_2010  # those that are so from the start [PCIe5 7.8.4.4]

@@ -7,8 +7,8 @@ from ringwall.models.capabilities import EXT_ARI, EXT_DSN, EXT_PASID, EXT_PRI
 from ringwall.rtl.function import description as rtl
 
 LINK = {"link_capabilities": 3 | 8 << 4 | 1 << 22, "link_status": 3 | 8 << 4, "link_capabilities_2": 0b1110, "link_control_2": 3,
-        "link_control_2_rw": 0xF, "device_capabilities_2": 0, "device_control_2_rw": 0}  # fmt: skip  # 8 GT/s x8, of function 0
-TIMEOUT_DISABLE = {"device_capabilities_2": 1 << 4, "device_control_2_rw": 1 << 4}
+        "link_control_2_rw": 0xF, "timeout_ranges": 1}  # fmt: skip  # 8 GT/s x8, of function 0; timeouts of range A
+NO_TIMEOUT_DISABLE = {"device_capabilities_2": 0, "device_control_2_rw": 0}
 CORRECTABLE, SEVERITY = 0x71C1, 0x0046_2010  # the card's choice: with internal errors; of the errors that it reports alone
 # Where the specification leaves a choice: (block of the RTL's table, offset in it) -> bits.
 OPEN = {
@@ -32,8 +32,8 @@ def capabilities():
         yield (f"PCIe payload {code}", (rtl.PcieCapability(mps_code=code),), (),
                (model.pcie_capability(**LINK, mps_supported=128 << code),), ())  # fmt: skip
     for ranges in (0, 1, 2, 3, 6, 7, 14, 15):
-        yield (f"PCIe timeout {ranges}", (rtl.PcieCapability(timeout_ranges=ranges, has_timeout_disable=True),), (),
-               (model.pcie_capability(**LINK | TIMEOUT_DISABLE, timeout_ranges=ranges),), ())  # fmt: skip
+        yield (f"PCIe timeout {ranges}", (rtl.PcieCapability(timeout_ranges=ranges, has_timeout_disable=False),), (),
+               (model.pcie_capability(**LINK | NO_TIMEOUT_DISABLE | {"timeout_ranges": ranges}),), ())  # fmt: skip
     yield "PCIe", (rtl.PcieCapability(has_flr=True, has_atomics=True, has_ten_bit_tags=True),), (), (
         model.pcie_capability(**LINK, flr=True, atomic_requester=True, tag_10_completer=True, tag_10_requester=True),), ()
     pcie = (rtl.PcieCapability(),), (model.pcie_capability(**LINK),)

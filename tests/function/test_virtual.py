@@ -21,8 +21,8 @@ from ringwall.rtl.verilog import UltraScaleCard
 from ringwall.sim.run import run
 from ringwall.sim.stream import Stream, pack, start, unpack
 
-LINK = {"link_capabilities": 3 | 8 << 4 | 1 << 22, "link_status": 3 | 8 << 4, "link_capabilities_2": 0b1110, "device_capabilities_2": 0,
-        "device_control_2_rw": 0}  # fmt: skip
+LINK = {"link_capabilities": 3 | 8 << 4 | 1 << 22, "link_status": 3 | 8 << 4, "link_capabilities_2": 0b1110,
+        "timeout_ranges": 1}  # fmt: skip
 IDENTITY = {"class_code": 0x018000, "revision": 1}
 AER = {"correctable": 0x71C1, "severity": 0x0046_2010}
 
@@ -59,7 +59,7 @@ def first_model():
 
 def third_model():
     """Function 2, likewise."""
-    pcie = model.pcie_capability(**LINK, flr=True, timeout_ranges=3)
+    pcie = model.pcie_capability(**LINK | {"timeout_ranges": 3}, flr=True)
     rest = (model.msix_capability(3, table_bar=2, table_offset=0, pba_bar=2, pba_offset=0x800),
             model.virtio_capability(1, 0, 0, 0x38), model.virtio_capability(5))  # fmt: skip
     extended = model.aer_capability(**AER), model.ats_capability()
@@ -375,7 +375,7 @@ def test_a_card_has_them_behind_its_disks():
     assert [one.capability(rtl.MsixCapability).vectors for one in found] == [4, 3, 2, 4, 3, 3, 4]
     assert [one.map(n, 4).has("sriov", "control", "ari_hierarchy") for n, one in enumerate(found[:4])] == [False, True, False, False]
     assert (config.functions, config.physical_functions) == (7, 4)
-    assert not any(one.extended or one.is_virtual for one in descriptions_of(EndpointConfig()))
+    assert not any(one.capability(rtl.SriovCapability) or one.is_virtual for one in descriptions_of(EndpointConfig()))
 
 
 @pytest.mark.parametrize("make, sentence", [
