@@ -38,11 +38,8 @@ class JudgedBench(CompiledBench):
         super().__init__(CONFIG, seed=seed, judged=False, **parameters)
         monkeypatch.undo()
 
-    def bring_up(self, monkeypatch, number, **parameters):
-        monkeypatch.setattr(cards, "IOVAS", cards.IOVAS + APART * number)
-        disk = self.now(self.disk(number, **parameters))
-        monkeypatch.undo()
-        return disk
+    def bring_up(self, number, **parameters):
+        return self.now(self.disk(number, base=cards.IOVAS + APART * number, **parameters))
 
     def settle(self):
         """Let everything that is on its way come."""
@@ -87,7 +84,7 @@ def mixed(rng, disk, count, most=24):
 def test_agrees(monkeypatch, parameters):
     """LINUX-JUDGE-1: two disks at once, every kind of request and framing, at random latencies and cuts: no difference (R24, V039)."""
     bench = JudgedBench(monkeypatch, seed=len(parameters), **parameters)
-    disks = [bench.bring_up(monkeypatch, n, queue_size=size) for n, size in ((0, 64), (1, 16))]
+    disks = [bench.bring_up(n, queue_size=size) for n, size in ((0, 64), (1, 16))]
     total = 0
     for _ in range(12):
         batches = [mixed(bench.rng, disk, 10) for disk in disks]
@@ -108,7 +105,7 @@ def test_agrees(monkeypatch, parameters):
 def test_resets(monkeypatch):
     """LINUX-JUDGE-2: resets under load at random moments; what they ended is in doubt, all else is compared (V011)."""
     bench = JudgedBench(monkeypatch, seed=7, latency=60, jitter=50)
-    disk = bench.bring_up(monkeypatch, 0)
+    disk = bench.bring_up(0)
     for _ in range(12):
         batch = mixed(bench.rng, disk, 12)
         if disk.blk.publish():
@@ -129,7 +126,7 @@ def test_resets(monkeypatch):
 def test_polled(monkeypatch):
     """LINUX-JUDGE-3: without MSI-X the ISR tells of used buffers once; the judge takes it for the notification (V034)."""
     bench = JudgedBench(monkeypatch, seed=8)
-    disk = bench.bring_up(monkeypatch, 0, vectors=False)
+    disk = bench.bring_up(0, vectors=False)
     isr = bench.functions[1].bars[0].address + 0x1000
     for _ in range(10):
         bench.done(disk, mixed(bench.rng, disk, 3))
@@ -145,7 +142,7 @@ def test_polled(monkeypatch):
 def test_masked(monkeypatch):
     """LINUX-JUDGE-4: masked vectors stay silent, are pending, and fire once when they are unmasked, by entry and by function (R19)."""
     bench = JudgedBench(monkeypatch, seed=9)
-    disk, card, info = bench.bring_up(monkeypatch, 0), bench.compiled, bench.functions[1]
+    disk, card, info = bench.bring_up(0), bench.compiled, bench.functions[1]
     table = info.bars[2].address
     for by_entry in (True, False, True):
         if by_entry:
@@ -179,7 +176,7 @@ def delay(cycles):
 def test_refused_memory(monkeypatch):
     """LINUX-JUDGE-5: requests whose memory is away end in IOERR, which the judge understands from the refused reads; then all is well."""
     bench = JudgedBench(monkeypatch, seed=10)
-    disk, card = bench.bring_up(monkeypatch, 0), bench.compiled
+    disk, card = bench.bring_up(0), bench.compiled
     content = bench.rng.randbytes(4096)
     bench.done(disk, [disk.blk.write(8, content)])
     write = disk.blk.write(8, bench.rng.randbytes(4096))
