@@ -314,7 +314,8 @@ def test_lspci_virtual_functions(lspci):
         "Region 0: Memory at 0000000000000000 (64-bit, non-prefetchable)",
         "Region 2: Memory at 0000000000000000 (64-bit, non-prefetchable)"]
     assert virtual[0].startswith("00:01.0 0180: ffff:ffff")
-    names = [[line.split("] ", 1)[1].partition(":")[0] for line in lines if line.startswith("Capabilities")] for lines in (physical, virtual)]
+    names = [[line.split("] ", 1)[1].partition(":")[0] for line in lines if line.startswith("Capabilities")]
+             for lines in (physical, virtual)]  # fmt: skip
     assert names[1] == [name for name in names[0] if not name.startswith(("Power Management", "Single Root", "Device Serial Number"))]
     assert any("FLReset+" in line for line in virtual) and any("Count=3 Masked-" in line for line in virtual)
     assert not any(line.startswith(("Interrupt", "Region")) for line in virtual)
