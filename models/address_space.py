@@ -10,14 +10,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, IntFlag
 from typing import Protocol
 
 from .memory import SPACE, AccessFault
 
-__all__ = ["Acs", "AddressSpace", "Container", "Handler", "MapError", "MapListener", "Mmio", "Peer", "PeerRouter", "Ram", "RamNotMapped",
-           "Route", "Skip", "Window"]  # fmt: skip
+__all__ = ["Acs", "AddressSpace", "Container", "Handler", "MapError", "MapListener", "Mmio", "Peer", "PeerRouter", "Platform", "Ram",
+           "RamNotMapped", "Route", "Skip", "Window"]  # fmt: skip
 
 
 class Storage(Protocol):
@@ -87,10 +87,15 @@ class AddressSpace:
         Anywhere, of any length; they must not overlap.
     windows : iterable of :class:`Window` or None
         What the bridge sends upstream. None: a bridge that decodes everything, RAM and BARs alike.
+    messages : :class:`Window` or None
+        Where an aligned write of 4 bytes is an interrupt, and nothing else goes anywhere; it comes before all the rest. What was written
+        there is in ``interrupts``, ``(address, data)`` each.
     """
 
-    def __init__(self, sections: Iterable[Ram | Mmio] = (), *, windows: Iterable[Window] | None = None):
+    def __init__(self, sections: Iterable[Ram | Mmio] = (), *, windows: Iterable[Window] | None = None, messages: Window | None = None):
         self.windows = None if windows is None else tuple(windows)
+        self.messages = messages
+        self.interrupts: list[tuple[int, int]] = []
         self._sections: list[Ram | Mmio] = []
         self._listeners: list[MapListener] = []
         for section in sections:
@@ -129,6 +134,8 @@ class AddressSpace:
     def route(self, address: int, length: int) -> Ram | Mmio | None:
         """Return the section that takes such a request, None for Unsupported Request. A length of 0 counts as 1 byte."""
         length = max(length, 1)
+        if self.messages and address < self.messages.end and self.messages.start < address + length:
+            return None
         n = bisect_right(self._sections, address, key=_start) - 1
         if n < 0 or not self._sections[n].holds(address, length):
             return None
@@ -153,6 +160,9 @@ class AddressSpace:
 
     def write(self, address: int, data: bytes, *, source: str = "") -> None:
         """Do what a write of a device does."""
+        if self.messages and self.messages.holds(address, 4) and len(data) == 4 and address % 4 == 0:
+            self.interrupts.append((address, int.from_bytes(data, "little")))
+            return
         match self.route(address, len(data)):
             case Ram(start=start, memory=memory, base=base):
                 memory.write(base + address - start, data, source=source)
@@ -164,6 +174,46 @@ class AddressSpace:
 
 def _start(section: Window) -> int:
     return section.start
+
+
+class Platform:
+    """One machine in two address spaces, which need not agree: ``cpu`` is what processors address, ``bus`` what devices do.
+
+    A processor reaches every section of its space and knows nothing of the bridge's windows; a device is in ``bus``. Each has listeners
+    of its own: who maps RAM for devices listens to one, who cares for processors to the other.
+
+    Parameters
+    ----------
+    windows, messages
+        Of ``bus``, see :class:`AddressSpace`.
+    """
+
+    def __init__(self, *, windows: Iterable[Window] | None = None, messages: Window | None = None):
+        self.cpu = AddressSpace()
+        self.bus = AddressSpace(windows=windows, messages=messages)
+        self._bus_places: dict[int, Ram | Mmio] = {}  # address of a section for processors -> the section of the bus
+
+    def add(self, section: Ram | Mmio, *, bus_start: int | None = None, is_on_bus: bool = True) -> None:
+        """Let a section appear where processors see it, and for devices at ``bus_start`` (by default at the same address), or not at all.
+
+        ValueError when it overlaps another in either space; then it is in neither.
+        """
+        self.cpu.add(section)
+        if is_on_bus:
+            other = section if bus_start is None else replace(section, start=bus_start)
+            try:
+                self.bus.add(other)
+            except ValueError:
+                self.cpu.remove(section)
+                raise
+            self._bus_places[section.start] = other
+
+    def remove(self, section: Ram | Mmio) -> None:
+        """Let a section disappear from both; ValueError when it is not here."""
+        self.cpu.remove(section)
+        other = self._bus_places.pop(section.start, None)
+        if other is not None:
+            self.bus.remove(other)
 
 
 # -- peers --

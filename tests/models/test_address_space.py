@@ -14,6 +14,7 @@ from ringwall.models.address_space import (
     Mmio,
     Peer,
     PeerRouter,
+    Platform,
     Ram,
     RamNotMapped,
     Route,
@@ -328,3 +329,77 @@ def test_map_listener_oracle(sections, page):
     for section in space.sections:
         space.remove(section)
     assert iommu.maps == {}
+
+
+def test_platform_has_two_address_spaces():
+    """MODEL-AS-7 (R42): processors and devices have a space each, with listeners of their own; what comes and goes is told in each."""
+    platform, ram, timer = Platform(), GuestMemory(), Registers()
+    told = {name: [] for name in ("cpu", "bus")}
+
+    class Ear:
+        def __init__(self, name):
+            self.name = name
+
+        def add(self, section):
+            told[self.name].append(("add", section.start))
+
+        def remove(self, section):
+            told[self.name].append(("remove", section.start))
+
+    platform.cpu.listen(Ear("cpu"))
+    platform.bus.listen(Ear("bus"))
+    memory, private = Ram(0, 0x10_0000, ram), Mmio(0xF000_0000, 0x100, timer, is_pci=False)
+    platform.add(memory)
+    platform.add(private, is_on_bus=False)
+    assert told == {"cpu": [("add", 0), ("add", 0xF000_0000)], "bus": [("add", 0)]}
+    platform.bus.write(0x1000, b"abcd")
+    assert platform.cpu.read(0x1000, 4) == b"abcd"
+    assert platform.bus.route(0xF000_0000, 4) is None
+    with pytest.raises(ValueError, match="must not overlap"):
+        platform.add(Ram(0x4000_0000, 0x1000, ram), bus_start=0x800)
+    assert [section.start for section in platform.cpu.sections] == [0, 0xF000_0000], "half of a section stayed"
+    platform.remove(memory)
+    platform.remove(private)
+    assert told == {"cpu": [("add", 0), ("add", 0xF000_0000), ("add", 0x4000_0000), ("remove", 0x4000_0000), ("remove", 0),
+                            ("remove", 0xF000_0000)], "bus": [("add", 0), ("remove", 0)]}  # fmt: skip
+    assert platform.cpu.sections == platform.bus.sections == ()
+
+
+@pytest.mark.parametrize("bus_start", [None, 0x8000_0000, 0x20_0000_0000])
+def test_platform_views_may_differ(bus_start):
+    """MODEL-AS-8 (R43): registers and RAM lie for devices where the machine says, at the same address or another one, and only there."""
+    platform, ram, registers = Platform(), GuestMemory(), Registers()
+    platform.add(Mmio(0x1_0000_0000, 0x1000, registers), bus_start=bus_start)
+    platform.add(Ram(0x2_0000_0000, 0x1000, ram, base=0x5000), bus_start=None if bus_start is None else bus_start + 0x1000)
+    at = 0x1_0000_0000 if bus_start is None else bus_start
+    assert platform.bus.read(at + 8, 4) == platform.cpu.read(0x1_0000_0008, 4) == bytes((8, 9, 10, 11))
+    platform.bus.write((0x2_0000_0000 if bus_start is None else bus_start + 0x1000) + 4, b"wxyz")
+    assert platform.cpu.read(0x2_0000_0004, 4) == ram.read(0x5004, 4) == b"wxyz"
+    if bus_start is not None:
+        for address in (0x1_0000_0008, 0x2_0000_0004):
+            with pytest.raises(AccessFault):
+                platform.bus.read(address, 4)
+
+
+def test_two_windows_and_messages():
+    """MODEL-AS-9 (R45): a low and a high window upstream and one for messages: RAM in two, interrupts in the third, nothing beside."""
+    messages = Window(0x4000_0000, 0x1_0000)
+    ram = GuestMemory()
+    platform = Platform(windows=(Window(0, 0x8000_0000), Window(1 << 59, 1 << 40)), messages=messages)
+    platform.add(Ram(0, 0x8000_0000, ram))
+    platform.add(Ram(0x1_0000_0000, 0x1_0000_0000, ram, base=0x8000_0000), bus_start=1 << 59)
+    platform.bus.write(0x3FFF_FFFC, b"low!")
+    platform.bus.write((1 << 59) + 8, b"high")
+    assert platform.cpu.read(0x3FFF_FFFC, 4) == b"low!" and platform.cpu.read(0x1_0000_0008, 4) == b"high"
+    platform.bus.write(0x4000_0040, (0x1234).to_bytes(4, "little"))
+    assert platform.bus.interrupts == [(0x4000_0040, 0x1234)]
+    assert platform.cpu.read(0x4000_0040, 4) == bytes(4), "an interrupt was stored"
+    for address, data in ((0x4000_0042, bytes(4)), (0x4000_0040, bytes(2)), (0x4000_0040, bytes(8)), (0x3FFF_FFFE, bytes(4)),
+                          (0x4000_FFFE, bytes(4)), (0x8000_0000, bytes(4)), ((1 << 59) + (1 << 40), bytes(4))):  # fmt: skip
+        with pytest.raises(AccessFault):
+            platform.bus.write(address, data)
+    with pytest.raises(AccessFault):
+        platform.bus.read(0x4000_0040, 4)
+    assert len(platform.bus.interrupts) == 1
+    platform.bus.write(0x4001_0000, b"next")
+    assert platform.cpu.read(0x4001_0000, 4) == b"next"

@@ -413,3 +413,28 @@ def test_passthrough_vpd():
     none = PassThrough(Plain())
     none.write(0xAE, 2, 0x0008)
     assert none.read(0xAE, 2) == 8
+
+
+def test_state_is_built_at_open():
+    """PASS-OPEN-1 (R73): a view is complete when it is made, and made anew each time: neither what an earlier one did nor the device's
+    later writes to its identity change what it shows."""
+    first, second = (PassThrough(ConfigSpace(CARD), bars=SIZES) for _ in range(2))
+    fresh = [second.read(offset, 4) for offset in range(0, 4096, 4)]
+    for offset in range(0, 4096, 4):
+        first.write(offset, 4, ONES)
+    assert [second.read(offset, 4) for offset in range(0, 4096, 4)] == fresh
+    third = PassThrough(ConfigSpace(CARD), bars=SIZES)
+    assert [third.read(offset, 4) for offset in range(0, 4096, 4)] == fresh
+    assert (third.hidden, third.conflicts) == (second.hidden, second.conflicts)
+    calls = []
+
+    class Counted(ConfigSpace):
+        def read(self, offset, size):
+            calls.append(offset)
+            return super().read(offset, size)
+
+    view = PassThrough(Counted(CARD), bars=SIZES)
+    calls.clear()
+    for offset in range(0x34, 0x40, 4):
+        view.read(offset, 4)
+    assert not [offset for offset in calls if offset >= 0x40], "the capabilities were walked again"
