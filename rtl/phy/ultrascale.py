@@ -84,7 +84,7 @@ class UltraScalePhy(wiring.Component):
     max_payload : :class:`int`
         Largest Max_Payload_Size that the block offers, bytes: 128 to 1024.
     straddle : collection of :class:`str`
-        Interfaces on which the block puts two packets into a beat: "rc" at 256 and 512 bits, "cq" at 512.
+        Interfaces on which the block puts two packets into a beat: "rc" at 256 and 512 bits, "cq" at 512; "rc4": four, on RC at 512.
     pcie_capability : :class:`int`
         Offset of the block's PCI Express capability.
     order_cycles : :class:`int`
@@ -125,9 +125,11 @@ class UltraScalePhy(wiring.Component):
                 raise TypeError(f"A function behind the hard block must be a MirroredFunction, not {function!r}")
         if max_payload not in (128, 256, 512, 1024):
             raise ValueError(f"Largest payload must be 128, 256, 512 or 1024 bytes, not {max_payload!r}")
-        allowed = {512: {"rc", "cq"}, 256: {"rc"}}.get(width, set())
+        allowed = {512: {"rc", "rc4", "cq"}, 256: {"rc"}}.get(width, set())
         if not self.straddle <= allowed:
             raise ValueError(f"Straddled interfaces at {width} bits must be among {sorted(allowed)!r}, not {sorted(self.straddle)!r}")
+        if self.straddle >= {"rc", "rc4"}:
+            raise ValueError(f"RC must be straddled by two packets or by four, not {sorted(self.straddle)!r}")
         if pcie_capability not in range(0x40, 0x100, 4):
             raise ValueError(f"The block's PCI Express capability must lie at a multiple of 4 below 256, not {pcie_capability!r}")
         if order_cycles < 64:
@@ -257,7 +259,8 @@ class UltraScalePhy(wiring.Component):
         beat = receiver.i.payload
         m.submodules[f"{prefix[-2:]}_starter"] = starter = Starter()
         m.d.comb += [starter.discarding.eq(self.discarding), starter.valid.eq(valid), ready.eq(starter.ready)]
-        if prefix[-2:] not in self.straddle:
+        segments = 2 * (prefix[-2:] in self.straddle) or 4 * (not is_cq and "rc4" in self.straddle)
+        if not segments:
             last = getattr(self, f"{prefix}_tlast")
             m.d.comb += [
                 starter.goes_on.eq(~last), receiver.i.valid.eq(starter.passed_valid),
@@ -268,33 +271,33 @@ class UltraScalePhy(wiring.Component):
             if is_cq:
                 m.d.comb += [beat.first_be.eq(user[first_be : first_be + 4]), beat.last_be.eq(user[last_be : last_be + 4])]
             return
-        apart = self._add(m, f"{prefix[-2:]}_destraddler", Destraddler(width=self.width))
+        apart = self._add(m, f"{prefix[-2:]}_destraddler", Destraddler(width=self.width, segments=segments))
         wiring.connect(m, apart.o, receiver.i)
-        two = apart.i.payload
+        several = apart.i.payload
         m.d.comb += [
             apart.i.valid.eq(starter.passed_valid), starter.passed_ready.eq(apart.i.ready),
-            starter.goes_on.eq(starter.inside + sum(two.starts) > sum(two.ends)),
-            two.data.eq(getattr(self, f"{prefix}_tdata")), two.discontinue.eq(user[discontinue_at]),
+            starter.goes_on.eq(starter.inside + sum(several.starts) > sum(several.ends)),
+            several.data.eq(getattr(self, f"{prefix}_tdata")), several.discontinue.eq(user[discontinue_at]),
         ]  # fmt: skip
         if wide:
             sop, sop_at, eop, eop_at = (
                 (spec.CQ512_SOP, spec.CQ512_SOP_AT, spec.CQ512_EOP, spec.CQ512_EOP_AT) if is_cq
                 else (spec.RC512_SOP, spec.RC512_SOP_AT, spec.RC512_EOP, spec.RC512_EOP_AT))  # fmt: skip
-            for n in range(2):
+            for n in range(segments):
                 m.d.comb += [
-                    two.starts[n].eq(user[sop + n]), two.upper[n].eq(user[sop_at + 2 * n + 1]),
-                    two.ends[n].eq(user[eop + n]), two.lanes[n].eq(user[eop_at + 4 * n : eop_at + 4 * n + 4]),
+                    several.starts[n].eq(user[sop + n]), several.places[n].eq(user[sop_at + 2 * n : sop_at + 2 * n + 2] >> (segments == 2)),
+                    several.ends[n].eq(user[eop + n]), several.lanes[n].eq(user[eop_at + 4 * n : eop_at + 4 * n + 4]),
                 ]  # fmt: skip
                 if is_cq:
                     m.d.comb += [
-                        two.first_be[n].eq(user[first_be + 4 * n : first_be + 4 * n + 4]),
-                        two.last_be[n].eq(user[last_be + 4 * n : last_be + 4 * n + 4]),
+                        several.first_be[n].eq(user[first_be + 4 * n : first_be + 4 * n + 4]),
+                        several.last_be[n].eq(user[last_be + 4 * n : last_be + 4 * n + 4]),
                     ]
         else:
             # Where the first start lies is not said: in the upper half exactly when a packet is under way.
             m.d.comb += [
-                Cat(two.starts).eq(user[spec.RC_SOF : spec.RC_SOF + 2]),
-                two.upper[0].eq(apart.under_way), two.upper[1].eq(1),
+                Cat(several.starts).eq(user[spec.RC_SOF : spec.RC_SOF + 2]),
+                several.places[0].eq(apart.under_way), several.places[1].eq(1),
             ]  # fmt: skip
             for n, at in enumerate((spec.RC_EOF_0, spec.RC_EOF_1)):
-                m.d.comb += [two.ends[n].eq(user[at]), two.lanes[n].eq(user[at + 1 : at + 4])]
+                m.d.comb += [several.ends[n].eq(user[at]), several.lanes[n].eq(user[at + 1 : at + 4])]
