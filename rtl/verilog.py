@@ -74,12 +74,11 @@ def mirrored_functions(descriptions):
         for bar in description.bars:
             if not (isinstance(bar, Bar) and bar.is_64):
                 raise ValueError(f"A BAR behind the hard block must be a 64-bit one, not {bar!r}")
-        has_pcie = description.capability(PcieCapability) is not None
-        control = places.place("pcie", "device_control", "mps").word if has_pcie else None
+        control = places.place("pcie", "device_control", "mps").word if description.capability(PcieCapability) else None
         functions.append(MirroredFunction(
             bars=tuple(bar.index for bar in description.bars),
             device_control=control,
-            device_control_2=control + (DEVICE_CONTROL_2 - DEVICE_CONTROL) // 4 if has_pcie else None,
+            device_control_2=control + (DEVICE_CONTROL_2 - DEVICE_CONTROL) // 4 if control is not None else None,
             msix_control=places.place("msix", "control", "enable").word if description.capability(MsixCapability) else None,
             power_control=places.place("pm", "control", "power_state").word if description.capability(PowerCapability) else None,
         ))  # fmt: skip
