@@ -3,6 +3,7 @@
 import logging
 import random
 import struct
+from dataclasses import replace
 
 import cocotb
 import pytest
@@ -21,7 +22,9 @@ from ringwall.models.virtio.blk import BlkDriver
 from ringwall.models.virtio.driver import Feature, Structure, StructureType, VirtioPciDriver
 from ringwall.models.virtio.split import SplitDriver
 from ringwall.rtl.config import BlkConfig, EndpointConfig, IommuConfig
-from ringwall.rtl.verilog import UltraScaleCard
+from ringwall.rtl.function.description import Bar as MemoryBar
+from ringwall.rtl.function.description import FunctionDescription, Rom
+from ringwall.rtl.verilog import UltraScaleCard, mirrored_functions
 from ringwall.sim.run import params, ports, run
 from ringwall.sim.second_host import PoolMemory, SecondDisk, SecondHost
 from ringwall.sim.stream import cycle
@@ -63,8 +66,18 @@ def test_parameters_are_checked():
     """PHY-USP-20: a card that the hard block cannot be is refused with a sentence."""
     with pytest.raises(ValueError, match="between 1 and 4, not 5"):
         UltraScaleCard(EndpointConfig(disks=(BlkConfig(),) * 4))
-    with pytest.raises(ValueError, match="among"):
-        UltraScaleCard(config(64), straddle=("rc",))
+    for card, options, message in (
+        (config(64), {"straddle": ("rc",)}, "among"), (config(256), {"straddle": ("rc4",)}, "among"),
+        (config(512), {"straddle": ("rc", "rc4")}, "two packets or by four"), (EndpointConfig(tags=257), {}, "no 10-bit tags, not 257"),
+        (EndpointConfig(disks=(BlkConfig(virtual_functions=1),)), {}, "no virtual functions, not"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            UltraScaleCard(card, **options)
+    good = FunctionDescription(vendor_id=1, device_id=1, class_code=0, bars=(MemoryBar(0, 4096), MemoryBar(4, 4096)))
+    assert mirrored_functions([good])[0].bars == (0, 4)
+    for bar in (MemoryBar(0, 4096, is_64=False), Rom(4096)):
+        with pytest.raises(ValueError, match=f"must be a 64-bit one, not {type(bar).__name__}"):
+            mirrored_functions([good, replace(good, bars=(bar,))])
 
 
 class FixedPlaces(VirtioPciDriver):
