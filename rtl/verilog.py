@@ -10,12 +10,13 @@ from amaranth.lib.wiring import In, Out
 
 from .config import EndpointConfig
 from .endpoint import Activity, Endpoint, descriptions_of
-from .function.description import MsixCapability, PcieCapability
+from .function.description import Bar, MsixCapability, PcieCapability, PowerCapability
 from .phy.raw import RawBeat, RawPhy
 from .phy.ultrascale import MirroredFunction, UltraScalePhy, hard_block_ports
+from .spec.pcie_config import DEVICE_CONTROL, DEVICE_CONTROL_2
 from .virtio import store
 
-__all__ = ["RawCard", "UltraScaleCard", "convert", "from_rtlil", "to_rtlil"]
+__all__ = ["RawCard", "UltraScaleCard", "convert", "from_rtlil", "mirrored_functions", "to_rtlil"]
 
 
 class RawCard(wiring.Component):
@@ -59,6 +60,31 @@ class RawCard(wiring.Component):
         return m
 
 
+def mirrored_functions(descriptions):
+    """Return the :class:`.phy.ultrascale.MirroredFunction` of each :class:`.function.description.FunctionDescription`.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        When one has a BAR that is not a 64-bit one: a 32-bit one or an expansion ROM.
+    """
+    functions = []
+    for n, description in enumerate(descriptions):
+        places = description.map(n, len(descriptions))
+        for bar in description.bars:
+            if not (isinstance(bar, Bar) and bar.is_64):
+                raise ValueError(f"A BAR behind the hard block must be a 64-bit one, not {bar!r}")
+        control = places.place("pcie", "device_control", "mps").word if description.capability(PcieCapability) else None
+        functions.append(MirroredFunction(
+            bars=tuple(bar.index for bar in description.bars),
+            device_control=control,
+            device_control_2=control + (DEVICE_CONTROL_2 - DEVICE_CONTROL) // 4 if control is not None else None,
+            msix_control=places.place("msix", "control", "enable").word if description.capability(MsixCapability) else None,
+            power_control=places.place("pm", "control", "power_state").word if description.capability(PowerCapability) else None,
+        ))  # fmt: skip
+    return functions
+
+
 class UltraScaleCard(wiring.Component):
     """An :class:`.endpoint.Endpoint` on the Xilinx UltraScale+ hard block: its ports are the block's, by their names.
 
@@ -73,7 +99,7 @@ class UltraScaleCard(wiring.Component):
 
     Members
     -------
-    m_axis_cq_*, s_axis_cc_*, s_axis_rq_*, m_axis_rc_*, pcie_*, cfg_* : ports
+    m_axis_cq_*, s_axis_cc_*, s_axis_rq_*, m_axis_rc_*, pcie_*, cfg_*, user_lnk_up : ports
         Of the block, see :func:`.phy.ultrascale.hard_block_ports`.
     activity : ``Out(Activity)``
         For counters.
@@ -87,20 +113,12 @@ class UltraScaleCard(wiring.Component):
     """
 
     def __init__(self, config: EndpointConfig, **options):
-        self.config, functions = config, []
+        self.config = config
         if config.functions != config.physical_functions:
             raise ValueError(f"A card behind the hard block must have no virtual functions, not {config.all_disks!r}")
-        for n, description in enumerate(descriptions_of(config)):
-            places = description.map(n, config.functions)
-            for bar in description.bars:
-                if not bar.is_64:
-                    raise ValueError(f"A BAR behind the hard block must be a 64-bit one, not {bar!r}")
-            functions.append(MirroredFunction(
-                bars=tuple(bar.index for bar in description.bars),
-                device_control=places.place("pcie", "device_control", "mps").word if description.capability(PcieCapability) else None,
-                msix_control=places.place("msix", "control", "enable").word if description.capability(MsixCapability) else None,
-            ))  # fmt: skip
-        self._phy = UltraScalePhy(width=config.width, functions=functions, **options)
+        if config.tags > 256:
+            raise ValueError(f"Tags behind the hard block must be at most 256, it has no 10-bit tags, not {config.tags!r}")
+        self._phy = UltraScalePhy(width=config.width, functions=mirrored_functions(descriptions_of(config)), **options)
         super().__init__({**hard_block_ports(config.width), "activity": Out(Activity), "malformed": Out(1), "order_lost": Out(1)})
 
     def elaborate(self, platform):
@@ -113,6 +131,7 @@ class UltraScaleCard(wiring.Component):
             ours, theirs = getattr(self, name), getattr(phy, name)
             m.d.comb += ours.eq(theirs) if member.flow == wiring.Out else theirs.eq(ours)
         m.d.comb += [
+            endpoint.link_reset.eq(phy.link_reset), phy.discarding.eq(endpoint.discarding),
             phy.in_reset.eq(endpoint.in_reset), self.activity.eq(endpoint.activity),
             self.malformed.eq(phy.malformed), self.order_lost.eq(phy.order_lost),
         ]  # fmt: skip

@@ -222,6 +222,8 @@ class SecondHost:
         What the root complex warned of: requests that it refused or dropped, completions that it did not expect.
     """
 
+    driver = VirtioPciDriver  # of disks
+
     def __init__(self, dut, config, *, seed, mps=256, above=False, rcb=None, bridge=None, timeout_cycles=20_000):
         if mps not in (128, 256, 512):
             raise ValueError(f"Max_Payload_Size must be 128, 256 or 512 bytes, not {mps!r}")
@@ -369,7 +371,7 @@ class SecondHost:
             self._next_pscid += 1
             await self.run(self.iommu.invalidate_context(function))
             base = IOVAS
-        driver, ring = VirtioPciDriver(self.functions[function]), SplitDriver(memory, size=queue_size, base=base)
+        driver, ring = self.driver(self.functions[function]), SplitDriver(memory, size=queue_size, base=base)
         wanted = 1 << Feature.VERSION_1 | 1 << 9 | (1 << Feature.ACCESS_PLATFORM if platform else 0)
         await self.run(driver.start([ring.layout], wanted=wanted, vectors=[1], config_vector=0))
         if driver.problems:

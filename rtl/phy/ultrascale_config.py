@@ -17,6 +17,7 @@ COMMAND_MEMORY, COMMAND_MASTER = 1, 2
 BAR_0 = 4  # dword of the first base address register
 FLR_BIT = 15  # Initiate FLR, of Device Control [PCIe5 7.5.3.4]
 ERROR_REPORTING = 0xF  # its enables of error messages, which are the block's to send
+CONTROL_2 = 0x5F  # what counts of Device Control 2: completion timeouts, AtomicOp Requester Enable [PCIe5 7.5.3.16]
 MSIX_MASK_BIT, MSIX_ENABLE_BIT = 30, 31  # of the dword that Message Control is the upper half of [PCIe5 7.7.2.2]
 
 
@@ -24,12 +25,15 @@ MSIX_MASK_BIT, MSIX_ENABLE_BIT = 30, 31  # of the dword that Message Control is 
 class MirroredFunction:
     """Where a function of the card has what :class:`ConfigMirror` writes: indices of dwords of its configuration space.
 
-    ``bars``: indices of its BARs, all of them 64-bit. ``device_control``, ``msix_control``: None without the capability.
+    ``bars``: indices of its BARs, all of them 64-bit. ``device_control``, ``device_control_2``, ``msix_control``, ``power_control``: None
+    without the capability.
     """
 
     bars: tuple[int, ...]
     device_control: int | None = None
     msix_control: int | None = None
+    device_control_2: int | None = None
+    power_control: int | None = None
 
     def __post_init__(self):
         for bar in self.bars:
@@ -45,10 +49,12 @@ class Seen(data.Struct):
     msix_enable: 1
     msix_mask: 1
     device_control: 16
+    device_control_2: 16
+    power: 2
 
 
 class DeviceControlPoll(wiring.Component):
-    """Reads Device Control of all functions from the block, one after the other, for ever.
+    """Reads Device Control and Device Control 2 of all functions from the block, one after the other, for ever.
 
     Parameters
     ----------
@@ -61,10 +67,10 @@ class DeviceControlPoll(wiring.Component):
     -------
     cfg_mgmt_* : ports
         Of the block's configuration management interface.
-    values : ``Out(16).array(functions)``
-        Device Control as it was when last read.
+    values, values_2 : ``Out(16).array(functions)``
+        Device Control and Device Control 2 as they were when last read.
     known : ``Out(functions)``
-        1: it was read.
+        1: both were read.
     """
 
     def __init__(self, *, functions, capability):
@@ -76,31 +82,37 @@ class DeviceControlPoll(wiring.Component):
             "cfg_mgmt_read_data": In(32),
             "cfg_mgmt_read_write_done": In(1),
             "values": Out(16).array(functions),
+            "values_2": Out(16).array(functions),
             "known": Out(functions),
         })
 
     def elaborate(self, platform):
         m = Module()
-        function = self.cfg_mgmt_function_number
-        m.d.comb += self.cfg_mgmt_addr.eq(self.capability // 4 + 2)
+        function, is_second = self.cfg_mgmt_function_number, Signal()
+        m.d.comb += self.cfg_mgmt_addr.eq(self.capability // 4 + Mux(is_second, 10, 2))
         with m.If(~self.cfg_mgmt_read):
             m.d.sync += self.cfg_mgmt_read.eq(~self.cfg_mgmt_read_write_done)
         with m.Elif(self.cfg_mgmt_read_write_done):
-            m.d.sync += [self.cfg_mgmt_read.eq(0), function.eq(Mux(function == self.functions - 1, 0, function + 1))]
+            m.d.sync += [self.cfg_mgmt_read.eq(0), is_second.eq(~is_second)]
+            with m.If(is_second):
+                m.d.sync += function.eq(Mux(function == self.functions - 1, 0, function + 1))
             for n in range(self.functions):
-                with m.If(function == n):
-                    m.d.sync += [self.values[n].eq(self.cfg_mgmt_read_data[:16]), self.known[n].eq(1)]
+                with m.If((function == n) & is_second):
+                    m.d.sync += [self.values_2[n].eq(self.cfg_mgmt_read_data[:16]), self.known[n].eq(1)]
+                with m.Elif(function == n):
+                    m.d.sync += self.values[n].eq(self.cfg_mgmt_read_data[:16])
         return m
 
 
 class ConfigMirror(wiring.Component):
     """Writes what the block's configuration space says into the card's own, by configuration writes in the stream of received TLPs.
 
-    So the card knows its bus number, Bus Master Enable, Device Control (payload, read request, tags, ordering) and the two MSI-X bits of
-    each function; its BARs get :func:`.ultrascale_receive.bar_address`. Memory space is always enabled in there: what the block delivers
-    it has already judged. When any of it changes for a function
-    all of it is written again; ``changing`` is 1 from the cycle of the change until the card has answered the last write, but not
-    for as long as a reset takes.
+    So the card knows its bus number, Bus Master Enable, Device Control (payload, read request, tags, ordering), of Device Control 2
+    completion timeouts and AtomicOp Requester Enable, power state and the two MSI-X bits of each function; its BARs get
+    :func:`.ultrascale_receive.bar_address`. Memory space is always enabled in there: what the block delivers it has already judged. When
+    any of it changes for a function, and when a reset of it has ended that the card began by itself (on the way from D3hot), all of it
+    is written again; ``changing`` is 1 from the cycle of the change until the card has answered the last write, but not for as long as
+    a reset takes. A change of the power state that the block asks about is acknowledged when the card knows.
 
     Function level reset: when ``cfg_flr_in_process`` rises for a function, Initiate FLR is written to it; when its ``in_reset`` has
     fallen, ``cfg_flr_done`` is 1 for a cycle and all of it is written anew. A function that takes no part in this is done at once.
@@ -118,7 +130,7 @@ class ConfigMirror(wiring.Component):
     -------
     cfg_* : ports
         Of the block, by their names.
-    device_control, device_control_known : ``In(16).array(n)``, ``In(n)``
+    device_control, device_control_2, device_control_known : ``In(16).array(n)``, ``In(16).array(n)``, ``In(n)``
         From :class:`DeviceControlPoll`.
     writes : ``Out(stream.Signature(TlpBeat(width)))``
         Configuration writes, one at a time.
@@ -140,7 +152,11 @@ class ConfigMirror(wiring.Component):
             "cfg_interrupt_msix_mask": In(spec.MAX_FUNCTIONS),
             "cfg_flr_in_process": In(spec.MAX_FUNCTIONS),
             "cfg_flr_done": Out(spec.MAX_FUNCTIONS),
+            "cfg_function_power_state": In(spec.POWER_BITS * spec.MAX_FUNCTIONS),
+            "cfg_power_state_change_interrupt": In(1),
+            "cfg_power_state_change_ack": Out(1),
             "device_control": In(16).array(count),
+            "device_control_2": In(16).array(count),
             "device_control_known": In(count),
             "writes": Out(stream.Signature(TlpBeat(width))),
             "answered": In(1),
@@ -153,7 +169,7 @@ class ConfigMirror(wiring.Component):
         count = len(self.functions)
         now, seen = [], []
         stale, flr_before, flr_wanted = Signal(count, init=-1), Signal(count), Signal(count)
-        resetting, dirty = Signal(count), Signal(count)
+        resetting, dirty, before = Signal(count), Signal(count), Signal(count)
         for n in range(count):
             status = self.cfg_function_status.word_select(n, spec.STATUS_BITS)
             now.append(says := Signal(Seen, name=f"now_{n}"))
@@ -162,14 +178,22 @@ class ConfigMirror(wiring.Component):
                 says.bus.eq(self.cfg_bus_number), says.master.eq(status[spec.STATUS_MASTER]),
                 says.msix_enable.eq(self.cfg_interrupt_msix_enable[n]), says.msix_mask.eq(self.cfg_interrupt_msix_mask[n]),
                 says.device_control.eq(self.device_control[n]),
-                dirty[n].eq(self.device_control_known[n] & ~resetting[n] & (stale[n] | (says.as_value() != known.as_value()))),
+                says.device_control_2.eq(self.device_control_2[n] & CONTROL_2),
+                says.power.eq(self.cfg_function_power_state.word_select(n, spec.POWER_BITS)),
+                dirty[n].eq(self.device_control_known[n] & ~resetting[n] & ~self.in_reset[n]
+                            & (stale[n] | (says.as_value() != known.as_value()))),
                 self.cfg_flr_done[n].eq(resetting[n] & ~self.in_reset[n]),
-            ]
+            ]  # fmt: skip
             with m.If(self.cfg_flr_done[n]):
                 m.d.sync += resetting[n].eq(0)
             m.d.sync += flr_before[n].eq(self.cfg_flr_in_process[n])
             with m.If(self.cfg_flr_in_process[n] & ~flr_before[n]):
                 m.d.sync += flr_wanted[n].eq(1)
+        m.d.sync += before.eq(self.in_reset)
+
+        is_acknowledged = Signal()
+        m.d.comb += self.cfg_power_state_change_ack.eq(self.cfg_power_state_change_interrupt & ~self.changing & ~is_acknowledged)
+        m.d.sync += is_acknowledged.eq(self.cfg_power_state_change_interrupt & (is_acknowledged | ~self.changing))
 
         # All writes of all functions in a row; those of function n begin at ``starts[n]``, the FLR's come last.
         at, function = Signal(8), Signal(range(count))
@@ -185,9 +209,13 @@ class ConfigMirror(wiring.Component):
                     rows += [(BAR_0 + bar + half, 0xF, Const(base >> 32 * half & 0xFFFFFFFF, 32)) for half in (0, 1)]
                 if described.device_control is not None:
                     rows.append((described.device_control, 0x3, known.device_control & ~(1 << FLR_BIT | ERROR_REPORTING)))
+                if described.device_control_2 is not None:
+                    rows.append((described.device_control_2, 0x3, known.device_control_2))
                 if described.msix_control is not None:
                     rows.append((described.msix_control, 0x8, known.msix_mask << MSIX_MASK_BIT | known.msix_enable << MSIX_ENABLE_BIT))
                 rows.append((COMMAND, 0x1, 1 << COMMAND_MEMORY | known.master << COMMAND_MASTER))
+                if described.power_control is not None:  # the last of all: on the way from D3hot it forgets the others
+                    rows.append((described.power_control, 0x1, known.power))
                 starts.append(place)
                 for n_row, (word, bytes_enabled, what) in enumerate(rows):
                     with m.Case(place):
@@ -243,4 +271,7 @@ class ConfigMirror(wiring.Component):
                     for n in range(count):
                         with m.If(is_reset & (function == n)):
                             m.d.sync += resetting[n].eq(1)
+        for n in range(count):
+            with m.If(before[n] & ~self.in_reset[n]):
+                m.d.sync += stale[n].eq(1)
         return m

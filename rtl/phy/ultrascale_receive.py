@@ -1,16 +1,18 @@
 """From the UltraScale+ hard block: descriptors to headers, broken packets to nothing."""
 
 from amaranth import Cat, Const, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..spec import pcie
 from ..spec import ultrascale as spec
+from ..stream.queue import Queue
 from ..stream.transaction import TransactionQueue
 from ..tlp.layouts import TlpBeat
 from .ultrascale_axis import AxisBeat, Unpacker
 
 OFFSET_BITS = 39  # of an address in :func:`bar_address`
+ORIGINS = 8  # non-posted requests that may wait in the card; the block sends half of them
 
 
 def bar_address(function, bar):
@@ -21,6 +23,14 @@ def bar_address(function, bar):
     return 1 << OFFSET_BITS | bar << OFFSET_BITS + 1 | function << OFFSET_BITS + 4
 
 
+class Origin(data.Struct):
+    """A request as the block gave it; its answer needs that again when it says UR or CA."""
+
+    descriptor: 128
+    first_be: 4
+    last_be: 4
+
+
 class CqReceiver(wiring.Component):
     """Requests of the host: packets of the completer request interface in, whole TLPs out.
 
@@ -29,7 +39,7 @@ class CqReceiver(wiring.Component):
     longer than ``max_payload``, and an I/O request of other than one dword, is dropped whole with a pulse of ``malformed``: nothing of it
     has left before. None disturbs the next.
 
-    Non-posted requests: every one that goes on sets ``nonposted`` for a cycle, every one that is dropped sets ``refused``.
+    Non-posted requests: every one that goes on is in ``origins``, every one that is dropped sets ``refused`` for a cycle.
 
     Latency: 4 cycles from the last beat. Throughput: one beat per cycle.
 
@@ -46,8 +56,11 @@ class CqReceiver(wiring.Component):
         Packets.
     o : ``Out(stream.Signature(TlpBeat(width)))``
         TLPs; one that has begun has no bubbles.
-    nonposted, refused, malformed : ``Out(1)``
-        Pulses.
+    origins : ``Out(stream.Signature(Origin))``
+        The non-posted requests of ``o``, in their order. While 8 of them wait nothing is taken.
+    refused, malformed : ``Out(1)``
+        Pulses; ``discontinued``, beside ``malformed``: the block itself had said so.
+    discontinued : ``Out(1)``
     """
 
     def __init__(self, *, width, max_payload):
@@ -55,9 +68,10 @@ class CqReceiver(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(AxisBeat(width))),
             "o": Out(stream.Signature(TlpBeat(width))),
-            "nonposted": Out(1),
+            "origins": Out(stream.Signature(Origin)),
             "refused": Out(1),
             "malformed": Out(1),
+            "discontinued": Out(1),
         })
 
     def elaborate(self, platform):
@@ -66,7 +80,9 @@ class CqReceiver(wiring.Component):
         m.submodules.unpacker = unpacker = Unpacker(width=self.width, size=spec.CQ_DWORDS)
         m.submodules.whole = whole = TransactionQueue(TlpBeat(self.width), 2 * max(beats, 8))
         wiring.connect(m, wiring.flipped(self.i), unpacker.i)
+        m.submodules.waiting = waiting = Queue(Origin, ORIGINS)
         wiring.connect(m, whole.o, wiring.flipped(self.o))
+        wiring.connect(m, waiting.o, wiring.flipped(self.origins))
 
         beat, d = unpacker.o.payload, unpacker.o.payload.descriptor
         out, header = whole.i.payload, whole.i.payload.header
@@ -78,9 +94,9 @@ class CqReceiver(wiring.Component):
             spec.CAS: (pcie.TYPE_CAS, 1), spec.READ_LOCKED: (pcie.TYPE_MEMORY_LOCKED, 0),
         }  # fmt: skip
         with m.Switch(kind):
-            for code, (tlp_type, data) in types.items():
+            for code, (tlp_type, with_data) in types.items():
                 with m.Case(code):
-                    m.d.comb += [known.eq(1), header.type.eq(tlp_type), has_data.eq(data), is_io.eq(tlp_type == pcie.TYPE_IO)]
+                    m.d.comb += [known.eq(1), header.type.eq(tlp_type), has_data.eq(with_data), is_io.eq(tlp_type == pcie.TYPE_IO)]
             with m.Case(spec.MESSAGE, spec.MESSAGE_VENDOR, spec.MESSAGE_ATS):
                 m.d.comb += [known.eq(1), header.type.eq(Cat(d[112:115], Const(0b10, 2))), has_data.eq(length != 0), is_message.eq(1)]
         reach = Signal(OFFSET_BITS)  # ones where the address is an offset in the BAR
@@ -118,14 +134,17 @@ class CqReceiver(wiring.Component):
             ),
             out.data.eq(beat.data), out.dword_count.eq(beat.dword_count), out.first.eq(beat.first), out.last.eq(beat.last),
             # What is too long stops to fill the queue, so that it cannot fill it.
-            whole.i.valid.eq(unpacker.o.valid & ~over & ~dropping),
-            unpacker.o.ready.eq(whole.i.ready | over | dropping),
+            whole.i.valid.eq(unpacker.o.valid & waiting.i.ready & ~over & ~dropping),
+            unpacker.o.ready.eq((waiting.i.ready & whole.i.ready) | over | dropping),
             take.eq(unpacker.o.valid & unpacker.o.ready),
             whole.commit.eq(take & beat.last & ~bad),
             whole.rollback.eq(take & beat.last & bad),
-            self.nonposted.eq(whole.commit & ~posted),
+            waiting.i.valid.eq(whole.commit & ~posted),
+            waiting.i.payload.descriptor.eq(d),
+            waiting.i.payload.first_be.eq(beat.first_be), waiting.i.payload.last_be.eq(beat.last_be),
             self.refused.eq(whole.rollback & ~posted),
             self.malformed.eq(whole.rollback | unpacker.malformed),
+            self.discontinued.eq((whole.rollback & beat.discontinue) | (unpacker.malformed & self.i.payload.discontinue)),
         ]
         with m.If(take):
             m.d.sync += [came.eq(now), dropping.eq(~beat.last & (dropping | over))]
@@ -155,7 +174,8 @@ class RcReceiver(wiring.Component):
     o : ``Out(stream.Signature(TlpBeat(width)))``
         Completions.
     malformed : ``Out(1)``
-        Pulse.
+        Pulse; ``discontinued``, beside it: the block itself had found what is wrong.
+    discontinued : ``Out(1)``
     """
 
     def __init__(self, *, width):
@@ -164,6 +184,7 @@ class RcReceiver(wiring.Component):
             "i": In(stream.Signature(AxisBeat(width))),
             "o": Out(stream.Signature(TlpBeat(width))),
             "malformed": Out(1),
+            "discontinued": Out(1),
         })
 
     def elaborate(self, platform):
@@ -173,7 +194,7 @@ class RcReceiver(wiring.Component):
         beat, d = unpacker.o.payload, unpacker.o.payload.descriptor
         out, header = self.o.payload, self.o.payload.header
         code, length = d[12:16], d[32:43]
-        good, cut, gone = Signal(), Signal(), Signal()
+        good, cut, gone, ends_badly = Signal(), Signal(), Signal(), Signal()
         with m.Switch(code):
             with m.Case(spec.ERROR_NONE, spec.ERROR_POISONED, spec.ERROR_STATUS):
                 m.d.comb += good.eq(1)
@@ -196,6 +217,8 @@ class RcReceiver(wiring.Component):
             out.dword_count.eq(Mux(cut, 0, beat.dword_count)),
             self.o.valid.eq(unpacker.o.valid & ~gone),
             unpacker.o.ready.eq(self.o.ready | gone),
-            self.malformed.eq(unpacker.malformed | (unpacker.o.valid & unpacker.o.ready & beat.last & (cut | ~good))),
+            ends_badly.eq(unpacker.o.valid & unpacker.o.ready & beat.last & (cut | ~good)),
+            self.malformed.eq(unpacker.malformed | ends_badly),
+            self.discontinued.eq(ends_badly | (unpacker.malformed & self.i.payload.discontinue)),
         ]
         return m

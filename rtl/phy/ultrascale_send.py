@@ -7,13 +7,15 @@ from amaranth.lib.wiring import In, Out
 from ..spec import pcie
 from ..spec import ultrascale as spec
 from ..stream.queue import Queue
-from ..tlp.codec import is_completion
+from ..tlp.codec import is_completion, is_message
 from ..tlp.layouts import TlpBeat
 from .ultrascale_axis import AxisBeat, Packer
+from .ultrascale_receive import Origin
 
 POSTED_IN_FLIGHT = 31  # posted requests of which the block has not yet said that they are on their way: 5 bits tell them apart
 POSTED_MARK = 1 << spec.SEQ_BITS - 1  # this bit of a sequence number marks a posted request; others have number 0
 PLACE_BITS = 12  # of a place in the order
+REASON_DWORDS = 5  # behind the descriptor of a completion that says UR or CA
 
 
 class SequenceReport(data.Struct):
@@ -30,6 +32,9 @@ class Sender(wiring.Component):
     completions (as long as no more than ``completion_beats`` of them wait). At most 31 posted requests are on their way unreported. A
     report of a later one counts for those before it. When none comes for ``order_cycles`` all are taken as sent, with a pulse of ``lost``:
     the block drops requests of a function that is no bus master without a word. [PCIe5 2.4.1]
+
+    Completions leave in the order of ``origins``, one for each. One that says UR or CA has the request behind its descriptor, for the
+    block's error log. Messages go nowhere: errors are the block's to report, and its own requests know no other.
 
     Completions whose tag has bit 9 set are answers to :class:`.ultrascale_config.ConfigMirror`: they leave with a pulse of ``mirrored``.
 
@@ -48,7 +53,9 @@ class Sender(wiring.Component):
     Members
     -------
     i : ``In(stream.Signature(TlpBeat(width)))``
-        Memory requests and completions.
+        Memory requests, AtomicOps, completions, messages.
+    origins : ``In(stream.Signature(Origin))``
+        What the completions answer; one that comes without has no request behind it.
     rq, cc : ``Out(stream.Signature(AxisBeat(width)))``
         Packets; ``rq`` with ``sequence``.
     reports : ``In(SequenceReport).array(2)``
@@ -69,6 +76,7 @@ class Sender(wiring.Component):
         packets = stream.Signature(AxisBeat(width))
         super().__init__({
             "i": In(stream.Signature(TlpBeat(width))),
+            "origins": In(stream.Signature(Origin)),
             "rq": Out(packets),
             "cc": Out(packets),
             "reports": In(SequenceReport).array(2),
@@ -113,7 +121,7 @@ class Sender(wiring.Component):
         posted, counted = Signal(), Signal()  # the posted request at ``i`` is in ``begun``
         m.d.comb += [
             to_cc.eq(Mux(beat.first, is_completion(header) & ~header.tag[9], kept_cc)),
-            to_nobody.eq(Mux(beat.first, is_completion(header) & header.tag[9], kept_nobody)),
+            to_nobody.eq(Mux(beat.first, (is_completion(header) & header.tag[9]) | is_message(header), kept_nobody)),
             posted.eq(header.fmt[pcie.FMT_DATA] & (header.type == pcie.TYPE_MEMORY)),
             held.eq(beat.first & posted & ~counted & ((begun - sent)[:PLACE_BITS] >= POSTED_IN_FLIGHT)),
             rq.i.valid.eq(self.i.valid & ~to_cc & ~to_nobody & ~held),
@@ -121,7 +129,7 @@ class Sender(wiring.Component):
             self.i.ready.eq(Mux(to_nobody, 1, Mux(to_cc, waiting.i.ready, rq.i.ready & ~held))),
             waiting.i.payload.beat.eq(beat),
             waiting.i.payload.place.eq(begun),
-            self.mirrored.eq(self.i.valid & to_nobody & beat.last),
+            self.mirrored.eq(self.i.valid & to_nobody & beat.first & is_completion(header)),
         ]
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [kept_cc.eq(to_cc), kept_nobody.eq(to_nobody)]
@@ -159,17 +167,34 @@ class Sender(wiring.Component):
         c, old = cc.i.payload, waiting.o.payload.beat
         h = old.header
         inside, due = Signal(), Signal()  # the first beat has left; it may leave
+        # UR and CA: the request as it came, in as many beats as it takes.
+        origin, is_reasoned = self.origins.payload, Signal()
+        parts = -(-REASON_DWORDS * 32 // self.width)
+        part = Signal(range(parts + 1))
+        reason = Signal(parts * self.width)
+        m.d.comb += [
+            is_reasoned.eq(self.origins.valid & old.first & old.last & ((h.status == pcie.STATUS_UR) | (h.status == pcie.STATUS_CA))),
+            reason.eq(Cat(origin.first_be, origin.last_be, Const(0, 24), origin.descriptor)),
+            self.origins.ready.eq(waiting.o.valid & waiting.o.ready & old.last),
+        ]
         m.d.comb += [
             due.eq(inside | ~(sent - waiting.o.payload.place)[PLACE_BITS - 1]),
             cc.i.valid.eq(waiting.o.valid & due),
-            waiting.o.ready.eq(cc.i.ready & due),
+            waiting.o.ready.eq(cc.i.ready & due & (~is_reasoned | (part == parts - 1))),
             self.answered.eq(cc.o.valid & cc.o.ready & cc.o.payload.last),
             c.descriptor.eq(Cat(
-                h.lower_address, Const(0, 1), Const(0, 8), h.byte_count, h.type == pcie.TYPE_COMPLETION_LOCKED, Const(0, 2),
-                h.length_dw, h.status, h.poisoned, Const(0, 1), h.requester_id,
+                h.lower_address, Const(0, 1), Mux(self.origins.valid, origin.descriptor[:2], 0), Const(0, 6), h.byte_count,
+                h.type == pcie.TYPE_COMPLETION_LOCKED, Const(0, 2), h.length_dw, h.status, h.poisoned, Const(0, 1), h.requester_id,
                 h.tag[:8], h.completer_id, Const(0, 1), h.tc, h.no_snoop, h.relaxed_ordering, h.id_based_ordering, Const(0, 1))),
             c.data.eq(old.data), c.dword_count.eq(old.dword_count), c.first.eq(old.first), c.last.eq(old.last),
         ]
+        with m.If(is_reasoned):
+            m.d.comb += [
+                c.data.eq(reason.word_select(part, self.width)), c.first.eq(part == 0), c.last.eq(part == parts - 1),
+                c.dword_count.eq(Mux(part == parts - 1, REASON_DWORDS - (parts - 1) * self.width // 32, self.width // 32)),
+            ]
+            with m.If(cc.i.valid & cc.i.ready):
+                m.d.sync += part.eq(Mux(part == parts - 1, 0, part + 1))
         with m.If(cc.i.valid):  # once offered it stays
-            m.d.sync += inside.eq(~(cc.i.ready & old.last))
+            m.d.sync += inside.eq(~(cc.i.ready & c.last))
         return m

@@ -90,6 +90,7 @@ STATUS_ERRORS = (
     ("detected_parity", 15),
 )
 DEVICE_CONTROL = 0x08  # with Device Status above it, inside the PCI Express capability [PCIe5 7.5.3]
+DEVICE_CONTROL_2 = 0x28
 DEVICE_ERRORS = ("correctable", "non_fatal", "fatal", "unsupported")  # bits 0 to 3 of Device Control and Device Status [PCIe5 7.5.3.4]
 
 ERR_COR, ERR_NONFATAL, ERR_FATAL = 0x30, 0x31, 0x33  # message codes [PCIe5 2.2.8.3]
