@@ -8,7 +8,7 @@ from .config import IOMMU_VECTORS
 from .function.collector import ErrorCollector
 from .function.config_space import ConfigSpace
 from .function.decoder import AddressDecoder
-from .function.description import PcieCapability
+from .function.description import PcieCapability, virtual_functions_of
 from .function.errors import Errors
 from .iommu.gate import Gate
 from .iommu.unit import Iommu
@@ -199,8 +199,13 @@ class Core(wiring.Component):
             message.payload.first.eq(1),
             message.payload.last.eq(1),
         ]
+        virtual = virtual_functions_of(descriptions)
         for n in range(count):
-            m.d.comb += [collector.state[n].eq(space.state[n]), errors.state[n].eq(space.state[n])]
+            m.d.comb += [collector.state[n].eq(space.state[n]), errors.state[n].eq(space.state[n]), errors.present[n].eq(1)]
+            if n in virtual:
+                owner, place = virtual[n]
+                m.d.comb += errors.present[n].eq(space.settings[owner].vf_enable & (space.settings[owner].vf_count > place))
+        m.d.comb += collector.present.eq(errors.present)
 
         # Registers.
         own = () if self.iommu is None else ((Range(0, 0, 0, 4096),),)
