@@ -23,15 +23,15 @@ PHYSICAL, COUNT = 2, 6
 LINK = {"link_capabilities": 3 | 8 << 4 | 1 << 22, "link_status": 3 | 8 << 4, "link_capabilities_2": 0b1110, "device_capabilities_2": 0,
         "device_control_2_rw": 0}  # fmt: skip
 OWNERS = {2: (0, 0), 3: (0, 1), 4: (1, 0), 5: (1, 1)}  # number -> physical function, which of its virtual ones
-SRIOV = {0: 0x100, 1: 0x148}
+SRIOV = {0: 0x100, 1: 0x154}
+AER = {1: 0x10C, 4: 0x100, 5: 0x100}
 _ONE, _OTHER = [rtl.FunctionDescription(
     0x1234, n, 0x018000, reports_errors=True, capabilities=(rtl.PcieCapability(has_flr=True),),
     extended=(*aer, rtl.SriovCapability(2, 0x1111, 2 + n, is_lowest=not n)))
-    for n, aer in enumerate(((), (rtl.AerCapability(),)))]  # fmt: skip
+    for n, aer in enumerate(((), (rtl.SerialNumber(5), rtl.AerCapability())))]  # fmt: skip
 FUNCTIONS = (_ONE, _OTHER, *[_ONE.virtual()] * 2, *[_OTHER.virtual()] * 2)
 COMMAND, DEVICE = 0x04, 0x48
-UNCORRECTABLE, MASK, SEVERITY, CORRECTABLE, CORRECTABLE_MASK, LOG = 0x104, 0x108, 0x10C, 0x110, 0x114, 0x118
-HAS_AER = (1, 4, 5)
+UNCORRECTABLE, MASK, SEVERITY, CORRECTABLE, CORRECTABLE_MASK, LOG = 4, 8, 12, 16, 20, 24  # in AER
 # What the card says, the first byte of the TLP, and what that is to the model.
 ROWS = (
     (ErrorKind.UNSUPPORTED, 0x20, Cause.UNSUPPORTED_NON_POSTED), (ErrorKind.UNSUPPORTED, 0x60, Cause.UNSUPPORTED_POSTED),
@@ -48,12 +48,13 @@ def described(number):
     """The model of physical function ``number``."""
     pcie = model.pcie_capability(flr=True, **LINK, **({} if number else {"link_control_2": 3, "link_control_2_rw": 0xF}))
     aer = (model.aer_capability(uncorrectable=0x0057_F010, correctable=0x71C1, severity=0x0046_2010),) if number else ()
+    serial = (model.serial_number_capability(5),) if number else ()
     known = {"class_code": 0x018000, "revision": 1, "is_multi_function": True}
     plain = model.FunctionDescription(0x1234, number, **known)
     virtual = model.virtual_function(plain, capabilities=(pcie,), ext_capabilities=aer)
     sriov = model.sriov_capability(2, first_offset=2 + number, stride=1, device=0x1111, has_ari=not number, dependency=number)
     return model.ConfigSpace(model.FunctionDescription(
-        0x1234, number, capabilities=(pcie,), ext_capabilities=(*aer, sriov), virtual=virtual, **known))
+        0x1234, number, capabilities=(pcie,), ext_capabilities=(*serial, *aer, sriov), virtual=virtual, **known))
 
 
 class Unit(wiring.Component):
@@ -153,7 +154,7 @@ class Bench:
     async def check(self):
         for n in range(COUNT + 1):
             known = self.model(n)
-            for at in (COMMAND, DEVICE, *(range(UNCORRECTABLE, LOG + 20, 4) if n in HAS_AER else ())):
+            for at in (COMMAND, DEVICE, *(range(AER[n] + UNCORRECTABLE, AER[n] + LOG + 20, 4) if n in AER else ())):
                 got = await self.access(n, at)
                 assert (got is None) == (known is None)
                 if known is not None:
@@ -170,9 +171,9 @@ class Bench:
         wild = [rng.choice([0, 0xFFFF_FFFF, rng.getrandbits(32)]) for _ in range(3)]
         await self.write(function, COMMAND, rng.getrandbits(16) & 0x140 | 4, 3)
         await self.write(function, DEVICE, rng.choice([0, 15, 15, rng.getrandbits(4)]), 3)
-        if function in HAS_AER:
+        if function in AER:
             for at, value in zip((MASK, SEVERITY, CORRECTABLE_MASK), wild):
-                await self.write(function, at, value)
+                await self.write(function, AER[function] + at, value)
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")
@@ -190,10 +191,10 @@ async def errors_of_virtual_functions_do_what_the_model_does(dut):
         function = rng.choice([0, 1, 2, 3, 4, 4, 5])
         await bench.settle(rng.choice([0, 1, 1, function]), rng)
         if rng.random() < 0.5 and bench.model(function) is not None:
-            for at, value, enables in ((COMMAND, 0xFFFF_0000, 12), (DEVICE, 0xFFFF_0000, 12), (UNCORRECTABLE, rng.getrandbits(32), 15),
-                                       (CORRECTABLE, rng.getrandbits(32), 15)):  # fmt: skip
-                if at < 0x100 or function in HAS_AER:
-                    await bench.write(function, at, value, enables)
+            await bench.write(function, COMMAND, 0xFFFF_0000, 12)
+            await bench.write(function, DEVICE, 0xFFFF_0000, 12)
+            for at in (UNCORRECTABLE, CORRECTABLE) if function in AER else ():
+                await bench.write(function, AER[function] + at, rng.getrandbits(32))
         for _ in range(rng.randrange(1, 4)):
             row = rng.choice(ROWS)
             seen.add((function, row[2]))
@@ -213,12 +214,12 @@ async def an_abort_of_a_posted_request_is_not_advisory(dut):
     for function in (1, 5):
         for severity in (0, 1 << 15):
             await bench.write(1, DEVICE, 7, 3)
-            await bench.write(1, MASK, 0)
-            await bench.write(1, CORRECTABLE_MASK, 0)
-            await bench.write(1, SEVERITY, severity)
+            await bench.write(1, AER[1] + MASK, 0)
+            await bench.write(1, AER[1] + CORRECTABLE_MASK, 0)
+            await bench.write(1, AER[1] + SEVERITY, severity)
             for kind, first, cause in ROWS:
                 if kind is ErrorKind.COMPLETER_ABORT:
-                    await bench.write(function, UNCORRECTABLE, 0xFFFF_FFFF)
+                    await bench.write(function, AER[function] + UNCORRECTABLE, 0xFFFF_FFFF)
                     await bench.report(function, (kind, first, cause))
                     await bench.check()
                     wanted.append(0x33 if severity else 0x30 if first == 0x20 else 0x31)
