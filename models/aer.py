@@ -148,12 +148,14 @@ def _log(space: ConfigSpace, aer: int, error: Uncorrectable, header: Sequence[in
 
 def report_to_all(spaces: Sequence[ConfigSpace], what: Cause | Uncorrectable | Correctable,
                   header: Sequence[int] | None = None) -> dict[Message, set[int]]:  # fmt: skip
-    """Log an error that is of no one function in every function; return for each message that must go out once who may be its sender.
+    """Log an error that is of no one function in every physical one; return for each message that must go out once who may send it.
 
-    [PCIe5 6.2.4]
+    Virtual functions among ``spaces`` have no part in it. [PCIe5 6.2.4, 9.4.2]
     """
     found: dict[Message, set[int]] = {}
     for n, space in enumerate(spaces):
+        if space.physical is not None:
+            continue
         message = report(space, what, header)
         if message is not None:
             found.setdefault(message, set()).add(n)

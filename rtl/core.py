@@ -8,7 +8,7 @@ from .config import IOMMU_VECTORS
 from .function.collector import ErrorCollector
 from .function.config_space import ConfigSpace
 from .function.decoder import AddressDecoder
-from .function.description import PcieCapability
+from .function.description import PcieCapability, virtual_functions_of
 from .function.errors import Errors
 from .iommu.gate import Gate
 from .iommu.unit import Iommu
@@ -25,6 +25,7 @@ __all__ = ["Activity", "Core"]
 
 MAX_REQUEST_BYTES = 1024  # payload of a request that a link adapter passes on
 WALL_BUFFER_BYTES = 1024
+ANSWER_SETTLES = 3  # cycles from the answer to a configuration write until what it forbids is no longer offered anew
 
 
 class Activity(data.Struct):
@@ -143,13 +144,19 @@ class Core(wiring.Component):
             (completer.decode_requests, decoder.requests), (decoder.responses, completer.decode_responses),
         ):
             wiring.connect(m, source, sink)
+        is_settled = Signal(count)
         for n in range(count):
             m.d.comb += [
                 completer.state[n].eq(space.state[n]),
                 decoder.state[n].eq(space.state[n]),
                 requester.config[n].eq(space.state[n]),
-                space.pending[n].eq(requester.pending[n]),
+                space.pending[n].eq(requester.pending[n] & ~is_settled[n]),
             ]
+            # The requester counts bursts, also those that it will refuse: once nothing is pending of who may not send, nothing will be.
+            with m.If(space.state[n].bus_master):
+                m.d.sync += is_settled[n].eq(0)
+            with m.Elif(~requester.pending[n]):
+                m.d.sync += is_settled[n].eq(1)
         for name in ("bars", "virtual_bars"):
             m.d.comb += [inner.eq(outer) for inner, outer in zip(getattr(decoder, name), getattr(space, name))]
         m.d.comb += [
@@ -164,7 +171,8 @@ class Core(wiring.Component):
                 space.busy[n].eq(self.busy[n] & ~self.discarding),
                 space.interrupt[n].eq(self.interrupt[n]),
             ]
-        self._isolate(m, completer.config_requests, space.requests, space.responses, completer.config_responses)
+        self._isolate(m, completer.config_requests, space.requests, self._behind(m, space.responses, requester.posted),
+                      completer.config_responses)
 
         # Payloads: function 0 speaks for all of an ARI device, in which another may be set to more. [PCIe5 7.5.3.4]
         supported = min(description.capability(PcieCapability).mps_code for description in descriptions)
@@ -199,8 +207,13 @@ class Core(wiring.Component):
             message.payload.first.eq(1),
             message.payload.last.eq(1),
         ]
+        virtual = virtual_functions_of(descriptions)
         for n in range(count):
-            m.d.comb += [collector.state[n].eq(space.state[n]), errors.state[n].eq(space.state[n])]
+            m.d.comb += [collector.state[n].eq(space.state[n]), errors.state[n].eq(space.state[n]), errors.present[n].eq(1)]
+            if n in virtual:
+                owner, place = virtual[n]
+                m.d.comb += errors.present[n].eq(space.settings[owner].vf_enable & (space.settings[owner].vf_count > place))
+        m.d.comb += collector.present.eq(errors.present)
 
         # Registers.
         own = () if self.iommu is None else ((Range(0, 0, 0, 4096),),)
@@ -244,6 +257,30 @@ class Core(wiring.Component):
 
         m.d.comb += self.activity.tags_in_flight.eq(requester.tags_in_flight)
         return m
+
+    def _behind(self, m, answers, posted):
+        """Return ``answers`` such that none is passed on in front of a posted TLP that was offered when it came.
+
+        So no write is sent behind the answer to the one that ended a function's right to send. [PCIe5 2.4.1, 7.5.1.1.3]
+        """
+        held = stream.Signature(answers.payload.shape()).create()
+        age, is_behind = Signal(range(ANSWER_SETTLES + 1)), Signal()
+        ends = posted.valid & posted.ready & posted.payload.last
+        with m.If(age == ANSWER_SETTLES - 1):
+            m.d.sync += is_behind.eq(posted.valid & ~ends)
+        with m.Elif(ends | self.discarding):
+            m.d.sync += is_behind.eq(0)
+        with m.If(~answers.valid | answers.ready):
+            m.d.sync += age.eq(0)
+        with m.Elif(age != ANSWER_SETTLES):
+            m.d.sync += age.eq(age + 1)
+        is_due = (age == ANSWER_SETTLES) & ~is_behind
+        m.d.comb += [
+            held.payload.eq(answers.payload),
+            held.valid.eq(answers.valid & is_due),
+            answers.ready.eq((held.ready & is_due) | self.discarding),
+        ]
+        return held
 
     def _isolate(self, m, asks, asked, answers, answered):
         """Join what outlives a reset of the link to what does not, ``asks`` to ``asked`` and ``answers`` to ``answered``.

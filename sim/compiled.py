@@ -34,6 +34,7 @@ _WINDOW = 0xFEE0_0000, 0x10_0000  # writes here are interrupts
 _LIMIT_CYCLES = 50_000  # bound of the wait for the answer to one operation
 _UNTIL_NEWS, _ALSO_IDLE = 1, 2  # of card_run
 _NEWS_DWORDS = 1029
+_LINK_RESET = "link reset"  # note in a log
 
 
 class CardError(Exception):
@@ -86,17 +87,18 @@ def _wrapper(width):
     return f"""\
 module card (
   input clk, input i_valid, input [{bits - 1}:0] i_payload, output i_ready,
-  output o_valid, output [{bits - 1}:0] o_payload, input o_ready
+  output o_valid, output [{bits - 1}:0] o_payload, input o_ready, input link_reset
 );
-  reg valid = 0, ready = 0;
+  reg valid = 0, ready = 0, is_down = 0;
   reg [{bits - 1}:0] payload = 0;
   always @(posedge clk) begin
     valid <= i_valid;
     payload <= i_payload;
     ready <= o_ready;
+    is_down <= link_reset;
   end
   top top (
-    .clk(clk), .rst(1'b0), .link_reset(1'b0), .i__valid(valid), .i__payload(payload), .i__ready(i_ready),
+    .clk(clk), .rst(1'b0), .link_reset(is_down), .i__valid(valid), .i__payload(payload), .i__ready(i_ready),
     .o__valid(o_valid), .o__payload(o_payload), .o__ready(ready)
   );
 endmodule
@@ -156,6 +158,7 @@ def _library(path):
     for name, result, arguments in (
         ("open", card, [ctypes.POINTER(_Options), u32]), ("close", None, [card]), ("run", u64, [card, u64, u32]), ("cycle", u64, [card]),
         ("is_idle", number, [card]), ("error", text, [card]), ("send", None, [card, ctypes.c_void_p, u32, u64]),
+        ("reset_link", None, [card, u64]),
         ("limits", None, [card, u32, ctypes.POINTER(_Limits)]), ("options", ctypes.POINTER(_Options), [card]),
         ("counts", ctypes.POINTER(_Counts), [card]), ("observe", None, [card, ctypes.c_void_p]),
         ("map", number, [card, u64, u64, number, u64, number, number]), ("unmap", u64, [card, u64, u64]),
@@ -384,6 +387,21 @@ class CompiledCard:
         self._take_news()
         return done
 
+    def reset_link(self, cycles=1):
+        """Have the link down, or in hot reset, for ``cycles``: what is on it is lost, and ``host`` is another one, that knows nothing.
+
+        No cycle of it counts as idle. For some 1000 cycles more the card answers nothing. [PCIe5 6.6.1]
+        """
+        if cycles not in range(1, 1 << 31):
+            raise ValueError(f"A link must be down for at least one cycle, not {cycles!r}")
+        self._take_news()
+        self.log(Note(self.cycle, _LINK_RESET))
+        old = self.host
+        self.host = Host(self.memory, rng=old.rng, bus=old.bus, mps=old.mps, mrrs=old.mrrs, rcb=old.rcb, msi_window=old.msi_window)
+        self._library.card_reset_link(self._handle(), cycles)
+        self._limits.clear()
+        self._interrupts.clear()
+
     def interrupts(self):
         """Return the interrupts since the last call, ``[(address, data)]`` in their order."""
         found, self._interrupts = self._interrupts, []
@@ -593,6 +611,8 @@ def replay(path, config, *, progress=lambda cycle: None):
             match event:
                 case Note(cycle=cycle, text="offered"):
                     offered = cycle
+                case Note(text=text) if text == _LINK_RESET:
+                    raise ValueError(f"A log to replay must be one of a link that stays up, not {event!r}")
                 case TlpSent(cycle=cycle, dwords=dwords):
                     card._send(dwords, cycle + 1 - -(-len(dwords) // beats) if offered is None else offered)
                     offered = None

@@ -151,6 +151,10 @@ class Traffic:
     def end(self):
         """Wait for the batch and compare; AssertionError when a request failed, did not come back or brought other bytes."""
         self.bench.done(self.disk, [request for request, _, _ in self.batch], cycles=self.cycles)
+        self.compare()
+
+    def compare(self):
+        """Compare a batch that is back; AssertionError when a request failed or brought other bytes."""
         for request, at, data in self.batch:
             if request.status != BlkStatus.OK:
                 raise AssertionError(f"status is {request.status} at cycle {self.bench.compiled.cycle}")

@@ -35,6 +35,7 @@ constexpr unsigned LANES = CARD_WIDTH / 32;
 constexpr uint32_t ALL_LANES = LANES == 32 ? ~0u : (1u << LANES) - 1;
 constexpr uint64_t PAGE = 4096;
 constexpr unsigned MAX_DW = 4 + 1024 + 1;
+constexpr uint64_t NOTICED = 4;  // cycles from the end of link_reset until the card has certainly broken off what it sent
 constexpr int64_t LINK_RATE = CARD_WIDTH / 8 * 63;  // 64ths of a byte per cycle: lanes of 8 GT/s carry 63 of 64 bytes of the card's
 constexpr uint32_t FRAMING = 8;                     // bytes of every TLP on the link: framing, sequence number, LCRC
 constexpr int64_t LINK_BUFFER = 512;                // bytes that either end holds for the link
@@ -153,7 +154,7 @@ class Card {
   explicit Card(const Options &chosen) : options(chosen), timing(chosen.seed), stalling(chosen.seed + 1), top(&context) {
     open_reads.resize(256 << 10);
     limits.resize(256);
-    top.i_valid = 0, top.o_ready = 0, top.clk = 0;
+    top.i_valid = 0, top.o_ready = 0, top.link_reset = 0, top.clk = 0;
     top.eval();
     edge();
     cycle = 0;
@@ -175,6 +176,21 @@ class Card {
   }
 
   bool is_idle() const { return idle >= options.idle_after; }
+
+  // The link is down for `cycles` and as many more as the card takes to notice: what is on it is lost, nobody knows functions.
+  void reset_link(uint64_t cycles) {
+    for (; !late.empty(); late.pop_front()) land(late.front().dwords);  // these had come
+    queue.clear(), reads.clear(), news.clear(), arriving.clear();
+    open_reads.assign(open_reads.size(), false);
+    limits.assign(limits.size(), Limits{});
+    offering = stalled = taking = false;
+    parts = 0, owed_down = owed_up = 0, idle = 0;
+    top.i_valid = 0, top.o_ready = 0;
+    for (uint64_t n = 0; n < cycles + NOTICED; n++) {
+      top.link_reset = n < cycles;
+      edge();
+    }
+  }
 
   void send(const uint32_t *dwords, uint32_t count, uint64_t due, int64_t ends = -1) {
     queue.push_back(Outgoing{Dwords(dwords, dwords + count), due, ends});
@@ -658,6 +674,7 @@ Card *card_open(const Options *options, uint32_t bus) {
 void card_close(Card *card) { delete card; }
 uint64_t card_run(Card *card, uint64_t cycles, uint32_t flags) { return card->run(cycles, flags); }
 uint64_t card_cycle(Card *card) { return card->cycle; }
+void card_reset_link(Card *card, uint64_t cycles) { card->reset_link(cycles); }
 int card_is_idle(Card *card) { return card->is_idle(); }
 const char *card_error(Card *card) { return card->error.empty() ? nullptr : card->error.c_str(); }
 void card_send(Card *card, const uint32_t *dwords, uint32_t count, uint64_t due) { card->send(dwords, count, due); }

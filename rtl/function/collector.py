@@ -30,8 +30,8 @@ class ErrorCollector(wiring.Component):
 
     Sources are malformed TLPs, the completer, and of the tag table unexpected completions, poisoned ones, timeouts, and completions
     that say Unsupported Request or Completer Abort. They are reported in turn. An error that no function claims, and an unexpected
-    completion whose Requester ID is that of no function, belong to all. The header of a poisoned completion is that of the latest one
-    that came in front of the end of its request; a timeout has none. Reserved bits of a header that was decoded are 0.
+    completion whose Requester ID is that of no function that is there, belong to all. The header of a poisoned completion is that of the
+    latest one that came in front of the end of its request; a timeout has none. Reserved bits of a header that was decoded are 0.
     [PCIe5 6.2.3.2.3, 6.2.4]
 
     Latency: 2 cycles from an event to its report.
@@ -53,6 +53,8 @@ class ErrorCollector(wiring.Component):
         What the tag table takes.
     state : ``In(ConfigState)``, one per function
         For IDs.
+    present : ``In(functions)``
+        A bit per function: it is there.
     discard : ``In(1)``
         All that waits is dropped.
     reports : ``Out(stream.Signature(ErrorReport))``
@@ -67,6 +69,7 @@ class ErrorCollector(wiring.Component):
             "tags": In(TagEvents),
             "completions": In(CompletionTap),
             "state": In(ConfigState).array(functions),
+            "present": In(functions),
             "discard": In(1),
             "reports": Out(stream.Signature(ErrorReport)),
         })
@@ -90,7 +93,8 @@ class ErrorCollector(wiring.Component):
             m.d.sync += poisoned.eq(newest)
         requester = taken[80:96]
         identity = Array(Cat(Const(n, 3), state.device, state.bus) for n, state in enumerate(self.state))[requester[:3]]
-        m.d.comb += is_known.eq((requester == identity) & (requester[:3] < self.functions))
+        is_there = Cat(self.present, Const(0, 8 - self.functions)).bit_select(requester[:3], 1)
+        m.d.comb += is_known.eq((requester == identity) & is_there)
 
         kind = Signal(ErrorKind, init=ErrorKind.UNSUPPORTED)
         with m.If(completer.aborted):

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..spec import pcie
 from ..spec import pcie_config as spec
 from ..tlp.layouts import ConfigState
-from .description import AerCapability, check_functions
+from .description import AerCapability, check_functions, physical_count, virtual_functions_of
 from .layouts import ErrorKind, ErrorMessage, ErrorReport, Operation, UpdateBus
 
 __all__ = ["Errors"]
@@ -17,9 +17,11 @@ _BITS = dict(spec.STATUS_ERRORS)  # of Status
 _DEVICE, _AER = 1, 2  # what a step's dword is in; 0 is the header
 
 # What is done about one report: dword, operation. The steps of AER are left out where there is none, those from
-# CONTROL_WRITE to the last of HEADER where nothing is logged.
+# CONTROL_WRITE to the last of HEADER where nothing is logged, those of _OF_PHYSICAL at a physical function.
 _STEPS = (
     ("COMMAND", 0, 0x04, Operation.SET),
+    ("PHYSICAL_COMMAND", 0, 0x04, Operation.READ),
+    ("PHYSICAL_DEVICE", _DEVICE, spec.DEVICE_CONTROL, Operation.READ),
     ("SEVERITY", _AER, spec.AER_SEVERITY, Operation.READ),
     ("UNCORRECTABLE_MASK", _AER, spec.AER_UNCORRECTABLE_MASK, Operation.READ),
     ("CORRECTABLE_MASK", _AER, spec.AER_CORRECTABLE_MASK, Operation.READ),
@@ -32,6 +34,8 @@ _STEPS = (
     ("SYSTEM_ERROR", 0, 0x04, Operation.SET),
 )
 _NUMBERS = {name: n for n, (name, *_) in enumerate(_STEPS)}
+_OF_PHYSICAL = ("PHYSICAL_COMMAND", "PHYSICAL_DEVICE")
+_DECIDING = (*_OF_PHYSICAL, "SEVERITY", "UNCORRECTABLE_MASK", "CORRECTABLE_MASK")  # asked of the physical function of a virtual one
 
 
 class Errors(wiring.Component):
@@ -41,10 +45,11 @@ class Errors(wiring.Component):
     is not masked, until software clears the status bit that the pointer is at; mask and severity decide about the message. Without:
     severities are the defaults. An uncorrectable error of non-fatal severity is advisory, and so reported as correctable, when it is a
     Completer Abort or an unsupported request that was answered, an unexpected completion, or a poisoned TLP. Status and Device
-    Status are set in any case. An error of all functions is logged by all, and each kind of message leaves once, in the name of the first
-    function that has it enabled. [PCIe5 6.2.3, 6.2.4, 6.2.5, 7.5.1.1.4]
+    Status are set in any case. An error of all functions is logged by all physical ones, and each kind of message leaves once, in the name
+    of the first function that has it enabled. A virtual function logs its errors itself; enables, masks and severities are its physical
+    function's. [PCIe5 6.2.3, 6.2.4, 6.2.5, 7.5.1.1.4, 9.4.2]
 
-    Reports of functions that the card does not have or that report no errors are taken and dropped.
+    Reports of functions that are not there or that report no errors are taken and dropped.
 
     Latency: at most 64 cycles per function from a report to its message, if configuration space answers at once. Throughput: one report
     at a time; a message that is not taken holds up the next, so whoever reports must be able to drop.
@@ -64,6 +69,8 @@ class Errors(wiring.Component):
         To the transmitter.
     state : ``In(ConfigState)``, one per function
         From :class:`.config_space.ConfigSpace`.
+    present : ``In(functions)``
+        A bit per function: it is there. Those of physical ones are 1.
 
     Raises
     ------
@@ -78,21 +85,29 @@ class Errors(wiring.Component):
             "updates": Out(UpdateBus()),
             "messages": Out(stream.Signature(ErrorMessage)),
             "state": In(ConfigState).array(len(self.functions)),
+            "present": In(len(self.functions)),
         })
 
     def elaborate(self, platform):
         m = Module()
-        count = len(self.functions)
+        count, last_physical = len(self.functions), physical_count(self.functions) - 1
+        owners = [virtual_functions_of(self.functions).get(n, (n, 0))[0] for n in range(count)]
         request, response = self.updates.request, self.updates.response
         report, function, step = Signal(ErrorReport), Signal(range(count)), Signal(range(len(_STEPS)))
         sent = Signal(3)  # messages of this report that have left, or need not: correctable, non-fatal, fatal
 
-        # Of the function.
+        # Of the function, and of the one whose settings are its own: of each step the dword's block.
         maps = [f.map(n, count) for n, f in enumerate(self.functions)]
-        bases = [Const(0), *(
-            Array(next((block.offset // 4 for block in function_map.blocks if block.name == name), 0) for function_map in maps)[function]
-            for name in ("pcie", AerCapability.name)
-        )]  # fmt: skip
+        settings = Array(owners)[function]
+        is_virtual = settings != function
+
+        def bases(number):
+            return [Const(0), *(
+                Array(next((block.offset // 4 for block in function_map.blocks if block.name == name), 0) for function_map in maps)[number]
+                for name in ("pcie", AerCapability.name)
+            )]  # fmt: skip
+
+        own, decides = bases(function), bases(settings)
         has_aer = Array(int(f.capability(AerCapability) is not None) for f in self.functions)[function]
         reports_errors = Array(int(f.reports_errors) for f in self.functions)[function]
         requester_id = Array(Cat(Const(n, 3), state.device, state.bus) for n, state in enumerate(self.state))[function]
@@ -128,6 +143,8 @@ class Errors(wiring.Component):
         # What a step writes.
         is_status_set = (group == UNCORRECTABLE) & ~(is_advisory & advisory_masked)
         m.d.comb += [request.payload.function.eq(function), request.payload.data.eq(0)]
+        with m.If(Cat(step == _NUMBERS[name] for name in _DECIDING).any()):
+            m.d.comb += request.payload.function.eq(settings)
         status = Signal(32)
         m.d.comb += [
             status[16 + _BITS["signaled_target_abort"]].eq(is_kind(ErrorKind.COMPLETER_ABORT)),
@@ -149,7 +166,7 @@ class Errors(wiring.Component):
             for n, (name, base, offset, operation) in enumerate(_STEPS):
                 with m.Case(n):
                     m.d.comb += [
-                        request.payload.register.eq(bases[base] + offset // 4),
+                        request.payload.register.eq((decides if name in _DECIDING else own)[base] + offset // 4),
                         request.payload.operation.eq(operation),
                         request.payload.data.eq(data.get(name, 0)),
                     ]
@@ -166,7 +183,8 @@ class Errors(wiring.Component):
                 m.d.comb += self.reports.ready.eq(1)
                 m.d.sync += [report.eq(incoming), function.eq(Mux(incoming.is_for_all, 0, incoming.function)), sent.eq(0)]
                 is_known = Cat(incoming.kind == item for item in ErrorKind).any()
-                with m.If(self.reports.valid & is_known & (incoming.is_for_all | (incoming.function < count))):
+                is_there = Cat(self.present, Const(0, 256 - count)).bit_select(incoming.function, 1)
+                with m.If(self.reports.valid & is_known & (incoming.is_for_all | is_there)):
                     m.next = "BEGIN"
             with m.State("BEGIN"):
                 fatal = 0
@@ -189,10 +207,16 @@ class Errors(wiring.Component):
                     with m.Switch(step):
                         with m.Case(_NUMBERS["COMMAND"]):
                             m.d.sync += [serr.eq(answer[spec.COMMAND_SERR]), parity_response.eq(answer[spec.COMMAND_PARITY_RESPONSE])]
-                            with m.If(~has_aer):
-                                m.d.sync += step.eq(_NUMBERS["DEVICE"])
+                            with m.If(~is_virtual):
+                                m.d.sync += step.eq(Mux(has_aer, _NUMBERS["SEVERITY"], _NUMBERS["DEVICE"]))
                             with m.If(group == STATUS):
                                 m.next = "CONTINUE"
+                        with m.Case(_NUMBERS["PHYSICAL_COMMAND"]):
+                            m.d.sync += [serr.eq(answer[spec.COMMAND_SERR]), parity_response.eq(answer[spec.COMMAND_PARITY_RESPONSE])]
+                        with m.Case(_NUMBERS["PHYSICAL_DEVICE"]):
+                            m.d.sync += enables.eq(answer)
+                            with m.If(~has_aer):
+                                m.d.sync += step.eq(_NUMBERS["DEVICE"])
                         with m.Case(_NUMBERS["SEVERITY"]):
                             m.d.sync += severity.eq(answer.bit_select(bit, 1))
                         with m.Case(_NUMBERS["UNCORRECTABLE_MASK"]):
@@ -208,7 +232,8 @@ class Errors(wiring.Component):
                             with m.If(~is_logged):
                                 m.d.sync += step.eq(_NUMBERS["DEVICE"])
                         with m.Case(_NUMBERS["DEVICE"]):
-                            m.d.sync += enables.eq(answer)
+                            with m.If(~is_virtual):
+                                m.d.sync += enables.eq(answer)
                         with m.Case(_NUMBERS["SYSTEM_ERROR"]):
                             m.next = "CONTINUE"
                             with m.If(is_message & ~(sent & severities).any()):
@@ -221,6 +246,6 @@ class Errors(wiring.Component):
             with m.State("CONTINUE"):
                 m.d.sync += function.eq(function + 1)
                 m.next = "TAKE"
-                with m.If(report.is_for_all & (function != count - 1)):
+                with m.If(report.is_for_all & (function != last_physical)):
                     m.next = "BEGIN"
         return m

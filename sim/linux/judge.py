@@ -7,7 +7,7 @@ host tell it, and the completions that it gives the card show memory as the card
 import ast
 import struct
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...models.config_space import (
     BarDescription,
@@ -20,7 +20,9 @@ from ...models.config_space import (
     pcie_capability,
     power_capability,
     serial_number_capability,
+    sriov_capability,
     virtio_capability,
+    virtual_function,
 )
 from ...models.events import TlpReceived, TlpSent
 from ...models.tlp import CplStatus, MalformedTlp, TlpType, decode, stray_bits
@@ -68,15 +70,21 @@ def config_of(header):
 
 
 def describe_functions(config):
-    """Return what each function of a card must say of itself in configuration space, as rtl/README.md and the standards have it."""
-    found = []
-    is_multi = config.functions > 1
+    """Return what each physical function of a card must say of itself in configuration space, as rtl/README.md and the standards have it.
 
-    def extended():
+    ``virtual`` of a disk's is what each of its virtual functions must say; those have the numbers behind all physical ones, disk by disk.
+    """
+    found = []
+    is_multi = config.physical_functions > 1
+    has_several = config.functions > 1
+    first_virtual = config.physical_functions
+
+    def extended(is_virtual=False):
         following = len(found) + 1
-        return (aer_capability(uncorrectable=REPORTED, correctable=CORRECTED, severity=FATAL),
-                serial_number_capability(config.serial_number),
-                *((acs_capability(), ari_capability(following if following < config.functions else 0)) if is_multi else ()))  # fmt: skip
+        aer = aer_capability(uncorrectable=REPORTED, correctable=CORRECTED, severity=FATAL)
+        ari = ari_capability(0 if is_virtual or following >= config.physical_functions else following)
+        return (aer, *(() if is_virtual else (serial_number_capability(config.serial_number),)),
+                *((acs_capability(), ari) if has_several else ()))  # fmt: skip
 
     first = {"link_control_2": 3, "link_control_2_rw": 0xF}  # function 0 speaks for the link
     if config.iommu is not None:
@@ -89,15 +97,22 @@ def describe_functions(config):
     for disk in config.disks:
         at_link = first if not found else {"link_control_2": 0}
         structures = [virtio_capability(kind, REGISTERS_BAR, *PLACES[kind]) for kind in (COMMON, ISR, DEVICE)]
-        found.append(FunctionDescription(
-            0x1AF4, 0x1042, 0x018000, revision=1, subsystem_vendor=0x1AF4, subsystem=0x1042, is_multi_function=is_multi,
-            bars={REGISTERS_BAR: BarDescription(0x4000), MSIX_BAR: BarDescription(0x1000)},
-            capabilities=(
-                pcie_capability(**LINK, **at_link, flr=True),
-                msix_capability(disk.vectors, table_bar=MSIX_BAR, table_offset=0, pba_bar=MSIX_BAR, pba_offset=MSIX_PBA),
-                power_capability(), *structures,
-                virtio_capability(NOTIFY, REGISTERS_BAR, *PLACES[NOTIFY], notify_off_multiplier=MULTIPLIER),
-                virtio_capability(PCI_CFG)), ext_capabilities=extended()))  # fmt: skip
+        bars = {REGISTERS_BAR: BarDescription(0x4000), MSIX_BAR: BarDescription(0x1000)}
+        plain = FunctionDescription(0x1AF4, 0x1042, 0x018000, revision=1, subsystem_vendor=0x1AF4, subsystem=0x1042,
+                                    is_multi_function=is_multi, bars=bars)  # fmt: skip
+
+        front = (pcie_capability(**LINK, **at_link, flr=True),
+                 msix_capability(disk.vectors, table_bar=MSIX_BAR, table_offset=0, pba_bar=MSIX_BAR, pba_offset=MSIX_PBA))  # fmt: skip
+        rest = (*structures, virtio_capability(NOTIFY, REGISTERS_BAR, *PLACES[NOTIFY], notify_off_multiplier=MULTIPLIER),
+                virtio_capability(PCI_CFG))  # fmt: skip
+        own, virtual = extended(), None
+        if disk.virtual_functions:
+            virtual = virtual_function(plain, capabilities=(*front, *rest), ext_capabilities=extended(is_virtual=True))
+            own += (sriov_capability(
+                disk.virtual_functions, first_offset=first_virtual - len(found), stride=1, device=0x1042, bars=bars,
+                has_ari=first_virtual == config.physical_functions, dependency=len(found)),)
+            first_virtual += disk.virtual_functions
+        found.append(replace(plain, capabilities=(*front, power_capability(), *rest), ext_capabilities=own, virtual=virtual))
     return found
 
 

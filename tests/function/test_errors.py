@@ -71,6 +71,7 @@ class Unit(wiring.Component):
         ):  # fmt: skip
             wiring.connect(m, source, sink)
         m.d.comb += [theirs.eq(ours) for theirs, ours in zip(errors.state, space.state)]
+        m.d.comb += errors.present.eq(-1)
         return m
 
 
