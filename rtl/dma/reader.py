@@ -167,7 +167,7 @@ class Reader(wiring.Component):
     list's other bytes are dropped, and the next list is served. No read of a list comes behind the end of its packet.
     A list without bytes gives one empty beat with ``last``. [PCIe5 2.2.7]
 
-    Latency: 2 cycles from segment to burst, 3 from burst data to ``o``. Throughput: one beat per cycle at any alignment, one
+    Latency: none from segment to burst, 3 cycles from burst data to ``o``. Throughput: one beat per cycle at any alignment, one
     bubble per list.
 
     Parameters
@@ -226,29 +226,26 @@ class Reader(wiring.Component):
         wiring.connect(m, wiring.flipped(self.read_data), packer.i)
         wiring.connect(m, packer.o, wiring.flipped(self.o))
 
-        # A piece becomes a burst and a note to the packer in one step; the burst is held until it is taken.
-        piece, free, empty = splitter.o.payload, Signal(), Signal()
+        # A piece becomes a burst and a note to the packer in one step.
+        piece, goes, empty = splitter.o.payload, Signal(), Signal()
         m.d.comb += [
-            free.eq(~self.bursts.valid | self.bursts.ready),
             empty.eq(piece.length_bytes == 0),
-            splitter.o.ready.eq(free & packer.pieces.ready),
-            packer.pieces.valid.eq(free & splitter.o.valid),
+            goes.eq(empty | self.bursts.ready),
+            splitter.o.ready.eq(goes & packer.pieces.ready),
+            packer.pieces.valid.eq(goes & splitter.o.valid),
             packer.pieces.payload.empty.eq(empty),
             packer.pieces.payload.last.eq(piece.last),
             splitter.stop.eq(self.stop),
+            self.bursts.valid.eq(splitter.o.valid & packer.pieces.ready & ~empty),
+            self.bursts.payload.address.eq(piece.address),
+            self.bursts.payload.length_bytes.eq(piece.length_bytes),
+            self.bursts.payload.function.eq(self.function),
+            self.bursts.payload.client.eq(self.client),
         ]
-        with m.If(free):
-            m.d.sync += [
-                self.bursts.valid.eq(splitter.o.valid & packer.pieces.ready & ~empty),
-                self.bursts.payload.address.eq(piece.address),
-                self.bursts.payload.length_bytes.eq(piece.length_bytes),
-                self.bursts.payload.function.eq(self.function),
-                self.bursts.payload.client.eq(self.client),
-            ]
         stop_age = Signal(2)  # the packer shows what it was told after 2 cycles
-        m.d.sync += stop_age.eq(Mux(self.stop, Mux(stop_age == 3, 3, stop_age + 1), 0))
+        m.d.sync += stop_age.eq(Mux(self.stop & ~splitter.o.valid, Mux(stop_age == 3, 3, stop_age + 1), 0))
         m.d.comb += [
-            self.stopped.eq(self.stop & (stop_age == 3) & packer.idle & ~splitter.o.valid & ~self.bursts.valid & ~self.segments.valid),
+            self.stopped.eq(self.stop & (stop_age == 3) & packer.idle & ~splitter.o.valid & ~self.segments.valid),
             packer.clear.eq(self.stopped),
         ]
         return m

@@ -17,7 +17,7 @@ class ScatterGather(wiring.Component):
     The contracts of :class:`.reader.Reader` and :class:`.writer.Writer`; reads and writes of one client leave through one
     stream of bursts, in turn.
 
-    Latency: 1 cycle more than theirs. Throughput: theirs.
+    Latency, throughput: theirs.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class ScatterGather(wiring.Component):
         m = Module()
         m.submodules.reader = reader = Reader(width=self.width, function=self.function, client=self.client)
         m.submodules.writer = writer = Writer(width=self.width, function=self.function, client=self.client)
-        m.submodules.bursts = bursts = Arbiter(Burst, 2)
+        m.submodules.bursts = bursts = Arbiter(Burst, 2, direct=True)
         for inner, outer in (
             (reader.segments, self.readable), (reader.o, self.o), (reader.read_data, self.read_data),
             (writer.segments, self.writable), (writer.i, self.i), (writer.done, self.finished),

@@ -35,7 +35,7 @@ class Splitter(wiring.Component):
     one 4 KiB page; the pieces of one segment leave in ascending address order and cover it exactly. A segment of length
     0 produces no piece, unless it ends its list: then one piece of length 0 with ``last``. [PCIe5 2.2.7]
 
-    Latency: 1 cycle from ``i`` accepted to the first piece. Throughput: 1 piece per cycle, 1 idle cycle per segment.
+    Latency: none from ``i`` to the first piece. Throughput: 1 piece per cycle; the last of several is followed by an idle cycle.
 
     Parameters
     ----------
@@ -67,8 +67,13 @@ class Splitter(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        iova, left, last = Signal(64), Signal(32), Signal()
-        busy = Signal()
+        held, busy = Signal(Segment), Signal()  # what is left of the segment at work
+        work = Signal(Segment)
+        iova, left = work.address, work.length_bytes
+        with m.If(busy):
+            m.d.comb += work.eq(held)
+        with m.Else():
+            m.d.comb += work.eq(self.i.payload)
 
         # max_burst divides the page, so stopping at each max_burst boundary never crosses a page.
         room = Signal(range(self.max_burst + 1))
@@ -76,21 +81,16 @@ class Splitter(wiring.Component):
         m.d.comb += [
             room.eq(self.max_burst - iova[: (self.max_burst - 1).bit_length()]),
             step.eq(Mux(left < room, left, room)),
-            self.o.valid.eq(busy),
+            self.o.valid.eq(busy | (self.i.valid & ~self.stop & ((left != 0) | work.last))),
             self.o.payload.address.eq(iova),
             self.o.payload.length_bytes.eq(step),
-            self.o.payload.last.eq(last & (left == step)),
+            self.o.payload.last.eq(work.last & (left == step)),
             self.i.ready.eq(~busy),
         ]
-        with m.If(busy & self.o.ready):
-            m.d.sync += [iova.eq(iova + step), left.eq(left - step)]
-            with m.If((left == step) | self.stop):
-                m.d.sync += busy.eq(0)
-        with m.If(self.i.valid & ~busy):
-            m.d.sync += [
-                iova.eq(self.i.payload.address),
-                left.eq(self.i.payload.length_bytes),
-                last.eq(self.i.payload.last),
-                busy.eq(~self.stop & ((self.i.payload.length_bytes != 0) | self.i.payload.last)),
-            ]
+        with m.If(self.o.valid & self.o.ready):
+            m.d.sync += [held.address.eq(iova + step), held.length_bytes.eq(left - step), busy.eq((left != step) & ~self.stop)]
+        with m.Elif(~busy):
+            m.d.sync += [held.address.eq(iova), held.length_bytes.eq(left), busy.eq(self.o.valid)]
+        with m.If(~busy):
+            m.d.sync += held.last.eq(work.last)
         return m

@@ -34,7 +34,7 @@ class Gate(wiring.Component):
     ``fenced`` when every burst that entered before it was accepted is retired; bursts that enter later do not delay it.
     A function with 2 ** ``count_bits`` - 1 bursts in flight waits.
 
-    Latency: 3 cycles from ``bursts`` valid to ``o`` valid, besides those of the translator from request to response; a fence with nothing
+    Latency: 2 cycles from ``bursts`` valid to ``o`` valid, besides those of the translator from request to response; a fence with nothing
     in flight at most 4. Throughput: 1 burst per cycle; from one client too, with ``depth`` 8, while its translations take 2 cycles.
 
     Parameters
@@ -170,7 +170,7 @@ class Gate(wiring.Component):
         ]
 
         # Leave: a client whose oldest burst has its verdict, round robin.
-        burst_out, verdict_out = waiting.read_port(), verdicts.read_port()
+        burst_out, verdict_out = waiting.read_port(transparent_for=(write,)), verdicts.read_port(transparent_for=(judged,))
         leavers, leaves = Signal(ports), Signal(ports)
         leave_at, free, out_passes = Signal(range(max(places, 2))), Signal(), Signal()
         m.d.comb += [
@@ -179,7 +179,14 @@ class Gate(wiring.Component):
         ]  # fmt: skip
         for n in range(ports):
             slot = get[n][:slot_bits]
-            m.d.comb += leavers[n].eq(decided[n].bit_select(slot, 1) & free)
+            # The verdict on the oldest burst counts in the cycle in which it comes.
+            oldest = Cat(slot, Const(n, range(max(ports, 2))))
+            passes, answered = Signal(name=f"passes_{n}"), Signal(name=f"answered_{n}")
+            m.d.comb += [
+                passes.eq(storing & stored_passes & (stored_at == oldest)),
+                answered.eq(response.valid & (response.p.cookie == oldest)),
+                leavers[n].eq((decided[n].bit_select(slot, 1) | passes | answered) & free),
+            ]
             for at in range(self.depth):
                 place = n * self.depth + at
                 passes_now = storing & stored_passes & (stored_at == place)
@@ -188,8 +195,8 @@ class Gate(wiring.Component):
                 with m.If(leaves[n] & (slot == at)):
                     m.d.sync += decided[n][at].eq(0)
             with m.If(leaves[n]):
-                m.d.comb += leave_at.eq(Cat(slot, Const(n, range(max(ports, 2)))))
-                m.d.sync += [get[n].eq(get[n] + 1), out_passes.eq(bypassed[n].bit_select(slot, 1))]
+                m.d.comb += leave_at.eq(oldest)
+                m.d.sync += [get[n].eq(get[n] + 1), out_passes.eq(passes | (bypassed[n].bit_select(slot, 1) & ~answered))]
         _round_robin(m, leavers, leaves, "leave")
         with m.If(free):
             m.d.sync += self.o.valid.eq(leaves.any())

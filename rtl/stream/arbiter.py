@@ -11,7 +11,7 @@ class Arbiter(wiring.Component):
     A stream that was served goes to the back of the line. With ``packets`` an item without ``last`` keeps the grant, so that packets
     (items up to one with ``last``) stay whole.
 
-    Latency: 1 cycle. Throughput: 1 item per cycle.
+    Latency: 1 cycle, none if ``direct``. Throughput: 1 item per cycle.
 
     Parameters
     ----------
@@ -21,6 +21,8 @@ class Arbiter(wiring.Component):
         Inputs: at least 1.
     packets : :class:`bool`
         Keep packets whole; ``layout`` then has a field ``last``.
+    direct : :class:`bool`
+        An item leaves in the cycle in which it comes: paths from ``i`` to ``o`` and back. One that was shown keeps the grant.
 
     Members
     -------
@@ -35,18 +37,18 @@ class Arbiter(wiring.Component):
         If ``count`` is not positive.
     """
 
-    def __init__(self, layout, count, *, packets=False):
+    def __init__(self, layout, count, *, packets=False, direct=False):
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"Inputs must be at least 1, not {count!r}")
-        self.layout, self.count, self.packets = layout, count, packets
+        self.layout, self.count, self.packets, self.direct = layout, count, packets, direct
         super().__init__({"i": In(stream.Signature(layout)).array(count), "o": Out(stream.Signature(layout))})
 
     def elaborate(self, platform):
         m = Module()
         grant, latest = Signal(range(max(self.count, 2))), Signal(range(max(self.count, 2)))
-        locked, free = Signal(), Signal()
-        m.d.comb += [free.eq(~self.o.valid | self.o.ready), grant.eq(latest)]
-        with m.If(~locked):
+        locked, held, free = Signal(), Signal(), Signal()
+        m.d.comb += [free.eq(self.o.ready if self.direct else ~self.o.valid | self.o.ready), grant.eq(latest)]
+        with m.If(~locked & ~held):
             # The nearest valid input behind the one served last: later assignments win.
             with m.Switch(latest):
                 for at in range(self.count):
@@ -55,12 +57,20 @@ class Arbiter(wiring.Component):
                             index = (at + distance) % self.count
                             with m.If(self.i[index].valid):
                                 m.d.comb += grant.eq(index)
-        with m.If(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
+        if self.direct:
+            with m.Switch(grant):
+                for n in range(self.count):
+                    with m.Case(n):
+                        m.d.comb += [self.o.valid.eq(self.i[n].valid), self.o.payload.eq(self.i[n].payload)]
+            m.d.sync += [latest.eq(grant), held.eq(self.o.valid & ~self.o.ready)]
+        else:
+            with m.If(self.o.ready):
+                m.d.sync += self.o.valid.eq(0)
         for n in range(self.count):
             m.d.comb += self.i[n].ready.eq(free & (grant == n))
             with m.If(self.i[n].valid & self.i[n].ready):
-                m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(self.i[n].payload), latest.eq(n)]
+                if not self.direct:
+                    m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(self.i[n].payload), latest.eq(n)]
                 if self.packets:
                     m.d.sync += locked.eq(~self.i[n].payload.last)
         return m

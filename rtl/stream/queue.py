@@ -11,7 +11,7 @@ class Queue(wiring.Component):
 
     The memory is read in the cycle in front of the item's appearance (registered), so it may be a block RAM.
 
-    Latency: 2 cycles from ``i`` to ``o`` when empty. Throughput: 1 item per cycle.
+    Latency: 2 cycles from ``i`` to ``o`` when empty, none if ``direct``. Throughput: 1 item per cycle.
 
     Parameters
     ----------
@@ -19,6 +19,8 @@ class Queue(wiring.Component):
         One item.
     depth : :class:`int`
         Items that fit: at least 2.
+    direct : :class:`bool`
+        While it is empty an item is shown in the cycle in which it comes: a path from ``i`` to ``o``, none back.
 
     Members
     -------
@@ -33,10 +35,10 @@ class Queue(wiring.Component):
         If ``depth`` is below 2.
     """
 
-    def __init__(self, layout, depth):
+    def __init__(self, layout, depth, *, direct=False):
         if not isinstance(depth, int) or depth < 2:
             raise ValueError(f"Depth must be an integer of at least 2, not {depth!r}")
-        self.layout, self.depth = layout, depth
+        self.layout, self.depth, self.direct = layout, depth, direct
         super().__init__({"i": In(stream.Signature(layout)), "o": Out(stream.Signature(layout))})
 
     def elaborate(self, platform):
@@ -56,10 +58,18 @@ class Queue(wiring.Component):
             read.addr.eq(Mux(pop, following, get)),
             self.o.payload.eq(read.data),
         ]
-        m.d.sync += [
-            count.eq(count + push - pop),
-            self.o.valid.eq(count > pop),  # what was written in this very cycle cannot be read yet
-        ]
+        m.d.sync += count.eq(count + push - pop)
+        # What was written in this very cycle cannot be read yet.
+        if self.direct:
+            readable, newest = Signal(), Signal(self.layout)
+            m.d.sync += [readable.eq(count > pop), newest.eq(self.i.payload)]
+            m.d.comb += self.o.valid.eq(self.i.valid | (count != 0))
+            with m.If(count == 0):
+                m.d.comb += self.o.payload.eq(self.i.payload)
+            with m.Elif(~readable):
+                m.d.comb += self.o.payload.eq(newest)
+        else:
+            m.d.sync += self.o.valid.eq(count > pop)
         with m.If(push):
             m.d.sync += put.eq(Mux(put == self.depth - 1, 0, put + 1))
         with m.If(pop):

@@ -39,7 +39,7 @@ class ReadBuffer(wiring.Component):
     region (or of its slot) comes the first. Clients share one read port in turns; one that does not take its beats does not hold up
     another.
 
-    Latency: 2 cycles from ``store`` to the row being readable; 4 from a row read being accepted to the beat at ``o``.
+    Latency: 2 cycles from ``store`` to the row being readable; 1 from a row read being accepted to the beat at ``o``.
     Throughput: 1 ``store`` per cycle, 1 row read per cycle.
 
     Parameters
@@ -117,20 +117,19 @@ class ReadBuffer(wiring.Component):
         # Read: one row per cycle for whoever has room for it at the client's side.
         readers = [n for n, region in enumerate(self.regions) if region]
         wanted = data.StructLayout({"what": RowRead(self.width, self.rows), "reader": range(max(2, len(readers)))})
-        m.submodules.turns = turns = Arbiter(wanted, len(readers))
+        m.submodules.turns = turns = Arbiter(wanted, len(readers), direct=True)
         took = turns.o.payload
         m.d.comb += [turns.o.ready.eq(1), row.eq(took.what.row)]
-        arrives = Signal(wanted)
-        m.d.sync += [row_valid.eq(turns.o.valid), arrives.eq(took)]
-
         bytes_ = self.width // 8
-        beat = Signal(BurstData(self.width))
+        arrives, keep = Signal(wanted), Signal(bytes_)
         keep_from, keep_to = Signal(bytes_), Signal(bytes_)
+        beat = Signal(BurstData(self.width))
+        m.d.sync += [row_valid.eq(turns.o.valid), arrives.eq(took), keep.eq(keep_from & keep_to)]
         m.d.comb += [
-            keep_from.eq(Const(-1, bytes_) << arrives.what.first_byte),
-            keep_to.eq(Const((1 << bytes_) - 1, bytes_) >> ~arrives.what.last_byte),
+            keep_from.eq(Const(-1, bytes_) << took.what.first_byte),
+            keep_to.eq(Const((1 << bytes_) - 1, bytes_) >> ~took.what.last_byte),
             beat.data.eq(row_data),
-            beat.keep.eq(keep_from & keep_to),
+            beat.keep.eq(keep),
             beat.first.eq(arrives.what.first),
             beat.last.eq(arrives.what.last),
             beat.cookie.eq(arrives.what.cookie),
@@ -138,7 +137,7 @@ class ReadBuffer(wiring.Component):
         ]
         out_layout = data.StructLayout({"beat": beat.shape(), "function": 8})
         for k, n in enumerate(readers):
-            m.submodules[f"output{n}"] = output = Queue(out_layout, OUTPUT_DEPTH)
+            m.submodules[f"output{n}"] = output = Queue(out_layout, OUTPUT_DEPTH, direct=True)
             room = Signal(range(OUTPUT_DEPTH + 1), init=OUTPUT_DEPTH)  # beats that are neither in the queue nor on the way to it
             wants, o = turns.i[k], self.o[n]
             m.d.comb += [

@@ -96,7 +96,7 @@ class ReadFront(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.queue = queue = Queue(Burst, self.reads)
+        m.submodules.queue = queue = Queue(Burst, self.reads, direct=True)
         m.submodules.cutter = cutter = Cutter()
         codes = Array(config.mrrs_code for config in self.config)
         extended = Array(config.extended_tag | config.ten_bit_tag for config in self.config)
@@ -396,7 +396,7 @@ class OrderedLine(wiring.Component):
         room = Signal()
         m.d.comb += [
             need.eq(rows_of(offset, burst.length_bytes)),
-            room.eq(swept & ((issued ^ done) != depth)),  # places equal, laps not: full
+            room.eq(swept & ((issued ^ done) != depth) & ((issued ^ retired) != depth)),  # places equal, laps not: full
             front.space.eq(room & (free >= need)),
             front.refusable.eq(room & ~mine),
             self.request.row.eq(self.base + put),
@@ -433,8 +433,9 @@ class OrderedLine(wiring.Component):
         # Deliver.
         m.submodules.streamer = streamer = RowStreamer(width=self.width, rows=self.buffer_rows, region=self.region)
         wiring.connect(m, streamer.o, wiring.flipped(self.rows))
-        d_ticket, d_end = tickets.read_port(), ends.read_port()
+        d_ticket, d_end = tickets.read_port(), ends.read_port(transparent_for=(end_write,))
         get = Signal(range(self.region))
+        now = Signal()  # the piece at the head ends in this cycle
         skipping = Signal()  # the client has the status; the rest of the burst is dropped
         status = Signal(BurstStatus)
         have, step = Signal(), Signal()
@@ -443,8 +444,9 @@ class OrderedLine(wiring.Component):
         m.d.comb += [
             d_ticket.addr.eq((done + step)[: pointer - 1]),
             d_end.addr.eq(d_ticket.addr),
-            have.eq(done != retired),
-            status.eq(d_end.data.status),
+            now.eq(mine & (ended.index[:pointer] == done)),
+            have.eq(now | ((done != seen) & (d_end.data.mark != done[-1]))),
+            status.eq(Mux(now, ended.status, d_end.data.status)),
             sent_rows.eq(Mux(t.refused, 0, rows_of(t.offset, t.length_bytes))),
             streamer.i.valid.eq(have & ~skipping),
             step.eq(have & (skipping | streamer.i.ready)),
@@ -532,7 +534,8 @@ class UnorderedLine(wiring.Component):
             ]
         ticket_layout = data.StructLayout({"offset": bytes_log2, "length_bytes": 7, "cookie": 12})
         m.submodules.tickets = tickets = Memory(shape=ticket_layout, depth=self.slots, init=[])
-        ticket_write, ticket_read = tickets.write_port(), tickets.read_port()
+        ticket_write = tickets.write_port()
+        ticket_read = tickets.read_port(transparent_for=(ticket_write,))  # what is refused may be answered at once
         m.d.comb += [
             mine.eq(self.ended.valid & (ended.client == self.client)),
             front.space.eq(slot_valid & complete),
@@ -549,7 +552,7 @@ class UnorderedLine(wiring.Component):
 
         # Retire, then deliver: the queues hold all slots, so an end never waits.
         answer_layout = data.StructLayout({"slot": slot_shape, "status": BurstStatus, "function": 8, "epoch": 1})
-        m.submodules.arrived = arrived = Queue(answer_layout, self.slots)
+        m.submodules.arrived = arrived = Queue(answer_layout, self.slots, direct=True)
         m.d.comb += arrived.i.valid.eq(mine | front.refused)
         with m.If(mine):
             m.d.comb += [

@@ -101,8 +101,8 @@ class Requester(wiring.Component):
     Stop: while ``stop`` is 1 for a function nothing is sent for it; ``stopped`` is 1 when besides every burst accepted for it has been
     answered and the answer taken. A stop also starts the recovery of the function's quarantined tags.
 
-    Latency: 5 cycles from a read burst to its TLP and 11 from the last beat of a TLP's completions to its data (13 for unordered clients
-    of the gate); 5 from the last beat of data of a write TLP to its first beat, 2 from its last beat to its BurstDone. Throughput:
+    Latency: 2 cycles from a read burst to its TLP and 4 from the last beat of a TLP's completions to its data (5 for the wall, 7 for other
+    unordered clients); 5 from the last beat of data of a write TLP to its first beat, 2 from its last beat to its BurstDone. Throughput:
     reads and writes a beat per cycle, writes that do not start in dword lane 0 a cycle more per burst; a read TLP per cycle. For
     reads at full rate an ordered client needs a buffer of the link's latency in beats, and 10 % more.
 
@@ -313,7 +313,7 @@ class Requester(wiring.Component):
             ]
             client = burst.client if ours.keys() != {0} else Const(0, 6)
             # Every burst in order. A write leaves when it was sent, a read at once: then no unsent write is in front of it.
-            m.submodules[f"{name}_order"] = order = Queue(data.StructLayout({"is_write": 1, "client": 6}), ORDER_DEPTH)
+            m.submodules[f"{name}_order"] = order = Queue(data.StructLayout({"is_write": 1, "client": 6}), ORDER_DEPTH, direct=True)
             unsent_gone = Signal(range(ORDER_DEPTH + 1), name=f"{name}_sent")  # writes sent whose turn here has not come
             line_ready = Signal()
             write_ready = write_port.ready & Array(may_write)[client]

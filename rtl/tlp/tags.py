@@ -172,7 +172,7 @@ class TagTable(wiring.Component):
     ``timeout_cycles / (16 * tags)`` cycles (with value 1 on any function 1/500), and one without a last beat for each timeout. When
     there was none for 64 cycles ``completions.ready`` is 0 for one cycle; otherwise it is always 1.
 
-    Latency: 2 cycles from a beat to ``store``; 3 from a last beat to ``ended``. Throughput: 1 beat per cycle. No tag is handed out
+    Latency: 1 cycle from a beat to ``store``; 2 from a last beat to ``ended``. Throughput: 1 beat per cycle. No tag is handed out
     in the first ``tags`` cycles after reset.
 
     Parameters
@@ -420,7 +420,7 @@ class TagTable(wiring.Component):
 
         complete = Signal()
         m.d.comb += complete.eq(work.fits & ~work.bad & (b.dword_count == work.left_dw))
-        m.d.sync += [
+        m.d.comb += [
             self.store.valid.eq(b.valid & work.fits & (work.state == State.BUSY) & ~work.bad & ~too_many),
             self.store.p.data.eq(b.data), self.store.p.dword_count.eq(b.dword_count), self.store.p.client.eq(work.asked.client),
             self.store.p.row.eq(work.asked.row), self.store.p.position.eq(work.at),
@@ -522,21 +522,19 @@ class TagTable(wiring.Component):
         with m.If(Cat(events[name] for name in pulses).any()):
             m.d.sync += [self.events.function.eq(events.function), self.events.header.eq(events.header)]
 
-        # Stage C: everyone is told; `ended` a cycle later than `store`.
+        # Stage C: everyone is told, a cycle later than `store`.
         told = Signal(data.StructLayout({
             "end": 1, "release": 1, "enters": 1, "leaves": 1, "tag": tag_shape, "generation": 1,
             "what": self.ended.payload.shape(),
         }))  # fmt: skip
         m.d.sync += [
             told.end.eq(end), told.release.eq(release), told.enters.eq(enters), told.leaves.eq(leaves),
-            self.ended.valid.eq(told.end),
             self.in_flight.eq(self.in_flight + self.opened.valid - told.end),
         ]  # fmt: skip
         with m.If(concludes | b.probe):
             m.d.sync += [told.tag.eq(subject.tag), told.generation.eq(subject.asked.generation), told.what.status.eq(status)]
             m.d.sync += [told.what[name].eq(subject.asked[name]) for name in ("client", "index", "function", "epoch")]
-        with m.If(told.end):
-            m.d.sync += self.ended.payload.eq(told.what)
+        m.d.comb += [self.ended.valid.eq(told.end), self.ended.payload.eq(told.what)]
 
         bounds = (0, self.wall_count, min(self.tags, SHORT_TAGS), min(self.tags, LONG_TAGS), self.tags)
         half, any_lost = [], []

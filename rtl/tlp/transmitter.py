@@ -14,7 +14,7 @@ class Transmitter(wiring.Component):
     Nothing waits in here, so a TLP that is offered after a posted TLP was accepted leaves behind it; each kind keeps its
     order, and none of them can keep the others out. [PCIe5 2.4.1]
 
-    Latency: 1 cycle. Throughput: 1 beat per cycle.
+    Latency: none. Throughput: 1 beat per cycle.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Transmitter(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.arbiter = arbiter = Arbiter(TlpBeat(self.width), 4, packets=True)
+        m.submodules.arbiter = arbiter = Arbiter(TlpBeat(self.width), 4, packets=True, direct=True)
         for n, kind in enumerate((self.posted, self.non_posted, self.completions, self.messages)):
             wiring.connect(m, wiring.flipped(kind), arbiter.i[n])
         wiring.connect(m, arbiter.o, wiring.flipped(self.o))

@@ -169,7 +169,7 @@ async def latencies_are_as_stated(dut):
         taken = bench.cycles[f"write_data__{DATA}"][-1]
         found.add(("write", bench.cycles["posted"][0] - taken, bench.cycles[f"write_done__{DATA}"][0] - bench.cycles["posted"][-1]))
     report(f"{bench.width:3} bits: latencies {sorted(found)} at cycle {cycle()}")
-    assert found == {("wall", 5, 11), ("unordered", 5, 13), ("ordered", 5, 11), ("write", 5, 2)}
+    assert found == {("wall", 2, 5), ("unordered", 2, 7), ("ordered", 2, 4), ("write", 5, 2)}
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")

@@ -99,15 +99,17 @@ def test_cutter(largest_code):
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
     ("room.eq((~offset & mask) + 1)", "room.eq(mask + 1)", "crosses a multiple"),
-    ("final.eq(left <= room)", "final.eq(left < room)", "the last piece"),
+    ("idle | (left <= room)", "idle | (left < room)", "the last piece"),
     ("step.eq(Mux(final, left, room))", "step.eq(room)", "the last piece"),
+    ("& whole)", ")", "crosses a multiple"),
+    ("~(idle & load)", "1", ""),
     ("offset.eq(offset + step)", "offset.eq(offset + mask + 1)", "starts where"),
     ("begun.eq(1)", "begun.eq(0)", "the first piece"),
-    ("length_dw = (offset[:2] + step + 3)", "length_dw = (step + 3)", "the dwords"),
+    ("length_dw = (place[:2] + step + 3)", "length_dw = (step + 3)", "the dwords"),
     ("Mux(single, first_be & last_be, first_be)", "first_be", "first enables"),
     ("Mux(single, 0, last_be)", "last_be", "last enables"),
     ("with m.If(self.i.p.limit_code > LARGEST_CODE)", "with m.If(self.i.p.limit_code > 7)", "limit"),
-    ("load.eq((left != 0) & ~dropped &", "load.eq((left != 0) &", ""),
+    ("self.i.valid & whole)) & ~dropped &", "self.i.valid & whole)) &", ""),
     ("~self.o.p.last),", "1),", ""),
 ])  # fmt: skip
 def test_cutter_bugs(old, new, broken):

@@ -17,7 +17,7 @@ PACKET = data.StructLayout({"value": 1, "last": 1})
 
 
 class FifoContract(wiring.Component):
-    """Any component with ``i`` and ``o``: what goes in comes out, once, in order; ``room`` items fit; ``latency`` cycles."""
+    """Any component with ``i`` and ``o``: what goes in comes out, once, in order; ``room`` items fit; ``latency`` cycles, 0 to 2."""
 
     i: In(stream.Signature(2))
     ready: In(1)
@@ -37,12 +37,14 @@ class FifoContract(wiring.Component):
         count = Signal(range(self.room + 2))
         m.d.comb += [push.eq(self.i.valid & self.i.ready), pop.eq(proven.o.valid & self.ready)]
         m.d.sync += count.eq(count + push - pop)
-        _follow(m, self.mark & push, count - pop, self.i.payload, pop, proven.o.payload)
+        passes = (count == 0) & pop  # it leaves in the cycle in which it came
+        _follow(m, self.mark & push & ~passes, count - pop, self.i.payload, pop, proven.o.payload)
         check_stream(m, proven.o, "o")
-        shown = (count != 0) if self.latency == 1 else past(m, count > pop)
+        shown = (self.i.valid | (count != 0), count != 0, past(m, count > pop))[self.latency]
         m.d.comb += [
             Assert(self.i.ready == (count < self.room), "an item is taken exactly while there is room"),
             Assert(proven.o.valid == shown, "an item is shown as soon as its latency is over"),
+            Assert(~passes | (proven.o.payload == self.i.payload), "an item that leaves at once leaves unchanged"),
             Cover(count == self.room, "full"),
             Cover(push & pop & (count != 0), "one comes while one leaves"),
         ]
@@ -59,10 +61,11 @@ def _follow(m, mark, ahead_of_it, payload, pop, shown):
     m.d.comb += Assert(~(inside & pop & (ahead == 0)) | (shown == value), "items leave unchanged and in order")
 
 
+@pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("depth", [2, 3, 4])
-def test_queue(depth):
-    """FORMAL-STREAM-1: Queue keeps order and content, takes exactly ``depth`` items, shows each 2 cycles after it came."""
-    prove(FifoContract(Queue(2, depth), room=depth, latency=2), depth=3 * depth, mode="prove")
+def test_queue(depth, direct):
+    """FORMAL-STREAM-1: Queue keeps order and content, takes exactly ``depth`` items, shows each 2 cycles after it came, or at once."""
+    prove(FifoContract(Queue(2, depth, direct=direct), room=depth, latency=0 if direct else 2), depth=3 * depth, mode="prove")
 
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
@@ -77,6 +80,19 @@ def test_queue(depth):
 def test_queue_bugs(old, new, broken):
     """FORMAL-STREAM-2: each planted bug of Queue breaks the assertion that it should."""
     assert broken in refute(FifoContract(mutant(Queue, old, new)(2, 3), room=3, latency=2), depth=12)
+
+
+@pytest.mark.parametrize(("old", "new", "broken"), [
+    ("self.i.valid | (count != 0)", "count != 0", "latency is over"),
+    ("with m.If(count == 0):", "with m.If(count <= 1):", "in order|stays until it is taken"),
+    ("with m.Elif(~readable):", "with m.Elif(0):", "in order|stays until it is taken"),
+    ("readable.eq(count > pop)", "readable.eq(count != 0)", "in order|stays until it is taken"),
+    ("newest.eq(self.i.payload)", "newest.eq(newest)", "in order|stays until it is taken"),
+])  # fmt: skip
+def test_direct_queue_bugs(old, new, broken):
+    """FORMAL-STREAM-11: each planted bug of a direct Queue breaks the assertion that it should."""
+    found = refute(FifoContract(mutant(Queue, old, new)(2, 3, direct=True), room=3, latency=0), depth=12)
+    assert any(text in found for text in broken.split("|")), found
 
 
 def test_skid_buffer():
@@ -191,7 +207,7 @@ class ArbiterContract(wiring.Component):
             with m.If(takes[n]):
                 m.d.comb += taken.eq(self.i[n].payload)
         served, free = takes.any(), Signal()
-        m.d.comb += free.eq(~proven.o.valid | self.ready)
+        m.d.comb += free.eq(self.ready if proven.direct else ~proven.o.valid | self.ready)
         owner, locked = Signal(3), Signal()
         with m.If(served):
             m.d.sync += [owner.eq(takes), locked.eq(~taken.last if proven.packets else 0)]
@@ -202,10 +218,19 @@ class ArbiterContract(wiring.Component):
             Assert(~served | free, "nothing is taken while the output is stalled"),
             Assert(~(free & Mux(locked, offers & owner, offers).any()) | served, "somebody is served when one can be"),
             Assert(~(served & locked) | (takes == owner), "packets stay whole"),
-            Assert(proven.o.valid == past(m, served | ~free), "an item is shown one cycle after it was taken, and once"),
-            Assert(~past(m, served) | (proven.o.payload.as_value() == past(m, taken)), "items leave unchanged"),
             Cover(takes[2] & past(m, takes[1] & taken.last & past(m, takes[1])), "a packet behind another"),
         ]
+        if proven.direct:
+            m.d.comb += [
+                Assert(proven.o.valid == Mux(locked, offers & owner, offers).any(), "an item is shown when one can be, and none else"),
+                Assert(~served | proven.o.valid, "what is taken is shown"),
+                Assert(~served | (proven.o.payload == taken), "items leave unchanged"),
+            ]
+        else:
+            m.d.comb += [
+                Assert(proven.o.valid == past(m, served | ~free), "an item is shown one cycle after it was taken, and once"),
+                Assert(~past(m, served) | (proven.o.payload.as_value() == past(m, taken)), "items leave unchanged"),
+            ]
         for n in range(3):
             others = Signal(3, name=f"others_{n}")  # packets of others that ended while n waited
             with m.If(takes[n] | ~offers[n]):
@@ -216,10 +241,11 @@ class ArbiterContract(wiring.Component):
         return m
 
 
+@pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("packets", [False, True])
-def test_arbiter(packets):
+def test_arbiter(packets, direct):
     """FORMAL-STREAM-7: Arbiter loses and mixes nothing, keeps packets whole, and lets nobody pass twice."""
-    prove(ArbiterContract(Arbiter(PACKET, 3, packets=packets)), depth=10, mode="prove")
+    prove(ArbiterContract(Arbiter(PACKET, 3, packets=packets, direct=direct)), depth=10, mode="prove")
 
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
@@ -227,12 +253,27 @@ def test_arbiter(packets):
     ("locked.eq(~self.i[n].payload.last)", "locked.eq(0)", "packets stay whole"),
     ("with m.If(self.o.ready):", "with m.If(1):", "an item stays"),
     ("self.i[n].ready.eq(free & (grant == n))", "self.i[n].ready.eq(grant == n)", "output is stalled"),
-    ("with m.If(~locked):", "with m.If(~locked & self.o.ready):", "when one can be"),
-    ("latest.eq(n)", "latest.eq(n & 1)", "packets stay whole"),
+    ("with m.If(~locked & ~held):", "with m.If(~locked & ~held & self.o.ready):", "when one can be"),
+    ("self.o.payload.eq(self.i[n].payload), latest.eq(n)", "self.o.payload.eq(self.i[n].payload), latest.eq(n & 1)",
+     "packets stay whole"),
 ])  # fmt: skip
 def test_arbiter_bugs(old, new, broken):
     """FORMAL-STREAM-8: each planted bug of Arbiter breaks an assertion."""
     assert broken in refute(ArbiterContract(mutant(Arbiter, old, new)(PACKET, 3, packets=True)), depth=12)
+
+
+@pytest.mark.parametrize(("old", "new", "broken"), [
+    ("index = (at + distance) % self.count", "index = distance % self.count", "nobody waits"),
+    ("locked.eq(~self.i[n].payload.last)", "locked.eq(0)", "packets stay whole"),
+    ("self.i[n].ready.eq(free & (grant == n))", "self.i[n].ready.eq(grant == n)", "output is stalled"),
+    ("with m.If(~locked & ~held):", "with m.If(~locked):", "an item stays"),
+    ("held.eq(self.o.valid & ~self.o.ready)", "held.eq(self.o.valid)", "nobody waits|when one can be"),
+    ("latest.eq(grant)", "latest.eq(grant & 1)", "an item stays|packets stay whole"),
+])  # fmt: skip
+def test_direct_arbiter_bugs(old, new, broken):
+    """FORMAL-STREAM-12: each planted bug of a direct Arbiter breaks an assertion."""
+    found = refute(ArbiterContract(mutant(Arbiter, old, new)(PACKET, 3, packets=True, direct=True)), depth=12)
+    assert any(text in found for text in broken.split("|")), found
 
 
 class DemuxContract(wiring.Component):
