@@ -121,7 +121,7 @@ def test_coming_and_going(guests):
     assert not killed.problem
     run = one.boot("reset", "job_count=4")
     assert run.fact("resets").split()[0] == "4"
-    assert all(line.split()[1:] == ["flr"] for line in run.facts["reset_method"])
+    assert all(line.split()[1:] == ["flr", "pm"] for line in run.facts["reset_method"])
     assert [server.counts["connections"] for server in one.servers.values()] == [4, 4]
 
 

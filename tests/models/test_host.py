@@ -353,7 +353,7 @@ def test_host_violations(rule, tlp):
     assert len(host.violations) == 1
     assert host.violations[0].startswith(rule) or rule in host.violations[0].split(":")[0]
     assert len(replies) == (0 if tlp.type.is_posted or tlp.type.is_completion else 1 if tlp.length_dw < 65 else 3)
-    if tlp.type in (TlpType.IORD, TlpType.CFGRD0, TlpType.MRDLK, TlpType.FETCHADD) or tlp.at:
+    if tlp.type in (TlpType.IORD, TlpType.CFGRD0, TlpType.MRDLK) or tlp.at:
         assert [reply.tlp.status for reply in replies] == [CplStatus.UR] * len(replies)
 
 

@@ -78,14 +78,32 @@ async def works_and_rests(disk):
 
 
 class Traffic:
-    """Good requests of a disk, one behind the other, until :meth:`end`; none may take longer than ``cycles``."""
+    """Good requests of a disk, one behind the other, until :meth:`end`; none may take longer than ``cycles``.
+
+    Between :meth:`rest` and :meth:`go` there are none: for a fault that would hit this disk as well.
+    """
 
     def __init__(self, disk, *, cycles=3000):
         self.disk, self.count, self.cycles, self._is_ending = disk, 0, cycles, False
+        self._is_to_rest = self._rests = False
         self._task = cocotb.start_soon(self._run())
+
+    async def rest(self):
+        """Let the request under way finish, then none follows."""
+        self._is_to_rest = True
+        while not self._rests:
+            await ClockCycles(self.disk.card.dut.clk, 50)
+
+    def go(self):
+        """Let them go on."""
+        self._is_to_rest = False
 
     async def _run(self):
         while not self._is_ending or self.count < 2:
+            while self._is_to_rest:
+                self._rests = True
+                await ClockCycles(self.disk.card.dut.clk, 50)
+            self._rests = False
             await works(self.disk, sizes=(1024,), cycles=self.cycles)
             self.count += 1
 
@@ -370,12 +388,15 @@ async def walk_for_the_ring_fails(dut, place):
     traffic, at = Traffic(other), disk.layout.avail_idx
     for kind in KINDS:
         await works_and_rests(disk)
+        if place == "directory":  # which is that of both disks
+            await traffic.rest()
         await card.port.run(forget_all(disk))
         fault = strike(card, kind, 0, *entries_of(card, disk, at)[place])
         lost = disk.blk.write(40, card.rng.randbytes(512))
         disk.golden.forget_request(lost)
         await disk.offer()
         await needs_reset(card, disk)
+        traffic.go()
         assert fault.times == 0 and not lost.is_done
         if place in ("directory", "context"):
             cause = Cause.DDT_DATA_CORRUPTION if kind == "POISON" else Cause.DDT_ENTRY_LOAD_ACCESS_FAULT
