@@ -12,7 +12,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from ringwall.rtl.function.description import MsixCapability
 from ringwall.rtl.function.layouts import MsixRequest
 from ringwall.rtl.function.msix import Msix, MsixFunction
-from ringwall.rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, ConfigState
+from ringwall.rtl.tlp.layouts import AtomicKind, Burst, BurstData, BurstDone, BurstStatus, ConfigState
 from ringwall.sim.regs_bus import RegisterBus
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, pack, start, unpack
@@ -132,6 +132,7 @@ class Bench:
             assert vars(burst) == {
                 "address": burst.address & ~3, "length_bytes": 4, "is_write": 1, "is_wall": 0, "function": function, "pasid_valid": 0,
                 "pasid": 0, "relaxed_ordering": 0, "no_snoop": 0, "client": CLIENTS[n], "cookie": 0, "verdict": BurstStatus.OK, "epoch": 0,
+                "atomic": AtomicKind.NONE,
             }  # fmt: skip
             lane = burst.address % lanes
             assert (data.keep, data.first, data.last) == (0xF << lane, 1, 1)
