@@ -51,7 +51,7 @@ struct Vcard {
   struct Beat { unsigned long cycle; uint32_t words[3]; int fickle; } beats[20000];
   unsigned long now = 0;
   int count = 0, next = 0, held = 0;
-  uint8_t clk = 0, was = 1, i_valid = 0, i_ready = 1, o_valid = 0, o_ready = 0, ready = 0;
+  uint8_t clk = 0, was = 1, link_reset = 0, i_valid = 0, i_ready = 1, o_valid = 0, o_ready = 0, ready = 0;
   uint32_t i_payload[3], o_payload[3];
 };
 """

@@ -257,7 +257,7 @@ async def completions_that_go_wrong_are_reported(dut, name):
         request = disk.blk.write(64, card.rng.randbytes(512), framing="pages")
         await disk.done([request], may_fail=True)
         assert request.status == (0 if kind == "DUPLICATE" else 1), kind
-        await ClockCycles(dut.clk, 4000 if kind == "LATE" else WAIT)
+        await ClockCycles(dut.clk, 6000 if kind == "LATE" else WAIT)  # the late one comes 15,000 cycles behind its request
         answers = [words for words in sent if words[2] >> 8 & 0xFF == struck[0]]
         header = answers[-1 if kind in ("DUPLICATE", "LATE") else 0][:3] if answers else None
         wanted = []
