@@ -12,7 +12,7 @@ from ringwall.rtl.tlp.requester import ReadClient, Requester
 from ringwall.sim.formal import mutant, offered, prove, refute
 
 CLIENTS = (ReadClient("wall", False, 128, 2), ReadClient("data", True, 4096, 2))
-DEPTH = 9
+DEPTH = 8
 Request = data.StructLayout({"offset": 12, "length_bytes": 13, "is_write": 1})
 
 
