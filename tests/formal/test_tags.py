@@ -12,7 +12,7 @@ from ringwall.rtl.tlp.tags import TagPool, TagTable
 from ringwall.sim.formal import mutant, prove, refute
 
 TAGS, WALL_TAGS = 2, 1
-DEPTH = 13
+DEPTH = 11
 
 # Completions: every field that the table looks at, in as few bits as show its rules.
 Beat = data.StructLayout({
