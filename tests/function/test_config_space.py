@@ -34,7 +34,7 @@ FUNCTIONS = (
 )  # fmt: skip
 
 LINK = {"link_capabilities": 3 | 8 << 4 | 1 << 22, "link_status": 3 | 8 << 4, "link_capabilities_2": 0b1110,
-        "device_capabilities_2": 0, "device_control_2_rw": 0}  # fmt: skip
+        "timeout_ranges": 1}  # fmt: skip
 MODELS = (
     ModelDescription(0x1B36, 0x0014, 0x080600, revision=3, is_multi_function=True, bars={0: BarDescription(4096)}, capabilities=(
         pcie_capability(**LINK, link_control_2=3, link_control_2_rw=0xF),

@@ -20,8 +20,8 @@ from ringwall.sim.stream import Stream, pack, random_ready, start, unpack
 
 # Function 0 has no AER and functions 2 and 3, function 1 has AER and functions 4 and 5.
 PHYSICAL, COUNT = 2, 6
-LINK = {"link_capabilities": 3 | 8 << 4 | 1 << 22, "link_status": 3 | 8 << 4, "link_capabilities_2": 0b1110, "device_capabilities_2": 0,
-        "device_control_2_rw": 0}  # fmt: skip
+LINK = {"link_capabilities": 3 | 8 << 4 | 1 << 22, "link_status": 3 | 8 << 4, "link_capabilities_2": 0b1110,
+        "timeout_ranges": 1}  # fmt: skip
 OWNERS = {2: (0, 0), 3: (0, 1), 4: (1, 0), 5: (1, 1)}  # number -> physical function, which of its virtual ones
 SRIOV = {0: 0x100, 1: 0x154}
 AER = {1: 0x10C, 4: 0x100, 5: 0x100}
