@@ -13,14 +13,15 @@ from .function.description import (
     PowerCapability,
     SerialNumber,
 )
+from .iommu.features import Features
 
 IOMMU_VECTORS = 4
 MSIX_TABLE, MSIX_PBA = 0x300, 0x400  # offsets of msi_cfg_tbl, which is the MSI-X table, and of its pending bits [RVIOMMU1.0 6.29]
 
 
 @dataclass(frozen=True)
-class IommuConfig:
-    """The RISC-V IOMMU front end, function 0.
+class IommuConfig(Features):
+    """The RISC-V IOMMU front end, function 0, with :class:`.iommu.features.Features` by name.
 
     ``entries``, ``ways``: size of the IOTLB. ``walks``: walks in flight. The IDs are the user's to choose: the defaults are those
     that pid.codes sets aside for tests. A stock Linux riscv_iommu_pci driver binds to 1b36:0014.
@@ -33,6 +34,7 @@ class IommuConfig:
     device_id: int = 0x0001
 
     def __post_init__(self):
+        super().__post_init__()
         if self.entries not in [1 << n for n in range(4, 13)]:
             raise ValueError(f"IOTLB entries must be a power of two between 16 and 4096, not {self.entries!r}")
         if self.ways not in (1, 2, 4, 8) or self.ways > self.entries:

@@ -23,7 +23,7 @@ from .tlp.transmitter import Transmitter
 
 __all__ = ["Activity", "Core"]
 
-MAX_REQUEST_BYTES = 1024  # payload of a request that a link adapter passes on
+MAX_REQUEST_BYTES = 1024  # payload of a request that is held whole, also if the functions' Max_Payload_Size is less
 WALL_BUFFER_BYTES = 1024
 ANSWER_SETTLES = 3  # cycles from the answer to a configuration write until what it forbids is no longer offered anew
 
@@ -129,7 +129,9 @@ class Core(wiring.Component):
         decoder = add("decoder", AddressDecoder(functions=descriptions))
 
         # Transaction layer.
-        receiver = add("receiver", Receiver(width=width, depth=max(64, MAX_REQUEST_BYTES * 8 // width)))
+        codes = [description.capability(PcieCapability).mps_code for description in descriptions]
+        longest = max(MAX_REQUEST_BYTES, 128 << max(codes))  # a request is held until it is whole
+        receiver = add("receiver", Receiver(width=width, depth=max(64, longest * 8 // width)))
         transmitter = add("transmitter", Transmitter(width=width))
         completer = add("completer", Completer(width=width, functions=count))
         readers = (ReadClient("wall", False, WALL_BUFFER_BYTES), *self.clients)
@@ -144,19 +146,13 @@ class Core(wiring.Component):
             (completer.decode_requests, decoder.requests), (decoder.responses, completer.decode_responses),
         ):
             wiring.connect(m, source, sink)
-        is_settled = Signal(count)
         for n in range(count):
             m.d.comb += [
                 completer.state[n].eq(space.state[n]),
                 decoder.state[n].eq(space.state[n]),
                 requester.config[n].eq(space.state[n]),
-                space.pending[n].eq(requester.pending[n] & ~is_settled[n]),
+                space.pending[n].eq(requester.pending[n]),
             ]
-            # The requester counts bursts, also those that it will refuse: once nothing is pending of who may not send, nothing will be.
-            with m.If(space.state[n].bus_master):
-                m.d.sync += is_settled[n].eq(0)
-            with m.Elif(~requester.pending[n]):
-                m.d.sync += is_settled[n].eq(1)
         for name in ("bars", "virtual_bars"):
             m.d.comb += [inner.eq(outer) for inner, outer in zip(getattr(decoder, name), getattr(space, name))]
         m.d.comb += [
@@ -175,7 +171,7 @@ class Core(wiring.Component):
                       completer.config_responses)
 
         # Payloads: function 0 speaks for all of an ARI device, in which another may be set to more. [PCIe5 7.5.3.4]
-        supported = min(description.capability(PcieCapability).mps_code for description in descriptions)
+        supported = min(codes)
         most = Signal(3)
         for n in range(1, count):
             with m.If(space.state[n].mps_code > space.state[0].mps_code):
@@ -239,7 +235,7 @@ class Core(wiring.Component):
         if self.iommu is not None:
             iommu = add("iommu", Iommu(
                 width=width, strict=self.strict, vectors=IOMMU_VECTORS, entries=self.iommu.entries, ways=self.iommu.ways,
-                walks=self.iommu.walks))
+                walks=self.iommu.walks, features=self.iommu))
             for source, sink in (
                 (gate.translate_request, iommu.translate_request), (iommu.translate_response, gate.translate_response),
                 (iommu.fence, gate.fence), (gate.fenced, iommu.fenced), (router.targets[0], iommu.bus),

@@ -1,5 +1,6 @@
 """What is made once and kept under ``build/``, also when several processes ask for it at the same time; circuits first of all."""
 
+import contextlib
 import dataclasses
 import enum
 import fcntl
@@ -13,11 +14,16 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
+from amaranth.back import rtlil
 from amaranth.hdl import Shape, _nir
 from amaranth.lib import data, wiring
 
-__all__ = ["build_root", "call", "circuit", "digest", "made_once"]
+__all__ = ["COMPILER_LIMITS", "alone", "build_root", "call", "circuit", "digest", "in_two_pieces", "made_once"]
+
+# Verilated functions are long: with these limits g++ looks for aliases a twentieth as far, and takes two thirds of the time.
+COMPILER_LIMITS = "--param sccvn-max-alias-queries-per-access=50 --param dse-max-alias-queries-per-store=16"
 
 
 def build_root() -> Path:
@@ -56,6 +62,15 @@ def made_once(final: Path, make, *, waiting=lambda: None) -> Path:
     return final
 
 
+@contextlib.contextmanager
+def alone(lock: Path):
+    """Let one process at a time do what is inside; ``lock`` is a file, which is made."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def call(command: list[str], folder: Path, environment: dict[str, str]):
     """Run a tool in ``folder``; :exc:`RuntimeError` with the end of what it said when it fails."""
     done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -63,6 +78,18 @@ def call(command: list[str], folder: Path, environment: dict[str, str]):
     if done.returncode:
         tail = "\n".join(done.stdout.decode(errors="replace").splitlines()[-40:])
         raise RuntimeError(f"{command[0]} returned {done.returncode} in {folder}\n{tail}")
+
+
+def in_two_pieces(folder: Path, name: str) -> list[str]:
+    """Join the files that Verilator wrote to ``folder``, class ``name``, to what runs often and what runs once; return make's arguments.
+
+    Each file that is compiled by itself reads a second's worth of headers.
+    """
+    sources = sorted(path.name for path in folder.glob("*.cpp"))
+    for kind, is_slow in (("fast", False), ("slow", True)):
+        text = "".join(f'#include "{source}"\n' for source in sources if ("Slow" in source) == is_slow)
+        (folder / f"{name}__{kind}.cpp").write_text(text)
+    return [f"VM_CLASSES_FAST={name}__fast", f"VM_CLASSES_SLOW={name}__slow", "VM_SUPPORT_FAST=", "VM_SUPPORT_SLOW="]
 
 
 def circuit(component, root: Path) -> tuple[str, str]:
@@ -164,25 +191,64 @@ def _tools():
 def _elaborate(component):
     from ..rtl.verilog import to_rtlil
 
-    def value(cls, nets=()):
-        return tuple.__new__(cls, (nets,) if isinstance(nets, _nir.Net) else nets)
-
-    was, checked = gc.isenabled(), _nir.Value.__new__
+    was = gc.isenabled()
     gc.disable()  # millions of small objects, none of them garbage: looking for some takes a quarter of the time
-    _nir.Value.__new__ = value  # without its assertion that each of millions of nets is one, which takes a fifth
     try:
-        return to_rtlil(component)
+        with _without_checks():
+            return to_rtlil(component)
     finally:
-        _nir.Value.__new__ = checked
         if was:
             gc.enable()
 
 
-def _converted(rtlil, root):
-    """Return the folder with the Verilog of ``rtlil``."""
+@contextlib.contextmanager
+def _without_checks():
+    """Let Amaranth write the same RTLIL in two thirds of the time: millions of nets are not looked at one by one."""
+    net, new = _nir.Net, int.__new__
+    zero, one = new(net, 0), new(net, 1)
+
+    def value(cls, nets=()):
+        return tuple.__new__(cls, (nets,) if isinstance(nets, net) else nets)
+
+    def sigspec(self, *parts):
+        nets = []
+        for part in parts:
+            if isinstance(part, net):
+                nets.append(part)
+            else:
+                nets += part
+        chunks, at, count, known = [], 0, len(nets), self.nets
+        while at < count:
+            begin = at
+            if 0 <= nets[at] <= 1:
+                while at < count and 0 <= nets[at] <= 1:
+                    at += 1
+                chunks.append(f"{at - begin}'{''.join(['1' if bit else '0' for bit in reversed(nets[begin:at])])}")
+                continue
+            wire, low = known[nets[at]]
+            high = low
+            at += 1
+            while at < count and not 0 <= nets[at] <= 1 and known[nets[at]] == (wire, high + 1):
+                at += 1
+                high += 1
+            chunks.append(f"{wire.name} [{low}]" if low == high else f"{wire.name} [{high}:{low}]")
+        return chunks[0] if len(chunks) == 1 else f"{{ {' '.join(reversed(chunks))} }}"
+
+    patches = (
+        (net, "from_cell", staticmethod(lambda cell, bit: new(net, cell << 16 | bit))), (_nir.Value, "__new__", value),
+        (net, "from_const", staticmethod(lambda bit: one if bit else zero)), (rtlil.ModuleEmitter, "sigspec", sigspec),
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(mock.patch.object(*patch))
+        yield
+
+
+def _converted(text, root):
+    """Return the folder with the Verilog of ``text``, RTLIL."""
     from ..rtl.verilog import from_rtlil
 
-    return made_once(root / f"circuit-{digest(_tools(), rtlil)}", lambda work: (work / "top.v").write_text(_rolled(from_rtlil(rtlil))))
+    return made_once(root / f"circuit-{digest(_tools(), text)}", lambda work: (work / "top.v").write_text(_rolled(from_rtlil(text))))
 
 
 _INITIAL = re.compile(r"^  initial begin\n.*?^  end\n", re.MULTILINE | re.DOTALL)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -270,3 +271,10 @@ def test_specification_keys():
     used = {key for folder in ("rtl", "models") for path in (ROOT / folder).rglob("*.py") for key in cited(path.read_text())}
     assert used and used <= defined, sorted(used - defined)
     assert cited('"""A. [PCIe9 1.2]"""\ndef f():\n "B [PCIe5 7.5] [V001]"') == {"PCIe9", "PCIe5"}
+
+
+def test_longest_tests_exist():
+    """ARCH-10: each name in conftest's list of the longest tests is that of a test."""
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    longest = runpy.run_path(str(ROOT / "tests" / "conftest.py"))["LONGEST"]
+    assert [name for name in longest if f"\ndef {name}(" not in tests] == []

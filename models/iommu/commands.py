@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from ..memory import AccessFault, Iova, Spa
@@ -10,6 +12,11 @@ from ..memory import AccessFault, Iova, Spa
 if TYPE_CHECKING:
     from .registers import Capabilities, IommuMode, RegisterFile
     from .tables import Memory
+
+__all__ = [
+    "COMMAND_BYTES", "COMMAND_DEFECTS", "AtsInval", "AtsMessage", "AtsPrgr", "Command", "CommandQueue", "IllegalCommand", "IodirInvalDdt",
+    "IodirInvalPdt", "IofenceC", "IotinvalGvma", "IotinvalVma", "MessageCode", "command_defects", "decode", "wide_id",
+]  # fmt: skip
 
 COMMAND_BYTES = 16
 IOTINVAL, IOFENCE, IODIR, ATS = 1, 2, 3, 4  # [RVIOMMU1.0 4.1] opcodes
@@ -99,21 +106,93 @@ class IodirInvalPdt:
         return _bytes(IODIR | 1 << 7 | self.process_id << 12 | 1 << 33 | self.device_id << 40, 0)
 
 
-Command = IotinvalVma | IotinvalGvma | IofenceC | IodirInvalDdt | IodirInvalPdt
+@dataclass(frozen=True)
+class AtsInval:
+    """ATS.INVAL: have a function forget translations it cached. [RVIOMMU1.0 4.1.4]
+
+    ``address`` is a page address; with ``is_range`` (S) its low page-number bits code a naturally aligned range.
+    ``is_global`` (G) is for all processes. None stands for no PASID and no segment.
+    """
+
+    rid: int
+    address: int = 0
+    is_range: bool = False
+    is_global: bool = False
+    pid: int | None = None
+    segment: int | None = None
+
+    @property
+    def payload(self) -> int:
+        """The message's body."""
+        _check("Address", self.address, 64, multiple=4096)
+        return self.is_global | self.is_range << 11 | self.address
+
+    def encode(self) -> bytes:
+        """Return the 16 bytes."""
+        return _encode_ats(self, 0)
 
 
-def decode(raw: bytes, capabilities: Capabilities, *, wsi: bool = False) -> Command:
-    """Read a command; ``wsi`` is fctl.WSI.
+@dataclass(frozen=True)
+class AtsPrgr:
+    """ATS.PRGR: answer a group of page requests. [RVIOMMU1.0 4.1.4]
+
+    ``code`` is the response code of PCI Express: 0 success, 1 invalid request, 15 failure.
+    """
+
+    rid: int
+    group: int
+    code: int = 0
+    pid: int | None = None
+    segment: int | None = None
+
+    @property
+    def payload(self) -> int:
+        """The message's body; the destination's id, which the message repeats, is filled in by hardware."""
+        _check("Page request group index", self.group, 9)
+        _check("Response code", self.code, 4)
+        return self.group << 32 | self.code << 44
+
+    def encode(self) -> bytes:
+        """Return the 16 bytes."""
+        return _encode_ats(self, 1)
+
+
+Command = IotinvalVma | IotinvalGvma | IofenceC | IodirInvalDdt | IodirInvalPdt | AtsInval | AtsPrgr
+
+
+class MessageCode(IntEnum):
+    """Codes of the PCI Express messages that an IOMMU sends and receives."""
+
+    INVALIDATION_REQUEST = 1
+    INVALIDATION_COMPLETION = 2
+    PAGE_REQUEST = 4
+    PAGE_REQUEST_GROUP_RESPONSE = 5
+
+
+@dataclass(frozen=True)
+class AtsMessage:
+    """A message that the IOMMU sends to a function; ``itag`` is that of an invalidation request."""
+
+    code: MessageCode
+    rid: int
+    payload: int
+    pid: int | None = None
+    segment: int | None = None
+    itag: int | None = None
+
+
+def decode(raw: bytes, capabilities: Capabilities, *, wsi: bool = False, order: str = "little") -> Command:
+    """Read a command; ``wsi`` is fctl.WSI, ``order`` "big" when fctl.BE is 1.
 
     Raises
     ------
     :exc:`IllegalCommand`
         When hardware with these capabilities must refuse it. Device and process ids that are too wide are not
-        refused here, see `wide_id`. ATS commands are illegal because ATS is not modelled.
+        refused here, see `wide_id`. Bits of a payload that a message has no use for are passed over.
     """
     if len(raw) != COMMAND_BYTES:
         raise ValueError(f"A command must be {COMMAND_BYTES} bytes long, not {len(raw)!r}")
-    command = int.from_bytes(raw, "little")
+    command = int.from_bytes(_turned(raw, order), "little")
     opcode, func3 = command & 0x7F, command >> 7 & 7
     if opcode == IOTINVAL and func3 in (0, 1):
         return _decode_iotinval(command, capabilities, is_gvma=func3 == 1)
@@ -132,6 +211,8 @@ def decode(raw: bytes, capabilities: Capabilities, *, wsi: bool = False) -> Comm
         if not dv:
             raise IllegalCommand("DV of IODIR.INVAL_PDT must be 1, not 0")
         return IodirInvalPdt(device_id, process_id)
+    if opcode == ATS and func3 in (0, 1) and capabilities.ATS:
+        return _decode_ats(command, is_prgr=func3 == 1)
     raise IllegalCommand(f"Opcode {opcode} with func3 {func3} is reserved or not offered")
 
 
@@ -167,6 +248,29 @@ def _decode_iotinval(command: int, capabilities: Capabilities, *, is_gvma: bool)
     return IotinvalVma(address, command >> 12 & 0xFFFFF if _bit(command, 32) else None, gscid, non_leaf, is_range)
 
 
+def _decode_ats(command: int, *, is_prgr: bool) -> Command:
+    _refuse_reserved(command, (10, 11), (34, 39))
+    pid = command >> 12 & 0xFFFFF if _bit(command, 32) else None
+    rid, segment = command >> 40 & 0xFFFF, command >> 56 & 0xFF if _bit(command, 33) else None
+    if is_prgr:
+        return AtsPrgr(rid, command >> 96 & 0x1FF, command >> 108 & 0xF, pid, segment)
+    return AtsInval(rid, Iova(command >> 76 << 12), _bit(command, 75), _bit(command, 64), pid, segment)
+
+
+def _encode_ats(command: AtsInval | AtsPrgr, func3: int) -> bytes:
+    _check("Requester id", command.rid, 16)
+    _check("Process id", command.pid or 0, 20)
+    _check("Segment", command.segment or 0, 8)
+    low = (ATS | func3 << 7 | (command.pid or 0) << 12 | (command.pid is not None) << 32 | (command.segment is not None) << 33
+           | command.rid << 40 | (command.segment or 0) << 56)
+    return _bytes(low, command.payload)
+
+
+def _turned(raw: bytes, order: str) -> bytes:
+    """Turn both doublewords around, when their order is "big"."""
+    return raw if order == "little" else raw[7::-1] + raw[:7:-1]
+
+
 def _encode_iotinval(command: IotinvalVma | IotinvalGvma, *, func3: int, pscid: int | None) -> bytes:
     address, gscid = command.address, command.gscid
     _check("Address", address or 0, 64, multiple=4096)
@@ -197,20 +301,22 @@ def _check(name: str, value: int, width: int, *, multiple: int = 1) -> None:
         raise ValueError(f"{name} must be an unsigned multiple of {multiple} of {width} bits, not {value!r}")
 
 
-def _command_defects() -> dict[str, bytes]:
-    """Return raw commands that hardware with the default `Capabilities` must refuse."""
+def command_defects(features: Collection[str] = frozenset()) -> dict[str, bytes]:
+    """Return raw commands that hardware must refuse, which has these capabilities (`Capabilities.switched_on`) and fctl.WSI = 0."""
     def with_bit(command: Command, bit: int) -> bytes:
         return (int.from_bytes(command.encode(), "little") | 1 << bit).to_bytes(COMMAND_BYTES, "little")
 
-    found = {}
-    for opcode in (0, *range(4, 128)):
+    found, has_ats = {}, "ATS" in features
+    for opcode in (0, *range(5 if has_ats else 4, 128)):
         found[f"OPCODE_{opcode}"] = _bytes(opcode, 0)
-    for name, opcode, first in (("IOTINVAL", IOTINVAL, 2), ("IOFENCE", IOFENCE, 1), ("IODIR", IODIR, 2)):
+    groups = [("IOTINVAL", IOTINVAL, 2), ("IOFENCE", IOFENCE, 1), ("IODIR", IODIR, 2)] + [("ATS", ATS, 2)] * has_ats
+    for name, opcode, first in groups:
         for func3 in range(first, 8):
             found[f"{name}_FUNC3_{func3}"] = _bytes(opcode | func3 << 7 | 1 << 33, 0)
     for name, command in (("IOTINVAL_VMA", IotinvalVma()), ("IOTINVAL_GVMA", IotinvalGvma())):
         for bit in (11, *range(34, 44), *range(60, 74), 126, 127):
-            found[f"{name}_RESERVED_{bit}"] = with_bit(command, bit)
+            if not (bit == 34 and "NL" in features) and not (bit == 73 and "S" in features):
+                found[f"{name}_RESERVED_{bit}"] = with_bit(command, bit)
     found["IOTINVAL_GVMA_PSCV"] = with_bit(IotinvalGvma(), 32)
     for bit in (*range(14, 32), 126, 127):
         found[f"IOFENCE_RESERVED_{bit}"] = with_bit(IofenceC(), bit)
@@ -221,14 +327,28 @@ def _command_defects() -> dict[str, bytes]:
     for bit in range(12, 32):
         found[f"IODIR_INVAL_DDT_PID_{bit}"] = with_bit(IodirInvalDdt(), bit)
     found["IODIR_INVAL_PDT_WITHOUT_DV"] = _bytes(IODIR | 1 << 7, 0)
+    for name, command in (("ATS_INVAL", AtsInval(0)), ("ATS_PRGR", AtsPrgr(0, 0))) if has_ats else ():
+        for bit in (10, 11, *range(34, 40)):
+            found[f"{name}_RESERVED_{bit}"] = with_bit(command, bit)
     return found
 
 
-COMMAND_DEFECTS = _command_defects()  # [RVIOMMU1.0 4.1]
+COMMAND_DEFECTS = command_defects()  # [RVIOMMU1.0 4.1]
+
+
+@dataclass
+class _Invalidation:
+    """An invalidation request that a function has not completed."""
+
+    rid: int
+    segment: int | None
+    completions: int = 0
 
 
 class CommandQueue:
     """Golden behaviour of the command queue, one command per call. [RVIOMMU1.0 4.1, 6.15]
+
+    ATS.INVAL does not wait for its completion; IOFENCE.C does, and so does an ATS.INVAL for which no ITag is free.
 
     Parameters
     ----------
@@ -238,24 +358,36 @@ class CommandQueue:
         Where the queue is, and where IOFENCE.C writes.
     refuses_wide_ids : :class:`bool`
         Whether this hardware refuses what `wide_id` names.
+    itags : :class:`int`
+        Invalidation requests that may be under way, 1 to 32.
+
+    Attributes
+    ----------
+    sent : list of :class:`AtsMessage`
+        Messages to functions, oldest first; whoever sends them takes them out.
     """
 
-    def __init__(self, registers: RegisterFile, memory: Memory, *, refuses_wide_ids: bool = True):
-        self.registers, self.memory, self.refuses_wide_ids = registers, memory, refuses_wide_ids
+    def __init__(self, registers: RegisterFile, memory: Memory, *, refuses_wide_ids: bool = True, itags: int = 32):
+        if not 1 <= itags <= 32:
+            raise ValueError(f"ITags must be 1 to 32, not {itags!r}")
+        self.registers, self.memory, self.refuses_wide_ids, self.itags = registers, memory, refuses_wide_ids, itags
+        self.sent: list[AtsMessage] = []
+        self._under_way: dict[int, _Invalidation] = {}  # by ITag
+        self._has_timed_out = False
 
     def step(self) -> Command | None:
-        """Process one command and return it; None when the queue is off, stopped or empty, or stops at this one."""
+        """Process one command and return it; None when the queue is off, stopped or empty, stops at this one, or it waits."""
         # A stopped queue keeps cqh at the command that stopped it; it is fetched anew when software clears the bit.
         registers = self.registers
         if not registers.cq_runs or registers.cqh == registers.cqt:
             return None
         try:
             raw = self.memory.read(Spa(registers.base("cqb") + registers.cqh * COMMAND_BYTES), COMMAND_BYTES)
-            command = decode(raw, registers.capabilities, wsi=bool(registers.fctl >> 1 & 1))
+            command = decode(raw, registers.capabilities, wsi=bool(registers.fctl >> 1 & 1), order=registers.order)
             if self.refuses_wide_ids and (reason := wide_id(command, registers.capabilities, registers.mode)):
                 raise IllegalCommand(reason)
-            if isinstance(command, IofenceC) and command.address is not None:
-                self.memory.write(command.address, command.data.to_bytes(4, "little"))
+            if not self._execute(command):
+                return None
         except AccessFault:
             registers.command_error("cqmf")
             return None
@@ -264,3 +396,53 @@ class CommandQueue:
             return None
         registers.command_done()
         return command
+
+    def _execute(self, command: Command) -> bool:
+        """Do what a command does beside caches; False when it waits or has stopped the queue."""
+        registers = self.registers
+        match command:
+            case IofenceC():
+                if self._under_way:
+                    return False
+                if self._has_timed_out:  # [RVIOMMU1.0 4.1.2] told here and once
+                    self._has_timed_out = False
+                    registers.command_error("cmd_to")
+                    return False
+                if command.address is not None:
+                    if command.address >> registers.capabilities.PAS:
+                        raise AccessFault(command.address, 4, True, "beyond PAS")
+                    self.memory.write(command.address, command.data.to_bytes(4, "big" if registers.order == "big" else "little"))
+                if command.wsi:
+                    registers.fence_signalled()
+            case AtsInval():
+                itag = next((n for n in range(self.itags) if n not in self._under_way), None)
+                if itag is None:
+                    return False
+                self._under_way[itag] = _Invalidation(command.rid, command.segment)
+                self.sent.append(AtsMessage(MessageCode.INVALIDATION_REQUEST, command.rid, command.payload, command.pid,
+                                            command.segment, itag))
+            case AtsPrgr():
+                self.sent.append(AtsMessage(MessageCode.PAGE_REQUEST_GROUP_RESPONSE, command.rid, command.payload | command.rid << 48,
+                                            command.pid, command.segment))
+        return True
+
+    def invalidation_completed(self, rid: int, itag_vector: int, count: int, *, segment: int | None = None) -> bool:
+        """An invalidation completion came from a function: for these ITags, as one of ``count`` (0: of 8) for each.
+
+        False when it was not expected: it changes nothing.
+        """
+        itags = [n for n in range(32) if itag_vector >> n & 1]
+        waiting = [self._under_way.get(itag) for itag in itags]
+        if not itags or any(one is None or one.rid != rid or (one.segment is not None and one.segment != segment) for one in waiting):
+            return False
+        for itag in itags:
+            one = self._under_way[itag]
+            one.completions += 1
+            if one.completions % 8 == count:
+                del self._under_way[itag]
+        return True
+
+    def invalidations_timed_out(self) -> None:
+        """What has not been completed will not be; the next IOFENCE.C says so."""
+        self._has_timed_out = self._has_timed_out or bool(self._under_way)
+        self._under_way.clear()

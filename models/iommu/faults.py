@@ -12,6 +12,19 @@ if TYPE_CHECKING:
     from .registers import RegisterFile
     from .tables import Memory
 
+__all__ = [
+    "LOGGED_DESPITE_DTF",
+    "RECORD_BYTES",
+    "AccessType",
+    "Cause",
+    "FaultQueue",
+    "FaultRecord",
+    "TransactionType",
+    "TranslationFault",
+    "broken_record_rules",
+    "is_logged",
+]  # fmt: skip
+
 RECORD_BYTES = 32  # [RVIOMMU1.0 4.2]
 
 
@@ -99,9 +112,19 @@ class AccessType(Enum):
         return _PAGE_FAULT[self]
 
     @property
+    def guest_page_fault(self) -> Cause:
+        """The second-stage page fault of this kind of access: 21, 23 or 20."""
+        return _GUEST_PAGE_FAULT[self]
+
+    @property
     def ttyp(self) -> TransactionType:
         """TTYP of an untranslated request of this kind."""
         return _UNTRANSLATED[self]
+
+    @property
+    def translated_ttyp(self) -> TransactionType:
+        """TTYP of a translated request of this kind."""
+        return _TRANSLATED[self]
 
 
 _ACCESS_FAULT = {
@@ -113,6 +136,16 @@ _PAGE_FAULT = {
     AccessType.EXEC: Cause.INSTRUCTION_PAGE_FAULT,
     AccessType.READ: Cause.READ_PAGE_FAULT,
     AccessType.WRITE: Cause.WRITE_PAGE_FAULT,
+}
+_GUEST_PAGE_FAULT = {
+    AccessType.EXEC: Cause.INSTRUCTION_GUEST_PAGE_FAULT,
+    AccessType.READ: Cause.READ_GUEST_PAGE_FAULT,
+    AccessType.WRITE: Cause.WRITE_GUEST_PAGE_FAULT,
+}
+_TRANSLATED = {
+    AccessType.EXEC: TransactionType.TRANSLATED_EXEC,
+    AccessType.READ: TransactionType.TRANSLATED_READ,
+    AccessType.WRITE: TransactionType.TRANSLATED_WRITE,
 }
 _UNTRANSLATED = {
     AccessType.EXEC: TransactionType.UNTRANSLATED_EXEC,
@@ -155,8 +188,8 @@ class FaultRecord:
     iotval2: int = 0
     custom: int = field(default=0, compare=False)
 
-    def pack(self) -> bytes:
-        """Return the 32 bytes, little-endian (fctl.BE=0)."""
+    def pack(self, order: str = "little") -> bytes:
+        """Return the 32 bytes; ``order`` is "big" when fctl.BE is 1."""
         for name, value, width in (("CAUSE", self.cause, 12), ("TTYP", self.ttyp, 6), ("DID", self.device_id, 24),
                                    ("PID", self.process_id or 0, 20), ("custom", self.custom, 32),
                                    ("iotval", self.iotval, 64), ("iotval2", self.iotval2, 64)):
@@ -167,7 +200,8 @@ class FaultRecord:
         pv = self.process_id is not None
         first = (self.cause | (self.process_id or 0) << 12 | pv << 32 | self.priv << 33 | self.ttyp << 34
                  | self.device_id << 40)
-        return b"".join(dword.to_bytes(8, "little") for dword in (first, self.custom, self.iotval, self.iotval2))
+        return b"".join(dword.to_bytes(8, "big" if order == "big" else "little")
+                        for dword in (first, self.custom, self.iotval, self.iotval2))
 
     @classmethod
     def unpack(cls, data: bytes) -> FaultRecord:
@@ -242,7 +276,7 @@ class FaultQueue:
             registers.fault_queue_error("fqof")
             return False
         try:
-            self.memory.write(registers.base("fqb") + registers.fqt * RECORD_BYTES, record.pack())
+            self.memory.write(registers.base("fqb") + registers.fqt * RECORD_BYTES, record.pack(registers.order))
         except AccessFault:
             registers.fault_queue_error("fqmf")
             return False

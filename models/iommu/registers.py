@@ -16,10 +16,37 @@ from ..host import Delay, MemoryRead, MemoryWrite, Software
 from ..memory import Iova, Spa
 from .commands import COMMAND_BYTES, Command, IodirInvalDdt, IofenceC, IotinvalVma
 from .faults import RECORD_BYTES, FaultRecord
+from .hpm import Event, EventIds, EventSelector
 from .tables import PAGE, Allocator, DeviceDirectory, Memory
 
 if TYPE_CHECKING:
     from .cache import AllowedTranslations
+
+__all__ = [
+    "CQ_ERRORS",
+    "CQ_RW1C",
+    "FQ_RW1C",
+    "MSI_CFG_ENTRIES",
+    "MSI_CFG_TBL",
+    "OFFSET",
+    "PQ_RW1C",
+    "REGISTERS",
+    "REGISTER_SPACE",
+    "Capabilities",
+    "CommandQueueStopped",
+    "Fctl",
+    "Igs",
+    "InterruptMessage",
+    "IommuDriver",
+    "IommuDriverError",
+    "IommuMode",
+    "Ipsr",
+    "QueueCsr",
+    "Register",
+    "RegisterFile",
+    "UnspecifiedAccess",
+    "register_list",
+]  # fmt: skip
 
 REGISTER_SPACE = 4096  # [RVIOMMU1.0 6.1]
 MSI_CFG_TBL = 0x300
@@ -136,15 +163,18 @@ class Register:
     access: str
 
 
-def register_list(capabilities: Capabilities, *, reset_mode: IommuMode = IommuMode.BARE) -> list[Register]:
+def register_list(capabilities: Capabilities, *, reset_mode: IommuMode = IommuMode.BARE, counters: int = 7) -> list[Register]:
     """Return the registers of an IOMMU with these capabilities; every other offset reads 0 and ignores writes.
 
-    Resets that the specification leaves open are 0, but M, which resets to 1 because the table is also the
-    function's MSI-X table. [RVIOMMU1.0 6.2] [PCIe5 7.7.2]
+    ``counters`` are the event counters that there are with HPM, 1 to 31. Resets that the specification leaves open are
+    0, but M, which resets to 1 because the table is also the function's MSI-X table. [RVIOMMU1.0 6.2] [PCIe5 7.7.2]
     """
+    if not 1 <= counters <= 31:
+        raise ValueError(f"Event counters must be 1 to 31, not {counters!r}")
+    has = capabilities
     found = [
         Register("capabilities", 0x000, 64, capabilities.value, "RO"),
-        Register("fctl", 0x008, 32, 0, "WARL"),
+        Register("fctl", 0x008, 32, 2 if has.IGS == Igs.WSI else 0, "WARL"),
         Register("ddtp", 0x010, 64, int(reset_mode), "WARL"),
         Register("cqb", 0x018, 64, 0, "WARL"),
         Register("cqh", 0x020, 32, 0, "RO"),
@@ -152,11 +182,24 @@ def register_list(capabilities: Capabilities, *, reset_mode: IommuMode = IommuMo
         Register("fqb", 0x028, 64, 0, "WARL"),
         Register("fqh", 0x030, 32, 0, "WARL"),
         Register("fqt", 0x034, 32, 0, "RO"),
-        Register("cqcsr", 0x048, 32, 0, "RW"),
-        Register("fqcsr", 0x04C, 32, 0, "RW"),
-        Register("ipsr", 0x054, 32, 0, "RW1C"),
-        Register("icvec", 0x2F8, 64, 0, "WARL"),
     ]
+    if has.ATS:
+        found += [Register("pqb", 0x038, 64, 0, "WARL"), Register("pqh", 0x040, 32, 0, "WARL"), Register("pqt", 0x044, 32, 0, "RO")]
+    found += [Register("cqcsr", 0x048, 32, 0, "RW"), Register("fqcsr", 0x04C, 32, 0, "RW")]
+    if has.ATS:
+        found += [Register("pqcsr", 0x050, 32, 0, "RW")]
+    found += [Register("ipsr", 0x054, 32, 0, "RW1C")]
+    if has.HPM:
+        found += [Register("iocountovf", 0x058, 32, 0, "RO"), Register("iocountinh", 0x05C, 32, 0, "WARL"),
+                  Register("iohpmcycles", 0x060, 64, 0, "WARL")]
+        found += [Register(f"iohpmctr{n}", 0x068 + 8 * (n - 1), 64, 0, "WARL") for n in range(1, counters + 1)]
+        found += [Register(f"iohpmevt{n}", 0x160 + 8 * (n - 1), 64, 0, "WARL") for n in range(1, counters + 1)]
+    if has.DBG:
+        found += [Register("tr_req_iova", 0x258, 64, 0, "WARL"), Register("tr_req_ctl", 0x260, 64, 0, "WARL"),
+                  Register("tr_response", 0x268, 64, 0, "RO")]
+    if has.QOSID:
+        found += [Register("iommu_qosid", 0x270, 32, 0, "WARL")]
+    found += [Register("icvec", 0x2F8, 64, 0, "WARL")]
     if capabilities.IGS != Igs.WSI:
         for n in range(MSI_CFG_ENTRIES):
             found += [
@@ -172,13 +215,13 @@ OFFSET = {register.name: register.offset for register in REGISTERS}
 
 
 class QueueCsr(IntFlag):
-    """cqcsr and fqcsr, which share their common bits. [RVIOMMU1.0 6.15, 6.16]"""
+    """cqcsr, fqcsr and pqcsr, which share their common bits. [RVIOMMU1.0 6.15 to 6.17]"""
 
     EN = 1 << 0
     IE = 1 << 1
     MF = 1 << 8
     CMD_TO = 1 << 9  # cqcsr
-    OF = 1 << 9  # fqcsr
+    OF = 1 << 9  # fqcsr, pqcsr
     CMD_ILL = 1 << 10
     FENCE_W_IP = 1 << 11
     ON = 1 << 16
@@ -188,6 +231,7 @@ class QueueCsr(IntFlag):
 CQ_ERRORS = QueueCsr.MF | QueueCsr.CMD_TO | QueueCsr.CMD_ILL
 CQ_RW1C = CQ_ERRORS | QueueCsr.FENCE_W_IP
 FQ_RW1C = QueueCsr.MF | QueueCsr.OF
+PQ_RW1C = QueueCsr.MF | QueueCsr.OF
 
 
 class Ipsr(IntFlag):
@@ -195,15 +239,26 @@ class Ipsr(IntFlag):
 
     CIP = 1 << 0
     FIP = 1 << 1
+    PMIP = 1 << 2
+    PIP = 1 << 3
+
+
+class Fctl(IntFlag):
+    """fctl. [RVIOMMU1.0 6.4]"""
+
+    BE = 1 << 0
+    WSI = 1 << 1
+    GXL = 1 << 2
 
 
 @dataclass(frozen=True)
 class InterruptMessage:
-    """One MSI of the IOMMU itself: the vector it belongs to, and the 4-byte write. [RVIOMMU1.0 6.29]"""
+    """One MSI of the IOMMU itself: the vector it belongs to, and the 4-byte write in its order of bytes. [RVIOMMU1.0 6.29]"""
 
     vector: int
     address: Spa
     data: int
+    order: str = "little"
 
 
 class UnspecifiedAccess(ValueError):
@@ -211,11 +266,13 @@ class UnspecifiedAccess(ValueError):
 
 
 class RegisterFile:
-    """Golden behaviour of the register file, MSI interrupts only (IGS=MSI). [RVIOMMU1.0 6]
+    """Golden behaviour of the register file. [RVIOMMU1.0 6]
 
     An 8-byte access is two 4-byte ones, high half first. Where the specification says UNSPECIFIED it does this: writes
     to a queue base while the queue is on are ignored; ddtp keeps its value on a mode that is unsupported, from one
-    nLVL mode to another or to Bare, and ignores its high half outside Off and Bare.
+    nLVL mode to another or to Bare, and ignores its high half outside Off and Bare; fctl keeps its value outside Off and
+    while a queue is on; tr_req_iova and tr_req_ctl keep theirs while Go/Busy is 1. iohpmevt keeps any eventID; those that
+    are reserved count nothing.
 
     Parameters
     ----------
@@ -226,6 +283,10 @@ class RegisterFile:
         Interrupt vectors that icvec can name: 1, 2, 4, 8 or 16.
     queue_log2_max : :class:`int`
         Largest LOG2SZ of a queue, 1 to 32; larger requests read back as this.
+    gxl, gxl_writable : :class:`bool`
+        fctl.GXL after reset, and whether software may change it.
+    counters, counter_bits : :class:`int`
+        With HPM: event counters, and the width of them and of iohpmcycles, 32 to 64 (63 of iohpmcycles).
 
     Attributes
     ----------
@@ -237,21 +298,25 @@ class RegisterFile:
     """
 
     def __init__(self, capabilities: Capabilities = Capabilities(), *, reset_mode: IommuMode = IommuMode.BARE,
-                 vectors: int = 4, queue_log2_max: int = 16):
-        if capabilities.IGS != Igs.MSI:
-            raise ValueError(f"IGS of this model must be MSI, not {capabilities.IGS!r}")
+                 vectors: int = 4, queue_log2_max: int = 16, gxl: bool = False, gxl_writable: bool = False, counters: int = 7,
+                 counter_bits: int = 64):
         if reset_mode not in (IommuMode.OFF, IommuMode.BARE):
             raise ValueError(f"Mode at reset must be Off or Bare, not {reset_mode!r}")
         if vectors not in (1, 2, 4, 8, 16):
             raise ValueError(f"Vectors must be 1, 2, 4, 8 or 16, not {vectors!r}")
         if not 1 <= queue_log2_max <= 32:
             raise ValueError(f"Largest LOG2SZ must be 1 to 32, not {queue_log2_max!r}")
+        if not 32 <= counter_bits <= 64:
+            raise ValueError(f"Width of counters must be 32 to 64 bits, not {counter_bits!r}")
         self.capabilities, self.reset_mode = capabilities, reset_mode
         self.vectors, self.queue_log2_max = vectors, queue_log2_max
-        registers = register_list(capabilities, reset_mode=reset_mode)
+        self.counters, self.counter_bits = counters if capabilities.HPM else 0, counter_bits
+        registers = register_list(capabilities, reset_mode=reset_mode, counters=counters)
         self._value = {register.name: register.reset for register in registers}
         self._at = {register.offset + half: (register, 8 * half) for register in registers
                     for half in range(0, register.width // 8, 4)}
+        self._fctl_mask = (capabilities.END * Fctl.BE | (capabilities.IGS == Igs.BOTH) * Fctl.WSI | gxl_writable * Fctl.GXL)
+        self._value["fctl"] |= gxl * Fctl.GXL
         self.pending: set[int] = set()
         self.messages: list[InterruptMessage] = []
 
@@ -278,23 +343,43 @@ class RegisterFile:
         if register is None:
             return
         new = self._value[register.name] & ~(0xFFFF_FFFF << shift) | value << shift
-        if register.name == "ddtp":
-            self._write_ddtp(new, is_high=shift == 32)
-        elif register.name in ("cqb", "fqb"):
-            self._write_base(register.name, new)
-        elif register.name in ("cqt", "fqh"):
-            self._value[register.name] = new & self.entries("cqb" if register.name == "cqt" else "fqb") - 1
-        elif register.name == "cqcsr":
-            self._write_csr("cqcsr", new, int(CQ_RW1C), "cqh")
-        elif register.name == "fqcsr":
-            self._write_csr("fqcsr", new, int(FQ_RW1C), "fqt")
-        elif register.name == "ipsr":
-            self._value["ipsr"] &= ~value
-        elif register.name == "icvec":
-            # [RVIOMMU1.0 6.28] pmiv and piv have no source here (HPM=0, ATS=0)
-            self._value["icvec"] = new & (self.vectors - 1) * 0x11
-        elif register.name.startswith("msi_"):
-            self._write_msi(register.name, new)
+        match register.name:
+            case "ddtp":
+                self._write_ddtp(new, is_high=shift == 32)
+            case "fctl":
+                self._write_fctl(new)
+            case "cqb" | "fqb" | "pqb":
+                self._write_base(register.name, new)
+            case "cqt" | "fqh" | "pqh":
+                self._value[register.name] = new & self.entries(f"{register.name[:2]}b") - 1
+            case "cqcsr":
+                self._write_csr("cqcsr", new, int(CQ_RW1C), "cqh")
+            case "fqcsr":
+                self._write_csr("fqcsr", new, int(FQ_RW1C), "fqt")
+            case "pqcsr":
+                self._write_csr("pqcsr", new, int(PQ_RW1C), "pqt")
+            case "ipsr":
+                self._value["ipsr"] &= ~value
+            case "icvec":
+                # [RVIOMMU1.0 6.28] pmiv and piv only where they have a source
+                fields = 0x11 | self.capabilities.HPM << 8 | self.capabilities.ATS << 12
+                self._value["icvec"] = new & (self.vectors - 1) * fields
+            case "iocountinh":
+                self._value["iocountinh"] = new & (2 << self.counters) - 1
+            case "iohpmcycles":
+                self._value["iohpmcycles"] = new & (1 << 63 | (1 << min(self.counter_bits, 63)) - 1)
+                self._update_overflows()
+            case "tr_req_iova" | "tr_req_ctl":
+                self._write_debug(register.name, new, is_high=shift == 32)
+            case "iommu_qosid":
+                self._value["iommu_qosid"] = new & 0x0FFF_0FFF
+            case name if name.startswith("iohpmctr"):
+                self._value[name] = new & (1 << self.counter_bits) - 1
+            case name if name.startswith("iohpmevt"):
+                self._value[name] = new
+                self._update_overflows()
+            case name if name.startswith("msi_"):
+                self._write_msi(name, new)
         self._update_interrupts()
 
     def _check(self, offset: int, size: int) -> None:
@@ -315,13 +400,18 @@ class RegisterFile:
         elif mode == IommuMode.OFF or (mode in tuple(IommuMode) and off_or_bare):
             self._value["ddtp"] = new
 
+    def _write_fctl(self, new: int) -> None:
+        queues = [self._value.get(csr, 0) & (QueueCsr.EN | QueueCsr.ON) for csr in ("cqcsr", "fqcsr", "pqcsr")]
+        if self.mode == IommuMode.OFF and not any(queues):
+            self._value["fctl"] = self._value["fctl"] & ~self._fctl_mask | new & self._fctl_mask
+
     def _write_base(self, name: str, new: int) -> None:
-        csr, indices = ("cqcsr", ("cqh", "cqt")) if name == "cqb" else ("fqcsr", ("fqh", "fqt"))
-        if self._value[csr] & QueueCsr.ON:
+        queue = name[:2]
+        if self._value[f"{queue}csr"] & QueueCsr.ON:
             return
         log2 = min((new & 0x1F) + 1, self.queue_log2_max)
         self._value[name] = new & self._ppn_mask | log2 - 1
-        for index in indices:  # [RVIOMMU1.0 6.7] bits 31:LOG2SZ become 0
+        for index in (f"{queue}h", f"{queue}t"):  # [RVIOMMU1.0 6.7] bits 31:LOG2SZ become 0
             self._value[index] &= (1 << log2) - 1
 
     def _write_csr(self, name: str, new: int, rw1c: int, index: str) -> None:
@@ -342,9 +432,18 @@ class RegisterFile:
             self.pending.remove(int(vector))
             self._send(int(vector))
 
+    def _write_debug(self, name: str, new: int, *, is_high: bool) -> None:
+        busy = self._value["tr_req_ctl"] & 1
+        if busy:
+            return
+        if name == "tr_req_iova":
+            self._value[name] = new & ~0xFFF
+        else:  # DID, PV, PID, NW, Exe, Priv; Go is in the low half
+            self._value[name] = new & (0xFFFF_FF01_FFFF_F00E | (not is_high))
+
     @property
     def _ppn_mask(self) -> int:
-        """The bits of the PPN field in ddtp, cqb and fqb that PAS leaves."""
+        """The bits of the PPN field in ddtp and queue bases that PAS leaves."""
         return (1 << self.capabilities.PAS - 12) - 1 << 10
 
     # -- what the rest of the model reads --
@@ -376,6 +475,37 @@ class RegisterFile:
     @property
     def fqt(self) -> int:
         return self._value["fqt"]
+
+    @property
+    def order(self) -> str:
+        """Order of bytes in queues and of messages (fctl.BE)."""
+        return "big" if self.fctl & Fctl.BE else "little"
+
+    @property
+    def wires(self) -> frozenset[int]:
+        """The wires that are high: none unless fctl.WSI is 1. [RVIOMMU1.0 6.18, 6.28]"""
+        if not self.fctl & Fctl.WSI:
+            return frozenset()
+        return frozenset(self._vector(bit) for bit in Ipsr if self._value["ipsr"] & bit)
+
+    @property
+    def pqh(self) -> int:
+        return self._value["pqh"]
+
+    @property
+    def pqt(self) -> int:
+        return self._value["pqt"]
+
+    @property
+    def pqcsr(self) -> QueueCsr:
+        """0 without ATS."""
+        return QueueCsr(self._value.get("pqcsr", 0))
+
+    @property
+    def debug_request(self) -> tuple[int, int] | None:
+        """tr_req_iova and tr_req_ctl while Go/Busy is 1."""
+        ctl = self._value.get("tr_req_ctl", 0)
+        return (self._value["tr_req_iova"], ctl) if ctl & 1 else None
 
     @property
     def cqcsr(self) -> QueueCsr:
@@ -413,8 +543,13 @@ class RegisterFile:
         self._value["cqh"] = (self.cqh + 1) % self.entries("cqb")
 
     def command_error(self, bit: str) -> None:
-        """Stop the command queue with "cqmf" or "cmd_ill"; cqh stays."""
-        self._value["cqcsr"] |= int({"cqmf": QueueCsr.MF, "cmd_ill": QueueCsr.CMD_ILL}[bit])
+        """Stop the command queue with "cqmf", "cmd_to" or "cmd_ill"; cqh stays."""
+        self._value["cqcsr"] |= int({"cqmf": QueueCsr.MF, "cmd_to": QueueCsr.CMD_TO, "cmd_ill": QueueCsr.CMD_ILL}[bit])
+        self._update_interrupts()
+
+    def fence_signalled(self) -> None:
+        """An IOFENCE.C with WSI is complete: fence_w_ip. [RVIOMMU1.0 6.15]"""
+        self._value["cqcsr"] |= int(QueueCsr.FENCE_W_IP)
         self._update_interrupts()
 
     def fault_recorded(self) -> None:
@@ -428,18 +563,66 @@ class RegisterFile:
         self._value["fqcsr"] |= int({"fqof": QueueCsr.OF, "fqmf": QueueCsr.MF}[bit])
         self._update_interrupts()
 
+    def page_request_recorded(self) -> None:
+        """Advance pqt by one entry that is in memory."""
+        self._value["pqt"] = (self.pqt + 1) % self.entries("pqb")
+        if self._value["pqcsr"] & QueueCsr.IE:
+            self._raise(Ipsr.PIP)
+
+    def page_queue_error(self, bit: str) -> None:
+        """Stop the page-request queue with "pqof" or "pqmf"."""
+        self._value["pqcsr"] |= int({"pqof": QueueCsr.OF, "pqmf": QueueCsr.MF}[bit])
+        self._update_interrupts()
+
+    def debug_done(self, response: int) -> None:
+        """Let tr_response be this, and Go/Busy 0."""
+        self._value["tr_response"] = response
+        self._value["tr_req_ctl"] &= ~1
+
+    def count(self, events: list[tuple[Event, EventIds]]) -> None:
+        """Count each of these events where iohpmevt selects it. [RVIOMMU1.0 6.23]"""
+        for event, ids in events:
+            for n in range(1, self.counters + 1):
+                if not self._value["iocountinh"] >> n & 1 and EventSelector.from_value(self._value[f"iohpmevt{n}"]).takes(event, ids):
+                    self._advance(f"iohpmctr{n}", 1, self.counter_bits, f"iohpmevt{n}")
+
+    def tick(self, cycles: int) -> None:
+        """Let clock cycles pass for iohpmcycles. [RVIOMMU1.0 6.21]"""
+        if self.counters and not self._value["iocountinh"] & 1:
+            self._advance("iohpmcycles", cycles, min(self.counter_bits, 63), "iohpmcycles")
+
+    def _advance(self, name: str, by: int, bits: int, overflow: str) -> None:
+        """Add to the low ``bits`` of a counter, which wraps; OF is bit 63 of ``overflow``, and raises pmip when it becomes 1."""
+        mask = (1 << bits) - 1
+        value = (self._value[name] & mask) + by
+        self._value[name] = self._value[name] & ~mask | value & mask
+        if value > mask and not self._value[overflow] >> 63:
+            self._value[overflow] |= 1 << 63
+            self._raise(Ipsr.PMIP)
+        self._update_overflows()
+
+    def _update_overflows(self) -> None:
+        """iocountovf shadows the OF bits. [RVIOMMU1.0 6.19]"""
+        names = ["iohpmcycles", *(f"iohpmevt{n}" for n in range(1, self.counters + 1))]
+        self._value["iocountovf"] = sum((self._value[name] >> 63) << n for n, name in enumerate(names))
+
     def _update_interrupts(self) -> None:
         """Set what stands for a condition that lasts, also again after software cleared it. [RVIOMMU1.0 6.18]"""
-        if self._value["cqcsr"] & QueueCsr.IE and self._value["cqcsr"] & CQ_RW1C:
-            self._raise(Ipsr.CIP)
-        if self._value["fqcsr"] & QueueCsr.IE and self._value["fqcsr"] & FQ_RW1C:
-            self._raise(Ipsr.FIP)
+        for csr, conditions, bit in (("cqcsr", CQ_RW1C, Ipsr.CIP), ("fqcsr", FQ_RW1C, Ipsr.FIP), ("pqcsr", PQ_RW1C, Ipsr.PIP)):
+            value = self._value.get(csr, 0)
+            if value & QueueCsr.IE and value & conditions:
+                self._raise(bit)
+
+    def _vector(self, bit: Ipsr) -> int:
+        return self._value["icvec"] >> {Ipsr.CIP: 0, Ipsr.FIP: 4, Ipsr.PMIP: 8, Ipsr.PIP: 12}[bit] & 0xF
 
     def _raise(self, bit: Ipsr) -> None:
         if self._value["ipsr"] & bit:
             return
         self._value["ipsr"] |= int(bit)
-        vector = self._value["icvec"] >> (0 if bit == Ipsr.CIP else 4) & 0xF
+        if self.fctl & Fctl.WSI:
+            return  # a level: `wires`
+        vector = self._vector(bit)
         if self._value[f"msi_vec_ctl_{vector}"] & 1:
             self.pending.add(vector)
         else:
@@ -447,7 +630,7 @@ class RegisterFile:
 
     def _send(self, vector: int) -> None:
         self.messages.append(InterruptMessage(vector, Spa(self._value[f"msi_addr_{vector}"]),
-                                              self._value[f"msi_data_{vector}"]))
+                                              self._value[f"msi_data_{vector}"], self.order))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,42 +1,79 @@
-"""Builders of the tables that software keeps in memory for an IOMMU: device directory, Sv39 page tables.
+"""Builders of the tables that software keeps in memory for an IOMMU: directories, page tables of both stages, MSI tables.
 
-They write good entries, and each malformed entry of the specification by name (`PTE_DEFECTS`, `DDTE_DEFECTS`,
-`DC_DEFECTS`). Entries are written as software should write them on a live IOMMU: an entry becomes valid with its last
-store and stops being valid with its first. Defects are those of the default `Capabilities`.
-[RVIOMMU1.0 3.1] [RVPRIV Sv39, Svnapot, Svpbmt]
+They write good entries, and each malformed entry of the specification by name (`defects.py`). Entries are written as
+software should write them on a live IOMMU: an entry becomes valid with its last store and stops being valid with its
+first. [RVIOMMU1.0 3.1, 3.2, 3.3.3] [RVPRIV Sv32, Sv39, Sv48, Sv57, Hypervisor, Svnapot, Svpbmt]
 """
 
 from __future__ import annotations
 
 import bisect
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ..memory import Iova, Spa
+from ..memory import Gpa, Iova, Spa
+from .defects import (
+    DC_DEFECTS,
+    DDTE_DEFECTS,
+    FIRST_FEATURES,
+    PDTE_DEFECTS,
+    PTE_DEFECTS,
+    DirectoryDefect,
+    PteDefect,
+    device_context_defects,
+    msi_pte_defects,
+    process_context_defects,
+    pte_defects,
+)
+from .entries import (
+    DC_BYTES,
+    DC_EXTENDED_BYTES,
+    DDT_MODE_OF_LEVELS,
+    DEVICE_ID_BITS,
+    EXTENDED_DEVICE_ID_BITS,
+    IOSATP_BARE,
+    IOSATP_SV39,
+    LEVEL_OF_SIZE,
+    MSI_PTE_BYTES,
+    PAGE,
+    PC_BYTES,
+    PROCESS_ID_BITS,
+    PTE_A,
+    PTE_D,
+    PTE_G,
+    PTE_N,
+    PTE_PBMT_SHIFT,
+    PTE_PPN_MASK,
+    PTE_PPN_SHIFT,
+    PTE_R,
+    PTE_U,
+    PTE_V,
+    PTE_W,
+    PTE_X,
+    SIZE_1G,
+    SIZE_2M,
+    SIZE_4K,
+    SIZE_64K,
+    SIZE_OF_LEVEL,
+    SIZES,
+    SV39,
+    DeviceContext,
+    MsiPte,
+    ProcessContext,
+    Scheme,
+    extract,
+)
 from .faults import AccessType, Cause
 
-PAGE = 4096
-SIZE_4K = 1 << 12
-SIZE_64K = 1 << 16  # [RVPRIV Svnapot] the only NAPOT size
-SIZE_2M = 1 << 21
-SIZE_1G = 1 << 30
-SIZES = (SIZE_4K, SIZE_64K, SIZE_2M, SIZE_1G)
-LEVEL_OF_SIZE = {SIZE_4K: 0, SIZE_64K: 0, SIZE_2M: 1, SIZE_1G: 2}
-SIZE_OF_LEVEL = (SIZE_4K, SIZE_2M, SIZE_1G)
-
-# [RVPRIV Sv39] page table entry
-PTE_V, PTE_R, PTE_W, PTE_X, PTE_U, PTE_G, PTE_A, PTE_D = (1 << bit for bit in range(8))
-PTE_PPN_SHIFT = 10
-PTE_PPN_MASK = (1 << 44) - 1
-PTE_PBMT_SHIFT = 61
-PTE_N = 1 << 63
-
-DC_BYTES = 32  # [RVIOMMU1.0 3.1.3] base format
-DDT_MODE_OF_LEVELS = {1: 2, 2: 3, 3: 4}  # [RVIOMMU1.0 6.5] ddtp.iommu_mode
-DEVICE_ID_BITS = {1: 7, 2: 16, 3: 24}  # [RVIOMMU1.0 3.1] of base-format directories
-IOSATP_BARE, IOSATP_SV39 = 0, 8  # [RVIOMMU1.0 3.1.3.6]
+__all__ = [
+    "DC_BYTES", "DC_DEFECTS", "DDTE_DEFECTS", "DDT_MODE_OF_LEVELS", "DEVICE_ID_BITS", "IOSATP_BARE", "IOSATP_SV39", "LEVEL_OF_SIZE",
+    "PAGE", "PTE_A", "PTE_D", "PTE_DEFECTS", "PTE_G", "PTE_N", "PTE_PBMT_SHIFT", "PTE_PPN_MASK", "PTE_PPN_SHIFT", "PTE_R", "PTE_U",
+    "PTE_V", "PTE_W", "PTE_X", "SIZES", "SIZE_1G", "SIZE_2M", "SIZE_4K", "SIZE_64K", "SIZE_OF_LEVEL", "Allocator", "DeviceContext",
+    "DeviceDirectory", "DirectoryDefect", "GuestView", "Mapping", "Memory", "MsiTable", "Observer", "PageTable", "ProcessDirectory",
+    "PteDefect",
+]  # fmt: skip
 
 
 class Memory(Protocol):
@@ -52,6 +89,9 @@ class Observer(Protocol):
     def mapped(self, root: Spa, iova: Iova, spa: Spa, size: int, perms: str, *, is_global: bool = False) -> None: ...
     def unmapped(self, root: Spa, iova: Iova) -> None: ...
     def context_changed(self, device_id: int, context: DeviceContext | Cause) -> None: ...
+    def pointer_replaced(self, root: Spa, iova: Iova, size: int) -> None: ...
+    def msi_changed(self, root: Spa, gpa: Gpa, entry: MsiPte | Cause) -> None: ...
+    def process_context_changed(self, root: Spa, process_id: int, context: ProcessContext | Cause) -> None: ...
 
 
 class Allocator:
@@ -113,193 +153,12 @@ class Allocator:
         return Spa(page * PAGE)
 
 
-@dataclass(frozen=True)
-class DeviceContext:
-    """A base-format device context, field by field; the default is a valid one that passes addresses unchanged.
-
-    ``fsc_mode`` and ``fsc_ppn`` are iosatp, or pdtp when ``PDTV`` is set. Addresses are page numbers, as in the
-    entry. Reserved bits are not part of it: `DC_DEFECTS` sets them. [RVIOMMU1.0 3.1.3]
-    """
-
-    V: bool = True
-    EN_ATS: bool = False
-    EN_PRI: bool = False
-    T2GPA: bool = False
-    DTF: bool = False
-    PDTV: bool = False
-    PRPR: bool = False
-    GADE: bool = False
-    SADE: bool = False
-    DPE: bool = False
-    SBE: bool = False
-    SXL: bool = False
-    iohgatp_mode: int = 0
-    iohgatp_ppn: int = 0
-    GSCID: int = 0
-    PSCID: int = 0
-    fsc_mode: int = IOSATP_BARE
-    fsc_ppn: int = 0
-
-    @classmethod
-    def sv39(cls, root: Spa, *, PSCID: int, DTF: bool = False) -> DeviceContext:
-        """Return a context with the Sv39 first stage whose root table is at ``root``."""
-        if root % PAGE or not 0 <= root < 1 << 56:
-            raise ValueError(f"Root must be a page address below 2^56, not {root!r}")
-        return cls(fsc_mode=IOSATP_SV39, fsc_ppn=root // PAGE, PSCID=PSCID, DTF=DTF)
-
-    @property
-    def root(self) -> Spa:
-        """Address of the table that fsc points to."""
-        return Spa(self.fsc_ppn * PAGE)
-
-    def dwords(self) -> list[int]:
-        """Return tc, iohgatp, ta, fsc."""
-        for name, value, width in (("iohgatp.MODE", self.iohgatp_mode, 4), ("iohgatp.PPN", self.iohgatp_ppn, 44),
-                                   ("GSCID", self.GSCID, 16), ("PSCID", self.PSCID, 20),
-                                   ("fsc.MODE", self.fsc_mode, 4), ("fsc.PPN", self.fsc_ppn, 44)):
-            if not 0 <= value < 1 << width:
-                raise ValueError(f"{name} must be an unsigned number of {width} bits, not {value!r}")
-        tc = sum(bool(getattr(self, name)) << bit for bit, name in enumerate(_TC_BITS))
-        return [tc, self.iohgatp_mode << 60 | self.GSCID << 44 | self.iohgatp_ppn, self.PSCID << 12,
-                self.fsc_mode << 60 | self.fsc_ppn]
-
-    def pack(self) -> bytes:
-        """Return the 32 bytes."""
-        return b"".join(dword.to_bytes(8, "little") for dword in self.dwords())
-
-    @classmethod
-    def unpack(cls, data: bytes) -> DeviceContext:
-        """Read the fields of 32 bytes; reserved bits are passed over."""
-        if len(data) != DC_BYTES:
-            raise ValueError(f"A base-format device context must be {DC_BYTES} bytes long, not {len(data)!r}")
-        tc, iohgatp, ta, fsc = (int.from_bytes(data[at:at + 8], "little") for at in range(0, DC_BYTES, 8))
-        flags = {name: bool(tc >> bit & 1) for bit, name in enumerate(_TC_BITS)}
-        return cls(**flags, iohgatp_mode=iohgatp >> 60, GSCID=iohgatp >> 44 & 0xFFFF, iohgatp_ppn=iohgatp & PTE_PPN_MASK,
-                   PSCID=ta >> 12 & 0xFFFFF, fsc_mode=fsc >> 60, fsc_ppn=fsc & PTE_PPN_MASK)
-
-
-_TC_BITS = ("V", "EN_ATS", "EN_PRI", "T2GPA", "DTF", "PDTV", "PRPR", "GADE", "SADE", "DPE", "SBE", "SXL")
-
-
 # --------------------------------------------------------------------------------------------------------------------
-# Malformed entries, by name
-
-
-@dataclass(frozen=True)
-class PteDefect:
-    """One way in which a page table entry is wrong or insufficient.
-
-    ``where`` is "leaf" (a 4 KiB page), "superpage" (2 MiB or 1 GiB) or "pointer" (non-leaf). ``faults`` are the kinds
-    of user access that end in a page fault.
-    """
-
-    where: str
-    mutate: Callable[[int], int]
-    faults: frozenset[AccessType] = frozenset(AccessType)
-
-
-@dataclass(frozen=True)
-class DirectoryDefect:
-    """One way in which a directory entry is wrong; ``mutate`` works on its doublewords (one, or the DC's four)."""
-
-    mutate: Callable[[list[int]], list[int]]
-    cause: Cause = Cause.DDT_ENTRY_MISCONFIGURED
-
-
-def _set(bits: int) -> Callable[[int], int]:
-    return lambda pte: pte | bits
-
-
-def _clear(bits: int) -> Callable[[int], int]:
-    return lambda pte: pte & ~bits
-
-
-def _change(clear: int, set_: int) -> Callable[[int], int]:
-    return lambda pte: pte & ~clear | set_
-
-
-def _pte_defects() -> dict[str, PteDefect]:
-    read, write, exec_ = AccessType.READ, AccessType.WRITE, AccessType.EXEC
-    rwx = PTE_R | PTE_W | PTE_X
-    found = {
-        "LEAF_V_CLEAR": PteDefect("leaf", _clear(PTE_V)),
-        "LEAF_W_WITHOUT_R": PteDefect("leaf", _change(rwx, PTE_W)),
-        "LEAF_WX_WITHOUT_R": PteDefect("leaf", _change(rwx, PTE_W | PTE_X)),
-        "LEAF_U_CLEAR": PteDefect("leaf", _clear(PTE_U)),
-        "LEAF_A_CLEAR": PteDefect("leaf", _clear(PTE_A)),
-        "LEAF_D_CLEAR": PteDefect("leaf", _clear(PTE_D), frozenset({write})),
-        "LEAF_READ_ONLY": PteDefect("leaf", _change(rwx, PTE_R), frozenset({write, exec_})),
-        "LEAF_EXEC_ONLY": PteDefect("leaf", _change(rwx, PTE_X), frozenset({read, write})),
-        "LEAF_X_CLEAR": PteDefect("leaf", _clear(PTE_X), frozenset({exec_})),
-        "POINTER_AT_LEVEL_0": PteDefect("leaf", _clear(rwx | PTE_U | PTE_A | PTE_D)),
-        "SUPERPAGE_MISALIGNED": PteDefect("superpage", _set(1 << PTE_PPN_SHIFT)),
-        "SUPERPAGE_MISALIGNED_HIGH": PteDefect("superpage", _set(1 << PTE_PPN_SHIFT + 8)),
-        "SUPERPAGE_NAPOT": PteDefect("superpage", _set(PTE_N)),
-        "SUPERPAGE_A_CLEAR": PteDefect("superpage", _clear(PTE_A)),
-        "SUPERPAGE_D_CLEAR": PteDefect("superpage", _clear(PTE_D), frozenset({write})),
-        "POINTER_V_CLEAR": PteDefect("pointer", _clear(PTE_V)),
-        "POINTER_W_SET": PteDefect("pointer", _set(PTE_W)),
-        "POINTER_A_SET": PteDefect("pointer", _set(PTE_A)),
-        "POINTER_D_SET": PteDefect("pointer", _set(PTE_D)),
-        "POINTER_U_SET": PteDefect("pointer", _set(PTE_U)),
-        "POINTER_NAPOT": PteDefect("pointer", _set(PTE_N)),
-    }
-    for where in ("leaf", "superpage", "pointer"):
-        for bit in range(54, 61):
-            found[f"{where.upper()}_RESERVED_{bit}"] = PteDefect(where, _set(1 << bit))
-        for pbmt in (1, 2, 3):
-            found[f"{where.upper()}_PBMT_{pbmt}"] = PteDefect(where, _set(pbmt << PTE_PBMT_SHIFT))
-    for low in range(16):
-        if low != 8:  # the encoding of 64 KiB
-            found[f"LEAF_NAPOT_RESERVED_{low}"] = PteDefect(
-                "leaf", _change(0xF << PTE_PPN_SHIFT, PTE_N | low << PTE_PPN_SHIFT))
-    return found
-
-
-def _in_dword(index: int, clear: int, set_: int) -> Callable[[list[int]], list[int]]:
-    return lambda dwords: [dword & ~clear | set_ if at == index else dword for at, dword in enumerate(dwords)]
-
-
-def _dc_defects() -> dict[str, DirectoryDefect]:
-    mode, pdtv, tc, iohgatp, ta, fsc = 0xF << 60, 1 << 5, 0, 1, 2, 3
-    found = {"TC_V_CLEAR": DirectoryDefect(_in_dword(tc, 1, 0), Cause.DDT_ENTRY_NOT_VALID)}
-    for name in ("EN_ATS", "EN_PRI", "T2GPA", "PRPR", "GADE", "SADE", "DPE", "SBE", "SXL"):
-        found[f"TC_{name}_SET"] = DirectoryDefect(_in_dword(tc, 0, 1 << _TC_BITS.index(name)))
-    for bit in (*range(12, 24), *range(32, 64)):
-        found[f"TC_RESERVED_{bit}"] = DirectoryDefect(_in_dword(tc, 0, 1 << bit))
-    for value in range(1, 16):
-        found[f"IOHGATP_MODE_{value}"] = DirectoryDefect(_in_dword(iohgatp, mode, value << 60))
-    for bit in (*range(12), *range(32, 64)):  # 63:40 are RCID and MCID, reserved without QOSID
-        found[f"TA_RESERVED_{bit}"] = DirectoryDefect(_in_dword(ta, 0, 1 << bit))
-    for bit in range(44, 60):
-        found[f"FSC_RESERVED_{bit}"] = DirectoryDefect(_in_dword(fsc, 0, 1 << bit))
-    for value in (*range(1, 8), *range(9, 16)):
-        found[f"IOSATP_MODE_{value}"] = DirectoryDefect(_in_dword(fsc, mode, value << 60))
-    for value in range(1, 16):
-        with_mode = _in_dword(fsc, mode, value << 60)
-        found[f"PDTP_MODE_{value}"] = DirectoryDefect(
-            lambda dwords, with_mode=with_mode: _in_dword(tc, 0, pdtv)(with_mode(dwords)))
-    return found
-
-
-def _ddte_defects() -> dict[str, DirectoryDefect]:
-    found = {"DDTE_V_CLEAR": DirectoryDefect(_in_dword(0, 1, 0), Cause.DDT_ENTRY_NOT_VALID)}
-    for bit in (*range(1, 10), *range(54, 64)):
-        found[f"DDTE_RESERVED_{bit}"] = DirectoryDefect(_in_dword(0, 0, 1 << bit))
-    return found
-
-
-PTE_DEFECTS = _pte_defects()  # [RVPRIV Sv39, Svnapot, Svpbmt]
-DC_DEFECTS = _dc_defects()  # [RVIOMMU1.0 3.1.4]
-DDTE_DEFECTS = _ddte_defects()  # [RVIOMMU1.0 3.1.2]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Builders
+# Directories and MSI tables
 
 
 class DeviceDirectory:
-    """A device directory of base-format contexts. [RVIOMMU1.0 3.1]
+    """A device directory. [RVIOMMU1.0 3.1]
 
     Parameters
     ----------
@@ -307,15 +166,24 @@ class DeviceDirectory:
     allocator : :class:`Allocator`
         Gives the root page and the pages below it, as they are needed.
     levels : :class:`int`
-        1, 2 or 3: device ids of 7, 16 or 24 bits.
+        1, 2 or 3: device ids of 7, 16 or 24 bits; in the extended format 6, 15 or 24.
     observer : :class:`Observer` or None
         Hears of every change of a context.
+    extended : :class:`bool`
+        Contexts of 64 bytes (MSI_FLAT).
+    order : :class:`str`
+        "little" or "big", as fctl.BE says.
+    features, gxl, gxl_writable
+        Decide which ``defects`` there are, as in `device_context_defects`.
     """
 
-    def __init__(self, memory: Memory, allocator: Allocator, *, levels: int, observer: Observer | None = None):
+    def __init__(self, memory: Memory, allocator: Allocator, *, levels: int, observer: Observer | None = None, extended: bool = False,
+                 order: str = "little", features: Collection[str] = FIRST_FEATURES, gxl: bool = False, gxl_writable: bool = False):
         if levels not in DDT_MODE_OF_LEVELS:
             raise ValueError(f"Levels of a device directory must be 1, 2 or 3, not {levels!r}")
         self.memory, self.allocator, self.levels, self.observer = memory, allocator, levels, observer
+        self.extended, self.order = extended, _checked_order(order)
+        self.defects = device_context_defects(features, extended=extended, gxl=gxl, gxl_writable=gxl_writable)
         self.root = allocator.page()
 
     @property
@@ -323,65 +191,199 @@ class DeviceDirectory:
         """The value of ddtp that selects this directory. [RVIOMMU1.0 6.5]"""
         return self.root // PAGE << 10 | DDT_MODE_OF_LEVELS[self.levels]
 
+    @property
+    def device_id_bits(self) -> int:
+        """Bits of a device id that this directory can hold."""
+        return (EXTENDED_DEVICE_ID_BITS if self.extended else DEVICE_ID_BITS)[self.levels]
+
     def entry_address(self, device_id: int, level: int = 0) -> Spa:
         """Return where the entry of ``level`` for this device is (0: the context), making the tables above it."""
-        if not 0 <= device_id < 1 << DEVICE_ID_BITS[self.levels]:
-            raise ValueError(f"Device id must fit the {DEVICE_ID_BITS[self.levels]} bits of a directory of "
+        if not 0 <= device_id < 1 << self.device_id_bits:
+            raise ValueError(f"Device id must fit the {self.device_id_bits} bits of a directory of "
                              f"{self.levels} levels, not {device_id!r}")
-        if not 0 <= level < self.levels:
-            raise ValueError(f"Level must be below {self.levels}, not {level!r}")
-        index, at = (device_id & 0x7F, device_id >> 7 & 0x1FF, device_id >> 16), self.root
-        for upper in range(self.levels - 1, level, -1):
-            entry = Spa(at + index[upper] * 8)
-            pointer = _load(self.memory, entry)
-            if not pointer & 1:
-                pointer = self.allocator.page() // PAGE << 10 | 1
-                _store(self.memory, entry, pointer)
-            at = Spa((pointer >> 10 & PTE_PPN_MASK) * PAGE)
-        return Spa(at + index[level] * (8 if level else DC_BYTES))
+        low = 6 if self.extended else 7
+        index = (device_id & (1 << low) - 1, device_id >> low & 0x1FF, device_id >> low + 9)
+        return _directory_entry(self, index, level, DC_EXTENDED_BYTES if self.extended else DC_BYTES)
 
     def set(self, device_id: int, context: DeviceContext) -> None:
         """Write a context; one that was valid before passes through V=0 first."""
-        self._write(device_id, context.dwords(), context if context.V else Cause.DDT_ENTRY_NOT_VALID)
+        self._write(device_id, context.dwords(extended=self.extended), context if context.V else Cause.DDT_ENTRY_NOT_VALID)
 
     def clear(self, device_id: int) -> None:
         """Make the device's context invalid (V=0, then zeroes)."""
-        self._write(device_id, [0, 0, 0, 0], Cause.DDT_ENTRY_NOT_VALID)
+        self._write(device_id, [0] * self._count, Cause.DDT_ENTRY_NOT_VALID)
 
     def get(self, device_id: int) -> DeviceContext:
         """Read the device's context back."""
-        return DeviceContext.unpack(self.memory.read(self.entry_address(device_id), DC_BYTES))
+        return DeviceContext.of_dwords(_load_all(self.memory, self.entry_address(device_id), self._count, self.order))
 
     def corrupt(self, device_id: int, name: str, *, level: int = 1) -> Callable[[], None]:
-        """Plant the defect ``name`` of `DC_DEFECTS`, or of `DDTE_DEFECTS` in the pointer of ``level``.
+        """Plant the defect ``name`` of ``defects``, or of `DDTE_DEFECTS` in the pointer of ``level``.
 
         Returns a function that takes it out again. The observer hears of the device given, not of its neighbours
         below the same pointer.
         """
-        is_leaf = name in DC_DEFECTS
+        is_leaf = name in self.defects
         if not is_leaf and name not in DDTE_DEFECTS:
             raise ValueError(f"Defect must be a name in DC_DEFECTS or DDTE_DEFECTS, not {name!r}")
         if not is_leaf and level < 1:
             raise ValueError(f"Level of a pointer must be at least 1, not {level!r}")
         at = self.entry_address(device_id, 0 if is_leaf else level)
-        old = [_load(self.memory, Spa(at + n * 8)) for n in range(4 if is_leaf else 1)]
-        defect = (DC_DEFECTS if is_leaf else DDTE_DEFECTS)[name]
+        old = _load_all(self.memory, at, self._count if is_leaf else 1, self.order)
+        defect = (self.defects if is_leaf else DDTE_DEFECTS)[name]
         before = self.get(device_id)
         self._write_at(at, defect.mutate(old), device_id, defect.cause)
         return lambda: self._write_at(at, old, device_id, before if before.V else Cause.DDT_ENTRY_NOT_VALID)
+
+    @property
+    def _count(self) -> int:
+        return 8 if self.extended else 4
 
     def _write(self, device_id: int, dwords: list[int], becomes: DeviceContext | Cause) -> None:
         self._write_at(self.entry_address(device_id), dwords, device_id, becomes)
 
     def _write_at(self, at: Spa, dwords: list[int], device_id: int, becomes: DeviceContext | Cause) -> None:
-        if len(dwords) > 1 and _load(self.memory, at) & 1:
-            _store(self.memory, at, 0)
-            if self.observer:
-                self.observer.context_changed(device_id, Cause.DDT_ENTRY_NOT_VALID)
-        if self.observer:
-            self.observer.context_changed(device_id, becomes)
-        for n in range(len(dwords) - 1, -1, -1):  # V is in the first doubleword: stored last
-            _store(self.memory, Spa(at + n * 8), dwords[n])
+        observer = self.observer
+        _store_entry(self.memory, at, dwords, self.order,
+                     None if observer is None else lambda: observer.context_changed(device_id, Cause.DDT_ENTRY_NOT_VALID),
+                     None if observer is None else lambda: observer.context_changed(device_id, becomes))
+
+
+class ProcessDirectory:
+    """A process directory; behind a second stage ``memory`` is a `GuestView`. [RVIOMMU1.0 3.2]
+
+    Parameters
+    ----------
+    memory : :class:`Memory`
+    allocator : :class:`Allocator`
+        Gives the root page and the pages below it, as they are needed.
+    levels : :class:`int`
+        1, 2 or 3 (PD8, PD17, PD20).
+    observer : :class:`Observer` or None
+        Hears of every change of a context, as ``process_context_changed(root, process_id, context or cause)``.
+    order : :class:`str`
+        "little" or "big", as DC.tc.SBE says.
+    features, sxl
+        Decide which ``defects`` there are, as in `process_context_defects`.
+    """
+
+    def __init__(self, memory: Memory, allocator: Allocator, *, levels: int, observer: Observer | None = None, order: str = "little",
+                 features: Collection[str] = FIRST_FEATURES, sxl: bool = False):
+        if levels not in PROCESS_ID_BITS:
+            raise ValueError(f"Levels of a process directory must be 1, 2 or 3, not {levels!r}")
+        self.memory, self.allocator, self.levels, self.observer = memory, allocator, levels, observer
+        self.order = _checked_order(order)
+        self.defects = process_context_defects(features, sxl=sxl)
+        self.root = allocator.page()
+
+    @property
+    def pdtp(self) -> int:
+        """The value of pdtp that selects this directory. [RVIOMMU1.0 3.1.3.6]"""
+        return self.levels << 60 | self.root // PAGE
+
+    def entry_address(self, process_id: int, level: int = 0) -> Spa:
+        """Return where the entry of ``level`` for this process is (0: the context), making the tables above it."""
+        if not 0 <= process_id < 1 << PROCESS_ID_BITS[self.levels]:
+            raise ValueError(f"Process id must fit the {PROCESS_ID_BITS[self.levels]} bits of a directory of "
+                             f"{self.levels} levels, not {process_id!r}")
+        return _directory_entry(self, (process_id & 0xFF, process_id >> 8 & 0x1FF, process_id >> 17), level, PC_BYTES)
+
+    def set(self, process_id: int, context: ProcessContext) -> None:
+        """Write a context; one that was valid before passes through V=0 first."""
+        self._write_at(self.entry_address(process_id), context.dwords(), process_id,
+                       context if context.V else Cause.PDT_ENTRY_NOT_VALID)
+
+    def clear(self, process_id: int) -> None:
+        """Make the context of the process invalid (V=0, then zeroes)."""
+        self._write_at(self.entry_address(process_id), [0, 0], process_id, Cause.PDT_ENTRY_NOT_VALID)
+
+    def get(self, process_id: int) -> ProcessContext:
+        """Read the context of the process back."""
+        return ProcessContext.of_dwords(_load_all(self.memory, self.entry_address(process_id), 2, self.order))
+
+    def corrupt(self, process_id: int, name: str, *, level: int = 1) -> Callable[[], None]:
+        """Plant the defect ``name`` of ``defects``, or of `PDTE_DEFECTS` in the pointer of ``level``; returns the way back."""
+        is_leaf = name in self.defects
+        if not is_leaf and name not in PDTE_DEFECTS:
+            raise ValueError(f"Defect must be a name of a defect of process contexts or in PDTE_DEFECTS, not {name!r}")
+        if not is_leaf and level < 1:
+            raise ValueError(f"Level of a pointer must be at least 1, not {level!r}")
+        at = self.entry_address(process_id, 0 if is_leaf else level)
+        old, before = _load_all(self.memory, at, 2 if is_leaf else 1, self.order), self.get(process_id)
+        defect = (self.defects if is_leaf else PDTE_DEFECTS)[name]
+        self._write_at(at, defect.mutate(old), process_id, defect.cause)
+        return lambda: self._write_at(at, old, process_id, before if before.V else Cause.PDT_ENTRY_NOT_VALID)
+
+    def _write_at(self, at: Spa, dwords: list[int], process_id: int, becomes: ProcessContext | Cause) -> None:
+        def hear(what: ProcessContext | Cause) -> Callable[[], None] | None:
+            return self.observer and (lambda: self.observer.process_context_changed(self.root, process_id, what))
+        _store_entry(self.memory, at, dwords, self.order, hear(Cause.PDT_ENTRY_NOT_VALID), hear(becomes))
+
+
+class MsiTable:
+    """A flat MSI page table. [RVIOMMU1.0 3.3.3]
+
+    Parameters
+    ----------
+    memory : :class:`Memory`
+    allocator : :class:`Allocator`
+        Gives the whole table at once.
+    mask, pattern : :class:`int`
+        msi_addr_mask and msi_addr_pattern: page numbers of guest physical addresses.
+    order : :class:`str`
+        "little" or "big", as fctl.BE says.
+    observer : :class:`Observer` or None
+        Hears of every change of an entry.
+    """
+
+    def __init__(self, memory: Memory, allocator: Allocator, *, mask: int, pattern: int, order: str = "little",
+                 observer: Observer | None = None):
+        if not 0 <= mask < 1 << 52 or mask.bit_count() > 16:
+            raise ValueError(f"Mask must be of 52 bits with at most 16 ones, not {mask!r}")
+        if not 0 <= pattern < 1 << 52:
+            raise ValueError(f"Pattern must be of 52 bits, not {pattern!r}")
+        self.memory, self.mask, self.pattern, self.order = memory, mask, pattern, _checked_order(order)
+        self.observer = observer
+        self.entries = 1 << mask.bit_count()
+        self.root = allocator.pages(-(-self.entries * MSI_PTE_BYTES // PAGE))
+
+    def holds(self, gpa: Gpa) -> bool:
+        """Whether this is an address of a virtual interrupt file."""
+        return not (gpa >> 12 ^ self.pattern) & ~self.mask
+
+    def entry_address(self, gpa: Gpa) -> Spa:
+        """Return where the entry of the page at ``gpa`` is."""
+        if not self.holds(gpa):
+            raise ValueError(f"Address must be one of a virtual interrupt file, not {gpa!r}")
+        return Spa(self.root + extract(gpa >> 12, self.mask) * MSI_PTE_BYTES)
+
+    def set(self, gpa: Gpa, entry: MsiPte) -> None:
+        """Write the entry of the page at ``gpa``."""
+        self._write(gpa, entry.dwords(), entry if entry.V else Cause.MSI_PTE_NOT_VALID)
+
+    def clear(self, gpa: Gpa) -> None:
+        """Make the entry of the page at ``gpa`` invalid."""
+        self._write(gpa, [0, 0], Cause.MSI_PTE_NOT_VALID)
+
+    def corrupt(self, gpa: Gpa, name: str, features: Collection[str]) -> Callable[[], None]:
+        """Plant a defect of `msi_pte_defects` for these capabilities in a good entry; returns the way back."""
+        at = self.entry_address(gpa)
+        old = _load_all(self.memory, at, 2, self.order)
+        defects = msi_pte_defects(features, is_mrif=old[0] >> 1 & 3 == 1)
+        if name not in defects:
+            raise ValueError(f"Defect must be a name of a defect of MSI entries, not {name!r}")
+        before = MsiPte.of_dwords(old)
+        self._write(gpa, defects[name].mutate(old), defects[name].cause)
+        return lambda: self._write(gpa, old, before)
+
+    def _write(self, gpa: Gpa, dwords: list[int], becomes: MsiPte | Cause) -> None:
+        def hear(what: MsiPte | Cause) -> Callable[[], None] | None:
+            return self.observer and (lambda: self.observer.msi_changed(self.root, Gpa(gpa & ~0xFFF), what))
+        _store_entry(self.memory, self.entry_address(gpa), dwords, self.order, hear(Cause.MSI_PTE_NOT_VALID), hear(becomes))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Page tables
 
 
 @dataclass(frozen=True)
@@ -396,10 +398,12 @@ class Mapping:
 
 
 class PageTable:
-    """An Sv39 first-stage page table. [RVPRIV Sv39]
+    """A page table of one stage. [RVPRIV Sv39]
 
-    Tables that are replaced by a superpage are not reused but collected in ``retired``: free them after the
-    invalidation that covers them is complete.
+    Of a second stage ``iova`` means the guest physical address, and U must be set for every device. A first-stage table
+    behind a second stage lies in a `GuestView`, and ``spa`` means the guest physical address. Tables that are replaced
+    by a superpage are not reused but collected in ``retired``: free them after the invalidation that covers them is
+    complete.
 
     Parameters
     ----------
@@ -408,48 +412,60 @@ class PageTable:
         Gives the root page and the pages below it, as they are needed.
     observer : :class:`Observer` or None
         Hears of every change of a translation.
+    scheme : :class:`Scheme`
+        SV32 to SV57 for a first stage, SV32X4 to SV57X4 for a second.
+    order : :class:`str`
+        "little" or "big": DC.tc.SBE for a first stage, fctl.BE for a second.
+    features
+        Decides which ``defects`` there are, as in `pte_defects`.
+    is_updated : :class:`bool`
+        Hardware sets A and D (SADE or GADE): what an observer hears of permissions does not depend on them.
     """
 
-    def __init__(self, memory: Memory, allocator: Allocator, *, observer: Observer | None = None):
+    def __init__(self, memory: Memory, allocator: Allocator, *, observer: Observer | None = None, scheme: Scheme = SV39,
+                 order: str = "little", features: Collection[str] = FIRST_FEATURES, is_updated: bool = False):
         self.memory, self.allocator, self.observer = memory, allocator, observer
-        self.root = allocator.page()
+        self.scheme, self.order, self.is_updated = scheme, _checked_order(order), is_updated
+        self.defects = pte_defects(features, pte_bytes=scheme.pte_bytes, is_updated=is_updated)
+        self.root = allocator.page() if scheme.root_pages == 1 else allocator.pages(scheme.root_pages)
         self.mappings: dict[Iova, Mapping] = {}
         self.retired: list[Spa] = []
 
     def map_page(self, iova: Iova, spa: Spa, *, perms: str = "rwu", size: int = SIZE_4K,
                  a: bool = True, d: bool = True, g: bool = False, pbmt: int = 0) -> None:
-        """Map one page of ``size`` bytes (4 KiB, 64 KiB as Svnapot, 2 MiB, 1 GiB).
+        """Map one page of ``size`` bytes (4 KiB, 64 KiB as Svnapot, or a superpage of the table's format).
 
         ``perms`` is out of "rwxu", with "r" or "x", and no "w" without "r": what else an entry can say is a defect,
         see `corrupt`. ``a``, ``d``, ``g``, ``pbmt`` are the bits of the entry.
         """
-        if size not in LEVEL_OF_SIZE:
-            raise ValueError(f"Page size must be 4 KiB, 64 KiB, 2 MiB or 1 GiB, not {size!r}")
-        if iova % size or not _is_canonical(iova):
-            raise ValueError(f"IOVA must be a multiple of the page size and sign-extended from 39 bits, not {iova!r}")
-        if spa % size or not 0 <= spa < 1 << 56:
-            raise ValueError(f"Physical address must be a multiple of the page size below 2^56, not {spa!r}")
+        scheme = self.scheme
+        if size not in scheme.sizes:
+            raise ValueError(f"Page size must be one of {', '.join(f'{one:#x}' for one in scheme.sizes)}, not {size!r}")
+        if iova % size or not scheme.accepts(iova):
+            raise ValueError(f"IOVA must be a multiple of the page size and an address of {scheme.name}, not {iova!r}")
+        if spa % size or not 0 <= spa < 1 << self._spa_bits:
+            raise ValueError(f"Physical address must be a multiple of the page size below 2^{self._spa_bits}, not {spa!r}")
         flags = _flags(perms)
-        if not 0 <= pbmt <= 3:
-            raise ValueError(f"PBMT must be 0 to 3, not {pbmt!r}")
-        level, ppn = LEVEL_OF_SIZE[size], spa // PAGE
+        if not 0 <= pbmt <= (0 if scheme.pte_bytes == 4 else 3):
+            raise ValueError(f"PBMT must be 0 to 3, and 0 in Sv32, not {pbmt!r}")
+        level, ppn = scheme.level_of_size(size), spa // PAGE
         at = self._make_slot(iova, level)
-        if any(_load(self.memory, Spa(at + n * 8)) & PTE_V for n in range(16 if size == SIZE_64K else 1)):
+        if any(self._load(at, n) & PTE_V for n in range(16 if size == SIZE_64K else 1)):
             raise ValueError(f"IOVA must not be mapped yet, not {iova!r}")
         pte = flags | PTE_V | a * PTE_A | d * PTE_D | g * PTE_G | pbmt << PTE_PBMT_SHIFT | ppn << PTE_PPN_SHIFT
-        self._mapped(Mapping(iova, spa, size, _usable(perms, a, d), g))
+        self._mapped(Mapping(iova, spa, size, self._usable(perms, a, d), g))
         if size == SIZE_64K:  # [RVPRIV Svnapot] 16 equal entries, PPN[3:0] = 1000b
             for n in range(16):
-                _store(self.memory, Spa(at + n * 8), pte | PTE_N | 8 << PTE_PPN_SHIFT)
+                self._store(at, n, pte | PTE_N | 8 << PTE_PPN_SHIFT)
         else:
-            _store(self.memory, at, pte)
+            self._store(at, 0, pte)
 
     def unmap(self, iova: Iova) -> Mapping:
         """Make the page that holds ``iova`` invalid and return what it mapped."""
         mapping = self._mapping(iova)
-        at = self._slot(mapping.iova, LEVEL_OF_SIZE[mapping.size])
+        at = self._slot(mapping.iova, self.scheme.level_of_size(mapping.size))
         for n in range(16 if mapping.size == SIZE_64K else 1):
-            _store(self.memory, Spa(at + n * 8), 0)
+            self._store(at, n, 0)
         self._unmapped(mapping)
         return mapping
 
@@ -457,38 +473,47 @@ class PageTable:
         """Change the permissions, A and D of the page that holds ``iova``; its address stays."""
         old = self._mapping(iova)
         clear, flags = PTE_R | PTE_W | PTE_X | PTE_U | PTE_A | PTE_D, _flags(perms) | a * PTE_A | d * PTE_D
-        at = self._slot(old.iova, LEVEL_OF_SIZE[old.size])
+        at = self._slot(old.iova, self.scheme.level_of_size(old.size))
         if self.observer:
             self._observe_unmapped(old)
-        self._mapped(replace(old, perms=_usable(perms, a, d)))
+        self._mapped(replace(old, perms=self._usable(perms, a, d)))
         for n in range(16 if old.size == SIZE_64K else 1):
-            _store(self.memory, Spa(at + n * 8), _load(self.memory, Spa(at + n * 8)) & ~clear | flags)
+            self._store(at, n, self._load(at, n) & ~clear | flags)
+
+    def entry(self, iova: Iova) -> int:
+        """Return the leaf entry that is read for ``iova``."""
+        return self._load(self._slot(iova, self.scheme.level_of_size(self._mapping(iova).size)), 0)
+
+    def spa_of(self, iova: Iova) -> Spa:
+        """Return where ``iova`` is mapped to, by what this builder was told, whatever the permissions."""
+        mapping = self._mapping(iova)
+        return Spa(mapping.spa + iova - mapping.iova)
 
     def corrupt(self, iova: Iova, name: str, *, level: int | None = None) -> Callable[[], None]:
-        """Plant the defect ``name`` of `PTE_DEFECTS` on the way to ``iova``; returns a function that takes it out.
+        """Plant the defect ``name`` of ``defects`` on the way to ``iova``; returns a function that takes it out.
 
         Leaf and superpage defects change the leaf that maps ``iova`` (of a 64 KiB page: the one entry read for
-        ``iova``); pointer defects change the pointer of ``level`` (1 or 2; by default the one above the leaf).
+        ``iova``); pointer defects change the pointer of ``level`` (by default the one above the leaf).
         """
-        if name not in PTE_DEFECTS:
+        if name not in self.defects:
             raise ValueError(f"Defect must be a name in PTE_DEFECTS, not {name!r}")
-        defect, mapping = PTE_DEFECTS[name], self._mapping(iova)
-        leaf = LEVEL_OF_SIZE[mapping.size]
+        defect, mapping, scheme = self.defects[name], self._mapping(iova), self.scheme
+        leaf = scheme.level_of_size(mapping.size)
         if (defect.where == "leaf") != (leaf == 0) and defect.where != "pointer":
             raise ValueError(f"Defect {name} needs a {defect.where}, not {mapping!r}")
         if defect.where == "pointer":
             at_level = leaf + 1 if level is None else level
-            if not leaf < at_level <= 2:
-                raise ValueError(f"Level of a pointer above this page must be {leaf + 1} to 2, not {at_level!r}")
-            span = 1 << 12 + 9 * at_level
+            if not leaf < at_level < scheme.levels:
+                raise ValueError(f"Level of a pointer above this page must be {leaf + 1} to {scheme.levels - 1}, not {at_level!r}")
+            span = scheme.size_of_level(at_level)
             hit = [page for page in self.mappings.values() if page.iova // span == iova // span]
         else:
             at_level, hit = leaf, [mapping]
         at = self._slot(iova, at_level)
-        old = _load(self.memory, at)
+        old = self._load(at, 0)
         left = "".join(perm for perm, access in (("r", AccessType.READ), ("w", AccessType.WRITE),
                                                  ("x", AccessType.EXEC)) if access not in defect.faults)
-        _store(self.memory, at, defect.mutate(old))
+        self._store(at, 0, defect.mutate(old))
         if self.observer:
             for page in hit:
                 self._observe_unmapped(page)
@@ -500,38 +525,54 @@ class PageTable:
                 if left:
                     self._observe_unmapped(page)
                 self._observe_mapped(page)
-            _store(self.memory, at, old)
+            self._store(at, 0, old)
         return undo
 
     # -- inside --
 
+    @property
+    def _spa_bits(self) -> int:
+        return 56 if self.scheme.pte_bytes == 8 else 34
+
+    def _load(self, at: Spa, n: int) -> int:
+        return _load(self.memory, Spa(at + n * self.scheme.pte_bytes), self.order, self.scheme.pte_bytes)
+
+    def _store(self, at: Spa, n: int, pte: int) -> None:
+        _store(self.memory, Spa(at + n * self.scheme.pte_bytes), pte, self.order, self.scheme.pte_bytes)
+
+    def _entry_at(self, table: Spa, iova: Iova, level: int) -> Spa:
+        return Spa(table + self.scheme.index(iova, level) * self.scheme.pte_bytes)
+
     def _make_slot(self, iova: Iova, level: int) -> Spa:
         """Return the address of the entry of ``level`` for ``iova``, free to be written; makes the tables above."""
         at = self.root
-        for upper in range(2, level, -1):
-            slot = Spa(at + _index(iova, upper) * 8)
-            pte = _load(self.memory, slot)
+        for upper in range(self.scheme.levels - 1, level, -1):
+            slot = self._entry_at(at, iova, upper)
+            pte = self._load(slot, 0)
             if not pte & PTE_V:
                 pte = self.allocator.page() // PAGE << PTE_PPN_SHIFT | PTE_V
-                _store(self.memory, slot, pte)
+                self._store(slot, 0, pte)
             elif pte & (PTE_R | PTE_X):
                 raise ValueError(f"IOVA must not lie in a superpage that is mapped, not {iova!r}")
             at = Spa((pte >> PTE_PPN_SHIFT & PTE_PPN_MASK) * PAGE)
-        slot = Spa(at + _index(iova, level) * 8)
-        pte = _load(self.memory, slot)
+        slot = self._entry_at(at, iova, level)
+        pte = self._load(slot, 0)
         if level and pte & PTE_V and not pte & (PTE_R | PTE_X):
             below = self._empty_tables(Spa((pte >> PTE_PPN_SHIFT & PTE_PPN_MASK) * PAGE), level - 1)
             if below is None:
                 raise ValueError(f"No smaller page may be mapped inside a new superpage, not at {iova!r}")
-            _store(self.memory, slot, 0)
+            self._store(slot, 0, 0)
             self.retired += below
+            if self.observer:
+                size = self.scheme.size_of_level(level)
+                self.observer.pointer_replaced(self.root, Iova(iova // size * size), size)
         return slot
 
     def _empty_tables(self, table: Spa, level: int) -> list[Spa] | None:
         """Return a table without leaves and those below it; None when a leaf is found."""
         found = [table]
-        for n in range(512):
-            pte = _load(self.memory, Spa(table + n * 8))
+        for n in range(1 << self.scheme.index_bits):
+            pte = self._load(table, n)
             if pte & PTE_V:
                 if level == 0 or pte & (PTE_R | PTE_X):
                     return None
@@ -543,13 +584,13 @@ class PageTable:
 
     def _slot(self, iova: Iova, level: int) -> Spa:
         at = self.root
-        for upper in range(2, level, -1):
-            pte = _load(self.memory, Spa(at + _index(iova, upper) * 8))
+        for upper in range(self.scheme.levels - 1, level, -1):
+            pte = self._load(self._entry_at(at, iova, upper), 0)
             at = Spa((pte >> PTE_PPN_SHIFT & PTE_PPN_MASK) * PAGE)
-        return Spa(at + _index(iova, level) * 8)
+        return self._entry_at(at, iova, level)
 
     def _mapping(self, iova: Iova) -> Mapping:
-        for size in SIZES:
+        for size in self.scheme.sizes:
             mapping = self.mappings.get(Iova(iova // size * size))
             if mapping and mapping.size == size:
                 return mapping
@@ -572,21 +613,87 @@ class PageTable:
     def _observe_unmapped(self, mapping: Mapping) -> None:
         self.observer.unmapped(self.root, mapping.iova)
 
-
-def _load(memory: Memory, address: Spa) -> int:
-    return int.from_bytes(memory.read(address, 8), "little")
-
-
-def _store(memory: Memory, address: Spa, value: int) -> None:
-    memory.write(address, value.to_bytes(8, "little"))
+    def _usable(self, perms: str, a: bool, d: bool) -> str:
+        """Return the permissions that a user device has now: none without A or U, no write without D. [RVIOMMU1.0 3.3]"""
+        if not (a or self.is_updated) or "u" not in perms:
+            return ""
+        return "".join(perm for perm in "rwx" if perm in perms and (perm != "w" or d or self.is_updated))
 
 
-def _index(iova: Iova, level: int) -> int:
-    return iova >> 12 + 9 * level & 0x1FF
+class GuestView:
+    """Memory at guest physical addresses: what a guest reads and writes through its second-stage table.
+
+    It goes by what the builder of that table was told, not by permissions: the guest's own harts may have others.
+    :exc:`ValueError` when an address is not mapped.
+    """
+
+    def __init__(self, memory: Memory, second_stage: PageTable):
+        self.memory, self.second_stage = memory, second_stage
+
+    def read(self, address: Spa, length: int) -> bytes:
+        """Return ``length`` bytes."""
+        return b"".join(self.memory.read(at, size) for at, size in self._pieces(address, length))
+
+    def write(self, address: Spa, data: bytes) -> None:
+        """Write ``data``."""
+        done = 0
+        for at, size in self._pieces(address, len(data)):
+            self.memory.write(at, data[done:done + size])
+            done += size
+
+    def _pieces(self, address: Spa, length: int) -> list[tuple[Spa, int]]:
+        found, end = [], address + length
+        while address < end:
+            size = min(PAGE - address % PAGE, end - address)
+            found.append((self.second_stage.spa_of(Iova(address)), size))
+            address = Spa(address + size)
+        return found
 
 
-def _is_canonical(iova: Iova) -> bool:
-    return 0 <= iova < 1 << 64 and iova >> 38 in (0, (1 << 26) - 1)
+def _checked_order(order: str) -> str:
+    if order not in ("little", "big"):
+        raise ValueError(f'Order of bytes must be "little" or "big", not {order!r}')
+    return order
+
+
+def _load(memory: Memory, address: Spa, order: str = "little", size: int = 8) -> int:
+    return int.from_bytes(memory.read(address, size), "big" if order == "big" else "little")
+
+
+def _store(memory: Memory, address: Spa, value: int, order: str = "little", size: int = 8) -> None:
+    memory.write(address, value.to_bytes(size, "big" if order == "big" else "little"))
+
+
+def _load_all(memory: Memory, address: Spa, count: int, order: str) -> list[int]:
+    return [_load(memory, Spa(address + 8 * n), order) for n in range(count)]
+
+
+def _store_entry(memory: Memory, at: Spa, dwords: list[int], order: str, hear_invalid: Callable[[], None] | None = None,
+                 hear_new: Callable[[], None] | None = None) -> None:
+    """Write an entry whose V is bit 0 of its first doubleword so that it is valid only while it is whole."""
+    if len(dwords) > 1 and _load(memory, at, order) & 1:
+        _store(memory, at, 0, order)
+        if hear_invalid:
+            hear_invalid()
+    if hear_new:
+        hear_new()
+    for n in range(len(dwords) - 1, -1, -1):  # V is in the first doubleword: stored last
+        _store(memory, Spa(at + n * 8), dwords[n], order)
+
+
+def _directory_entry(directory: DeviceDirectory | ProcessDirectory, index: tuple[int, ...], level: int, leaf_bytes: int) -> Spa:
+    """Return where the entry of ``level`` is, making the tables above it."""
+    if not 0 <= level < directory.levels:
+        raise ValueError(f"Level must be below {directory.levels}, not {level!r}")
+    at = directory.root
+    for upper in range(directory.levels - 1, level, -1):
+        entry = Spa(at + index[upper] * 8)
+        pointer = _load(directory.memory, entry, directory.order)
+        if not pointer & 1:
+            pointer = directory.allocator.page() // PAGE << 10 | 1
+            _store(directory.memory, entry, pointer, directory.order)
+        at = Spa((pointer >> 10 & PTE_PPN_MASK) * PAGE)
+    return Spa(at + index[level] * (8 if level else leaf_bytes))
 
 
 def _flags(perms: str) -> int:
@@ -596,10 +703,3 @@ def _flags(perms: str) -> int:
     if not set(perms) & set("rx") or ("w" in perms and "r" not in perms):
         raise ValueError(f'Permissions must contain "r" or "x", and no "w" without "r", not {perms!r}')
     return sum(bit for perm, bit in zip("rwxu", (PTE_R, PTE_W, PTE_X, PTE_U)) if perm in perms)
-
-
-def _usable(perms: str, a: bool, d: bool) -> str:
-    """Return the permissions that a device has now: none without A or U, no write without D. [RVIOMMU1.0 3.3]"""
-    if not a or "u" not in perms:
-        return ""
-    return "".join(perm for perm in "rwx" if perm in perms and (perm != "w" or d))

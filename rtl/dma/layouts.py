@@ -3,9 +3,10 @@
 from functools import cache
 
 from amaranth import unsigned
-from amaranth.lib import data
+from amaranth.lib import data, stream
+from amaranth.lib.wiring import In, Out
 
-from ..tlp.layouts import BurstStatus
+from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
 
 
 class Segment(data.Struct):
@@ -33,3 +34,13 @@ class WriterDone(data.Struct):
 
     length_bytes: unsigned(32)
     status: BurstStatus
+
+
+def client_ports(width):
+    """Return the members of a component that is a DMA client of the card, by name: bursts, data both ways, ends of writes."""
+    return {
+        "bursts": Out(stream.Signature(Burst)),
+        "read_data": In(stream.Signature(BurstData(width))),
+        "write_data": Out(stream.Signature(BurstData(width))),
+        "write_done": In(stream.Signature(BurstDone)),
+    }

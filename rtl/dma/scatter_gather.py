@@ -5,8 +5,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..stream.arbiter import Arbiter
-from ..tlp.layouts import Burst, BurstData, BurstDone
-from .layouts import ChainBeat, Segment, WriterDone
+from ..tlp.layouts import Burst
+from .layouts import ChainBeat, Segment, WriterDone, client_ports
 from .reader import Reader
 from .writer import Writer
 
@@ -54,10 +54,7 @@ class ScatterGather(wiring.Component):
             "finished": Out(stream.Signature(WriterDone)),
             "failed": Out(1),
             "settled": Out(1),
-            "bursts": Out(stream.Signature(Burst)),
-            "read_data": In(stream.Signature(BurstData(width))),
-            "write_data": Out(stream.Signature(BurstData(width))),
-            "write_done": In(stream.Signature(BurstDone)),
+            **client_ports(width),
             "stop": In(1),
             "stopped": Out(1),
         })

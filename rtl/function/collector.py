@@ -55,8 +55,6 @@ class ErrorCollector(wiring.Component):
         For IDs.
     present : ``In(functions)``
         A bit per function: it is there.
-    discard : ``In(1)``
-        All that waits is dropped.
     reports : ``Out(stream.Signature(ErrorReport))``
         To :class:`.errors.Errors`.
     """
@@ -70,7 +68,6 @@ class ErrorCollector(wiring.Component):
             "completions": In(CompletionTap),
             "state": In(ConfigState).array(functions),
             "present": In(functions),
-            "discard": In(1),
             "reports": Out(stream.Signature(ErrorReport)),
         })
 
@@ -121,9 +118,9 @@ class ErrorCollector(wiring.Component):
             (tags.unsupported | tags.aborted, abort, tags.function, 0, 0),
         )
         for (happens, what, function, is_for_all, found), waiting in zip(sources, turns.i):
-            with m.If(waiting.ready | self.discard):
+            with m.If(waiting.ready):
                 m.d.sync += waiting.valid.eq(0)
-            with m.If(happens & ~waiting.valid & ~self.discard):
+            with m.If(happens & ~waiting.valid):
                 m.d.sync += [
                     waiting.valid.eq(1),
                     waiting.payload.function.eq(function),

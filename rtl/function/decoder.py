@@ -82,6 +82,7 @@ class AddressDecoder(wiring.Component):
                 with m.If(hit):
                     m.d.sync += [
                         response.payload.hit.eq(~Array(state.in_reset for state in self.state)[function]),
+                        response.payload.claimed.eq(1),
                         response.payload.function.eq(function),
                         response.payload.bar.eq(bar.index),
                         response.payload.offset.eq(Cat(Signal(3), offset[3:])),

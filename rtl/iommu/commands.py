@@ -4,8 +4,10 @@ from amaranth import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..spec.riscv_iommu import EXTENDED_DDI, PDI
 from ..spec.riscv_iommu_registers import COMMAND_BYTES, DEVICE_ID_BITS, PAGE_BITS, Command, Mode, Opcode
 from ..tlp.layouts import BurstStatus
+from .features import Features
 from .layouts import Invalidate, InvalidateKind, MemoryRead, MemoryReadData, MemoryWrite, MemoryWriteDone
 from .registers import QueueControl
 
@@ -25,6 +27,11 @@ class Commands(wiring.Component):
 
     Throughput: an invalidation per 3 cycles and a read per 4 commands.
 
+    Parameters
+    ----------
+    features : :class:`.features.Features`
+        IODIR.INVAL_PDT is there with process directories, for process_ids that fit the largest; device_ids are split as ``MSI_FLAT`` says.
+
     Members
     -------
     control : ``In(QueueControl())``
@@ -41,15 +48,19 @@ class Commands(wiring.Component):
         The gate.
     """
 
-    control: In(QueueControl())
-    ddtp_mode: In(Mode)
-    read: Out(stream.Signature(MemoryRead))
-    read_data: In(stream.Signature(MemoryReadData))
-    write: Out(stream.Signature(MemoryWrite))
-    write_done: In(stream.Signature(MemoryWriteDone))
-    invalidate: Out(stream.Signature(Invalidate))
-    fence: Out(stream.Signature(0))
-    fenced: In(stream.Signature(0))
+    def __init__(self, *, features=Features()):
+        self.features = features
+        super().__init__({
+            "control": In(QueueControl()),
+            "ddtp_mode": In(Mode),
+            "read": Out(stream.Signature(MemoryRead)),
+            "read_data": In(stream.Signature(MemoryReadData)),
+            "write": Out(stream.Signature(MemoryWrite)),
+            "write_done": In(stream.Signature(MemoryWriteDone)),
+            "invalidate": Out(stream.Signature(Invalidate)),
+            "fence": Out(stream.Signature(0)),
+            "fenced": In(stream.Signature(0)),
+        })
 
     def elaborate(self, platform):
         m = Module()
@@ -148,8 +159,11 @@ class Commands(wiring.Component):
     def _judge(self, m, command, is_invalidation, is_fence, wide):
         """Tell invalidations and fences; what is neither is illegal. Fill the invalidation. [RVIOMMU1.0 4.1.1 to 4.1.3]"""
         tlb, fence, directory, out = command.iotinval, command.iofence, command.iodir, self.invalidate.p
+        features, widths = self.features, dict(DEVICE_ID_BITS)
+        if features.MSI_FLAT:
+            widths = {mode: high for mode, (_, high) in zip(widths, EXTENDED_DDI)}
         with m.Switch(self.ddtp_mode):
-            for mode, width in DEVICE_ID_BITS.items():
+            for mode, width in widths.items():
                 if width < len(directory.DID):
                     with m.Case(mode):
                         m.d.comb += wide.eq(directory.DV & directory.DID[width:].any())
@@ -157,12 +171,15 @@ class Commands(wiring.Component):
             out.av.eq(tlb.AV), out.page.eq(tlb.ADDR), out.pscv.eq(tlb.PSCV), out.pscid.eq(tlb.PSCID), out.gv.eq(tlb.GV),
             out.gscid.eq(tlb.GSCID), out.dv.eq(directory.DV), out.device_id.eq(directory.DID),
         ]  # fmt: skip
+        process = directory.func3, directory.PID
+        if features.has_processes:  # INVAL_PDT: DV is 1, and PID is one that can be
+            width = PDI[2 if features.PD20 else 1 if features.PD17 else 0][1]
+            is_process = directory.func3[0]
+            process = directory.func3[1:], Mux(is_process, ~directory.DV | directory.PID[width:].any(), directory.PID.any())
         reserved = {
             Opcode.IOTINVAL: (tlb.reserved_11, tlb.reserved_34, tlb.reserved_60, tlb.reserved_126, tlb.func3[1:], tlb.func3[0] & tlb.PSCV),
             Opcode.IOFENCE: (fence.func3, fence.WSI, fence.reserved_14, fence.reserved_126),
-            # INVAL_PDT (func3 1) asks for process directories, which this build does not have.
-            Opcode.IODIR: (directory.func3, directory.PID, directory.reserved_10, directory.reserved_32, directory.reserved_34,
-                           directory.reserved_64, wide),
+            Opcode.IODIR: (directory.reserved_10, directory.reserved_32, directory.reserved_34, directory.reserved_64, wide, *process),
         }  # fmt: skip
         with m.Switch(tlb.opcode):
             for opcode, bits in reserved.items():
@@ -171,5 +188,8 @@ class Commands(wiring.Component):
                     m.d.comb += target.eq(~Cat(*bits).any())
         with m.If(tlb.opcode == Opcode.IODIR):
             m.d.comb += [out.kind.eq(InvalidateKind.DDT), out.av.eq(0), out.pscv.eq(0), out.gv.eq(0)]
+            if features.has_processes:
+                with m.If(directory.func3[0]):
+                    m.d.comb += out.kind.eq(InvalidateKind.PDT)
         with m.Else():
             m.d.comb += [out.kind.eq(Mux(tlb.func3[0], InvalidateKind.GVMA, InvalidateKind.VMA)), out.dv.eq(0)]

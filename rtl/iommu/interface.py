@@ -10,6 +10,7 @@ from ..stream.arbiter import Arbiter
 from ..tlp.layouts import Burst, BurstData, BurstDone, ConfigState
 from .commands import Commands
 from .faults import Faults
+from .features import Features
 from .interrupts import Interrupts
 from .layouts import FaultReport, Invalidate, MemoryRead, MemoryReadData
 from .memory_port import MemoryPort
@@ -75,7 +76,7 @@ class ProgrammingInterface(wiring.Component):
     ----------
     width : :class:`int`
         Bits of burst data per beat.
-    strict, vectors, queue_log2_max, physical_address_bits
+    strict, vectors, queue_log2_max, physical_address_bits, features
         See :class:`.registers.Registers`.
 
     Members
@@ -99,11 +100,12 @@ class ProgrammingInterface(wiring.Component):
         Of the translator.
     """
 
-    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56):
-        self.width = width
+    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56,
+                 features=Features()):  # fmt: skip
+        self.width, self.features = width, features
         self._port = MemoryPort(width=width, readers=2, writers=3)
         self._registers = Registers(strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
-                                    physical_address_bits=physical_address_bits)  # fmt: skip
+                                    physical_address_bits=physical_address_bits, features=features)  # fmt: skip
         super().__init__({
             "bus": In(RegisterBus()),
             "config": In(ConfigState),
@@ -124,7 +126,7 @@ class ProgrammingInterface(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.registers, m.submodules.port = registers, port = self._registers, self._port
-        m.submodules.commands, m.submodules.faults = commands, faults = Commands(), Faults()
+        m.submodules.commands, m.submodules.faults = commands, faults = Commands(features=self.features), Faults()
         m.submodules.interrupts = interrupts = Interrupts()
         m.submodules.reports = reports = Arbiter(FaultReport, 2)
         m.submodules.fences = fences = FenceShare(count=2)

@@ -1,35 +1,54 @@
-"""The IOTLB: first-stage translations by page, size and address space."""
+"""The IOTLB: translations of both stages together, by page, size and address space."""
 
 from amaranth import Array, Cat, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-SUPERPAGES = ((4, 16), (9, 21), (18, 30))  # low page-number bits that the page covers, log2 of its size [RVPRIV 10.4, 11]
-VPN_BITS = 27  # Sv39
+from .features import Features
+
+# Larger pages: low page-number bits that the page covers, log2 of its size. [RVPRIV 10.4 to 10.6, 11]
+SUPERPAGES = ((4, 16), (9, 21), (18, 30), (27, 39), (36, 48))
 REGION_BITS = 9  # low page-number bits that number the pages of one leaf table
 
 
-class Entry(data.Struct):
-    """A translation; ``reach`` is 0 for 4 KiB, else 1 + the index in ``SUPERPAGES``."""
-
-    vpn: VPN_BITS
-    PSCID: 20
-    G: 1
-    ppn: 44
-    readable: 1
-    writable: 1
-    reach: 2
+def superpages(features):
+    """Return those of ``SUPERPAGES`` that there are."""
+    return SUPERPAGES[: features.levels]
 
 
-class Found(data.Struct):
-    """Result of a lookup: physical page for the looked-up page, permissions, size."""
+def entry_layout(features):
+    """Return the layout of a translation, of both stages together; ``reach`` is 0 for 4 KiB, else 1 + the index in ``SUPERPAGES``.
 
-    hit: 1
-    ppn: 44
-    readable: 1
-    writable: 1
-    size_log2: 6
+    ``PSCID`` and ``G`` count where ``first`` is 1 (a first stage took part), ``GSCID`` where ``GV`` is 1 (a second stage did); they are
+    0 elsewhere. ``is_fragment``: the page of the first stage is larger than the entry.
+    """
+    return data.StructLayout({
+        "vpn": features.page_bits, "PSCID": 20, "G": 1, "ppn": 44, "readable": 1, "writable": 1,
+        "reach": range(len(superpages(features)) + 1),
+        **({"executable": 1, "U": 1} if features.has_processes else {}),
+        **({"first": 1, "GV": 1, "GSCID": 16, "is_fragment": 1} if features.has_second_stage else {}),
+        **({"PBMT": 2} if features.Svpbmt else {}),
+    })  # fmt: skip
+
+
+Entry = entry_layout(Features())
+
+
+def space_layout(features):
+    """Return the layout of an address space: the members of an entry that name it, but G."""
+    return data.StructLayout({"PSCID": 20, **({"first": 1, "GV": 1, "GSCID": 16} if features.has_second_stage else {})})
+
+
+def found_layout(features):
+    """Return the layout of the result of a lookup: physical page for the looked-up page, permissions, size."""
+    return data.StructLayout({
+        "hit": 1, "ppn": 44, "readable": 1, "writable": 1, "size_log2": 6,
+        **({"executable": 1, "U": 1} if features.has_processes else {}), **({"PBMT": 2} if features.Svpbmt else {}),
+    })  # fmt: skip
+
+
+Found = found_layout(Features())
 
 
 class Iotlb(wiring.Component):
@@ -38,9 +57,10 @@ class Iotlb(wiring.Component):
     Pages of 4 KiB live in sets of ``ways`` entries: as many sequential pages of a 2 MiB region as there are entries fill every set
     evenly, and regions are spread over the sets. Larger pages live in a small associative array. A new entry takes an empty place of its
     set or a random one, so that a cyclic pattern that is a little too large does not evict all of itself. An entry with G matches every
-    PSCID. Several entries for one page may exist: one of them answers, and ``discard`` takes all of them out.
+    PSCID. Several entries for one page may exist: one of them answers, and ``discard`` takes all of them out. Forgetting by page forgets
+    all if there may be fragments of larger first-stage pages, since a page of those may stand for all of them. [RVIOMMU1.0 4.1.1]
 
-    Latency: ``vpn`` in cycle n, ``PSCID`` in cycle n + 1, ``found`` combinationally in cycle n + 1. Throughput: one lookup, one fill, one
+    Latency: ``vpn`` in cycle n, ``space`` in cycle n + 1, ``found`` combinationally in cycle n + 1. Throughput: one lookup, one fill, one
     invalidation per cycle. What is filled in cycle n is found by lookups that begin in cycle n + 1; what is forgotten in cycle n is not
     found by those, and a fill in the same cycle is forgotten too.
 
@@ -52,16 +72,18 @@ class Iotlb(wiring.Component):
         A power of two.
     superpage_entries : :class:`int`
         Larger entries: a power of two, at least 2.
+    features : :class:`.features.Features`
+        Decides what an entry has.
 
     Members
     -------
-    vpn, PSCID, advance : ``In``
+    vpn, space, advance : ``In(features.page_bits)``, ``In(space_layout(features))``, ``In(1)``
         The lookup; ``advance`` moves it from its first to its second cycle.
-    found : ``Out(Found)``
+    found : ``Out(found_layout(features))``
         Its result.
     discard : ``In(1)``
         The entries found are of no use: forget them.
-    fill : ``In(stream.Signature(Entry))``
+    fill : ``In(stream.Signature(entry_layout(features)))``
         New entries; always taken.
     forget, forget_av, forget_vpn : ``In``
         Forget everything, or with ``forget_av`` at least what translates ``forget_vpn``.
@@ -72,33 +94,36 @@ class Iotlb(wiring.Component):
         If a size is out of range.
     """
 
-    def __init__(self, *, entries=64, ways=4, superpage_entries=8):
+    def __init__(self, *, entries=64, ways=4, superpage_entries=8, features=Features()):
         for name, value, least in (("IOTLB entries", entries, 4), ("IOTLB ways", ways, 1), ("Superpage entries", superpage_entries, 2)):
             if not isinstance(value, int) or value < least or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two and at least {least}, not {value!r}")
         if entries < 2 * ways:
             raise ValueError(f"IOTLB entries must be at least twice the {ways} ways, not {entries!r}")
         self.entries, self.ways, self.superpage_entries = entries, ways, superpage_entries
+        self.features = features
         super().__init__({
-            "vpn": In(VPN_BITS),
-            "PSCID": In(20),
+            "vpn": In(features.page_bits),
+            "space": In(space_layout(features)),
             "advance": In(1),
-            "found": Out(Found),
+            "found": Out(found_layout(features)),
             "discard": In(1),
-            "fill": In(stream.Signature(Entry)),
+            "fill": In(stream.Signature(entry_layout(features))),
             "forget": In(1),
             "forget_av": In(1),
-            "forget_vpn": In(VPN_BITS),
+            "forget_vpn": In(features.page_bits),
         })
 
     def elaborate(self, platform):
         m = Module()
+        page_bits, pages = self.features.page_bits, superpages(self.features)
+        layout = entry_layout(self.features)
         sets = self.entries // self.ways
         bits = sets.bit_length() - 1
 
         def place(vpn):
             result = vpn[:bits]
-            for low in range(max(REGION_BITS, bits), VPN_BITS, bits):
+            for low in range(max(REGION_BITS, bits), page_bits, bits):
                 result = result ^ vpn[low : low + bits]
             return result[:bits]
 
@@ -106,7 +131,7 @@ class Iotlb(wiring.Component):
         m.d.comb += self.fill.ready.eq(1)
         small = self.fill.valid & (entry.reach == 0)
         looked_up, shown = Signal(bits), Signal(bits)
-        sought, forgotten, filled = Signal(VPN_BITS), Signal(bits), Signal(bits)
+        sought, forgotten, filled = Signal(page_bits), Signal(bits), Signal(bits)
         m.d.comb += [looked_up.eq(place(self.vpn)), forgotten.eq(place(self.forget_vpn)), filled.eq(place(entry.vpn))]
         noise = Signal(16, init=1)  # x^16 + x^15 + x^13 + x^4 + 1, every state but 0
         with m.If(self.fill.valid):
@@ -114,8 +139,23 @@ class Iotlb(wiring.Component):
         with m.If(self.advance):
             m.d.sync += [shown.eq(looked_up), sought.eq(self.vpn)]
 
+        def same_space(item):
+            names = [name for name, _ in self.space.shape() if name != "PSCID"]
+            return Cat(item.G | (item.PSCID == self.space.PSCID), *(item[name] == self.space[name] for name in names)).all()
+
+        # Whether a page stands for itself alone.
+        forget_all = Signal()
+        m.d.comb += forget_all.eq(self.forget & ~self.forget_av)
+        if self.features.has_second_stage:
+            had_fragments, has_fragments = Signal(), Signal()
+            m.d.comb += [
+                has_fragments.eq(had_fragments | (small & entry.is_fragment)),
+                forget_all.eq(self.forget & (~self.forget_av | has_fragments)),
+            ]
+            m.d.sync += had_fragments.eq(has_fragments & ~forget_all)
+
         # 4 KiB pages.
-        row = data.StructLayout({"vpn": VPN_BITS, "PSCID": 20, "G": 1, "ppn": 44, "readable": 1, "writable": 1})
+        row = data.StructLayout({name: field.shape for name, field in layout if name not in ("reach", "is_fragment")})
         hits, rows = [], []
         empty, victim = Signal(self.ways), Signal(range(max(self.ways, 2)))
         for way in range(self.ways):
@@ -125,38 +165,37 @@ class Iotlb(wiring.Component):
             m.d.comb += [
                 read.addr.eq(looked_up), read.en.eq(self.advance), write.addr.eq(filled), write.en.eq(small & (victim == way)),
                 empty[way].eq(~valid.bit_select(filled, 1)),
-                *(write.data[name].eq(entry[name]) for name in ("vpn", "PSCID", "G", "ppn", "readable", "writable")),
+                *(write.data[name].eq(entry[name]) for name, _ in row),
             ]
             with m.If(self.advance):
-                m.d.sync += valid_then.eq(valid.bit_select(looked_up, 1) & ~(self.forget & (~self.forget_av | (forgotten == looked_up))))
+                m.d.sync += valid_then.eq(valid.bit_select(looked_up, 1) & ~(forget_all | (self.forget & (forgotten == looked_up))))
             with m.If(write.en):
                 m.d.sync += valid.bit_select(filled, 1).eq(1)
             rows.append(read.data)
-            hits.append(valid_then & (read.data.vpn == sought) & (read.data.G | (read.data.PSCID == self.PSCID)))
+            hits.append(valid_then & (read.data.vpn == sought) & same_space(read.data))
             with m.If(self.discard & hits[way]):
                 m.d.sync += valid.bit_select(shown, 1).eq(0)
-            with m.If(self.forget):
-                with m.If(self.forget_av):
-                    m.d.sync += valid.bit_select(forgotten, 1).eq(0)
-                with m.Else():
-                    m.d.sync += valid.eq(0)
+            with m.If(forget_all):
+                m.d.sync += valid.eq(0)
+            with m.Elif(self.forget):
+                m.d.sync += valid.bit_select(forgotten, 1).eq(0)
         m.d.comb += victim.eq(noise if self.ways > 1 else 0)
         for way in reversed(range(self.ways)):
             with m.If(empty[way]):
                 m.d.comb += victim.eq(way)
 
         # Larger pages.
-        large = Array(Signal(Entry, name=f"large_{n}") for n in range(self.superpage_entries))
+        large = Array(Signal(layout, name=f"large_{n}") for n in range(self.superpage_entries))
         large_valid, large_victim = Signal(self.superpage_entries), Signal(range(self.superpage_entries))
         large_hits = []
 
         def covers(item, vpn):
-            same = Signal(len(SUPERPAGES))
-            m.d.comb += same.eq(Cat(*[item.vpn[low:] == vpn[low:] for low, _ in SUPERPAGES]))
-            return same.bit_select((item.reach - 1)[:2], 1)
+            same = Signal(len(pages))
+            m.d.comb += same.eq(Cat(*[item.vpn[low:] == vpn[low:] for low, _ in pages]))
+            return same.bit_select((item.reach - 1)[: (len(pages) - 1).bit_length()], 1)
 
         for n in range(self.superpage_entries):
-            large_hits.append(large_valid[n] & covers(large[n], sought) & (large[n].G | (large[n].PSCID == self.PSCID)))
+            large_hits.append(large_valid[n] & covers(large[n], sought) & same_space(large[n]))
         m.d.comb += large_victim.eq(noise)
         for n in reversed(range(self.superpage_entries)):
             with m.If(~large_valid[n]):
@@ -168,20 +207,19 @@ class Iotlb(wiring.Component):
         with m.If(self.forget):
             m.d.sync += large_valid.eq(0)
 
+        names = [name for name, _ in self.found.shape() if name not in ("hit", "ppn", "size_log2")]
         for n in range(self.superpage_entries):
             item = large[n]
             with m.If(large_hits[n]):
-                m.d.comb += [
-                    self.found.hit.eq(1), self.found.readable.eq(item.readable), self.found.writable.eq(item.writable),
-                ]
+                m.d.comb += [self.found.hit.eq(1), *(self.found[name].eq(item[name]) for name in names)]
                 with m.Switch(item.reach):
-                    for reach, (low, size) in enumerate(SUPERPAGES, 1):
+                    for reach, (low, size) in enumerate(pages, 1):
                         with m.Case(reach):
                             m.d.comb += [self.found.ppn.eq(Cat(sought[:low], item.ppn[low:])), self.found.size_log2.eq(size)]
         for hit, found in zip(hits, rows):
             with m.If(hit):
                 m.d.comb += [
-                    self.found.hit.eq(1), self.found.ppn.eq(found.ppn), self.found.readable.eq(found.readable),
-                    self.found.writable.eq(found.writable), self.found.size_log2.eq(12),
+                    self.found.hit.eq(1), self.found.ppn.eq(found.ppn), self.found.size_log2.eq(12),
+                    *(self.found[name].eq(found[name]) for name in names),
                 ]
         return m

@@ -31,6 +31,7 @@ class TranslateResponse(data.Struct):
     readable: unsigned(1)
     writable: unsigned(1)
     size_log2: unsigned(6)  # 12, 16, 21, 30, ... of the translation used
+    PBMT: unsigned(2)  # memory type that the page tables ask for: 0 as the platform says, 1 NC, 2 IO [RVPRIV 12]
 
 
 class MemoryRead(data.Struct):
@@ -83,13 +84,14 @@ class FaultReport(data.Struct):
     iotval2: unsigned(64)
 
 
-class InvalidateKind(enum.Enum, shape=2):
+class InvalidateKind(enum.Enum, shape=3):
     """Which caches an :class:`Invalidate` is about."""
 
     VMA = 0  # first-stage translations [RVIOMMU1.0 4.1.1]
     GVMA = 1  # second-stage translations, and what was made of them [RVIOMMU1.0 4.1.1]
-    DDT = 2  # device contexts [RVIOMMU1.0 4.1.3]
+    DDT = 2  # device contexts, and process contexts with them [RVIOMMU1.0 4.1.3]
     ALL = 3  # everything
+    PDT = 4  # process contexts [RVIOMMU1.0 4.1.3]
 
 
 class Invalidate(data.Struct):

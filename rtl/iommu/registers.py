@@ -18,6 +18,7 @@ from ..spec.riscv_iommu_registers import (
     Mode,
     QueueCsr,
 )
+from .features import Features
 
 INDEX_BITS = 16  # of a queue index: LOG2SZ is at most this
 PPN_BITS = 44
@@ -92,6 +93,8 @@ class Registers(wiring.Component):
         Largest LOG2SZ of a queue: 1 to 16.
     physical_address_bits : :class:`int`
         32 to 56.
+    features : :class:`.features.Features`
+        What capabilities says beside the least.
 
     Members
     -------
@@ -118,7 +121,7 @@ class Registers(wiring.Component):
         If a number is out of range.
     """
 
-    def __init__(self, *, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56):
+    def __init__(self, *, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56, features=Features()):
         if vectors not in (1, 2, 4, 8, 16):
             raise ValueError(f"Vectors must be 1, 2, 4, 8 or 16, not {vectors!r}")
         if queue_log2_max not in range(1, INDEX_BITS + 1):
@@ -126,6 +129,7 @@ class Registers(wiring.Component):
         if physical_address_bits not in range(32, 57):
             raise ValueError(f"Physical address bits must be 32 to 56, not {physical_address_bits!r}")
         self.strict, self.vectors, self.queue_log2_max, self.physical_address_bits = strict, vectors, queue_log2_max, physical_address_bits
+        self.features = features
         super().__init__({
             "bus": In(RegisterBus()),
             "ddtp_mode": Out(Mode, init=Mode.OFF if strict else Mode.BARE),
@@ -154,7 +158,8 @@ class Registers(wiring.Component):
         now, table_half = Signal(64), Signal()
         is_table = (at >= MSI_TABLE // 8) & (at < MSI_TABLE // 8 + 2 * MSI_ENTRIES)
         entry = at[1:5]
-        capabilities = Capabilities.const({"version": VERSION, "Sv39": 1, "IGS": IGS_MSI, "PAS": self.physical_address_bits})
+        capabilities = Capabilities.const({
+            "version": VERSION, "IGS": IGS_MSI, "PAS": self.physical_address_bits, **self.features.capabilities})  # fmt: skip
         (cqcsr, cq_parts), (fqcsr, fq_parts) = cq.csr_word(), fq.csr_word()
         ipsr = Signal(2)  # fip, cip
         ddtp_busy = self.drain.valid | draining

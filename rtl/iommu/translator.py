@@ -1,15 +1,16 @@
 """The translation path: caches in front, walker behind."""
 
-from amaranth import Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth import Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..spec import riscv_iommu as spec
 from ..stream.queue import Queue
-from .contexts import Context, ContextCache
-from .iotlb import VPN_BITS, Iotlb
+from .contexts import ContextCache, Process, context_layout
+from .features import Features
+from .iotlb import Iotlb, space_layout
 from .layouts import FaultReport, Invalidate, InvalidateKind, MemoryRead, MemoryReadData, TranslateRequest, TranslateResponse
-from .walker import Walker
+from .walker import Walker, is_canonical, is_guest_page, is_refused, needs_process
 
 
 class Translator(wiring.Component):
@@ -27,10 +28,10 @@ class Translator(wiring.Component):
     entries, ways, superpage_entries : :class:`int`
         See :class:`.iotlb.Iotlb`.
     walks, context_entries : :class:`int`
-        Walks in flight; device contexts cached.
+        Walks in flight; device contexts cached, and as many process contexts.
     misses : :class:`int`
         Requests that wait in front of the walker before what is behind them stalls; prefetches do not wait.
-    physical_address_bits : :class:`int`
+    physical_address_bits, features
         See :class:`.walker.Walker`.
 
     Members
@@ -54,12 +55,15 @@ class Translator(wiring.Component):
         If a size is out of range.
     """
 
-    def __init__(self, *, entries=64, ways=4, superpage_entries=8, walks=8, context_entries=8, misses=16, physical_address_bits=56):
+    def __init__(self, *, entries=64, ways=4, superpage_entries=8, walks=8, context_entries=8, misses=16, physical_address_bits=56,
+                 features=Features()):  # fmt: skip
         self.entries, self.ways, self.superpage_entries = entries, ways, superpage_entries
         self.walks, self.context_entries, self.misses, self.physical_address_bits = walks, context_entries, misses, physical_address_bits
-        self._iotlb = Iotlb(entries=entries, ways=ways, superpage_entries=superpage_entries)
-        self._contexts = ContextCache(entries=context_entries, ports=2)
-        self._walker = Walker(walks=walks, physical_address_bits=physical_address_bits)
+        self.features = features
+        self._iotlb = Iotlb(entries=entries, ways=ways, superpage_entries=superpage_entries, features=features)
+        self._contexts = ContextCache(entries=context_entries, ports=2, layout=context_layout(features))
+        self._processes = ContextCache(entries=context_entries, ports=2, layout=Process) if features.has_processes else None
+        self._walker = Walker(walks=walks, physical_address_bits=physical_address_bits, features=features)
         self._missed = Queue(TranslateRequest, misses)
         super().__init__({
             "request": In(stream.Signature(TranslateRequest)),
@@ -79,6 +83,7 @@ class Translator(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        features = self.features
         m.submodules.iotlb = iotlb = self._iotlb
         m.submodules.contexts = contexts = self._contexts
         m.submodules.walker = walker = self._walker
@@ -91,14 +96,14 @@ class Translator(wiring.Component):
         wiring.connect(m, walker.fill_context, contexts.fill)
         m.d.comb += [
             walker.mode.eq(self.ddtp_mode), walker.root_ppn.eq(self.ddtp_ppn),
-            contexts.device_id[1].eq(walker.device_id),
-            walker.context.eq(contexts.context[1]), walker.context_found.eq(contexts.found[1]),
+            contexts.device_id[1].eq(walker.device_id), walker.context.eq(contexts.context[1]), walker.context_found.eq(contexts.found[1]),
             self.begun.eq(walker.begun), self.merged.eq(walker.merged), self.read.eq(walker.read),
         ]
 
-        # Invalidations.
+        # Invalidations take effect in the cycle in which they are taken.
         order = self.invalidate.payload
-        translations = (order.kind == InvalidateKind.VMA) | (order.kind == InvalidateKind.GVMA) | (order.kind == InvalidateKind.ALL)
+        is_all = order.kind == InvalidateKind.ALL
+        translations = (order.kind == InvalidateKind.VMA) | (order.kind == InvalidateKind.GVMA) | is_all
         m.d.comb += self.invalidate.ready.eq(1)
         with m.If(self.invalidate.valid):
             m.d.comb += [
@@ -106,36 +111,44 @@ class Translator(wiring.Component):
                 iotlb.forget.eq(translations),
                 iotlb.forget_av.eq(order.av & (order.kind == InvalidateKind.VMA)),
                 walker.forget_tables.eq(translations & ~iotlb.forget_av),
-                contexts.forget.eq((order.kind == InvalidateKind.DDT) | (order.kind == InvalidateKind.ALL)),
+                contexts.forget.eq((order.kind == InvalidateKind.DDT) | is_all),
             ]
         m.d.comb += iotlb.forget_vpn.eq(order.page)
 
-        # First cycle: context and IOTLB are read. Second cycle: decide. Then the response, unless the walker's answer goes first.
+        # First cycle: contexts and IOTLB are read. Second cycle: decide. Then the response, unless the walker's answer goes first.
         request, go = Signal(TranslateRequest), Signal()
-        valid, asked = Signal(), Signal(TranslateRequest)
-        context, context_found = Signal(Context), Signal()
-        m.d.comb += [
-            request.eq(Mux(walker.retry.valid, walker.retry.payload, self.request.payload)),
-            walker.retry.ready.eq(go), self.request.ready.eq(go & ~walker.retry.valid),
-            contexts.device_id[0].eq(request.device_id),
-            iotlb.vpn.eq(request.page), iotlb.advance.eq(go), iotlb.PSCID.eq(context.PSCID),
-        ]
+        context = Signal(context_layout(features))
+        # What the walker gives back never waits for a place in front of the walker: it is held here until the first cycle is free.
+        held, is_held, gives_back = Signal(TranslateRequest), Signal(), Signal()
         with m.If(go):
-            m.d.sync += [valid.eq(walker.retry.valid | self.request.valid), asked.eq(request), context.eq(contexts.context[0]),
-                         context_found.eq(contexts.found[0])]
-        found = iotlb.found
-        plain, passes, found_ours, hits = Signal(), Signal(), Signal(), Signal()
-        canonical = (asked.page[VPN_BITS - 1 :] == 0) | asked.page[VPN_BITS - 1 :].all()
-        in_directory = (self.ddtp_mode != spec.OFF) & (self.ddtp_mode != spec.BARE)
-        permitted = Signal()
-        with m.If(asked.is_write):
-            m.d.comb += permitted.eq(found.writable)
-        with m.Else():
-            m.d.comb += permitted.eq(found.readable)
+            m.d.sync += is_held.eq(0)
+        with m.Elif(walker.retry.valid & ~is_held):
+            m.d.sync += [held.eq(walker.retry.payload), is_held.eq(1)]
         m.d.comb += [
-            plain.eq(~asked.process_id_valid & ~asked.execute),
-            passes.eq((self.ddtp_mode == spec.BARE) | (in_directory & plain & context_found & context.is_bare)),
-            found_ours.eq(in_directory & plain & context_found & ~context.is_bare & canonical & found.hit),
+            gives_back.eq(walker.retry.valid | is_held), walker.retry.ready.eq(~is_held),
+            request.eq(Mux(is_held, held, Mux(walker.retry.valid, walker.retry.payload, self.request.payload))),
+            self.request.ready.eq(go & ~gives_back),
+            contexts.device_id[0].eq(request.device_id), context.eq(contexts.context[0]),
+            iotlb.vpn.eq(request.page), iotlb.advance.eq(go),
+        ]
+        space, now = Signal(self._space()), Signal(self._space())
+        m.d.comb += self._resolve(m, request, context, contexts.found[0], now)
+        valid, asked = Signal(), Signal(TranslateRequest)
+        with m.If(go):
+            m.d.sync += [valid.eq(gives_back | self.request.valid), asked.eq(request), space.eq(now)]
+        found = iotlb.found
+        m.d.comb += iotlb.space.eq(space.tag)
+        passes, found_ours, hits, permitted = Signal(), Signal(), Signal(), Signal()
+        in_directory = (self.ddtp_mode != spec.OFF) & (self.ddtp_mode != spec.BARE)
+        with m.If(asked.is_write):
+            m.d.comb += permitted.eq(found.writable & self._may(asked, space, found))
+        with m.Elif(asked.execute & Const(features.has_processes, 1)):
+            m.d.comb += permitted.eq((found.executable if features.has_processes else 0) & self._may(asked, space, found))
+        with m.Else():
+            m.d.comb += permitted.eq(found.readable & self._may(asked, space, found))
+        m.d.comb += [
+            passes.eq((self.ddtp_mode == spec.BARE) | (in_directory & space.is_known & space.is_bare)),
+            found_ours.eq(in_directory & space.is_known & ~space.is_bare & space.is_canonical & found.hit),
             hits.eq(found_ours & permitted),
             iotlb.discard.eq(valid & found_ours & ~permitted & go),  # the walk brings what memory says now
         ]
@@ -150,8 +163,10 @@ class Translator(wiring.Component):
             answer.cookie.eq(asked.cookie), answer.readable.eq(passes | found.readable), answer.writable.eq(passes | found.writable),
             answer.page.eq(found.ppn), answer.size_log2.eq(found.size_log2),
         ]
+        if features.Svpbmt:
+            m.d.comb += answer.PBMT.eq(found.PBMT)
         with m.If(passes):
-            m.d.comb += [answer.page.eq(asked.page), answer.size_log2.eq(63)]
+            m.d.comb += [answer.page.eq(asked.page), answer.size_log2.eq(63), answer.PBMT.eq(0)]
 
         free = Signal()
         m.d.comb += [
@@ -168,3 +183,59 @@ class Translator(wiring.Component):
             with m.If(walker.o.valid):
                 m.d.sync += self.response.payload.eq(walker.o.payload)
         return m
+
+    def _space(self):
+        """Return the layout of what the contexts say about a request."""
+        return data.StructLayout({
+            "is_known": 1, "is_bare": 1, "is_canonical": 1, "tag": space_layout(self.features),
+            **({"SUM": 1, "has_first": 1} if self.features.has_processes else {}),
+        })  # fmt: skip
+
+    def _resolve(self, m, request, context, context_found, space):
+        """Return assignments of ``space``: where ``request`` is to be looked up, if the caches know that. [RVIOMMU1.0 3.3]"""
+        features = self.features
+        first_mode, PSCID, is_known = context.fsc_mode, context.PSCID, context_found
+        result = []
+        if features.has_processes:
+            m.submodules.processes = processes = self._processes
+            wiring.connect(m, self._walker.fill_process, processes.fill)
+            process_id = Mux(request.process_id_valid, request.process_id, 0)
+            process, needed = processes.context[0], needs_process(context, request.process_id_valid, features)
+            m.d.comb += [
+                processes.device_id[0].eq(request.device_id), processes.process_id[0].eq(process_id),
+                processes.device_id[1].eq(self._walker.device_id), processes.process_id[1].eq(self._walker.process_id),
+                self._walker.process.eq(processes.context[1]), self._walker.process_found.eq(processes.found[1]),
+            ]
+            with m.If(self.invalidate.valid):
+                kind = self.invalidate.payload.kind
+                m.d.comb += processes.forget.eq(
+                    (kind == InvalidateKind.DDT) | (kind == InvalidateKind.PDT) | (kind == InvalidateKind.ALL))
+            first_mode = Mux(context.PDTV, Mux(needed, process.fsc_mode, spec.MODE_BARE), context.fsc_mode)
+            PSCID = Mux(needed, process.PSCID, context.PSCID)
+            is_known = context_found & (processes.found[0] | ~needed) & ~is_refused(
+                context, request.process_id_valid, request.process_id, features)
+            result += [
+                space.SUM.eq(process.SUM & needed), space.has_first.eq(first_mode != spec.MODE_BARE),
+            ]
+        else:
+            is_known = context_found & ~request.process_id_valid & ~request.execute
+        has_first = first_mode != spec.MODE_BARE
+        is_bare, fits = ~has_first, is_canonical(request.page, first_mode, features)
+        if features.has_second_stage:
+            has_second = context.guest_mode != spec.MODE_BARE
+            is_bare = ~has_first & ~has_second
+            fits = Mux(has_first, fits, is_guest_page(request.page, context.guest_mode, features))
+            PSCID = Mux(has_first, PSCID, 0)
+            result += [
+                space.tag.first.eq(has_first), space.tag.GV.eq(has_second), space.tag.GSCID.eq(Mux(has_second, context.GSCID, 0)),
+            ]
+        if features.has_processes:  # who may not be a supervisor here is the walker's to refuse
+            is_known &= ~(request.process_id_valid & request.privileged) | process.ENS | ~needed
+        return [*result, space.is_known.eq(is_known), space.is_bare.eq(is_bare), space.is_canonical.eq(fits), space.tag.PSCID.eq(PSCID)]
+
+    def _may(self, asked, space, found):
+        """Return whether the privilege of ``asked`` is one that the first stage serves. [RVPRIV 10.3.2]"""
+        if not self.features.has_processes:
+            return Const(1, 1)
+        supervisor, user_page = asked.process_id_valid & asked.privileged, (asked.is_write | ~asked.execute) & space.SUM
+        return ~space.has_first | Mux(supervisor, ~found.U | user_page, found.U)

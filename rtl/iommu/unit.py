@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..regs.bus import RegisterBus
 from ..tlp.layouts import Burst, BurstData, BurstDone, ConfigState
+from .features import Features
 from .interface import ProgrammingInterface
 from .layouts import TranslateRequest, TranslateResponse
 from .translator import Translator
@@ -24,6 +25,8 @@ class Iommu(wiring.Component):
         Bits of burst data per beat.
     strict, vectors, queue_log2_max
         See :class:`.registers.Registers`.
+    features : :class:`.features.Features`
+        What there is beside the least.
     translator
         Keyword parameters of :class:`.translator.Translator`.
 
@@ -44,10 +47,12 @@ class Iommu(wiring.Component):
         Pulses of the translator, for counters.
     """
 
-    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, **translator):
+    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, features=Features(), **translator):
         self.width, self.strict, self.vectors, self.queue_log2_max = width, strict, vectors, queue_log2_max
-        self._interface = ProgrammingInterface(width=width, strict=strict, vectors=vectors, queue_log2_max=queue_log2_max)
-        self._translator = Translator(**translator)
+        self.features = features
+        self._interface = ProgrammingInterface(width=width, strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
+                                               features=features)  # fmt: skip
+        self._translator = Translator(features=features, **translator)
         super().__init__({
             "translate_request": In(stream.Signature(TranslateRequest)),
             "translate_response": Out(stream.Signature(TranslateResponse)),

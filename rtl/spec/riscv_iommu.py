@@ -5,14 +5,19 @@ from amaranth.lib import data
 PAGE_BITS = 12
 PPN_BITS = 44
 DC_BYTES = 32  # base format [RVIOMMU1.0 3.1]
+EXTENDED_DC_BYTES = 64  # [RVIOMMU1.0 3.1]
+PC_BYTES = 16  # [RVIOMMU1.0 3.2]
+MSI_PTE_BYTES = 16  # [RVIOMMU1.0 3.3.3]
 ENTRY_BYTES = 8
 
-# Where the parts of a device_id lie, with 32-byte contexts. [RVIOMMU1.0 3.1]
+# Where the parts of a device_id lie: with 32-byte contexts, with 64-byte contexts. [RVIOMMU1.0 3.1]
 DDI = ((0, 7), (7, 16), (16, 24))
+EXTENDED_DDI = ((0, 6), (6, 15), (15, 24))
+PDI = ((0, 8), (8, 17), (17, 20))  # where the parts of a process_id lie [RVIOMMU1.0 3.2]
 
 
 class DirectoryEntry(data.Struct):
-    """Non-leaf entry of the device directory. [RVIOMMU1.0 3.1.1]"""
+    """Non-leaf entry of the device directory or of a process directory. [RVIOMMU1.0 3.1.1, 3.2.1]"""
 
     V: 1
     reserved_low: 9
@@ -49,12 +54,42 @@ class DeviceContext(data.Struct):
     fsc_mode: 4
 
 
-MODE_BARE = 0  # of iosatp, iohgatp and pdtp [RVIOMMU1.0 3.1.3]
-MODE_SV39 = 8
+class MsiContext(data.Struct):
+    """What extended format has behind it: msiptp, msi_addr_mask, msi_addr_pattern, a reserved doubleword. [RVIOMMU1.0 3.1.3]"""
+
+    msiptp_ppn: 44
+    msiptp_reserved: 16
+    msiptp_mode: 4
+    mask: 52
+    mask_reserved: 12
+    pattern: 52
+    pattern_reserved: 12
+    reserved: 64
+
+
+class ProcessContext(data.Struct):
+    """Process context: ta, fsc. [RVIOMMU1.0 3.2.2]"""
+
+    V: 1
+    ENS: 1
+    SUM: 1
+    ta_reserved: 9
+    PSCID: 20
+    ta_reserved_high: 32
+    fsc_ppn: 44
+    fsc_reserved: 16
+    fsc_mode: 4
+
+
+MODE_BARE = 0  # of iosatp, iohgatp, pdtp; Off of msiptp [RVIOMMU1.0 3.1.3]
+MODE_SV39, MODE_SV48, MODE_SV57 = 8, 9, 10  # of iosatp; of iohgatp with x4 [RVIOMMU1.0 3.1.3]
+MODE_PD8, MODE_PD17, MODE_PD20 = 1, 2, 3  # of pdtp [RVIOMMU1.0 3.1.3]
+MODE_FLAT = 1  # of msiptp [RVIOMMU1.0 3.1.3]
+LEVELS = {MODE_SV39: 3, MODE_SV48: 4, MODE_SV57: 5}  # of page tables [RVPRIV 10.4 to 10.6]
 
 
 class PageTableEntry(data.Struct):
-    """Sv39 page-table entry. [RVPRIV 10.4]"""
+    """Page-table entry of Sv39 and larger, of either stage. [RVPRIV 10.4]"""
 
     V: 1
     R: 1
@@ -72,6 +107,21 @@ class PageTableEntry(data.Struct):
 
 
 NAPOT_64K = 0b1000  # low bits of PPN of the one NAPOT size [RVPRIV 11]
+PBMT_RESERVED = 3  # [RVPRIV 12]
+
+
+class MsiEntry(data.Struct):
+    """First doubleword of an MSI page-table entry, basic translate mode; the second says nothing then. [RVIOMMU1.0 3.3.3]"""
+
+    V: 1
+    M: 2
+    reserved_low: 7
+    PPN: 44
+    reserved_high: 9
+    C: 1
+
+
+MSI_TRANSLATE = 3  # M of basic translate mode [RVIOMMU1.0 3.3.3]
 
 # ddtp.iommu_mode [RVIOMMU1.0 6.5]
 OFF, BARE, LVL1, LVL2, LVL3 = range(5)
@@ -83,13 +133,25 @@ WRITE_ACCESS_FAULT = 7
 INSTRUCTION_PAGE_FAULT = 12
 READ_PAGE_FAULT = 13
 WRITE_PAGE_FAULT = 15
+INSTRUCTION_GUEST_PAGE_FAULT = 20
+READ_GUEST_PAGE_FAULT = 21
+WRITE_GUEST_PAGE_FAULT = 23
 ALL_DISALLOWED = 256
 DDT_LOAD_FAULT = 257
 DDT_NOT_VALID = 258
 DDT_MISCONFIGURED = 259
 TYPE_DISALLOWED = 260
+MSI_LOAD_FAULT = 261
+MSI_NOT_VALID = 262
+MSI_MISCONFIGURED = 263
+PDT_LOAD_FAULT = 265
+PDT_NOT_VALID = 266
+PDT_MISCONFIGURED = 267
 DDT_CORRUPTED = 268
+PDT_CORRUPTED = 269
+MSI_CORRUPTED = 270
 PT_CORRUPTED = 274
+LOGGED_ALWAYS = (ALL_DISALLOWED, DDT_LOAD_FAULT, DDT_NOT_VALID, DDT_MISCONFIGURED, DDT_CORRUPTED)  # with DTF too [RVIOMMU1.0 4.2]
 
 # Transaction types [RVIOMMU1.0 4.2]
 TTYP_UNTRANSLATED_EXECUTE = 1

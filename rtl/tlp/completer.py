@@ -221,7 +221,8 @@ class Completer(wiring.Component):
                 with m.If(self.config_responses.valid):
                     m.d.sync += [gathered.eq(self.config_responses.payload.data), completer_id.eq(identities)]
                     m.next = "COMPLETE"
-                    with m.If(self.config_responses.payload.unsupported):
+                    with m.If(self.config_responses.payload.unsupported):  # no such function
+                        m.d.sync += is_claimed.eq(0)
                         m.next = "REFUSE"
 
             with m.State("ASK_DECODER"):

@@ -145,7 +145,7 @@ class Requester(wiring.Component):
     stop, stopped : ``In(functions)``, ``Out(functions)``
         A bit per function.
     pending : ``Out(functions)``
-        1: reads of the function are not over.
+        1: read requests of the function are sent, or about to be, and not over. [PCIe5 7.5.3.5]
     reads_room : ``Out(n)``
         1: at least 4 more reads of the client will be taken without waiting.
     tags_in_flight : ``Out(range(tags + 1))``
@@ -430,6 +430,11 @@ class Requester(wiring.Component):
                 opened.p.row.eq(request.row),
                 opened.p.index.eq(request.index),
             ]
+        for f in range(self.functions):
+            count = Signal(range(self.tags + 1), name=f"requests{f}")
+            begins, ends = granted.any() & (burst.function == f), table.ended.valid & (table.ended.p.function == f)
+            m.d.sync += count.eq(count + begins - ends)
+            m.d.comb += self.pending[f].eq(count != 0)
 
     def _make_buffer(self, m, table, lines):
         """Join buffer, lines and clients; return the ends of reads taken by their clients."""
@@ -469,5 +474,4 @@ class Requester(wiring.Component):
             starting.append(some)
         m.d.sync += [
             self.stopped.eq(self.stop & empty[0] & empty[1] & ~starting[0] & ~starting[1]),
-            self.pending.eq(~empty[0] | starting[0]),
         ]

@@ -4,9 +4,8 @@ from amaranth import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..dma.layouts import Segment, WriterDone
+from ..dma.layouts import Segment, WriterDone, client_ports
 from ..dma.scatter_gather import ScatterGather
-from ..tlp.layouts import Burst, BurstData, BurstDone
 from .blk import Blk
 from .layouts import Chain
 
@@ -39,10 +38,7 @@ class BlkFunction(wiring.Component):
             "readable": In(stream.Signature(Segment)),
             "writable": In(stream.Signature(Segment)),
             "finished": Out(stream.Signature(WriterDone)),
-            "bursts": Out(stream.Signature(Burst)),
-            "read_data": In(stream.Signature(BurstData(width))),
-            "write_data": Out(stream.Signature(BurstData(width))),
-            "write_done": In(stream.Signature(BurstDone)),
+            **client_ports(width),
             "stop": In(1),
             "stopped": Out(1),
         })

@@ -21,6 +21,7 @@ PAYLOADS, REQUESTS, LATENCIES = (128, 256, 512), (128, 256, 512, 1024, 2048, 409
 
 # What the best peer reaches (peers.md, measured there): cycles of a 64-byte operation, and of a lone one.
 PEER_READ_64 = {64: 10.8, 128: 5.4, 256: 3, 512: 2}
+PEER_LONE = {64: 38, 128: 25, 256: 20, 512: 17}
 PEER_WRITE_64 = {64: 10.5, 128: 5.3, 256: 3, 512: 2}
 PEER_WRITE_4K = {64: (6.81, 7.30, 7.56), 128: (13.62, 14.61, 15.16), 256: (25.6, 28.44, 30.12), 512: (42.67, 51.2, 56.89)}  # by MPS
 
@@ -103,6 +104,7 @@ def test_bulk(width, capsys):
                     worst[name] = min(worst.get(name, (9,)), (rate / most, case))
                     assert rate / most <= 1.001, f"{name} {case}: {rate:.2f} of {most:.2f} bytes per cycle"
     lines = [f"{width:3} bits, MPS {mps:3}: {name:9} {min(rates):5.2f} to {max(rates):5.2f} bytes per cycle, limit {limit(width, mps):.2f}"
+             + (f", peer {PEER_WRITE_4K[width][PAYLOADS.index(mps)]:.2f}" if name == "write" else "")
              for (name, mps), rates in sorted(table.items())]  # fmt: skip
     for name, (ratio, case) in worst.items():
         of = "aligned ones" if "+" in name else "the limit"
@@ -136,5 +138,6 @@ def test_lone(width, capsys):
             told = next(event.cycle for event, tlp in tlps if tlp.length_dw == 16 and tlp.type is TlpType.CPLD)
             assert FRAMES <= address < FRAMES + PAGES * PAGE and (address == FRAMES) == (not translated)
             host = told - asked - -(-(64 + 12) // (width // 8)) + 1  # from the request's last beat to the completion's first
-            show(capsys, f"{width:3} bits: lone 64 B read {cycles - host} cycles and the host's{', translated' * translated}")
+            way = ", translated" * translated
+            show(capsys, f"{width:3} bits: lone 64 B read {cycles - host} cycles and the host's{way}; peer {PEER_LONE[width]}")
             assert cycles - host <= 20 or width < 256

@@ -8,12 +8,13 @@ from amaranth.lib.wiring import In, Out
 
 from ringwall.rtl.config import IommuConfig
 from ringwall.rtl.core import Activity, Core
+from ringwall.rtl.dma.layouts import client_ports
 from ringwall.rtl.dma.scatter_gather import ScatterGather
 from ringwall.rtl.function.description import Bar, FunctionDescription, PcieCapability
 from ringwall.rtl.phy.raw import RawBeat, RawPhy
 from ringwall.rtl.regs.bus import RegisterBus
 from ringwall.rtl.regs.router import Range
-from ringwall.rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
+from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.rtl.tlp.requester import ReadClient
 
 __all__ = ["ADDRESS", "BYTES", "CYCLES", "FAILED", "START", "STRIDE", "Traffic", "TrafficCard", "TrafficConfig"]
@@ -38,10 +39,7 @@ class Traffic(wiring.Component):
         self.width, self.function, self.client = width, function, client
         super().__init__({
             "bus": In(RegisterBus()),
-            "bursts": Out(stream.Signature(Burst)),
-            "read_data": In(stream.Signature(BurstData(width))),
-            "write_data": Out(stream.Signature(BurstData(width))),
-            "write_done": In(stream.Signature(BurstDone)),
+            **client_ports(width),
             "stop": In(1),
             "stopped": Out(1),
         })

@@ -6,7 +6,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ringwall.sim import formal
-from ringwall.sim.formal import CounterExample, Unreachable, check_stream, mutant, offered, prove, refute
+from ringwall.sim.formal import CounterExample, Unreachable, check_stream, mutant, offered, planted, prove, refute, refute_each
 
 
 class Counter(wiring.Component):
@@ -153,3 +153,17 @@ def test_mutants():
     for text in ("count.eq(count + 2)", "count"):
         with pytest.raises(ValueError, match="must stand in Counter once, not"):
             mutant(Counter, text, "")
+
+
+def test_planted_bugs():
+    """FORMAL-9: of several planted bugs each is alone; each tells what it breaks, and one that breaks nothing is told by its number."""
+    bugs = [("count.eq(count + 1)", "count.eq(count - 1)"), ("count != self.top", "1"), ("count > 0", "count >= 0")]
+    circuit = planted(Counter, bugs)(limit=10)
+    assert refute_each(circuit, 2, depth=11) == ["count is positive", "count stays low"]
+    with pytest.raises(AssertionError, match=r"no assertion breaks within 11 cycles by bugs \[3\]"):
+        refute_each(circuit, 3, depth=11)
+    prove(circuit, depth=11)
+    with pytest.raises(ValueError, match="between 1 and 255, not 256"):
+        refute_each(circuit, 256, depth=11)
+    with pytest.raises(ValueError, match="must stand in Counter once, not"):
+        planted(Counter, [("count", "0")])

@@ -9,7 +9,7 @@ from ringwall.rtl.spec import pcie
 from ringwall.rtl.tlp import read_buffer, read_lines, requester, tags, write_path
 from ringwall.rtl.tlp.layouts import BurstData
 from ringwall.rtl.tlp.requester import ReadClient, Requester
-from ringwall.sim.formal import mutant, offered, prove, refute
+from ringwall.sim.formal import offered, planted, prove, refute_each
 
 CLIENTS = (ReadClient("wall", False, 128, 2), ReadClient("data", True, 4096, 2))
 DEPTH = 8
@@ -148,22 +148,24 @@ def test_requester():
     prove(RequesterContract(), depth=DEPTH)
 
 
-@pytest.mark.parametrize(("where", "old", "new", "broken"), [
-    ("front", "codes[queue.o.p.function]", "5", "longer than Max_Read_Request_Size"),
-    ("front", "(in_order != 0)", "1", "never passes a write"),
-    ("cutter", "room.eq((~offset & mask) + 1)", "room.eq(mask + 1)", "longer than Max_Read_Request_Size"),
-    ("requester", "order.o.ready.eq(~order.o.p.is_write | (unsent_gone != 0))", "order.o.ready.eq(1)", "never passes a write"),
-    ("requester", "header.last_be.eq(Mux(is_atomic, 0, piece.last_be))", "header.last_be.eq(piece.last_be | (piece.length_dw == 1))",
+BUGS = [
+    (read_lines.Cutter, "room.eq((~offset & mask) + 1)", "room.eq(mask + 1)", "longer than Max_Read_Request_Size"),
+    (read_lines.ReadFront, "codes[queue.o.p.function]", "5", "longer than Max_Read_Request_Size"),
+    (read_lines.ReadFront, "(in_order != 0)", "1", "never passes a write"),
+    (Requester, "order.o.ready.eq(~order.o.p.is_write | (unsent_gone != 0))", "order.o.ready.eq(1)", "never passes a write"),
+    (Requester, "header.last_be.eq(Mux(is_atomic, 0, piece.last_be))", "header.last_be.eq(piece.last_be | (piece.length_dw == 1))",
      "last enables"),
-])  # fmt: skip
-def test_requester_bugs(monkeypatch, where, old, new, broken):
+]  # fmt: skip
+
+
+def test_requester_bugs(monkeypatch):
     """FORMAL-REQ-2: each planted bug of the requester breaks the assertion that it should."""
-    make = Requester
-    if where == "front":
-        monkeypatch.setattr(read_lines, "ReadFront", mutant(read_lines.ReadFront, old, new))
-    elif where == "cutter":
-        monkeypatch.setattr(read_lines, "Cutter", mutant(read_lines.Cutter, old, new))
-    else:
-        make = mutant(Requester, old, new)
-    found = refute(RequesterContract(make), depth=DEPTH)
-    assert any(text in found for text in broken.split("|")), found
+    def with_bugs(component):
+        numbers = [n for n, bug in enumerate(BUGS) if bug[0] is component]
+        return planted(component, [BUGS[n][1:3] for n in numbers], numbers[0] + 1)
+
+    monkeypatch.setattr(read_lines, "Cutter", with_bugs(read_lines.Cutter))
+    monkeypatch.setattr(read_lines, "ReadFront", with_bugs(read_lines.ReadFront))
+    found = refute_each(RequesterContract(with_bugs(Requester)), len(BUGS), depth=DEPTH)
+    missed = [(bug, text) for (*bug, broken), text in zip(BUGS, found, strict=True) if broken not in text]
+    assert not missed

@@ -219,6 +219,7 @@ class Bench:
         answer = unpack(DecodeResponse, await self.places.get())
         found, wanted = (answer.function, answer.bar, answer.offset) if answer.hit else None, self.wanted(address)
         assert found == wanted, f"{address:#x}: {found}, must be {wanted}"
+        assert not answer.hit or answer.claimed, f"{address:#x} is a hit that nobody claims"
         return found
 
 

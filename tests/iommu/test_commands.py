@@ -7,21 +7,30 @@ import pytest
 from cocotb.triggers import ClockCycles
 
 from ringwall.models.iommu.commands import COMMAND_DEFECTS, CommandQueue, IodirInvalDdt, IodirInvalPdt, IofenceC, IotinvalGvma, IotinvalVma
-from ringwall.models.iommu.registers import CQ_ERRORS, CQ_RW1C, IommuMode, QueueCsr, RegisterFile
+from ringwall.models.iommu.registers import CQ_ERRORS, CQ_RW1C, Capabilities, IommuMode, QueueCsr, RegisterFile
 from ringwall.models.memory import GuestMemory
+from ringwall.rtl.iommu.features import Features
 from ringwall.rtl.iommu.interface import FenceShare, ProgrammingInterface
 from ringwall.rtl.iommu.layouts import Invalidate, InvalidateKind
 from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.sim.iommu_host import IommuHost
-from ringwall.sim.run import run
+from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, random_ready, unpack
 
 WIDTH = 128
 QUEUE, TARGET = 0x8000_0000, 0x9000_0000
 
 
+FEATURES = {"Sv48": True, "Sv57": True, "Sv39x4": True, "PD8": True, "PD17": True, "MSI_FLAT": True}
+
+
 def test_commands(request):
-    run(ProgrammingInterface(width=WIDTH), module=__name__, node=request.node.nodeid)
+    run(ProgrammingInterface(width=WIDTH), module=__name__, node=request.node.nodeid, params={"features": {}, "mode": 1})
+
+
+def test_commands_of_features(request):
+    run(ProgrammingInterface(width=WIDTH, features=Features(**FEATURES)), module=__name__, node=request.node.nodeid,
+        params={"features": FEATURES, "mode": 3}, testcase="commands_are_the_golden_ones")  # fmt: skip
 
 
 def test_fence_share_parameters():
@@ -72,8 +81,8 @@ class Bench(IommuHost):
 
 def expected(command):
     """The fields of the invalidation that stands for a command."""
-    if isinstance(command, IodirInvalDdt):
-        return InvalidateKind.DDT, None, None, None, command.device_id
+    if isinstance(command, IodirInvalDdt | IodirInvalPdt):
+        return InvalidateKind.DDT if isinstance(command, IodirInvalDdt) else InvalidateKind.PDT, None, None, None, command.device_id
     kind = InvalidateKind.VMA if isinstance(command, IotinvalVma) else InvalidateKind.GVMA
     page = None if command.address is None else command.address >> 12
     return kind, page, getattr(command, "pscid", None), command.gscid, None
@@ -85,12 +94,14 @@ def seen(payload):
             order.device_id if order.dv else None)  # fmt: skip
 
 
-def random_command(rng):
+def random_command(rng, has_processes):
     def maybe(value):
         return value if rng.random() < 0.5 else None
 
+    device = rng.getrandbits(rng.choice([*[6, 15] * 6, 16, 24]))
     address, pscid, gscid = maybe(rng.getrandbits(52) << 12), maybe(rng.getrandbits(20)), maybe(rng.getrandbits(16))
-    return rng.choice([IotinvalVma(address, pscid, gscid), IotinvalGvma(address, gscid), IodirInvalDdt(maybe(rng.getrandbits(24))),
+    return rng.choice([IotinvalVma(address, pscid, gscid), IotinvalGvma(address, gscid), IodirInvalDdt(maybe(device)),
+                       *([IodirInvalPdt(device, rng.getrandbits(rng.choice([*[17] * 12, 20])))] if has_processes else []),
                        IofenceC(rng.random() < 0.5, rng.random() < 0.5, address=maybe(TARGET + 4 * rng.randrange(512)),
                                 data=rng.getrandbits(32))])  # fmt: skip
 
@@ -98,22 +109,27 @@ def random_command(rng):
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def commands_are_the_golden_ones(dut):
     """IOMMU-CMD-2: random commands and garbage, queues of all small sizes and wrapping: cqh, errors, orders, memory as the golden queue."""
-    rng = random.Random(cocotb.RANDOM_SEED)
-    stopped = 0
-    bench = await Bench(dut, WIDTH, latency=lambda: rng.randrange(5, 40), fence_latency=lambda: rng.randrange(1, 20)).enable()
+    rng, features, mode = random.Random(cocotb.RANDOM_SEED), params()["features"], params()["mode"]
+    stopped, garbage = 0, list(COMMAND_DEFECTS.values())
+    if "PD17" in features:  # INVAL_PDT without DV
+        without = int.from_bytes(IodirInvalPdt(1, 1).encode(), "little") & ~(1 << 33)
+        garbage = [*rng.sample(garbage, 5), *[without.to_bytes(16, "little")] * 5]
+    bench = await Bench(dut, WIDTH, latency=lambda: rng.randrange(5, 40), fence_latency=lambda: rng.randrange(1, 20)).enable(mode=mode)
+    assert await bench.read("capabilities") == Capabilities(**features).value
     cocotb.start_soon(random_ready(bench.invalidate, rng))
     memory = GuestMemory()
     for log2 in (1, 2, 3, 6):
         await bench.turn_on(log2)
-        registers = RegisterFile()
+        registers = RegisterFile(Capabilities(**features))
+        registers.write(0x10, 8, mode)
         registers.write(0x18, 8, QUEUE >> 2 | log2 - 1)
         registers.write(0x48, 4, 3)
         golden = CommandQueue(registers, memory)
         for _ in range(25):
             head = await bench.read("cqh")
             room = (head - bench.tail - 1) % (1 << log2)
-            batch = [random_command(rng) for _ in range(rng.randrange(1, room + 1))]
-            batch = [rng.choice([*COMMAND_DEFECTS.values(), rng.randbytes(16)]) if rng.random() < 0.05 else c for c in batch]
+            batch = [random_command(rng, "PD17" in features) for _ in range(rng.randrange(1, room + 1))]
+            batch = [rng.choice([*garbage, rng.randbytes(16)]) if rng.random() < 0.05 else c for c in batch]
             at = bench.tail
             bench.orders.clear()
             await bench.submit(batch)

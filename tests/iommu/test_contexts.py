@@ -35,7 +35,7 @@ async def contexts_are_found_exactly(dut):
         asked = [rng.choice(devices) for _ in range(2)]
         for port, device in enumerate(asked):
             getattr(dut, f"device_id__{port}").value = device
-        fill = {"device_id": rng.choice(devices), "is_bare": rng.getrandbits(1), "root_ppn": rng.getrandbits(44),
+        fill = {"device_id": rng.choice(devices), "fsc_mode": rng.getrandbits(4), "root_ppn": rng.getrandbits(44),
                 "PSCID": rng.getrandbits(20), "DTF": rng.getrandbits(1), "PDTV": rng.getrandbits(1)}  # fmt: skip
         is_filled, is_forgotten = rng.random() < 0.4, rng.random() < 0.05
         dut.fill__payload.value, dut.fill__valid.value, dut.forget.value = pack(Context, **fill), is_filled, is_forgotten

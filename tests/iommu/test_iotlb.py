@@ -53,7 +53,7 @@ class Bench:
         dut.forget_av.value = forget is not None and forget is not True
         dut.forget_vpn.value = 0 if forget is None or forget is True else forget
         dut.discard.value = discard
-        dut.PSCID.value = PSCID
+        dut.space.value = PSCID
         await RisingEdge(dut.clk)
         found = unpack(Found, int(dut.found.value))
         if fill is not None:

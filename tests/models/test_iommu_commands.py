@@ -6,6 +6,9 @@ import pytest
 
 from ringwall.models.iommu.commands import (
     COMMAND_DEFECTS,
+    AtsInval,
+    AtsMessage,
+    AtsPrgr,
     CommandQueue,
     IllegalCommand,
     IodirInvalDdt,
@@ -13,10 +16,12 @@ from ringwall.models.iommu.commands import (
     IofenceC,
     IotinvalGvma,
     IotinvalVma,
+    MessageCode,
+    command_defects,
     decode,
     wide_id,
 )
-from ringwall.models.iommu.registers import Capabilities, IommuMode, RegisterFile
+from ringwall.models.iommu.registers import Capabilities, Igs, IommuMode, RegisterFile
 from ringwall.models.memory import GuestMemory
 
 PLAIN = Capabilities()
@@ -136,11 +141,12 @@ def test_iommu_commands_refusals():
         decode(bytes(8), PLAIN)
 
 
-def running(images, *, log2=2, **options):
+def running(images, *, log2=2, capabilities=PLAIN, fctl=0, **options):
     """A queue of 2^log2 entries at QUEUE that holds ``images``, turned on."""
     memory = GuestMemory(all_ram=False)
     memory.add_range(QUEUE, 0x1000)
-    registers = RegisterFile()
+    registers = RegisterFile(capabilities, reset_mode=IommuMode.OFF)
+    registers.write(8, 4, fctl)
     for n, image in enumerate(images):
         memory.write(QUEUE + 16 * n, image)
     registers.write(CQB, 8, QUEUE >> 12 << 10 | log2 - 1)
@@ -195,3 +201,100 @@ def test_iommu_commands_fetch_fault():
     memory.unpoison(QUEUE + 31, 1)
     registers.write(CQCSR, 4, CQMF | 3)
     assert queue.step() == IodirInvalDdt()
+
+
+ATS = Capabilities(ATS=True)
+INVAL = AtsInval(0x1234, address=0x12_3456_7000, pid=0xABCDE, segment=0x56, is_range=True, is_global=True)
+PRGR = AtsPrgr(0xFEDC, group=0x1A5, code=15, pid=3)
+
+
+def test_iommu_commands_ats():
+    """MODEL-IOMMU-CMD-9: ATS.INVAL and ATS.PRGR bit by bit, both ways; illegal without the capability, reserved bits with it."""
+    images = {INVAL: raw(4 | 0xABCDE << 12 | 3 << 32 | 0x1234 << 40 | 0x56 << 56, 0x12_3456_7000 | 1 << 11 | 1),
+              PRGR: raw(4 | 1 << 7 | 3 << 12 | 1 << 32 | 0xFEDC << 40, 0x1A5 << 32 | 15 << 44),
+              AtsInval(0): raw(4), AtsPrgr(1, 0): raw(4 | 1 << 7 | 1 << 40)}
+    for command, image in images.items():
+        assert command.encode() == image
+        assert decode(image, ATS) == command
+        with pytest.raises(IllegalCommand):
+            decode(image, PLAIN)
+    assert decode(raw(4 | 0xFFFFF << 12 | 0xFF << 56), ATS) == AtsInval(0)  # operands without their valid bits
+    for features in ({"ATS"}, {"NL", "S"}, {"ATS", "NL", "S"}):
+        capabilities = Capabilities(**dict.fromkeys(features, True))
+        for name, image in command_defects(features).items():
+            with pytest.raises(IllegalCommand):
+                decode(image, capabilities)
+            assert name
+    assert set(COMMAND_DEFECTS) - set(command_defects({"ATS", "NL", "S"})) == {
+        "OPCODE_4", "IOTINVAL_VMA_RESERVED_34", "IOTINVAL_GVMA_RESERVED_34", "IOTINVAL_VMA_RESERVED_73", "IOTINVAL_GVMA_RESERVED_73"}
+    for message, command in (("Requester", AtsInval(1 << 16)), ("Address", AtsInval(0, address=5)), ("Segment", AtsInval(0, segment=256)),
+                             ("Process", AtsPrgr(0, 0, pid=1 << 20)), ("Page request group", AtsPrgr(0, 512)),
+                             ("Response", AtsPrgr(0, 0, 16))):
+        with pytest.raises(ValueError, match=message):
+            command.encode()
+
+
+def test_iommu_commands_ats_messages():
+    """MODEL-IOMMU-CMD-10: messages carry PASID, segment and payload; ITags are used in order, and IOFENCE.C waits for completions."""
+    commands = [INVAL, AtsInval(2), PRGR, IofenceC()]
+    _, registers, queue = running([one.encode() for one in commands], log2=3, capabilities=ATS)
+    assert [queue.step() for _ in range(4)] == [*commands[:3], None]
+    assert queue.sent == [
+        AtsMessage(MessageCode.INVALIDATION_REQUEST, 0x1234, INVAL.payload, 0xABCDE, 0x56, 0),
+        AtsMessage(MessageCode.INVALIDATION_REQUEST, 2, 0, itag=1),
+        AtsMessage(MessageCode.PAGE_REQUEST_GROUP_RESPONSE, 0xFEDC, 0xFEDC << 48 | 15 << 44 | 0x1A5 << 32, 3)]
+    # not expected: another function, another segment, an ITag that waits for nobody, none at all
+    for rid, itags, segment in ((2, 1, 0x56), (0x1234, 1, None), (0x1234, 1, 0x57), (2, 4, None), (2, 0, None), (2, 3, None)):
+        assert not queue.invalidation_completed(rid, itags, 1, segment=segment)
+    assert queue.invalidation_completed(0x1234, 1, 2, segment=0x56)  # the first of two
+    assert queue.invalidation_completed(2, 2, 1)
+    assert queue.step() is None
+    assert queue.invalidation_completed(0x1234, 1, 2, segment=0x56)
+    assert queue.step() == IofenceC()
+    assert registers.read(CQH, 4) == 4
+    # of eight, coded 0
+    _, _, queue = running([AtsInval(7).encode(), IofenceC().encode()], capabilities=ATS)
+    queue.step()
+    for _ in range(8):
+        assert queue.step() is None
+        assert queue.invalidation_completed(7, 1, 0)
+    assert queue.step() == IofenceC()
+
+
+def test_iommu_commands_ats_timeouts():
+    """MODEL-IOMMU-CMD-11: a timeout is told once, by the next IOFENCE.C, at which the queue stops; no free ITag holds ATS.INVAL back."""
+    commands = [AtsInval(1), AtsInval(2), AtsInval(3), IofenceC(), IotinvalVma()]
+    _, registers, queue = running([one.encode() for one in commands], log2=3, capabilities=ATS, itags=2)
+    assert [queue.step() for _ in range(3)] == [*commands[:2], None]
+    assert queue.invalidation_completed(1, 1, 1)
+    assert queue.step() == commands[2]
+    assert queue.sent[-1].itag == 0
+    queue.invalidations_timed_out()
+    assert queue.step() is None
+    assert (registers.read(CQCSR, 4), registers.read(CQH, 4)) == (ON | CMD_TO | 1, 3)
+    assert queue.step() is None
+    registers.write(CQCSR, 4, CMD_TO | 1)
+    assert [queue.step() for _ in range(2)] == commands[3:]
+    queue.invalidations_timed_out()  # of nothing
+    assert not queue.invalidation_completed(3, 1, 1)
+    for itags in (0, 33):
+        with pytest.raises(ValueError, match="ITags"):
+            CommandQueue(registers, queue.memory, itags=itags)
+
+
+def test_iommu_commands_big_endian_and_wires():
+    """MODEL-IOMMU-CMD-12: fctl.BE turns commands and the fence's data around; with fctl.WSI a fence may set fence_w_ip; PAS holds."""
+    capabilities = Capabilities(END=True, IGS=Igs.BOTH, PAS=40)
+    fence = IofenceC(wsi=True, address=QUEUE + 0x800, data=0x1122_3344)
+    images = [b"".join(image[n:n + 8][::-1] for n in (0, 8)) for image in (fence.encode(), IotinvalVma(pscid=0x12345).encode())]
+    memory, registers, queue = running([*images, b"".join(IofenceC(address=1 << 40).encode()[n:n + 8][::-1] for n in (0, 8))],
+                                       capabilities=capabilities, fctl=3)
+    memory.add_range(1 << 40, 0x1000)  # is there, and beyond PAS
+    assert [queue.step() for _ in range(2)] == [fence, IotinvalVma(pscid=0x12345)]
+    assert memory.read(QUEUE + 0x800, 4) == b"\x11\x22\x33\x44"
+    assert registers.read(CQCSR, 4) == ON | 1 << 11 | 1
+    assert queue.step() is None
+    assert registers.read(CQCSR, 4) == ON | 1 << 11 | CQMF | 1
+    _, registers, queue = running([fence.encode()], capabilities=capabilities)
+    assert queue.step() is None
+    assert registers.read(CQCSR, 4) == ON | CMD_ILL | 1

@@ -8,6 +8,7 @@ from ringwall.models.host import Delay, MemoryRead, MemoryWrite, run
 from ringwall.models.iommu.cache import AllowedTranslations, Outcome
 from ringwall.models.iommu.commands import CommandQueue, IodirInvalDdt, IofenceC, IotinvalVma
 from ringwall.models.iommu.faults import AccessType, Cause, FaultQueue, FaultRecord, TranslationFault
+from ringwall.models.iommu.hpm import Event, EventIds, EventSelector
 from ringwall.models.iommu.registers import (
     OFFSET,
     REGISTERS,
@@ -104,8 +105,8 @@ def test_iommu_registers_written_with_ones():
     registers.write(CQB + 4, 4, 0x12345)
     registers.write(CQB, 4, 0x8000_0403)
     assert registers.read(CQB, 8) == 0x1_2345_8000_0403
-    for wrong, options in (("IGS", {"capabilities": Capabilities(IGS=Igs.WSI)}), ("Mode", {"reset_mode": IommuMode.LVL1}),
-                           ("Vectors", {"vectors": 3}), ("LOG2SZ", {"queue_log2_max": 33})):
+    for wrong, options in (("Mode", {"reset_mode": IommuMode.LVL1}), ("Vectors", {"vectors": 3}), ("LOG2SZ", {"queue_log2_max": 33}),
+                           ("Width of counters", {"counter_bits": 31}), ("Event counters", {"counters": 32})):
         with pytest.raises(ValueError, match=wrong):
             RegisterFile(**options)
 
@@ -426,3 +427,146 @@ def test_iommu_registers_driver_reads_sizes_back():
     with pytest.raises(ValueError, match="16 bytes"):
         card.drive(driver.submit([bytes(15)]))
     assert OFFSET["icvec"] == 760
+
+
+FULL = Capabilities(ATS=True, HPM=True, DBG=True, QOSID=True, END=True, IGS=Igs.BOTH)
+
+
+def test_iommu_registers_full_map():
+    """MODEL-IOMMU-REG-14: each optional register is where the map has it when its capability is 1, else reads 0; ones leave its bits."""
+    optional = {
+        "ATS": {"pqb": (0x38, 64, 0x003F_FFFF_FFFF_FC0F), "pqh": (0x40, 32, 0xFFFF), "pqt": (0x44, 32, 0), "pqcsr": (0x50, 32, 0x1_0003)},
+        "HPM": {"iocountovf": (0x58, 32, 0), "iocountinh": (0x5C, 32, 0xFF), "iohpmcycles": (0x60, 64, ONES64)}
+        | {f"iohpmctr{n}": (0x68 + 8 * n - 8, 64, ONES64) for n in range(1, 8)}
+        | {f"iohpmevt{n}": (0x160 + 8 * n - 8, 64, ONES64) for n in range(1, 8)},
+        "DBG": {"tr_req_iova": (0x258, 64, ONES64 - 0xFFF), "tr_req_ctl": (0x260, 64, 0xFFFF_FF01_FFFF_F00F),
+                "tr_response": (0x268, 64, 0)},
+        "QOSID": {"iommu_qosid": (0x270, 32, 0x0FFF_0FFF)},
+    }
+    for name, registers in optional.items():
+        having = RegisterFile(Capabilities(**{name: True}))
+        added = {one.name: (one.offset, one.width) for one in register_list(having.capabilities)}
+        assert set(added) - set(OFFSET) == set(registers)
+        for register, (offset, width, value) in registers.items():
+            assert added[register] == (offset, width)
+            having.write(offset, width // 8, (1 << width) - 1)
+            assert having.read(offset, width // 8) == value, register
+            without = RegisterFile()
+            without.write(offset, 4, ONES)
+            assert without.read(offset, 4) == 0
+    assert "iohpmctr31" in {one.name for one in register_list(FULL, counters=31)}
+    assert RegisterFile(FULL).read(ICVEC, 4) == 0
+    for capabilities, value in ((Capabilities(ATS=True), 0x3033), (Capabilities(HPM=True), 0x333), (FULL, 0x3333)):
+        registers = RegisterFile(capabilities)
+        registers.write(ICVEC, 8, ONES64)
+        assert registers.read(ICVEC, 8) == value
+    registers = RegisterFile(Capabilities(IGS=Igs.WSI))
+    assert (registers.read(8, 4), registers.read(0x300, 8)) == (2, 0)
+
+
+def test_iommu_registers_features():
+    """MODEL-IOMMU-REG-15: fctl takes BE, WSI, GXL where they can be chosen, in Off and with all queues off, and keeps its value else."""
+    for capabilities, gxl_writable, value in ((FULL, True, 7), (FULL, False, 3), (Capabilities(END=True), False, 1),
+                                              (Capabilities(), True, 4)):
+        registers = RegisterFile(capabilities, reset_mode=IommuMode.OFF, gxl_writable=gxl_writable)
+        registers.write(8, 4, ONES)
+        assert registers.read(8, 4) == value
+        registers.write(DDTP, 8, 1)
+        registers.write(8, 4, 0)
+        assert registers.read(8, 4) == value
+    assert RegisterFile(FULL, gxl=True).read(8, 4) == 4
+    for csr in (CQCSR, FQCSR, 0x50):
+        registers = RegisterFile(FULL, reset_mode=IommuMode.OFF)
+        registers.write(csr, 4, 1)
+        registers.write(8, 4, 1)
+        assert registers.read(8, 4) == 0
+        registers.write(csr, 4, 0)
+        registers.write(8, 4, 1)
+        assert registers.read(8, 4) == 1
+
+
+def test_iommu_registers_wires():
+    """MODEL-IOMMU-REG-16: with fctl.WSI a wire is high while an ipsr bit of its vector is, and no message is sent; fence_w_ip counts."""
+    registers = RegisterFile(FULL, reset_mode=IommuMode.OFF)
+    registers.write(8, 4, 2)
+    registers.write(ICVEC, 4, 0x3121)  # civ 1, fiv 2, pmiv 1, piv 3
+    for csr in (CQCSR, FQCSR, 0x50):
+        registers.write(csr, 4, 3)
+    registers.fence_signalled()
+    assert (registers.wires, registers.read(CQCSR, 4)) == ({1}, 0x1_0803)
+    registers.page_request_recorded()
+    registers.fault_recorded()
+    assert (registers.wires, registers.read(IPSR, 4)) == ({1, 2, 3}, 0b1011)
+    registers.write(IPSR, 4, 0b1111)
+    assert (registers.wires, registers.read(IPSR, 4)) == ({1}, 1)  # the fence still stands, records were events
+    registers.write(CQCSR, 4, 0x803)
+    registers.write(IPSR, 4, 1)
+    assert (registers.wires, registers.messages, registers.pending) == (set(), [], set())
+    registers.page_queue_error("pqof")
+    registers.write(IPSR, 4, 8)
+    assert (registers.wires, registers.read(0x50, 4)) == ({3}, 0x1_0203)
+
+
+def test_iommu_registers_counters():
+    """MODEL-IOMMU-REG-17: counters wrap at their width, set OF once, raise pmip when OF becomes 1, and stand while inhibited."""
+    for bits in (32, 48, 64):
+        registers = RegisterFile(FULL, counters=3, counter_bits=bits)
+        registers.write(0x308, 4, 0x42)
+        registers.write(0x30C, 4, 0)
+        event = [(Event.TRANSLATED_REQUEST, EventIds(1))]
+        registers.write(0x168, 8, 2)  # iohpmevt2
+        registers.write(0x70, 8, (1 << bits) - 2)
+        for n, (value, overflows) in enumerate((((1 << bits) - 1, 0), (0, 4), (1, 4))):
+            registers.count(event)
+            assert (registers.read(0x70, 8), registers.read(0x58, 4), registers.read(IPSR, 4)) == (value, overflows, 4 * (n > 0))
+        assert registers.read(0x168, 8) == 1 << 63 | 2
+        assert registers.messages == [InterruptMessage(0, 0, 0x42)]
+        registers.write(IPSR, 4, 4)
+        registers.write(0x70, 8, (1 << bits) - 1)
+        registers.count(event)
+        assert (registers.read(0x70, 8), registers.read(IPSR, 4)) == (0, 0)  # OF stood already
+        registers.write(0x168, 8, 2)
+        assert registers.read(0x58, 4) == 0
+        registers.write(0x5C, 4, 0b0100)
+        registers.count(event)
+        assert registers.read(0x70, 8) == 0
+        registers.tick(5)
+        registers.write(0x5C, 4, 0b0001)
+        registers.tick(5)
+        registers.count(event)
+        assert (registers.read(0x60, 8), registers.read(0x70, 8)) == (5, 1)
+        registers.write(0x5C, 4, 0)
+        registers.write(0x60, 8, (1 << min(bits, 63)) - 3)
+        registers.tick(4)
+        assert (registers.read(0x60, 8), registers.read(0x58, 4), registers.read(IPSR, 4)) == (1 << 63 | 1, 1, 4)
+    assert not RegisterFile().counters
+
+
+def test_iommu_registers_event_filters():
+    """MODEL-IOMMU-REG-18: every row of the tables of filters: DV_GSCV, PV_PSCV, IDT, DMASK, and events without the other kind of IDs."""
+    ids = EventIds(0x12_3456, 0x777, 0x3456, 0x888)
+    nobody = EventIds(0x12_3456)
+    for event in Event:
+        for idt in (False, True):
+            for dv in (False, True):
+                for pv in (False, True):
+                    selector = EventSelector(event, idt=idt, dv_gscv=dv, pv_pscv=pv, did_gscid=0x3456 if idt else 0x12_3456,
+                                             pid_pscid=0x888 if idt else 0x777)
+                    assert EventSelector.from_value(selector.value) == selector
+                    counts = event != Event.NONE and (not idt or event in (4, 7, 8))
+                    assert selector.takes(event, ids) == counts
+                    assert selector.takes(event, nobody) == (counts and not pv and not (dv and idt))
+                    assert not selector.takes(Event((event + 1) % 9), ids)
+                    for wrong in (replace(ids, device_id=0x12_3457), replace(ids, gscid=0x3457)):
+                        assert selector.takes(event, wrong) == (counts and not (dv and (wrong.gscid != 0x3456) == idt))
+                    for wrong in (replace(ids, process_id=0x776), replace(ids, pscid=0x889)):
+                        assert selector.takes(event, wrong) == (counts and not (pv and (wrong.pscid != 0x888) == idt))
+    for did, first, last in ((0x12_345B, 0x12_3458, 0x12_345F), (0x12_347F, 0x12_3400, 0x12_34FF), (0x12_7FFF, 0x12_0000, 0x12_FFFF),
+                             (0x12_3456, 0x12_3456, 0x12_3457), (0xFF_FFFF, 0, 0xFF_FFFF)):
+        selector = EventSelector(1, dmask=True, did_gscid=did, dv_gscv=True)
+        for device in (first, last, first - 1, last + 1, did):
+            assert selector.takes(Event.UNTRANSLATED_REQUEST, EventIds(device & 0xFF_FFFF)) == (first <= device & 0xFF_FFFF <= last)
+    assert EventSelector(8, True, 5, 6, True, True, True).value == 8 | 1 << 15 | 5 << 16 | 6 << 36 | 7 << 60
+    for message, values in (("eventID", {"event": 1 << 15}), ("PID_PSCID", {"pid_pscid": 1 << 20}), ("DID_GSCID", {"did_gscid": -1})):
+        with pytest.raises(ValueError, match=message):
+            _ = EventSelector(**values).value

@@ -45,6 +45,9 @@ class Heard:
     def context_changed(self, device_id, context):
         self.events.append(("context", device_id, context))
 
+    def pointer_replaced(self, root, iova, size):
+        self.events.append(("pointer", iova, size))
+
 
 def test_iommu_tables_page_entries():
     """MODEL-IOMMU-TABLE-1: pages of every size, entries compared with numbers worked out from the field positions."""
@@ -267,7 +270,7 @@ def test_iommu_tables_retired_and_observed():
         ("mapped", 0x20_0000, 0x3000, SIZE_4K, "r", False), ("mapped", 0x20_1000, 0x4000, SIZE_4K, "", False),
         ("unmapped", 0x20_0000), ("mapped", 0x20_0000, 0x3000, SIZE_4K, "r", False),
         ("unmapped", 0x20_0000), ("unmapped", 0x20_1000),
-        ("mapped", 0, 0x4000_0000, SIZE_1G, "rw", True),
+        ("pointer", 0, SIZE_1G), ("mapped", 0, 0x4000_0000, SIZE_1G, "rw", True),
     ]
     heard.events.clear()
     context = DeviceContext(PSCID=9)

@@ -17,7 +17,7 @@ from ringwall.models.iommu.faults import (
     broken_record_rules,
     is_logged,
 )
-from ringwall.models.iommu.registers import Capabilities, Igs, RegisterFile
+from ringwall.models.iommu.registers import Capabilities, RegisterFile
 from ringwall.models.iommu.tables import (
     DC_DEFECTS,
     DDTE_DEFECTS,
@@ -336,7 +336,7 @@ def test_iommu_walk_addresses_outside_sv39():
 
 
 def test_iommu_walk_capabilities():
-    """MODEL-IOMMU-WALK-12: Svpbmt makes its encodings legal on leaves; what is not modelled is refused in a sentence."""
+    """MODEL-IOMMU-WALK-12: Svpbmt makes its encodings legal on leaves, Svrsw60t59b its bits, a mode its tables."""
     memory, allocator, directory, _ = card()
     table = PageTable(memory, allocator)
     directory.set(0, DeviceContext.sv39(table.root, PSCID=0))
@@ -361,12 +361,12 @@ def test_iommu_walk_capabilities():
         else:
             assert fault_of(spare, 0, 0).cause == 13
         undo()
-    for name in ("Sv48", "Sv39x4", "MSI_FLAT", "AMO_HWAD", "ATS", "PD8", "HPM", "DBG", "END", "QOSID"):
-        with pytest.raises(ValueError, match=rf"Capabilities must be among .*, not \['{name}'\]"):
-            Iommu(memory, replace(Capabilities(), **{name: True}))
-    for wrong in (Capabilities(Sv39=False), Capabilities(IGS=Igs.BOTH)):
-        with pytest.raises(ValueError, match="Sv39 and IGS=MSI"):
-            Iommu(memory, wrong)
+    # a mode of page tables is legal when its capability is 1, and what is below it is not
+    for mode, name in ((8, "Sv39"), (9, "Sv48"), (10, "Sv57")):
+        directory.set(0, DeviceContext(fsc_mode=mode, fsc_ppn=table.root >> 12))
+        less, more = ({"Sv39": mode > 8, "Sv48": mode > 9, "Sv57": False}, {"Sv39": True, "Sv48": mode >= 9, "Sv57": mode == 10})
+        assert fault_of(Iommu(memory, Capabilities(**less), registers=registers), 0, 0).cause == 259, name
+        assert fault_of(Iommu(memory, Capabilities(**more), registers=registers), 0, 1 << 50).cause in (12, 13, 15), name
 
 
 def test_iommu_walk_fault_records():

@@ -331,7 +331,7 @@ async def back(card, disk, watch):
 @cocotb.test(timeout_time=4, timeout_unit="ms")
 async def resets_under_load(dut):
     """SYS-FLR-3 (R72): at 256 bits: 16 moments; reads in flight are absorbed, silence behind the end, the other disk is never late."""
-    card, (disk, other), watch = await begin(dut)
+    card, (disk, other), watch = await begin(dut, latency=200)
     rng, ends = card.rng, [False]
     values = await card.port.run(saved(card.functions[1]))
     task = cocotb.start_soon(one_by_one(card, other, lambda: ends[0], random.Random(7)))

@@ -72,13 +72,13 @@ async def works(disk, *, sizes=(512, 4096, 9 * 512), cycles=60_000):
 
 
 async def works_and_rests(disk):
-    """Good requests, and nothing is under way any more: the last interrupt was sent."""
-    await works(disk)
+    """A good request, and nothing is under way any more: the last interrupt was sent."""
+    await works(disk, sizes=(4096,))
     await ClockCycles(disk.card.dut.clk, 600)
 
 
 class Traffic:
-    """Good requests of a disk, one behind the other, until :meth:`end`; none may take longer than ``cycles``.
+    """Good requests of a disk, one behind the other, until :meth:`end`; none may take longer than ``cycles``. After each pair a pause.
 
     Between :meth:`rest` and :meth:`go` there are none: for a fault that would hit this disk as well.
     """
@@ -106,6 +106,7 @@ class Traffic:
             self._rests = False
             await works(self.disk, sizes=(1024,), cycles=self.cycles)
             self.count += 1
+            await ClockCycles(self.disk.card.dut.clk, 600)
 
     async def end(self):
         """Let the last one finish."""
@@ -339,7 +340,7 @@ async def ring_read_fails(dut, part, kind):
     assert index == (disk.blk.ring.avail_index if part == "flags" else disk.blk.ring.used_index)
     await no_faults(card)
     await disk.restart()
-    await works(disk)
+    await works(disk, sizes=(512, 4096))
     await traffic.end()
     card.finish()
 

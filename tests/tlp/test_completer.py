@@ -53,6 +53,11 @@ class Card:
         """Return whether a function says that such an address is its own, as one in reset does."""
         return bool(address >> 4 & 1)
 
+    @staticmethod
+    def is_absent(identity):
+        """Return whether the configuration space refuses this ID: beyond the functions, or 1, which is virtual, on odd buses."""
+        return identity & 7 >= FUNCTIONS or bool(identity & 7 == 1 and identity >> 8 & 1)
+
     def serve(self, tlp, arrived=None):
         """Return (accesses, completion or None, events) of ``tlp``; ``arrived``: dwords of a payload that was cut short."""
         kind, is_poisoned = tlp.type, tlp.type.has_data and tlp.poisoned
@@ -98,13 +103,14 @@ class Card:
 
     def serve_config(self, tlp):
         function, is_write = tlp.completer_id & 7, tlp.type is TlpType.CFGWR0
+        is_absent = self.is_absent(tlp.completer_id)
         if is_write and tlp.poisoned:
             if function >= FUNCTIONS:
                 return [], self.refusal(tlp), [("unsupported", None)]
             return [], self.refusal(tlp, function=function), [("poisoned", function)]
         accesses = [("config", tlp.completer_id, tlp.register // 4, tlp.first_be, int.from_bytes(tlp.data, "little") if is_write else None)]
-        if function >= FUNCTIONS:
-            return accesses, self.refusal(tlp), [("unsupported", None)]
+        if is_absent:
+            return accesses, self.refusal(tlp, function=function if function < FUNCTIONS else 0), [("unsupported", None)]
         place = function, tlp.register // 4
         if is_write:
             mask = sum(0xFF << 8 * n for n in range(4) if tlp.first_be >> n & 1)
@@ -163,7 +169,7 @@ class Bench:
         q = unpack(ConfigRequest, question)
         identity = q.bus << 8 | q.device << 3 | q.function & 7
         self.accesses.append(("config", identity, q.register, q.byte_enable, q.data if q.is_write else None))
-        if q.function >= FUNCTIONS:
+        if self.card.is_absent(identity):
             return pack(ConfigResponse, unsupported=1)
         if q.is_write:
             for n in range(4):

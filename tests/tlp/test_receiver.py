@@ -7,8 +7,11 @@ import pytest
 from cocotb.triggers import ClockCycles
 
 from ringwall.models.tlp import Tlp, TlpType, memory_read, memory_write
+from ringwall.rtl import core
+from ringwall.rtl.function.description import Bar, FunctionDescription, PcieCapability
 from ringwall.rtl.tlp.layouts import TlpBeat
 from ringwall.rtl.tlp.receiver import Receiver
+from ringwall.rtl.tlp.requester import ReadClient
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import pack, random_ready, start, unpack
 from ringwall.sim.tlp_beats import to_beats
@@ -33,15 +36,21 @@ def completion(rng):
                data=rng.randbytes(size))  # fmt: skip
 
 
+async def listen(dut, rng):
+    """Return the input and what leaves as requests and as completions, which are taken now and then."""
+    i, *outputs = await start(dut, "i", "requests", "completions")
+    seen = [], []
+    for stream, found in zip(outputs, seen):
+        cocotb.start_soon(stream.watch(found))
+        cocotb.start_soon(random_ready(stream, rng, 0.7))
+    return i, seen
+
+
 @cocotb.test(timeout_time=200, timeout_unit="us")
 async def kinds_part_in_order(dut):
     """TLP-RX-1: random requests and completions, gaps, back-pressure: each arrives on its stream, whole and in order."""
     rng, width = random.Random(cocotb.RANDOM_SEED), params()["width"]
-    i, requests, completions = await start(dut, "i", "requests", "completions")
-    seen = [], []
-    for stream, found in zip((requests, completions), seen):
-        cocotb.start_soon(stream.watch(found))
-        cocotb.start_soon(random_ready(stream, rng, 0.7))
+    i, seen = await listen(dut, rng)
     expected = [], []
     for _ in range(200):
         is_completion = rng.random() < 0.5
@@ -75,6 +84,25 @@ async def completions_pass_requests(dut):
     assert waiting == [*reads, reads[0]]
 
 
+@pytest.mark.parametrize("width", [64, 512])
+def test_a_cards_receiver_holds_what_it_must(monkeypatch, width):
+    """TLP-RX-4: a request is held until it is whole: a card has room for the longest that one of its functions may be sent."""
+    depths = []
+
+    class Seen(Receiver):
+        def __init__(self, *, width, depth):
+            depths.append(depth)
+            super().__init__(width=width, depth=depth)
+
+    monkeypatch.setattr(core, "Receiver", Seen)
+    for code in range(6):
+        functions = [FunctionDescription(1, n, 0, bars=(Bar(0, 4096),), capabilities=(PcieCapability(mps_code=its),))
+                     for n, its in enumerate((0, code))]  # fmt: skip
+        core.Core(width=width, functions=functions, clients=(ReadClient("data", True, 4096),), registers=(), iommu=None, strict=False,
+                  tags=64, wall_tags=8, completion_timeout_cycles=10_000).elaborate(None)  # fmt: skip
+        assert depths[-1] * width // 8 >= 128 << code
+
+
 def damaged(width, tlp):
     """Return the beats of ``tlp`` with the mark of damage in the last."""
     *beats, last = to_beats(width, tlp)
@@ -85,11 +113,7 @@ def damaged(width, tlp):
 async def damaged_tlps_vanish(dut):
     """TLP-RX-3: of a damaged request nothing arrives; of a damaged completion nothing, or a last beat without a dword; others are whole."""
     rng, width = random.Random(cocotb.RANDOM_SEED), params()["width"]
-    i, requests, completions = await start(dut, "i", "requests", "completions")
-    seen = [], []
-    for stream, found in zip((requests, completions), seen):
-        cocotb.start_soon(stream.watch(found))
-        cocotb.start_soon(random_ready(stream, rng, 0.7))
+    i, seen = await listen(dut, rng)
     expected, spoilt = ([], []), 0
     for _ in range(300):
         is_completion, is_damaged = rng.random() < 0.5, rng.random() < 0.4

@@ -387,7 +387,7 @@ def simulate(request, component, sim="verilator", **more):
         sim=os.environ.get("SIM") or sim)  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [64, 128, 256, 512])
+@pytest.mark.parametrize("width", [64, 256, 512])
 def test_everything_arrives(request, width):
     simulate(request, make(width, completion_timeout_cycles=1 << 15), "icarus")
 
@@ -456,7 +456,7 @@ FAULTS = ("UR", "CA", "CRS", "reserved status", "UR with data", "CA at the end",
           "without data", "wrong order")  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [128, 256])
+@pytest.mark.parametrize("width", [256])
 def test_every_error_ends_its_read(request, width):
     simulate(request, make(width))
 
@@ -601,7 +601,7 @@ async def missing_completions_use_up_the_tags(dut):
     await bench.judge()
 
 
-@pytest.mark.parametrize("width", [128, 256])
+@pytest.mark.parametrize("width", [256])
 def test_a_stop_ends_everything(request, width):
     simulate(request, make(width))
 
@@ -609,7 +609,8 @@ def test_a_stop_ends_everything(request, width):
 @cocotb.test(timeout_time=8, timeout_unit="ms")
 async def a_stop_ends_everything(dut):
     """TLP-REQ-4: stop, or bus master off, in the middle of traffic: nothing more is sent for the function, all its bursts end (done, RESET,
-    or with their completions), the other function and the wall run on undisturbed, afterwards it works again."""
+    or with their completions), the other function and the wall run on undisturbed, afterwards it works again. Requests are pending
+    while one that was sent is not over, and never again once none is."""
     rng = random.Random(cocotb.RANDOM_SEED)
     bench = await Bench(dut, rng).begin(ready=0.8, gaps=lambda: rng.choice([0, 0, 1, 4]))
     bench.delay = lambda: rng.choice([20, 100])
@@ -625,11 +626,12 @@ async def a_stop_ends_everything(dut):
     for trial in range(8):
         f = 1 + trial % 2
         ops = [bench.issue(client := rng.randrange(6), client == MSIX or rng.random() < 0.5) for _ in range(60)]
-        silent[0] = trial == 6
-        await ClockCycles(dut.clk, rng.randrange(60, 500))
-        for op in ops:
-            if not op.is_write and op.status is None and 0 <= op.accepted_at < cycle() - 3:
-                assert int(dut.pending.value) >> op.function & 1, f"{op} is not over, and nothing is pending"
+        silent[0], earlier = trial == 6, list(bench.outstanding.values())
+        for _ in range(rng.randrange(60, 500)):
+            await RisingEdge(dut.clk)
+            pending = int(dut.pending.value)
+            waiting = [tlp for tlp in bench.outstanding.values() if tlp not in earlier]
+            assert all(pending >> (tlp.requester_id & 7) & 1 for tlp in waiting), f"{pending:#x} pending, waiting for {waiting}"
         if trial < 4:
             dut.stop.value = 1 << f
         else:
@@ -637,6 +639,12 @@ async def a_stop_ends_everything(dut):
         bench.dead = {f}
         await ClockCycles(dut.clk, 50)  # what was offered must be taken, and a TLP that began may end
         sent = len(bench.tlps)
+        if trial >= 4:
+            was = 1
+            for _ in range(1500):
+                await RisingEdge(dut.clk)
+                assert was or not int(dut.pending.value) >> f & 1, "requests are pending again of a function that may send none"
+                was = int(dut.pending.value) >> f & 1
         if trial < 4:
             while not int(dut.stopped.value) >> f & 1:
                 await ClockCycles(dut.clk, 10)
@@ -663,7 +671,7 @@ async def a_stop_ends_everything(dut):
     await bench.judge()
 
 
-@pytest.mark.parametrize("width", [128, 256])
+@pytest.mark.parametrize("width", [256])
 def test_refusals_keep_their_place(request, width):
     simulate(request, make(width))
 
@@ -768,9 +776,9 @@ async def reads_stay_behind_writes(dut):
     await bench.judge()
 
 
-@pytest.mark.parametrize("width", [64, 256])
+@pytest.mark.parametrize("width", [256])
 def test_garbage_changes_nothing(request, width):
-    simulate(request, make(width), "icarus" if width == 64 else "verilator")
+    simulate(request, make(width))
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")

@@ -1,0 +1,86 @@
+"""What of the RISC-V IOMMU a build has beside the least."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features of the translation unit, by their names in ``capabilities``; without any it has base-format contexts, Sv39 and Svnapot.
+
+    Parameters
+    ----------
+    Sv48, Sv57 : :class:`bool`
+        Larger first-stage tables; Sv57 comes with Sv48.
+    Svpbmt : :class:`bool`
+        Page-based memory types: leaf entries of either stage may say NC or IO, and answers say it too.
+    Sv39x4, Sv48x4, Sv57x4 : :class:`bool`
+        Second stages; each comes with those before it.
+    PD8, PD17, PD20 : :class:`bool`
+        Process directories of one, two and three levels.
+    MSI_FLAT : :class:`bool`
+        Extended-format (64-byte) device contexts and MSI page tables in basic translate mode; needs a second stage.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If one lacks what it needs, or is no truth value. [RVIOMMU1.0 6.3]
+    """
+
+    Sv48: bool = False
+    Sv57: bool = False
+    Svpbmt: bool = False
+    Sv39x4: bool = False
+    Sv48x4: bool = False
+    Sv57x4: bool = False
+    PD8: bool = False
+    PD17: bool = False
+    PD20: bool = False
+    MSI_FLAT: bool = False
+
+    def __post_init__(self):
+        for field in fields(Features):
+            if getattr(self, field.name) not in (False, True):
+                raise ValueError(f"Feature {field.name} must be True or False, not {getattr(self, field.name)!r}")
+        for name, needed in (("Sv57", "Sv48"), ("Sv48x4", "Sv39x4"), ("Sv57x4", "Sv48x4"), ("MSI_FLAT", "Sv39x4")):
+            if getattr(self, name) and not getattr(self, needed):
+                raise ValueError(f"{needed} must be there for {name}, not {getattr(self, needed)!r}")
+
+    @property
+    def capabilities(self):
+        """Fields of ``capabilities`` that are 1 for these features. [RVIOMMU1.0 6.3]"""
+        return {"Sv39": 1, **{field.name: int(getattr(self, field.name)) for field in fields(Features)}}
+
+    @property
+    def has_second_stage(self):
+        """Whether iohgatp can be other than Bare."""
+        return self.Sv39x4
+
+    @property
+    def has_processes(self):
+        """Whether pdtp can be other than Bare."""
+        return self.PD8 or self.PD17 or self.PD20
+
+    @property
+    def first_levels(self):
+        """Levels of the largest first-stage table."""
+        return 5 if self.Sv57 else 4 if self.Sv48 else 3
+
+    @property
+    def second_levels(self):
+        """Levels of the largest second-stage table, 0 without."""
+        return 5 if self.Sv57x4 else 4 if self.Sv48x4 else 3 if self.Sv39x4 else 0
+
+    @property
+    def levels(self):
+        """Levels of the largest table."""
+        return max(self.first_levels, self.second_levels)
+
+    @property
+    def guest_page_bits(self):
+        """Page-number bits of the widest guest physical address. [RVPRIV Sv39x4]"""
+        return 9 * self.second_levels + 2
+
+    @property
+    def page_bits(self):
+        """Page-number bits of the widest address that can be translated, its sign left out."""
+        return max(9 * self.first_levels, self.guest_page_bits if self.has_second_stage else 0)

@@ -1,0 +1,147 @@
+"""What is around a translator in a simulation: memory with tables, whoever asks, the golden walk beside it."""
+
+import random
+
+import cocotb
+from cocotb.triggers import ClockCycles, RisingEdge
+
+from ..models.iommu.faults import AccessType, TranslationFault
+from ..models.iommu.registers import Capabilities
+from ..models.iommu.tables import Allocator, DeviceContext, DeviceDirectory, PageTable
+from ..models.iommu.walk import Iommu, PlainRegisters, Request
+from ..models.memory import AccessFault, GuestMemory
+from ..rtl.iommu.layouts import FaultReport, Invalidate, InvalidateKind, MemoryRead, MemoryReadData, TranslateRequest, TranslateResponse
+from ..rtl.tlp.layouts import BurstStatus
+from .run import params
+from .stream import cycle, pack, start, unpack
+
+__all__ = ["TranslatorBench"]
+
+POOL, POOL_BYTES = 0x8000_0000, 0x400_0000
+READ, WRITE, EXEC = AccessType.READ, AccessType.WRITE, AccessType.EXEC
+
+
+class TranslatorBench:
+    """Drives a :class:`ringwall.rtl.iommu.translator.Translator` on memory of its own, and compares it with the golden walk.
+
+    ``dut`` is the circuit. Parameters of the run are ``levels``, of the device directory, and ``features``, names of capabilities.
+    ``latency`` gives the cycles from a read to its data; ``read_count`` counts reads, ``times`` has the cycles of answers since it was
+    cleared.
+    """
+
+    def __init__(self, dut):
+        self.dut, self.latency = dut, lambda: 10
+
+    async def begin(self):
+        """Reset; the directory is there and empty."""
+        dut = self.dut
+        self.rng = random.Random(cocotb.RANDOM_SEED)
+        self.memory = GuestMemory(all_ram=False)
+        self.memory.add_range(POOL, POOL_BYTES)
+        self.allocator = Allocator(self.memory, POOL, POOL_BYTES, rng=self.rng)
+        self.capabilities = Capabilities(**dict.fromkeys(params().get("features", ()), True))
+        self.features = self.capabilities.switched_on()
+        self.directory = DeviceDirectory(self.memory, self.allocator, levels=params()["levels"], features=self.features,
+                                         extended=self.capabilities.MSI_FLAT)  # fmt: skip
+        self.golden = Iommu(self.memory, self.capabilities, registers=PlainRegisters(ddtp=self.directory.ddtp))
+        self.request, self.response, reads, self.data, faults, self.invalidations = await start(
+            dut, "request", "response", "memory_read", "memory_read_data", "faults", "invalidate")
+        dut.ddtp_mode.value = self.directory.ddtp & 0xF
+        dut.ddtp_ppn.value = self.directory.ddtp >> 10
+        self.response.set_ready(1)
+        faults.set_ready(1)
+        reads.set_ready(1)
+        self.answers, self.times, self.reports, self.reads, self.due = [], [], [], [], []
+        cocotb.start_soon(self.response.watch(self.answers, self.times))
+        cocotb.start_soon(faults.watch(self.reports))
+        cocotb.start_soon(reads.watch(self.reads))
+        cocotb.start_soon(self.serve())
+        self.read_count = 0
+
+    async def serve(self):
+        """Answer memory reads out of order, each after a latency of its own, with what is there when they come."""
+        while True:
+            while self.reads:
+                read = unpack(MemoryRead, self.reads.pop(0))
+                self.read_count += 1
+                try:
+                    raw, status = self.memory.read(read.address, read.length_bytes), BurstStatus.OK
+                except AccessFault as fault:
+                    raw, status = bytes(8), BurstStatus.POISONED if fault.reason == "poisoned" else BurstStatus.UR
+                self.due.append((cycle() + self.latency(), read, raw, status))
+            ready = [item for item in self.due if item[0] <= cycle()]
+            if not ready:
+                await self.data._edge
+                continue
+            self.due.remove(ready[0])
+            _, read, raw, status = ready[0]
+            words = [raw[n : n + 8] for n in range(0, len(raw), 8)]
+            await self.data.put_many(
+                pack(MemoryReadData, cookie=read.cookie, data=int.from_bytes(word, "little"), last=n == len(words) - 1,
+                     status=status if n == len(words) - 1 else BurstStatus.OK)
+                for n, word in enumerate(words))
+
+    async def ask(self, cookie, device, iova, access=READ, pid=None, priv=False):
+        """Offer a request until it is taken."""
+        await self.request.put(self.packed(cookie, device, iova, access, pid, priv))
+
+    @staticmethod
+    def packed(cookie, device, iova, access=READ, pid=None, priv=False):
+        return pack(TranslateRequest, device_id=device, is_write=access is WRITE, execute=access is EXEC, page=iova >> 12,
+                    offset=iova & 0xFFF, cookie=cookie, process_id_valid=pid is not None, process_id=pid or 0, privileged=priv)  # fmt: skip
+
+    async def forget(self, kind=InvalidateKind.ALL, **operands):
+        """Have an invalidation taken."""
+        await self.invalidations.put(pack(Invalidate, kind=kind, **operands))
+
+    async def answered(self, count, cycles=4000):
+        """Return ``count`` answers or more, in the order in which they come, within ``cycles``."""
+        begun = cycle()
+        while len(self.answers) < count:
+            await RisingEdge(self.dut.clk)
+            assert cycle() - begun < cycles, f"{len(self.answers)} of {count} answers"
+        found = [unpack(TranslateResponse, payload) for payload in self.answers]
+        self.answers.clear()
+        return found
+
+    def expected(self, device, iova, access, pid=None, priv=False):
+        """Return the golden translation, or the fault."""
+        try:
+            return self.golden.translate(Request(device, iova, access, pid, priv))
+        except TranslationFault as fault:
+            return fault
+
+    def judge(self, answer, wanted, what):
+        """Check ``answer`` against ``wanted``, a result of `expected`."""
+        if isinstance(wanted, TranslationFault):
+            assert answer.fault and answer.cause == wanted.cause, f"{what}: {vars(answer)}, not {wanted!r}"
+            return
+        assert not answer.fault, f"{what}: {vars(answer)}, not {wanted!r}"
+        assert answer.page == wanted.spa >> 12, f"{what}: {vars(answer)}, not {wanted!r}"
+        assert wanted.pbmt == answer.PBMT, f"{what}: {vars(answer)}, not {wanted!r}"
+        assert answer.readable <= wanted.readable and answer.writable <= wanted.writable, f"{what}: {vars(answer)}, not {wanted!r}"
+        assert wanted.size >> answer.size_log2 or answer.size_log2 == 63, f"{what}: {vars(answer)}, not {wanted!r}"
+
+    async def check(self, device, iova, access=READ, pid=None, priv=False):
+        """Ask, compare answer and fault report with the golden walk, return the cause or 0."""
+        self.reports.clear()
+        wanted, what = self.expected(device, iova, access, pid, priv), f"{device:#x} {iova:#x} {access} {pid} {priv}"
+        await self.ask(1, device, iova, access, pid, priv)
+        (answer,) = await self.answered(1)
+        await ClockCycles(self.dut.clk, 4)
+        self.judge(answer, wanted, what)
+        is_logged = isinstance(wanted, TranslationFault) and wanted.is_logged
+        assert len(self.reports) == is_logged, what
+        if is_logged:
+            report = unpack(FaultReport, self.reports[0])
+            assert (report.cause, report.device_id, report.iotval) == (wanted.cause, device, iova), what
+            assert report.iotval2 == wanted.iotval2, f"{what}: {report.iotval2:#x}, not {wanted.iotval2:#x}"
+            assert (report.process_id_valid, report.process_id, report.privileged) == (pid is not None, pid or 0, pid is not None and priv)
+            assert report.ttyp == {EXEC: 1, READ: 2, WRITE: 3}[access], what
+        return int(wanted.cause) if isinstance(wanted, TranslationFault) else 0
+
+    def device(self, number, PSCID, **options):
+        """Give a device a first stage of its own; return its table."""
+        table = PageTable(self.memory, self.allocator)
+        self.directory.set(number, DeviceContext.sv39(table.root, PSCID=PSCID, **options))
+        return table
