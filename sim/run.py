@@ -105,9 +105,14 @@ def run(component, *, module, node, params=None, sim=None, testcase=None, waves=
 
     built = _build(component, sim, waves)
     folder = result_folder(node)
+    with alone(build_root() / "locks" / folder.name):  # what several tests need may be asked for by several processes
+        return _run(built, folder, module, node, params, sim, testcase, waves, seed, timeout_s)
+
+
+def _run(built, folder, module, node, params, sim, testcase, waves, seed, timeout_s):
+    """Run a simulation that is built."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-
     results = folder / "results.xml"
     name, search_path = _importable(module)
     environment = _environment() | {

@@ -9,6 +9,7 @@ import random
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cocotb
@@ -368,6 +369,23 @@ def test_seed(request, tmp_path, monkeypatch):
     monkeypatch.setenv("SEED", "0x10")
     assert number()[0] == 16
     assert number(seed=16)[1] == number()[1] != own[1]
+
+
+def test_same_run_twice(request, tmp_path):
+    """SIM-RUN-19: processes that ask for the same run at once, as for what several tests need, do so one after the other."""
+    text = """
+@cocotb.test()
+async def t(dut):
+    mark = Path("mark")
+    assert not mark.exists()
+    mark.touch()
+    time.sleep(0.5)
+    mark.unlink()
+"""
+    module = module_of(tmp_path, f"import time\nfrom pathlib import Path\n{text}")
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(run, Register(), module=module, node=request.node.nodeid) for _ in range(3)]
+    assert all(len(one.result().tests) == 1 for one in runs)
 
 
 @pytest.mark.parametrize("sim", ["icarus", "verilator"])
