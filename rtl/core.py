@@ -16,7 +16,7 @@ from .regs.bus import RegisterBus
 from .regs.router import Merger, Range, Router
 from .spec import pcie
 from .tlp.completer import Completer
-from .tlp.layouts import Burst, BurstData, BurstDone, ConfigState, Malformed, TlpBeat
+from .tlp.layouts import Burst, BurstData, BurstDone, ConfigState, Hint, Malformed, TlpBeat
 from .tlp.receiver import Receiver
 from .tlp.requester import ReadClient, Requester
 from .tlp.transmitter import Transmitter
@@ -70,6 +70,8 @@ class Core(wiring.Component):
     bursts, write_data, write_done, read_data
         One per client: ``In(stream.Signature(Burst))``, ``In(stream.Signature(BurstData(width)))``,
         ``Out(stream.Signature(BurstDone))``, ``Out(stream.Signature(BurstData(width)))``.
+    hints : ``In(stream.Signature(Hint))``
+        Pages that functions will soon ask for; see :class:`.iommu.gate.Gate`.
     state : ``Out(ConfigState)``, one per function
         What software configured.
     reset : ``Out(functions)``
@@ -100,6 +102,7 @@ class Core(wiring.Component):
             "malformed": In(Malformed),
             "buses": Out(RegisterBus()).array(len(self.registers)),
             **{name: port.array(len(self.clients)) for name, port in ports.items()},
+            "hints": In(stream.Signature(Hint)),
             "state": Out(ConfigState).array(count),
             "reset": Out(count), "busy": In(count), "is_d3hot": Out(count), "interrupt": In(count), "bypass": In(count),
             "stop": In(count), "stopped": Out(count),
@@ -229,8 +232,8 @@ class Core(wiring.Component):
             for ours, theirs in ((gate.bursts[n], self.bursts[n]), (requester.write_data[n + 1], self.write_data[n]),
                                  (requester.write_done[n + 1], self.write_done[n]), (requester.read_data[n + 1], self.read_data[n])):
                 wiring.connect(m, ours, wiring.flipped(theirs))
-        for source, sink in ((gate.o, requester.gate), (requester.retired_reads, gate.retired_reads),
-                             (requester.retired_writes, gate.retired_writes)):
+        for source, sink in ((wiring.flipped(self.hints), gate.hints), (gate.o, requester.gate),
+                             (requester.retired_reads, gate.retired_reads), (requester.retired_writes, gate.retired_writes)):
             wiring.connect(m, source, sink)
         if self.iommu is not None:
             iommu = add("iommu", Iommu(

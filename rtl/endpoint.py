@@ -12,7 +12,7 @@ from .function.msix import Msix, MsixFunction
 from .regs.router import Range
 from .spec import virtio, virtio_blk
 from .stream.arbiter import Arbiter
-from .tlp.layouts import Malformed, TlpBeat
+from .tlp.layouts import Hint, Malformed, TlpBeat
 from .tlp.requester import ReadClient
 from .virtio.blk import configuration
 from .virtio.blk_function import BlkFunction
@@ -125,6 +125,9 @@ class Endpoint(wiring.Component):
         commands = add("commands", Arbiter(QueueCommand, count))
         kicks = add("kicks", Arbiter(6, count))
         interrupts = add("interrupts", Arbiter(MsixRequest, count))
+        hints = add("hints", Arbiter(Hint, count + 1))
+        wiring.connect(m, engine.hints, hints.i[count])
+        wiring.connect(m, hints.o, core.hints)
         wiring.connect(m, commands.o, engine.commands)
         wiring.connect(m, kicks.o, engine.kicks)
         wiring.connect(m, interrupts.o, msix.requests)
@@ -143,6 +146,7 @@ class Endpoint(wiring.Component):
             wiring.connect(m, transport.commands, commands.i[n])
             wiring.connect(m, transport.kicks, kicks.i[n])
             wiring.connect(m, transport.interrupts, interrupts.i[n])
+            wiring.connect(m, back_end.hints, hints.i[n])
             for name in ("chains", "readable", "writable", "finished"):
                 wiring.connect(m, getattr(engine, name)[n], getattr(back_end, name))
             for offset, owner in enumerate((engine, back_end, msix)):

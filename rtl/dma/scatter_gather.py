@@ -5,7 +5,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..stream.arbiter import Arbiter
-from ..tlp.layouts import Burst
+from ..tlp.layouts import Burst, Hint
 from .layouts import ChainBeat, Segment, WriterDone, client_ports
 from .reader import Reader
 from .writer import Writer
@@ -36,6 +36,8 @@ class ScatterGather(wiring.Component):
         The bytes for writable lists.
     finished : ``Out(stream.Signature(WriterDone))``
         The ends of writable lists.
+    hints : ``Out(stream.Signature(Hint))``
+        Of the writer; the reader asks early enough.
     failed, settled : ``Out(1)``
         Of the writer.
     bursts, read_data, write_data, write_done
@@ -52,6 +54,7 @@ class ScatterGather(wiring.Component):
             "o": Out(stream.Signature(ChainBeat(width))),
             "i": In(stream.Signature(ChainBeat(width))),
             "finished": Out(stream.Signature(WriterDone)),
+            "hints": Out(stream.Signature(Hint)),
             "failed": Out(1),
             "settled": Out(1),
             **client_ports(width),
@@ -67,7 +70,8 @@ class ScatterGather(wiring.Component):
         for inner, outer in (
             (reader.segments, self.readable), (reader.o, self.o), (reader.read_data, self.read_data),
             (writer.segments, self.writable), (writer.i, self.i), (writer.done, self.finished),
-            (writer.write_data, self.write_data), (writer.write_done, self.write_done), (bursts.o, self.bursts),
+            (writer.write_data, self.write_data), (writer.write_done, self.write_done), (writer.hints, self.hints),
+            (bursts.o, self.bursts),
         ):
             wiring.connect(m, inner, wiring.flipped(outer))
         wiring.connect(m, reader.bursts, bursts.i[0])

@@ -7,10 +7,12 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..stream.queue import Queue
-from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
+from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, Hint
 from .layouts import ChainBeat, Segment, WriterDone
 from .reader import WIDTHS, rotate_bytes
 from .splitter import Piece, Splitter, check_max_burst
+
+AHEAD = 3  # pages that are hinted in front of the one being written: the time of a walk in the time of pages
 
 
 @cache
@@ -220,6 +222,8 @@ class Writer(wiring.Component):
         Their ends, in burst order.
     done : ``Out(stream.Signature(WriterDone))``
         One per list.
+    hints : ``Out(stream.Signature(Hint))``
+        Pages of the segment at work, up to three in front of the one being written; those not taken in time are forgotten.
     failed : ``Out(1)``
         A burst of the list at work has failed.
     settled : ``Out(1)``
@@ -252,6 +256,7 @@ class Writer(wiring.Component):
             "write_data": Out(stream.Signature(BurstData(width))),
             "write_done": In(stream.Signature(BurstDone)),
             "done": Out(stream.Signature(WriterDone)),
+            "hints": Out(stream.Signature(Hint)),
             "failed": Out(1),
             "settled": Out(1),
             "stop": In(1),
@@ -271,6 +276,7 @@ class Writer(wiring.Component):
         wiring.connect(m, splitter.o, unpacker.pieces)
         wiring.connect(m, wiring.flipped(self.i), unpacker.i)
         m.d.comb += [splitter.stop.eq(self.stop), unpacker.clear.eq(self.stop)]
+        self._hint(m, splitter.o)
 
         # Rows into the buffer; the burst behind its last row.
         row, ends_burst, push = unpacker.o.payload, Signal(), Signal()
@@ -336,3 +342,31 @@ class Writer(wiring.Component):
                 & ~self.i.valid),
         ]
         return m
+
+    def _hint(self, m, pieces):
+        """Keep the hints ``AHEAD`` pages in front of ``pieces``."""
+        segment, begins = self.segments.payload, Signal()
+        more, more_then = Signal(21), Signal(21)  # pages of the segment behind its first; those that are not due yet
+        due, page = Signal(range(AHEAD + 2)), Signal(52)
+        in_first, turns_page, tells = Signal(), Signal(), Signal()
+        m.d.comb += [
+            begins.eq(self.segments.valid & self.segments.ready & (segment.length_bytes != 0)),
+            more.eq((segment.address[:12] + segment.length_bytes - 1) >> 12),
+            turns_page.eq(pieces.valid & pieces.ready & (pieces.payload.address[:12] == 0) & ~begins & ~in_first
+                          & (more_then != 0) & (due <= AHEAD)),
+            tells.eq((due != 0) & (~self.hints.valid | self.hints.ready)),
+            self.hints.payload.is_write.eq(1), self.hints.payload.function.eq(self.function),
+        ]
+        with m.If(~self.hints.valid | self.hints.ready):
+            m.d.sync += [self.hints.valid.eq(due != 0), self.hints.payload.page.eq(page)]
+        with m.If(begins):
+            m.d.sync += in_first.eq(~pieces.ready)
+        with m.Elif(pieces.valid & pieces.ready):
+            m.d.sync += in_first.eq(0)
+        with m.If(begins):
+            at_once = Mux(more < AHEAD, more, AHEAD)
+            m.d.sync += [page.eq(segment.address[12:] + 1), due.eq(at_once), more_then.eq(more - at_once)]
+        with m.Else():
+            m.d.sync += [page.eq(page + tells), due.eq(due - tells + turns_page), more_then.eq(more_then - turns_page)]
+        with m.If(self.stop):
+            m.d.sync += due.eq(0)

@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..tlp.layouts import AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState
+from ..tlp.layouts import AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint
 from .layouts import TranslateRequest, TranslateResponse
 
 COOKIES = 256  # of a translation request
@@ -29,6 +29,8 @@ class Gate(wiring.Component):
     with verdict FAULT, its address unchanged. Nothing leaves with verdict OK without a permission for its direction that was
     given after the burst entered; an AtomicOp needs both and is translated as a write. ``client``, ``is_wall``, ``verdict`` and
     ``epoch`` of what enters are ignored: what leaves from port p has client p + 1.
+
+    A hint becomes a prefetch in a cycle in which no burst enters, and vanishes if its function bypasses.
 
     A burst counts for its function from the cycle in which it enters until it is retired. An item at ``fence`` is answered at
     ``fenced`` when every burst that entered before it was accepted is retired; bursts that enter later do not delay it.
@@ -56,6 +58,8 @@ class Gate(wiring.Component):
         Bursts with IOVA; wall bursts do not come here.
     o : ``Out(stream.Signature(Burst))``
         Bursts with physical address, verdict and epoch, for the requester.
+    hints : ``In(stream.Signature(Hint))``
+        Pages that functions will ask for.
     translate_request, translate_response : ``Out(stream.Signature(TranslateRequest))``, ``In(stream.Signature(TranslateResponse))``
         The translator; answers are always taken.
     bypass : ``In(functions)``
@@ -87,6 +91,7 @@ class Gate(wiring.Component):
         super().__init__({
             "bursts": In(stream.Signature(Burst)).array(clients),
             "o": Out(stream.Signature(Burst)),
+            "hints": In(stream.Signature(Hint)),
             "translate_request": Out(stream.Signature(TranslateRequest)),
             "translate_response": In(stream.Signature(TranslateResponse)),
             "bypass": In(functions),
@@ -141,13 +146,25 @@ class Gate(wiring.Component):
         m.d.sync += [storing.eq(entering), stored.eq(entry), stored_at.eq(Cat(entry_slot, entry_client)), stored_passes.eq(entry_passes)]
         write = waiting.write_port()
         m.d.comb += [write.en.eq(storing), write.addr.eq(stored_at), write.data.eq(stored)]
-        device = Array(Cat(Const(n, 3), c.device, c.bus) for n, c in enumerate(self.config))[entry.function]
+        hint, is_hinted = Signal(Hint), Signal()
+        asking = Mux(entering, entry.function, hint.function)
+        device = Array(Cat(Const(n, 3), c.device, c.bus) for n, c in enumerate(self.config))[asking]
+        m.d.comb += self.hints.ready.eq(~is_hinted)
+        with m.If(self.hints.valid & ~is_hinted):
+            function = self.hints.p.function[: (self.functions - 1).bit_length()]
+            m.d.sync += [hint.eq(self.hints.p), is_hinted.eq(~self.bypass.bit_select(function, 1) if self.has_iommu else 0)]
         with m.If(request.ready):
             m.d.sync += request.valid.eq(0)
+        with m.If(asks):
+            m.d.sync += [request.p.device_id.eq(device), request.p.is_prefetch.eq(~entering)]
+        with m.If(asks & ~entering & is_hinted):
+            m.d.sync += [
+                request.valid.eq(1), request.p.process_id_valid.eq(0), request.p.process_id.eq(0),
+                request.p.is_write.eq(hint.is_write), request.p.page.eq(hint.page), is_hinted.eq(0),
+            ]
         with m.If(entering & ~entry_passes):
             m.d.sync += [
                 request.valid.eq(1),
-                request.p.device_id.eq(device),
                 request.p.process_id_valid.eq(entry.pasid_valid),
                 request.p.process_id.eq(Mux(entry.pasid_valid, entry.pasid, 0)),
                 request.p.is_write.eq(entry.is_write | (entry.atomic != AtomicKind.NONE)),

@@ -112,6 +112,14 @@ class Burst(data.Struct):
     atomic: AtomicKind  # with ``is_write`` 0
 
 
+class Hint(data.Struct):
+    """A page that a function will soon ask for: worth translating now, and of no consequence if not."""
+
+    function: unsigned(8)
+    is_write: unsigned(1)
+    page: unsigned(52)  # IOVA bits 63:12
+
+
 @cache
 def BurstData(width):
     """One beat of a burst's data. **Lanes follow the address**: the byte at address A travels in lane A mod (width/8).

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..dma.layouts import Segment, WriterDone, client_ports
 from ..dma.scatter_gather import ScatterGather
+from ..tlp.layouts import Hint
 from .blk import Blk
 from .layouts import Chain
 
@@ -24,7 +25,7 @@ class BlkFunction(wiring.Component):
     -------
     chains, readable, writable, finished
         From and to the ring engine.
-    bursts, read_data, write_data, write_done
+    hints, bursts, read_data, write_data, write_done
         Towards gate and requester.
     stop, stopped : ``In(1)``, ``Out(1)``
         See "Stop" in rtl/README.md.
@@ -38,6 +39,7 @@ class BlkFunction(wiring.Component):
             "readable": In(stream.Signature(Segment)),
             "writable": In(stream.Signature(Segment)),
             "finished": Out(stream.Signature(WriterDone)),
+            "hints": Out(stream.Signature(Hint)),
             **client_ports(width),
             "stop": In(1),
             "stopped": Out(1),
@@ -49,7 +51,7 @@ class BlkFunction(wiring.Component):
         m.submodules.mover = mover = ScatterGather(width=self.width, function=self.function, client=self.client)
         for inner, outer in ((blk.chains, self.chains), *(
             (getattr(mover, name), getattr(self, name))
-            for name in ("readable", "writable", "finished", "bursts", "read_data", "write_data", "write_done")
+            for name in ("readable", "writable", "finished", "hints", "bursts", "read_data", "write_data", "write_done")
         )):
             wiring.connect(m, inner, wiring.flipped(outer))
         wiring.connect(m, mover.o, blk.readable)

@@ -12,13 +12,14 @@ from ..dma.reader import WIDTHS
 from ..spec import virtio_ring as spec
 from ..stream.queue import Queue
 from ..stream.transaction import TransactionQueue
-from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
+from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, Hint
 from .layouts import Chain, Notification, QueueCommand, QueueOperation
 
 BLOCK_BYTES = 64  # ring reads stay inside one aligned block
 DESCRIPTORS = BLOCK_BYTES // spec.DESCRIPTOR_BYTES
 HEADS = BLOCK_BYTES // 2
 BURST_ROOM = 4  # bursts that one event may issue
+HINTS = 16
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,8 @@ class RingEngine(wiring.Component):
         without writable bytes has a writable list of length 0.
     finished : ``In(stream.Signature(WriterDone))``, one per function
         Chains whose answer is written, in order.
+    hints : ``Out(stream.Signature(Hint))``
+        The first two pages of each buffer, as soon as its descriptor is known; some are left out when they are not taken in time.
     ring_reads, used_writes : ``Out(1)``
         Pulses for counters.
     stop, stopped : one per function
@@ -254,6 +257,7 @@ class RingEngine(wiring.Component):
             "readable": Out(stream.Signature(Segment)).array(count),
             "writable": Out(stream.Signature(Segment)).array(count),
             "finished": In(stream.Signature(WriterDone)).array(count),
+            "hints": Out(stream.Signature(Hint)),
             "ring_reads": Out(1),
             "used_writes": Out(1),
             "stop": In(1).array(count),
@@ -470,6 +474,8 @@ class RingEngine(wiring.Component):
             write_head.data.eq(half_word(ring_iova + (copied << 1))),
         ]
 
+        has_buffer = Signal()  # pulse: ``descriptor`` is of one
+        self._hint(m, function, descriptor, is_write, has_buffer)
         straddles = Signal()  # the used element crosses a row
         m.d.comb += straddles.eq(used_iova[:row_bits] > (1 << row_bits) - spec.USED_ELEMENT_BYTES)
         m.d.comb += [write_context.addr.eq(queue), write_context.data.eq(context)]
@@ -640,6 +646,7 @@ class RingEngine(wiring.Component):
                             context.held.address.eq(descriptor.address),
                             context.held.length_bytes.eq(descriptor.length),
                         ]
+                        m.d.comb += has_buffer.eq(1)
                     m.next = "PUT_LAST"
                     with m.If(is_chained):
                         m.next = "NEXT_DESCRIPTOR"
@@ -731,3 +738,20 @@ class RingEngine(wiring.Component):
                     for bits in (enabled, kicked, fetching, parked, stuffed, checking, check_again, due) for q in members[n]
                 ]
         return m
+
+    def _hint(self, m, function, descriptor, is_write, has_buffer):
+        """Tell of the page of a buffer's first byte, and one cycle later of the page behind it."""
+        m.submodules.hints = hints = Queue(Hint, HINTS)
+        wiring.connect(m, hints.o, wiring.flipped(self.hints))
+        first, second, is_longer = Signal(Hint), Signal(Hint), Signal()
+        m.d.comb += [first.is_write.eq(is_write), first.page.eq(descriptor.address[12:])]
+        with m.Switch(function):
+            for n, number in enumerate(self.functions):
+                with m.Case(n):
+                    m.d.comb += first.function.eq(number)
+        end = descriptor.address[:12] + descriptor.length[:13]
+        m.d.sync += [
+            second.eq(first), second.page.eq(first.page + 1),
+            is_longer.eq(has_buffer & (descriptor.length[13:].any() | (end > 4096))),
+        ]
+        m.d.comb += [hints.i.valid.eq(has_buffer | is_longer), hints.i.payload.eq(Mux(is_longer, second, first))]

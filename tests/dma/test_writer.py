@@ -9,10 +9,10 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from ringwall.models.memory import GuestMemory
 from ringwall.rtl.dma.layouts import ChainBeat, Segment, WriterDone
 from ringwall.rtl.dma.writer import Writer
-from ringwall.rtl.tlp.layouts import BurstStatus
+from ringwall.rtl.tlp.layouts import Burst, BurstStatus, Hint
 from ringwall.sim.burst_bus import BurstMemory
 from ringwall.sim.run import params, run
-from ringwall.sim.stream import pack, random_ready, start, unpack
+from ringwall.sim.stream import Stream, pack, random_ready, start, unpack
 
 
 @pytest.mark.parametrize("width", [64, 128, 256, 512])
@@ -194,3 +194,43 @@ async def stop_empties_it(dut):
         done = unpack(WriterDone, ends[0])
         assert (done.length_bytes, done.status) == (77, BurstStatus.OK)
         assert bench.memory.read(0x100000 + round_number, 77) == bytes(range(77))
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def hints_go_in_front(dut):
+    """DMA-WRITE-7: each page of a segment but its first is hinted once, in order, when the third in front of it begins at the latest,
+    no more than three ahead; hints that nobody takes hold up nothing."""
+    bench = Bench(dut, latency=lambda: 1)
+    await bench.begin()
+    rng, hints, told, bursts, times = bench.rng, [], [], [], []
+    port = Stream(dut, "hints")
+    cocotb.start_soon(port.watch(hints, told))
+    cocotb.start_soon(Stream(dut, "bursts").watch(bursts, times))
+    for is_taken in (1, 0, 1):
+        port.set_ready(is_taken)
+        for each in (hints, told, bursts, times):
+            each.clear()
+        wanted, segments, place = [], [], rng.getrandbits(40) << 12
+        for length in (1, 4096, 40000, 4097, 8192, 20000, 1, 13000):
+            address = place + rng.choice([0, 1, 4095, rng.randrange(4096)])
+            last = address + length - 1 >> 12
+            segments.append((address, length))
+            wanted += [(page, address >> 12) for page in range((address >> 12) + 1, last + 1)]
+            place = last + 2 << 12
+        cocotb.start_soon(bench.give_list(segments))
+        cocotb.start_soon(bench.give_packet(bytes(sum(length for _, length in segments))))
+        assert (await bench.ended())[1] == BurstStatus.OK
+        begun = {}
+        for burst, at in zip(bursts, times, strict=True):
+            begun.setdefault(unpack(Burst, burst).address >> 12, at)
+        found = [unpack(Hint, hint) for hint in hints]
+        if not is_taken:
+            assert not found
+            port.set_ready(1)
+            await ClockCycles(dut.clk, 10)
+            continue
+        assert [hint.page for hint in found] == [page for page, _ in wanted]
+        assert all(hint.is_write and hint.function == 1 for hint in found)
+        for (page, first), at in zip(wanted, told, strict=True):
+            assert at < begun[max(first, page - 3)] + 8, "late"
+            assert page - 4 < first or at > begun[page - 4] - 8, "early"

@@ -19,6 +19,7 @@ Request = data.StructLayout({
     "no_snoop": 1, "cookie": 1, "noise": 1,
 })  # fmt: skip
 Answer = data.StructLayout({"valid": 1, "cookie": 2, "fault": 1, "readable": 1, "writable": 1, "page": 2})
+Hinted = data.StructLayout({"valid": 1, "function": 1, "is_write": 1, "page": 2})
 Retired = data.StructLayout({"valid": 1, "function": 1, "epoch": 1, "is_followed": 1})
 
 
@@ -40,6 +41,7 @@ class GateContract(wiring.Component):
     mark: In(1)
     ready: In(2)  # of translator and requester
     answer: In(Answer)
+    hint: In(Hinted)  # all of them are the same
     bypass: In(FUNCTIONS)
     buses: In(FUNCTIONS)  # a bit of the bus number of each function
     fence: In(1)
@@ -79,8 +81,18 @@ class GateContract(wiring.Component):
         for over, port in zip(self.retired, (gate.retired_reads, gate.retired_writes)):
             m.d.comb += [port.valid.eq(over.valid), port.p.function.eq(over.function), port.p.epoch.eq(over.epoch)]
 
+        # Hints: any page and function, but the same all the time.
+        hint, same = gate.hints, Signal(Hinted)
+        m.d.sync += same.eq(self.hint)
+        begun = past(m, Const(1, 1))
+        m.d.comb += [
+            hint.valid.eq(self.hint.valid), hint.p.function.eq(self.hint.function), hint.p.is_write.eq(self.hint.is_write),
+            hint.p.page.eq(Cat(self.hint.page[0], Const(0, 50), self.hint.page[1])),
+            Assume(~begun | (same.as_value()[1:] == self.hint.as_value()[1:])),
+        ]
+
         # Cookies whose answer has not come; an answer may come in the cycle of its question.
-        asked = asks.valid & asks.ready
+        asked = asks.valid & asks.ready & ~asks.p.is_prefetch
         waiting, open_ = Signal(PLACES), Signal(PLACES)
         m.d.comb += [
             open_.eq(waiting | Mux(asked, 1 << asks.p.cookie[:2], 0)),
@@ -126,7 +138,8 @@ class VerdictContract(GateContract):
         owed, questions = Signal(2), Signal(2)  # of all; up to that of the burst that is followed
         m.d.sync += owed.eq(owed + (came[0] & ~passes[0]) + (came[1] & ~passes[1]) - asked)
         bypassed, bus, answered, verdict, cookie = Signal(), Signal(), Signal(), Signal(Answer), Signal(2)
-        its = asks.valid & (questions == 1)  # its request
+        demand, its = Signal(), Signal()
+        m.d.comb += [demand.eq(asks.valid & ~asks.p.is_prefetch), its.eq(demand & (questions == 1))]  # its request
         with m.If(starts):
             m.d.sync += [bypassed.eq(passes.bit_select(self.client, 1)), bus.eq(self.buses.bit_select(entry.function, 1))]
             m.d.sync += questions.eq(Mux(passes.bit_select(self.client, 1), 0, owed - asked + 1))
@@ -146,9 +159,16 @@ class VerdictContract(GateContract):
             ((ask.process_id_valid == burst.pasid_valid) & (ask.process_id == (burst.pasid & burst.pasid_valid)),
              "the process is the burst's"),
             (ask.is_write == writes, "what changes memory asks for a write"),
-            (~ask.is_prefetch & ~ask.privileged & ~ask.execute, "nothing else is asked for"),
+            (~ask.privileged & ~ask.execute, "nothing else is asked for"),
         ):  # fmt: skip
             m.d.comb += Assert(~its | rule, text)
+        hint, hints, prefetch, prefetch_bus = self.hint, Signal(2), Signal(), Signal()
+        takes = gate.hints.valid & gate.hints.ready & ~self.bypass.bit_select(hint.function, 1)
+        m.d.comb += prefetch.eq(asks.valid & ask.is_prefetch)
+        m.d.sync += [
+            hints.eq(hints + takes - (prefetch & asks.ready)),
+            prefetch_bus.eq(Mux(prefetch & ~asks.ready, prefetch_bus, self.buses.bit_select(hint.function, 1))),
+        ]
         allowed = Signal()
         m.d.comb += allowed.eq(answered & ~verdict.fault & (verdict.readable | ~reads) & (verdict.writable | ~writes))
         ok, own = o.p.verdict == BurstStatus.OK, o.p.address == _spread(burst.place)
@@ -171,8 +191,14 @@ class VerdictContract(GateContract):
         ):
             m.d.comb += Assert(~mine | rule, text)
         m.d.comb += [
-            Assert(asks.valid == (owed != 0), "one request for each burst that needs one"),
-            Assert(~asks.valid | ((asks.p.cookie < PLACES) & ~waiting.bit_select(asks.p.cookie[:2], 1)), "no cookie names two requests"),
+            Assert(demand == (owed != 0), "one request for each burst that needs one"),
+            Assert(~demand | ((asks.p.cookie < PLACES) & ~waiting.bit_select(asks.p.cookie[:2], 1)), "no cookie names two requests"),
+            Assert(~prefetch | (hints != 0), "one prefetch for a hint"),
+            Assert(~prefetch | ((ask.device_id == Cat(hint.function, Const(0, 7), prefetch_bus)) & (ask.is_write == hint.is_write)
+                                & (ask.page == Cat(hint.page[0], Const(0, 50), hint.page[1])) & ~ask.process_id_valid),
+                   "a prefetch is the hint's"),
+            Cover(prefetch & past(m, prefetch & asks.ready), "two prefetches"),
+            Cover(prefetch & past(m, demand), "a prefetch behind a request"),
             Cover(mine & ~bypassed & ok & (burst.atomic == AtomicKind.CAS), "an AtomicOp leaves translated"),
             Cover(mine & answered & ~verdict.fault & ~ok, "a permission was missing"),
             Cover(mine & bypassed & ~self.bypass.any() & (o.p.client == 2), "the bypass is gone when the burst leaves"),
@@ -229,7 +255,7 @@ class FenceContract(GateContract):
 
 def test_gate():
     """FORMAL-GATE-1: a burst leaves with OK only by the answer to its own request or its bypass, with that address; nothing else of it
-    changes, it leaves once and in its client's order; requests ask for what the burst does (R22)."""
+    changes, it leaves once and in its client's order; requests ask for what the burst does, prefetches for what a hint says (R22)."""
     # A burst leaves 2 cycles after it came at the soonest: in 8 cycles each slot of a client is used again, by a third and a fourth burst.
     prove(VerdictContract(), depth=8)
 
@@ -247,7 +273,7 @@ VERDICT_BUGS = [
     ("writes.eq(burst_out.data.is_write | (burst_out.data.atomic != AtomicKind.NONE))", "writes.eq(burst_out.data.is_write)", "OK needs"),
     ("is_write.eq(entry.is_write | (entry.atomic != AtomicKind.NONE))", "is_write.eq(entry.is_write)", "asks for a write"),
     ("(bypassed[n].bit_select(slot, 1) & ~answered)", "bypassed[n].bit_select(slot, 1)", "OK needs|is the one that was given"),
-    ("decided[n][at].eq(0)", "decided[n][at].eq(1)", "leaves as it came|before its answer"),
+    ("decided[n][at].eq(0)", "decided[n][at].eq(1)", "leaves as it came|before its answer|has entered"),
     ("self.bypass.bit_select(function, 1) if self.has_iommu else 1", "self.bypass[0]", "one request for each|leaves as it came|OK needs"),
     ("page.eq(entry.address[12:])", "page.eq(entry.address[11:])", "page asked for"),
     ("offset.eq(entry.address[:12])", "offset.eq(entry.address[:11])", "page asked for"),
@@ -262,6 +288,11 @@ VERDICT_BUGS = [
     ("free.eq(~self.o.valid | self.o.ready)", "free.eq(1)", "stays until it is taken"),
     ("asks.eq(~request.valid | request.ready)", "asks.eq(1)", "stays until it is taken"),
     ("Mux(entry.pasid_valid, entry.pasid, 0)", "entry.pasid", "process is"),
+    ("page.eq(hint.page)", "page.eq(hint.page + 1)", "the hint's"),
+    ("Mux(entering, entry.function, hint.function)", "entry.function", "the hint's"),
+    ("is_hinted.eq(0)", "is_hinted.eq(1)", "one prefetch for"),
+    ("~self.bypass.bit_select(function, 1) if self.has_iommu else 0", "1", "one prefetch for"),
+    ("request.p.is_prefetch.eq(~entering)", "request.p.is_prefetch.eq(0)", "one request for each"),
 ]
 
 FENCE_BUGS = [

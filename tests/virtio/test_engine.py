@@ -12,13 +12,13 @@ from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
 from ringwall.models.memory import GuestMemory
-from ringwall.rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
+from ringwall.rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, Hint
 from ringwall.rtl.virtio.blk_function import BlkFunction
 from ringwall.rtl.virtio.engine import QueueDescription, RingEngine
 from ringwall.rtl.virtio.layouts import Notification, QueueCommand, QueueOperation
 from ringwall.sim.burst_bus import BurstMemory
 from ringwall.sim.run import params, run
-from ringwall.sim.stream import CLOCK_NS, cycle, pack, start, unpack
+from ringwall.sim.stream import CLOCK_NS, Stream, cycle, pack, start, unpack
 
 SECTORS = 256
 
@@ -38,6 +38,7 @@ class TwoDisks(wiring.Component):
             "commands": In(stream.Signature(QueueCommand)),
             "kicks": In(stream.Signature(6)),
             "notifications": Out(stream.Signature(Notification)),
+            "hints": Out(stream.Signature(Hint)),
             "needs_reset": Out(2),
             "stop": In(2),
             "stopped": Out(2),
@@ -49,7 +50,7 @@ class TwoDisks(wiring.Component):
         m = Module()
         queues = (QueueDescription(0, 0, 64), QueueDescription(1, 0, 16))
         m.submodules.engine = engine = RingEngine(width=self.width, functions=(1, 2), clients=(1, 4), queues=queues)
-        for name in ("commands", "kicks", "notifications"):
+        for name in ("commands", "kicks", "notifications", "hints"):
             wiring.connect(m, getattr(engine, name), wiring.flipped(getattr(self, name)))
         for n in range(2):
             disk = BlkFunction(width=self.width, function=n + 1, client=3 * n + 2, capacity_sectors=SECTORS)
@@ -126,8 +127,6 @@ class Bench:
         self.status = [lambda burst: BurstStatus.OK] * 2
         self.latency = [lambda: rng.randrange(5, 60)] * 2
         self.commands, self.kicks, notes = await start(dut, "commands", "kicks", "notifications")
-        from ringwall.sim.stream import Stream
-
         self.servers = []
         for n in range(2):
             for side in ("ring", "data"):
@@ -197,6 +196,34 @@ async def disk_works(dut):
     await bench.until(lambda: len(bench.notes) >= 2)
     await ClockCycles(dut.clk, 200)
     assert {unpack(Notification, note).queue for note in bench.notes} == {0, 1}
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def buffers_are_hinted(dut):
+    """VIRTIO-RING-10: the first two pages of each buffer are hinted, by function and direction, before the first byte of its data moves."""
+    bench = Bench(dut)
+    await bench.begin()
+    hints, times, bursts, moved = [], [], [], []
+    port, ring = Stream(dut, "hints"), bench.rings[1]
+    port.set_ready(1)
+    cocotb.start_soon(port.watch(hints, times))
+    cocotb.start_soon(Stream(dut, "data_bursts__1").watch(bursts, moved))
+    for head, (address, length) in enumerate(((0x8_0000, 4096), (0x9_0FFF, 512), (0xA_0001, 4096), (0xB_0E00, 8192))):
+        is_read, page = head % 2 == 0, address >> 12
+        status = bench.request(1, 0, 1 - is_read, 8, address, length, at=0x4_0000 + 0x1000 * head)
+        ring.publish()
+        await bench.kicks.put(1)
+        await bench.until(lambda: ring.used_index() == ring.available)
+        assert bench.memory.read(status, 1) == b"\0"
+        pages = [page, page + 1] if address + length > page + 1 << 12 else [page]
+        found = [unpack(Hint, hint) for hint in hints]
+        other = status >> 12
+        assert [(hint.page, hint.is_write) for hint in found] == [(other, 0), *((each, is_read) for each in pages), (other, 1)]
+        assert {hint.function for hint in found} == {2}
+        first = next(at for burst, at in zip(bursts, moved, strict=True) if unpack(Burst, burst).address >> 12 == page)
+        assert times[len(pages)] < first
+        for each in (hints, times, bursts, moved):
+            each.clear()
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")
