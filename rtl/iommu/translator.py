@@ -10,7 +10,8 @@ from .contexts import ContextCache, Process, context_layout
 from .features import Features
 from .iotlb import Iotlb, space_layout
 from .layouts import FaultReport, Invalidate, InvalidateKind, MemoryRead, MemoryReadData, TranslateRequest, TranslateResponse
-from .walker import Walker, is_canonical, is_guest_page, is_refused, needs_process
+from .walker import Walker
+from .walker_rules import is_canonical, is_guest_page, is_refused, needs_process
 
 
 class Translator(wiring.Component):
