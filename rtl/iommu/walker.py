@@ -36,7 +36,7 @@ from ..spec import riscv_iommu as spec
 from .contexts import Process, context_layout
 from .features import Features
 from .iotlb import entry_layout
-from .layouts import FaultReport, MemoryRead, MemoryReadData, TranslateRequest, TranslateResponse
+from .layouts import FaultReport, MemoryRead, MemoryReadData, MemoryUpdate, TranslateRequest, TranslateResponse
 from .walker_answer import answer_subject, answered_page
 from .walker_directory import find_process, judge_context, take_context
 from .walker_entry import EntryAtWork, take_entry
@@ -46,6 +46,7 @@ from .walker_rules import device_id_parts, is_canonical, is_refused, needs_proce
 from .walker_second import begin_second, combine
 from .walker_state import WAITER, Outcome, Phase, Waiter, Work, key_layout, walk_layout
 from .walker_tables import LeafTables
+from .walker_update import UpdateAtWork, update_entry
 
 
 class Walker(wiring.Component):
@@ -125,6 +126,7 @@ class Walker(wiring.Component):
             "retry": Out(stream.Signature(TranslateRequest)),
             "memory_read": Out(stream.Signature(MemoryRead)),
             "memory_read_data": In(stream.Signature(MemoryReadData)),
+            **({"memory_update": Out(stream.Signature(MemoryUpdate)), "atomics": In(1)} if features.AMO_HWAD else {}),
             "mode": In(4),
             "root_ppn": In(44),
             "device_id": Out(24),
@@ -147,7 +149,7 @@ class Walker(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         features = self.features
-        two_stages, processes = features.has_second_stage, features.has_processes
+        two_stages, processes, updates = features.has_second_stage, features.has_processes, features.AMO_HWAD
         walk_bits, waiter_bits = max((self.walks - 1).bit_length(), 1), (self.waiters - 1).bit_length()
         request, reply = self.i.payload, self.memory_read_data.payload
 
@@ -206,6 +208,10 @@ class Walker(wiring.Component):
             m.d.comb += [
                 asked_key.process_id.eq(Mux(asked.process_id_valid, asked.process_id, 0)), self.process_id.eq(key.process_id),
             ]
+        if updates:
+            m.d.comb += [asked_key.is_write.eq(asked.is_write), asked_key.execute.eq(asked.execute & ~asked.is_write)]
+            if processes:
+                m.d.comb += asked_key.supervisor.eq(asked.process_id_valid & asked.privileged)
         may_share = 1 if processes else ~asked.process_id_valid  # a process_id is answered by the device context alone
         joins, joined = Signal(), Signal(walk_bits)
         is_cached, cached_at, context_comes = Signal(), Signal(walk_bits), Signal()
@@ -231,6 +237,7 @@ class Walker(wiring.Component):
         translated, inside = answered_page(m, work)
         found, context_bad = judge_context(m, work)
         next_read = ReadAtWork(m, work, self)
+        update = UpdateAtWork(m, work, self.atomics) if updates else None
         beat = Signal(range(len(work.doublewords)))  # of the reply at work
 
         def beyond(ppn):
@@ -309,6 +316,8 @@ class Walker(wiring.Component):
                 with m.Elif(joins & any_waiter):
                     m.d.comb += [write_waiter.en.eq(1), write_link.en.eq(1), self.merged.eq(1)]
                     m.d.sync += [tails[joined].eq(free_waiter), used.bit_select(free_waiter, 1).eq(1)]
+                    if updates:
+                        m.d.sync += work.demanded.bit_select(joined, 1).eq(1)
                     m.next = "REST"
                 with m.Elif(any_walk & any_waiter):
                     m.d.comb += [write_waiter.en.eq(1), self.begun.eq(1)]
@@ -321,6 +330,10 @@ class Walker(wiring.Component):
                     for n, other in enumerate(keys):
                         with m.If(free_walk == n):
                             m.d.sync += other.eq(asked_key)
+                    if updates:
+                        m.d.sync += [work.demanded.bit_select(free_walk, 1).eq(~asked.is_prefetch), walk.failures.eq(0)]
+                        if two_stages:
+                            m.d.sync += [walk.is_writing.eq(0), walk.skipped.eq(0)]
                     if processes:
                         m.d.sync += [walk.ENS.eq(1), walk.SUM.eq(0)]
                     if two_stages:
@@ -365,9 +378,13 @@ class Walker(wiring.Component):
                     m.d.sync += fail(Outcome.FAULT, spec.TYPE_DISALLOWED)
                     m.next = "END_WALK"
             with m.State("BEGIN_TABLE"):
+                table_known = tables.known
+                if updates and two_stages:
+                    table_known = tables.known & ~walk.skipped
+                    m.d.sync += walk.skipped.eq(table_known)
                 m.d.sync += [
-                    walk.phase.eq(Phase.FIRST), dtf.eq(context.DTF), walk.level.eq(Mux(tables.known, 0, context.fsc_mode[:2] + 2)),
-                    next_ppn.eq(Mux(tables.known, tables.ppn, context.root_ppn)),
+                    walk.phase.eq(Phase.FIRST), dtf.eq(context.DTF), walk.level.eq(Mux(table_known, 0, context.fsc_mode[:2] + 2)),
+                    next_ppn.eq(Mux(table_known, tables.ppn, context.root_ppn)),
                 ]
                 with m.If((context.fsc_mode == spec.MODE_BARE) if processes or two_stages else Const(0, 1)):
                     m.d.sync += [outcome.eq(Outcome.MAPPED), work.identity.eq(1)]
@@ -379,10 +396,14 @@ class Walker(wiring.Component):
                 with m.Elif(~is_canonical(key.page, context.fsc_mode, features)):
                     m.d.sync += fail(Outcome.PAGE_FAULT)
                     m.next = "END_WALK"
-                with m.Elif(tables.known):
+                with m.Elif(table_known):
                     m.next = "READ"
                 with m.Else():
                     work.access(m)
+                if updates and processes:
+                    with m.If(key.supervisor & ~walk.ENS):  # before anything is updated for it
+                        m.d.sync += fail(Outcome.FAULT, spec.TYPE_DISALLOWED)
+                        m.next = "END_WALK"
             with m.State("READ"):
                 m.d.comb += self.memory_read.valid.eq(~beyond(next_ppn))
                 with m.If(beyond(next_ppn)):
@@ -424,8 +445,13 @@ class Walker(wiring.Component):
                             if features.MSI_FLAT:
                                 with m.Case(Phase.MSI):
                                     m.next = "TAKE_MSI"
+                        if updates:
+                            with m.If(walk.is_updating):
+                                m.next = "TAKE_UPDATE"
             take_context(m, work, self, found, context_bad, fetching.bit_select(at, 1), wake)
-            take_entry(m, work, judged, next_read)
+            take_entry(m, work, judged, next_read, update)
+            if updates:
+                update_entry(m, work, self, write_row, update)
             with m.State("KEEP_LEAF"):
                 m.next = "END_WALK"
                 with m.If(beyond(mapped.ppn)):

@@ -82,7 +82,8 @@ def answer_subject(m, work, walker, subject, page, device_id, is_direct, transla
         with m.If(is_guest_fault & (walk.purpose == Phase.LEAF)):
             m.d.comb += report.iotval2.eq(Cat(Const(0, 2), subject.offset[2:], walk.guest_page))
         with m.Elif(is_guest_fault):
-            m.d.comb += report.iotval2.eq(Cat(Const(1, 2), entry_offset(m, work)[2:], walk.guest_page))
+            is_write = walk.is_writing if features.AMO_HWAD else Const(0, 1)
+            m.d.comb += report.iotval2.eq(Cat(Const(1, 1), is_write, entry_offset(m, work)[2:], walk.guest_page))
     with m.If(~permitted):
         m.d.comb += answer.cause.eq(subject_cause)
     with m.Elif(work.identity):

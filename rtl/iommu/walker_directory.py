@@ -24,7 +24,8 @@ def judge_context(m, work):
               (spec.MODE_SV57, features.Sv57x4))  # fmt: skip
     has_guest = found.iohgatp_mode != spec.MODE_BARE
     faults = [
-        found.EN_ATS, found.EN_PRI, found.T2GPA, found.PRPR, found.GADE, found.SADE, found.SBE, found.SXL, found.DPE & ~found.PDTV,
+        found.EN_ATS, found.EN_PRI, found.T2GPA, found.PRPR, *([] if features.AMO_HWAD else [found.GADE, found.SADE]),
+        found.SBE, found.SXL, found.DPE & ~found.PDTV,
         found.tc_reserved.any(), found.tc_reserved_high.any(), found.ta_reserved.any(), found.ta_reserved_high.any(),
         found.fsc_reserved.any(),
         ~Cat(found.iohgatp_mode == number for number, has in guests if has).any(),
@@ -32,6 +33,8 @@ def judge_context(m, work):
         found.PDTV & ~Cat(found.fsc_mode == number for number, has in directories if has).any(),
         ~found.PDTV & ~_first_mode_ok(found.fsc_mode, features),
     ]
+    if features.AMO_HWAD:
+        kept |= {"SADE": found.SADE, "GADE": found.GADE}
     if features.has_processes:
         kept |= {"DPE": found.DPE}
     if features.has_second_stage:

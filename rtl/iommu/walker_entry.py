@@ -13,7 +13,7 @@ class EntryAtWork:
     Attributes
     ----------
     is_leaf, is_broken
-        It is a leaf; it is of no use, whatever the access.
+        It is a leaf; it is of no use, whatever the access. That a leaf lacks A is not asked here with AMO_HWAD.
     reach, leaf_page
         Of a leaf: its size, and the page that it makes of the one that is translated.
     """
@@ -27,7 +27,9 @@ class EntryAtWork:
                 with m.Case(n):
                     m.d.comb += low.eq((1 << 9 * n) - 1)
         napot_ok = (level == 0) & (entry.PPN[:4] == spec.NAPOT_64K)
-        unusable = ~entry.A | (~entry.U & (work.is_second if features.has_processes else 1))
+        unusable = ~entry.U & (work.is_second if features.has_processes else 1)
+        if not features.AMO_HWAD:
+            unusable = ~entry.A | unusable
         bad_type = (entry.PBMT == spec.PBMT_RESERVED) | (~self.is_leaf & (entry.PBMT != 0)) if features.Svpbmt else entry.PBMT != 0
         m.d.comb += [
             self.is_leaf.eq(entry.R | entry.X),
@@ -42,8 +44,11 @@ class EntryAtWork:
         self.leaf_page = Cat((entry.PPN[: len(low)] & ~covered) | (page[: len(low)] & covered), entry.PPN[len(low) :])
 
 
-def take_entry(m, work, judged, read):
-    """Add the state that takes the entry ``judged``, which ``read`` brought: to the next level or stage, or to the end of the walk."""
+def take_entry(m, work, judged, read, update):
+    """Add the state that takes the entry ``judged``, which ``read`` brought: to the next level or stage, or to the end of the walk.
+
+    ``update``, an :class:`.walker_update.UpdateAtWork`, is there with AMO_HWAD: then the walk ends where its access is not permitted.
+    """
     features, walk, context, key = work.features, work.walk, work.context, work.key
     entry, mapped, next_ppn, is_second, fail = work.entry, work.mapped, work.next_ppn, work.is_second, work.fail
     first, two_stages = work.first, features.has_second_stage
@@ -63,18 +68,29 @@ def take_entry(m, work, judged, read):
                 m.d.sync += walk.second_level.eq(walk.second_level - 1)
         with m.Else():
             m.d.sync += walk.level.eq(walk.level - 1)
+        no_page = fail(Mux(is_second, Outcome.GUEST_PAGE_FAULT, Outcome.PAGE_FAULT))
         m.next = "END_WALK"
         with m.If(work.status == BurstStatus.POISONED):
             m.d.sync += fail(Outcome.FAULT, Mux(read.is_process_read, spec.PDT_CORRUPTED, spec.PT_CORRUPTED))
+        if update:
+            with m.Elif(work.status == BurstStatus.REFUSED):
+                m.d.sync += no_page
         with m.Elif(work.status != BurstStatus.OK):
             m.d.sync += fail(read.fault, read.cause)
         with m.Elif(judged.is_broken):
-            m.d.sync += fail(Mux(is_second, Outcome.GUEST_PAGE_FAULT, Outcome.PAGE_FAULT))
+            m.d.sync += no_page
         with m.Elif(~judged.is_leaf):
             m.next = "READ"
             if two_stages:
                 with m.If(~is_second):
                     work.access(m)
+                    if update:
+                        m.d.sync += walk.is_writing.eq(0)
+        if update:
+            with m.Elif(~update.is_granted | (update.is_needed & ~update.is_allowed)):
+                m.d.sync += no_page
+            with m.Elif(update.is_needed):
+                update.begin(m, work)
         with m.Elif(is_second):
             if two_stages:
                 m.d.sync += [next_ppn.eq(judged.leaf_page), walk.phase.eq(walk.purpose), walk.second_level.eq(walk.second_level)]

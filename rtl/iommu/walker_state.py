@@ -30,19 +30,27 @@ MSI = spec.MSI_LOAD_FAULT, spec.MSI_NOT_VALID, spec.MSI_MISCONFIGURED, spec.MSI_
 
 
 def key_layout(features):
-    """Return the layout of what two walks never have in common."""
+    """Return the layout of what two walks never have in common; a walk that may set A and D is for one kind of access."""
     return data.StructLayout({
         "device_id": 24, "page": 52, "process_id_valid": 1, **({"process_id": 20} if features.has_processes else {}),
+        **({"is_write": 1, "execute": 1, "supervisor": 1} if features.AMO_HWAD else {}),
     })  # fmt: skip
 
 
 def walk_layout(features):
-    """Return the layout of a walk in flight."""
+    """Return the layout of a walk in flight.
+
+    With AMO_HWAD: ``table`` is the page of the last access, ``is_updating`` says that it was an update and ``entry`` what that was to
+    replace, ``failures`` counts updates that came too late. ``is_writing``: the second stage is asked, or was, whether the leaf table of
+    the first may be written; ``skipped``: it was asked nothing about that table, which was a known one.
+    """
     return data.StructLayout({
         "key": key_layout(features), "phase": Phase, "level": 3, "context": context_layout(features),
         **({"ENS": 1, "SUM": 1} if features.has_processes else {}),
         **({"purpose": Phase, "second_level": 3, "guest_page": 52, "first": Grant, "reach": 3, "G": 1, "PBMT": 2}
            if features.has_second_stage else {}),
+        **({"table": 44, "is_updating": 1, "entry": 64, "failures": 3} if features.AMO_HWAD else {}),
+        **({"is_writing": 1, "skipped": 1} if features.AMO_HWAD and features.has_second_stage else {}),
     })  # fmt: skip
 
 
@@ -81,6 +89,8 @@ class Work:
         Number and row of the walk, and its members.
     stale, is_stale
         A bit per walk: an invalidation met it; that of this walk.
+    demanded
+        A bit per walk: it is not for prefetches alone.
     doublewords, status, entry, directory
         What was read, how the read ended, and how else its first doubleword is called.
     next_ppn
@@ -100,7 +110,7 @@ class Work:
     def __init__(self, walks, features):
         two_stages = features.has_second_stage
         self.features = features
-        self.stale = Signal(walks)
+        self.stale, self.demanded = Signal(walks), Signal(walks)
         self.at, self.walk = Signal(max((walks - 1).bit_length(), 1)), Signal(walk_layout(features))
         walk = self.walk
         self.context, self.key = walk.context, walk.key
