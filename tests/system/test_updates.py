@@ -22,7 +22,7 @@ def test_updates(request):
 
 @cocotb.test(timeout_time=400, timeout_unit="us")
 async def pages_that_are_used_get_their_bits(dut):
-    """SYS-AD-1: a disk whose pages lack A and D: with AtomicOps enabled it works, A is set where it reads, D where it writes, only there."""
+    """SYS-AD-1: a disk whose pages lack A and D, AtomicOps enabled: it works; A is set where it reads, D where it writes, only there."""
     card = await Card(dut, CONFIG, seed=cocotb.RANDOM_SEED).begin()
     await card.enable_iommu()
     disk = await card.disk(0, buffer_pages=24, alignment=4096, framing="whole")
