@@ -25,6 +25,12 @@ what the leaf of the second stage does not grant. So reads, writes, executes and
 
 The IOTLB gets the two stages combined: page to physical page, the smaller size, permissions of both, PBMT of the first unless that is 0.
 A page whose device has MSI page tables and that overlaps a virtual interrupt file is cut to 4 KiB.
+
+With AMO_HWAD a walk serves only one kind of access and privilege, and ends where the specification would have stopped that: then what it
+sets is what this access must set. A leaf that lacks A or D goes from TAKE_ENTRY to UPDATE, and its answer comes back to TAKE_ENTRY: with
+the bits if the compare was true, else to be judged as it is now. In front of the update of a first-stage leaf the second stage is asked
+again about the guest page of its table, for a write (``is_writing``), and the leaf is read again; if the table was a known one the
+first stage begins anew at its root, since its guest page is not known. [RVIOMMU1.0 3.4; RVPRIV 10.3.2 step 9]
 """
 
 from amaranth import Array, Const, Module, Mux, Signal
@@ -58,8 +64,8 @@ class Walker(wiring.Component):
     Entries that lead to leaf tables are remembered, of both stages: then the next page costs one read, or two with two stages. Prefetches
     are dropped when there is no walk for them or one runs already, and never answered or reported.
     Every other request is answered, or given back, exactly once; every refused one is reported, if its context does not forbid it (DTF).
-    Supported: Off, Bare, 1 to 3 directory levels, first stage Bare or Sv39 with Svnapot, and what ``features`` say; no hardware update of
-    A and D, no ATS, no MRIF. iotval2 of a guest page fault has all bits of the guest address. [RVIOMMU1.0 3.3]
+    Supported: Off, Bare, 1 to 3 directory levels, first stage Bare or Sv39 with Svnapot, and what ``features`` say; no ATS, no MRIF.
+    iotval2 of a guest page fault has all bits of the guest address. [RVIOMMU1.0 3.3]
 
     Latency, with nothing else to do and without features: 4 cycles from a request accepted to its first read offered, 4 from the data of an
     entry to the next read, 6 from that of a leaf to the answer. Throughput: one thing at a time.
@@ -87,6 +93,9 @@ class Walker(wiring.Component):
         Requests that the IOTLB can answer now; not prefetches.
     memory_read, memory_read_data : streams
         8 to 64 bytes; ``cookie`` is the walk.
+    memory_update, atomics : ``Out(stream.Signature(MemoryUpdate))``, ``In(1)``
+        With AMO_HWAD: updates of A and D, answered in ``memory_read_data``; whether they are possible. If not, or if the requester refuses
+        one, or after 7 in one walk that came too late, it is as if SADE and GADE were 0. For prefetches nothing is updated.
     mode, root_ppn : ``In``
         ddtp.
     context, context_found, device_id : ``In``, ``In``, ``Out``

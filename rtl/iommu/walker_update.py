@@ -19,8 +19,7 @@ class UpdateAtWork:
     is_granted
         The entry permits it.
     is_needed, is_allowed
-        A must be set, or D for a write; the walk may do so. It may not without SADE or GADE, for prefetches alone, while AtomicOps are not
-        enabled, after as many failures as ``failures`` counts.
+        A must be set, or D for a write; the walk may do so.
     bits
         A, and D for a write, at their places.
     """
