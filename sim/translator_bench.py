@@ -5,7 +5,7 @@ import random
 import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from ..models.iommu.entries import PTE_D
+from ..models.iommu.entries import PTE_A, PTE_D, PTE_V
 from ..models.iommu.faults import AccessType, TranslationFault
 from ..models.iommu.registers import Capabilities
 from ..models.iommu.tables import Allocator, DeviceContext, DeviceDirectory, PageTable
@@ -23,7 +23,7 @@ from ..rtl.iommu.layouts import (
 )
 from ..rtl.tlp.layouts import BurstStatus
 from .run import params
-from .stream import Stream, cycle, pack, start, unpack
+from .stream import Stream, cycle, pack, random_ready, start, unpack
 
 __all__ = ["TranslatorBench"]
 
@@ -84,7 +84,7 @@ class TranslatorBench:
         if self.capabilities.AMO_HWAD:
             dut.atomics.value = 1
             orders = Stream(dut, "memory_update")
-            orders.set_ready(1)
+            cocotb.start_soon(random_ready(orders, self.rng, 0.7))
             cocotb.start_soon(orders.watch(self))
         self.response.set_ready(1)
         faults.set_ready(1)
@@ -99,6 +99,8 @@ class TranslatorBench:
     def append(self, payload):
         """Do an update."""
         update = unpack(MemoryUpdate, payload)
+        bits = update.swap & ~update.compare
+        assert update.compare & PTE_V and update.swap == update.compare | bits and bits in (PTE_A, PTE_D, PTE_A | PTE_D), vars(update)
         self.update_count += 1
         status, found = self.disturb(update), self.memory.load_q_le(update.address)
         if status == BurstStatus.OK and found == update.compare:
