@@ -201,9 +201,9 @@ class MemoryPort(wiring.Component):
     def _send_updates(self, m, burst):
         """Give the operands of an update, then issue its burst."""
         update, row, given = self.update, self.operands.p, Signal()
-        operands = Cat(update.p.compare, update.p.swap)
         m.d.comb += [
-            self.operands.valid.eq(update.valid & ~given), row.keep.eq(0xFFFF), row.first.eq(1), row.last.eq(1), row.data.eq(operands),
+            self.operands.valid.eq(update.valid & ~given), row.keep.eq(0xFFFF), row.first.eq(1), row.last.eq(1),
+            row.data.eq(Cat(update.p.compare, update.p.swap)),
             burst.valid.eq(update.valid & given), update.ready.eq(burst.ready & given),
             burst.p.address.eq(update.p.address), burst.p.length_bytes.eq(8), burst.p.atomic.eq(AtomicKind.CAS),
             burst.p.is_wall.eq(1), burst.p.client.eq(self.client), burst.p.cookie.eq(update.p.cookie),

@@ -263,3 +263,40 @@ async def what_is_cached_sets_no_bit_too_few(dut):
         assert await bench.check(3, PAGE, WRITE if is_write else READ, place.pid) == 0
         assert bench.update_count == 1 and bench.read_count == 2 * cold, "one walk for both"
         assert cycle() - begun > 40 * (cold + 1) - 40
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def cleared_bits_are_set_again(dut):
+    """IOMMU-AD-6: software clears A and D and invalidates, under traffic: a request accepted later finds them set when it is answered."""
+    bench, place = await begin(dut)
+    rng = bench.rng
+    bench.latency = lambda: rng.randrange(1, 40)
+    pages, slots = [PAGE + (n << 12) for n in range(4)], {}
+    for n, page in enumerate(pages):
+        if n:
+            place.first.map_page(page, TARGET + (n << 12), perms="rwxu")
+            if place.is_guest:
+                place.second.map_page(TARGET + (n << 12), 0x77_0000_3000 + (n << 12), perms="rwxu")
+        slots[page] = [place.spa_of(place.first._slot(page, 0))] + ([place.second._slot(TARGET + (n << 12), 0)] if place.is_guest else [])
+    version, wanted, cookie, judged = dict.fromkeys(pages, 0), {}, 0, 0
+    for _ in range(260):
+        page = rng.choice(pages)
+        if rng.random() < 0.25:
+            version[page] += 1
+            for slot in slots[page]:
+                bench.memory.store_q_le(slot, bench.memory.load_q_le(slot) & ~rng.choice([PTE_A | PTE_D, PTE_D, 0]))
+            await bench.forget(rng.choice([InvalidateKind.ALL, InvalidateKind.VMA, InvalidateKind.GVMA]))
+        else:
+            access = rng.choice([READ, WRITE, EXEC])
+            wanted[cookie] = page, access, version[page]
+            await bench.ask(cookie, 3, page, access, place.pid)
+            cookie = (cookie + 1) % 256
+            await ClockCycles(dut.clk, rng.choice([1, 1, 20, 150]))
+        for answer in await bench.answered(max(len(wanted) - 12, 0)):
+            page, access, then = wanted.pop(answer.cookie)
+            assert not answer.fault, f"{page:#x} {access}: {vars(answer)}"
+            bits = PTE_A | PTE_D if access is WRITE else PTE_A
+            if version[page] == then:
+                judged += 1
+                assert all(bench.memory.load_q_le(slot) & bits == bits for slot in slots[page]), f"{page:#x} {access}"
+    assert judged > 60 and bench.update_count > 30, f"{judged} {bench.update_count}"
