@@ -271,7 +271,7 @@ async def cleared_bits_are_set_again(dut):
     bench, place = await begin(dut)
     rng = bench.rng
     bench.latency = lambda: rng.randrange(1, 40)
-    pages, slots = [PAGE + (n << 12) for n in range(4)], {}
+    pages, slots = [PAGE, PAGE + 0x1000], {}
     for n, page in enumerate(pages):
         if n:
             place.first.map_page(page, TARGET + (n << 12), perms="rwxu")
@@ -279,20 +279,27 @@ async def cleared_bits_are_set_again(dut):
                 place.second.map_page(TARGET + (n << 12), 0x77_0000_3000 + (n << 12), perms="rwxu")
         slots[page] = [place.spa_of(place.first._slot(page, 0))] + ([place.second._slot(TARGET + (n << 12), 0)] if place.is_guest else [])
     version, wanted, cookie, judged = dict.fromkeys(pages, 0), {}, 0, 0
-    for _ in range(260):
+
+    async def ask(page, access):
+        nonlocal cookie
+        wanted[cookie] = page, access, version[page]
+        await bench.ask(cookie, 3, page, access, place.pid)
+        cookie = (cookie + 1) % 256
+
+    for _ in range(250):
         page = rng.choice(pages)
-        if rng.random() < 0.25:
+        if rng.random() < 0.4:
+            await ask(page, WRITE)
+            await ClockCycles(dut.clk, rng.randrange(180))
             version[page] += 1
             for slot in slots[page]:
                 bench.memory.store_q_le(slot, bench.memory.load_q_le(slot) & ~rng.choice([PTE_A | PTE_D, PTE_D, 0]))
             await bench.forget(rng.choice([InvalidateKind.ALL, InvalidateKind.VMA, InvalidateKind.GVMA]))
+            await ask(page, WRITE)
         else:
-            access = rng.choice([READ, WRITE, EXEC])
-            wanted[cookie] = page, access, version[page]
-            await bench.ask(cookie, 3, page, access, place.pid)
-            cookie = (cookie + 1) % 256
+            await ask(page, rng.choice([READ, WRITE, EXEC]))
             await ClockCycles(dut.clk, rng.choice([1, 1, 20, 150]))
-        for answer in await bench.answered(max(len(wanted) - 12, 0)):
+        for answer in await bench.answered(max(len(wanted) - 5, 0)):
             page, access, then = wanted.pop(answer.cookie)
             assert not answer.fault, f"{page:#x} {access}: {vars(answer)}"
             bits = PTE_A | PTE_D if access is WRITE else PTE_A
