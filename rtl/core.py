@@ -137,7 +137,8 @@ class Core(wiring.Component):
         receiver = add("receiver", Receiver(width=width, depth=max(64, longest * 8 // width)))
         transmitter = add("transmitter", Transmitter(width=width))
         completer = add("completer", Completer(width=width, functions=count))
-        readers = (ReadClient("wall", False, WALL_BUFFER_BYTES), *self.clients)
+        wall = ReadClient("wall", False, WALL_BUFFER_BYTES, atomics=self.iommu is not None and self.iommu.AMO_HWAD)
+        readers = (wall, *self.clients)
         requester = add("requester", Requester(
             width=width, clients=readers, functions=count, tags=self.tags, wall_tags=self.wall_tags,
             completion_timeout_cycles=self.completion_timeout_cycles))
@@ -246,6 +247,8 @@ class Core(wiring.Component):
                 (requester.read_data[0], iommu.read_data), (requester.write_done[0], iommu.write_done),
             ):
                 wiring.connect(m, source, sink)
+            if self.iommu.AMO_HWAD:
+                wiring.connect(m, iommu.operands, requester.wall_operands)
             m.d.comb += [
                 iommu.config.eq(space.state[0]),
                 self.activity.iotlb_hit.eq(iommu.hit),

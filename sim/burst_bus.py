@@ -3,7 +3,7 @@
 import cocotb
 from cocotb.triggers import Event
 
-from ..rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
+from ..rtl.tlp.layouts import AtomicKind, Burst, BurstData, BurstDone, BurstStatus
 from .stream import cycle, pack, sleep, unpack
 
 __all__ = ["BurstMemory", "data_beats"]
@@ -28,8 +28,8 @@ class BurstMemory:
 
     Parameters
     ----------
-    bursts, read_data, write_data, write_done : :class:`Stream`
-        The client's streams; those that it does not have are None.
+    bursts, read_data, write_data, write_done, operands : :class:`Stream`
+        The client's streams; those that it does not have are None. The only AtomicOp is CAS of 8 bytes; its operands are in front of it.
     latency : callable
         Cycles from a read burst to its data, drawn for each.
     ordered : :class:`bool`
@@ -45,11 +45,11 @@ class BurstMemory:
         One ``(cycle, burst, data)`` per burst in the order of arrival; ``data`` is None for failed ones.
     """
 
-    def __init__(self, memory, *, width, bursts, read_data=None, write_data=None, write_done=None, latency=lambda: 20,
+    def __init__(self, memory, *, width, bursts, read_data=None, write_data=None, write_done=None, operands=None, latency=lambda: 20,
                  ordered=True, status=lambda burst: BurstStatus.OK, gaps=None):
         self.memory, self.width, self.latency, self.ordered, self.status = memory, width, latency, ordered, status
         self.bursts, self.read_data, self.write_data, self.write_done = bursts, read_data, write_data, write_done
-        self.gaps = gaps
+        self.gaps, self.operands, self.operand_beats = gaps, operands, []
         self.log, self.reads, self.writes = [], [], []
         self._read, self._written = Event(), Event()
 
@@ -59,6 +59,9 @@ class BurstMemory:
         self.bursts.set_ready(1)
         if self.read_data is not None:
             cocotb.start_soon(self._answer_reads())
+        if self.operands is not None:
+            cocotb.start_soon(self.operands.watch(self.operand_beats))
+            self.operands.set_ready(1)
         if self.write_data is not None:
             cocotb.start_soon(self._take_writes())
         return self
@@ -73,8 +76,21 @@ class BurstMemory:
             self.writes.append(burst)
             self._written.set()
         else:
-            self.reads.append((cycle() + self.latency(), burst))
+            self.reads.append((cycle() + self.latency(), burst, b"" if burst.atomic == AtomicKind.NONE else self._take_operands(burst)))
             self._read.set()
+
+    def _take_operands(self, burst):
+        """Return both operands of a CAS."""
+        content, last = b"", False
+        while not last:
+            beat = unpack(BurstData(self.width), self.operand_beats.pop(0))
+            if bool(beat.first) != (not content) or beat.keep & (beat.keep + 1):
+                raise AssertionError(f"{self.operands.name}: keep {beat.keep:#x} of {burst}")
+            content += beat.data.to_bytes(self.width // 8, "little")[: beat.keep.bit_length()]
+            last = beat.last
+        if burst.atomic != AtomicKind.CAS or burst.length_bytes != 8 or len(content) != 16:
+            raise AssertionError(f"{self.bursts.name}: {burst} with operands {content.hex()}")
+        return content
 
     @staticmethod
     def _problem(burst):
@@ -95,10 +111,12 @@ class BurstMemory:
                 await sleep(edge, first[0], self._read)
                 continue
             self.reads.remove(first)
-            burst = first[1]
+            _, burst, operands = first
             status = self.status(burst)
             if status == BurstStatus.OK:
                 content = self.memory.read(burst.address, burst.length_bytes)
+                if operands and content == operands[:8]:
+                    self.memory.write(burst.address, operands[8:])
                 self.log.append((now, burst, content))
                 beats = data_beats(self.width, burst.address, content, burst.cookie)
             else:

@@ -5,15 +5,25 @@ import random
 import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge
 
+from ..models.iommu.entries import PTE_A, PTE_D, PTE_V
 from ..models.iommu.faults import AccessType, TranslationFault
 from ..models.iommu.registers import Capabilities
 from ..models.iommu.tables import Allocator, DeviceContext, DeviceDirectory, PageTable
 from ..models.iommu.walk import Iommu, PlainRegisters, Request
 from ..models.memory import AccessFault, GuestMemory
-from ..rtl.iommu.layouts import FaultReport, Invalidate, InvalidateKind, MemoryRead, MemoryReadData, TranslateRequest, TranslateResponse
+from ..rtl.iommu.layouts import (
+    FaultReport,
+    Invalidate,
+    InvalidateKind,
+    MemoryRead,
+    MemoryReadData,
+    MemoryUpdate,
+    TranslateRequest,
+    TranslateResponse,
+)
 from ..rtl.tlp.layouts import BurstStatus
 from .run import params
-from .stream import cycle, pack, start, unpack
+from .stream import Stream, cycle, pack, random_ready, start, unpack
 
 __all__ = ["TranslatorBench"]
 
@@ -21,16 +31,38 @@ POOL, POOL_BYTES = 0x8000_0000, 0x400_0000
 READ, WRITE, EXEC = AccessType.READ, AccessType.WRITE, AccessType.EXEC
 
 
+class Shadow:
+    """Memory as it is, but for what was written here: for a golden walk that sets A and D without doing the circuit's work.
+
+    ``refused``: addresses that cannot be written, with the reason.
+    """
+
+    def __init__(self, memory):
+        self.memory, self.written, self.refused = memory, {}, {}
+
+    def read(self, address, length):
+        content = self.memory.read(address, length)
+        words = (self.written.get(at, content[at - address : at - address + 8]) for at in range(address, address + length, 8))
+        return b"".join(words)
+
+    def write(self, address, content):
+        if address in self.refused:
+            raise AccessFault(address, len(content), True, self.refused[address])
+        self.memory.check(address, len(content), is_write=True)
+        self.written[address] = bytes(content)
+
+
 class TranslatorBench:
     """Drives a :class:`ringwall.rtl.iommu.translator.Translator` on memory of its own, and compares it with the golden walk.
 
     ``dut`` is the circuit. Parameters of the run are ``levels``, of the device directory, and ``features``, names of capabilities.
     ``latency`` gives the cycles from a read to its data; ``read_count`` counts reads, ``times`` has the cycles of answers since it was
-    cleared.
+    cleared. With AMO_HWAD: ``disturb(update)`` comes between the read of an entry and its update and returns the status of the update;
+    ``updates`` are the addresses of those that were done, ``update_count`` counts all.
     """
 
     def __init__(self, dut):
-        self.dut, self.latency = dut, lambda: 10
+        self.dut, self.latency, self.disturb = dut, lambda: 10, lambda update: BurstStatus.OK
 
     async def begin(self):
         """Reset; the directory is there and empty."""
@@ -43,11 +75,17 @@ class TranslatorBench:
         self.features = self.capabilities.switched_on()
         self.directory = DeviceDirectory(self.memory, self.allocator, levels=params()["levels"], features=self.features,
                                          extended=self.capabilities.MSI_FLAT)  # fmt: skip
-        self.golden = Iommu(self.memory, self.capabilities, registers=PlainRegisters(ddtp=self.directory.ddtp))
+        self.shadow, self.updates, self.update_count = Shadow(self.memory), [], 0
+        self.golden = Iommu(self.shadow, self.capabilities, registers=PlainRegisters(ddtp=self.directory.ddtp))
         self.request, self.response, reads, self.data, faults, self.invalidations = await start(
             dut, "request", "response", "memory_read", "memory_read_data", "faults", "invalidate")
         dut.ddtp_mode.value = self.directory.ddtp & 0xF
         dut.ddtp_ppn.value = self.directory.ddtp >> 10
+        if self.capabilities.AMO_HWAD:
+            dut.atomics.value = 1
+            orders = Stream(dut, "memory_update")
+            cocotb.start_soon(random_ready(orders, self.rng, 0.7))
+            cocotb.start_soon(orders.watch(self))
         self.response.set_ready(1)
         faults.set_ready(1)
         reads.set_ready(1)
@@ -57,6 +95,35 @@ class TranslatorBench:
         cocotb.start_soon(reads.watch(self.reads))
         cocotb.start_soon(self.serve())
         self.read_count = 0
+
+    def append(self, payload):
+        """Do an update."""
+        update = unpack(MemoryUpdate, payload)
+        bits = update.swap & ~update.compare
+        assert update.compare & PTE_V and update.swap == update.compare | bits and bits in (PTE_A, PTE_D, PTE_A | PTE_D), vars(update)
+        self.update_count += 1
+        status, found = self.disturb(update), self.memory.load_q_le(update.address)
+        if status == BurstStatus.OK and found == update.compare:
+            self.memory.store_q_le(update.address, update.swap)
+            self.updates.append(update.address)
+        self.due.append((cycle() + self.latency(), update, found.to_bytes(8, "little"), status))
+
+    def check_updates(self):
+        """Compare what was updated with what the golden walk has updated since the last call.
+
+        Any entry of a NAPOT page may have been the one. [RVPRIV 11]
+        """
+        found = {address: self.memory.load_q_le(address) for address in self.updates}
+        wanted = {address: int.from_bytes(content, "little") for address, content in self.shadow.written.items()}
+        for address, entry in list(wanted.items()):
+            if entry >> 63 and address not in found:
+                block = address & -128
+                others = [self.memory.load_q_le(at) for at in range(block, block + 128, 8)]
+                assert any(other & ~PTE_D == entry & ~PTE_D and other & entry & PTE_D == entry & PTE_D for other in others), hex(address)
+                del wanted[address]
+        assert found == wanted, f"{found}, not {wanted}"
+        self.updates.clear()
+        self.shadow.written.clear()
 
     async def serve(self):
         """Answer memory reads out of order, each after a latency of its own, with what is there when they come."""
@@ -74,10 +141,10 @@ class TranslatorBench:
                 await self.data._edge
                 continue
             self.due.remove(ready[0])
-            _, read, raw, status = ready[0]
+            _, order, raw, status = ready[0]
             words = [raw[n : n + 8] for n in range(0, len(raw), 8)]
             await self.data.put_many(
-                pack(MemoryReadData, cookie=read.cookie, data=int.from_bytes(word, "little"), last=n == len(words) - 1,
+                pack(MemoryReadData, cookie=order.cookie, data=int.from_bytes(word, "little"), last=n == len(words) - 1,
                      status=status if n == len(words) - 1 else BurstStatus.OK)
                 for n, word in enumerate(words))
 
@@ -119,17 +186,19 @@ class TranslatorBench:
         assert not answer.fault, f"{what}: {vars(answer)}, not {wanted!r}"
         assert answer.page == wanted.spa >> 12, f"{what}: {vars(answer)}, not {wanted!r}"
         assert wanted.pbmt == answer.PBMT, f"{what}: {vars(answer)}, not {wanted!r}"
-        assert answer.readable <= wanted.readable and answer.writable <= wanted.writable, f"{what}: {vars(answer)}, not {wanted!r}"
+        writable = wanted.writable or (self.capabilities.AMO_HWAD and answer.size_log2 == 16)  # by D of another entry of the NAPOT page
+        assert answer.readable <= wanted.readable and answer.writable <= writable, f"{what}: {vars(answer)}, not {wanted!r}"
         assert wanted.size >> answer.size_log2 or answer.size_log2 == 63, f"{what}: {vars(answer)}, not {wanted!r}"
 
-    async def check(self, device, iova, access=READ, pid=None, priv=False):
-        """Ask, compare answer and fault report with the golden walk, return the cause or 0."""
+    async def check(self, device, iova, access=READ, pid=None, priv=False, wanted=None):
+        """Ask, compare answer, fault report and updates with the golden walk, now or ``wanted``; return the cause or 0."""
         self.reports.clear()
-        wanted, what = self.expected(device, iova, access, pid, priv), f"{device:#x} {iova:#x} {access} {pid} {priv}"
+        wanted, what = wanted or self.expected(device, iova, access, pid, priv), f"{device:#x} {iova:#x} {access} {pid} {priv}"
         await self.ask(1, device, iova, access, pid, priv)
         (answer,) = await self.answered(1)
         await ClockCycles(self.dut.clk, 4)
         self.judge(answer, wanted, what)
+        self.check_updates()
         is_logged = isinstance(wanted, TranslationFault) and wanted.is_logged
         assert len(self.reports) == is_logged, what
         if is_logged:

@@ -19,6 +19,7 @@ def context_layout(features):
         **({"guest_root_ppn": 44, "GSCID": 16, "guest_mode": 4} if features.has_second_stage else {}),
         **({"msi_on": 1, "msi_ppn": 44, "msi_mask": features.guest_page_bits, "msi_pattern": features.guest_page_bits}
            if features.MSI_FLAT else {}),
+        **({"SADE": 1, "GADE": 1} if features.AMO_HWAD else {}),
     })  # fmt: skip
 
 

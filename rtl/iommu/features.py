@@ -19,6 +19,8 @@ class Features:
         Process directories of one, two and three levels.
     MSI_FLAT : :class:`bool`
         Extended-format (64-byte) device contexts and MSI page tables in basic translate mode; needs a second stage.
+    AMO_HWAD : :class:`bool`
+        Contexts may ask that A and D of leaf entries be set, by AtomicOps. [RVIOMMU1.0 3.4]
 
     Raises
     ------
@@ -36,6 +38,7 @@ class Features:
     PD17: bool = False
     PD20: bool = False
     MSI_FLAT: bool = False
+    AMO_HWAD: bool = False
 
     def __post_init__(self):
         for field in fields(Features):

@@ -12,7 +12,7 @@ from .commands import Commands
 from .faults import Faults
 from .features import Features
 from .interrupts import Interrupts
-from .layouts import FaultReport, Invalidate, MemoryRead, MemoryReadData
+from .layouts import FaultReport, Invalidate, MemoryRead, MemoryReadData, MemoryUpdate
 from .memory_port import MemoryPort
 from .registers import PPN_BITS, Registers
 
@@ -98,12 +98,14 @@ class ProgrammingInterface(wiring.Component):
         Of the translator.
     memory_read, memory_read_data : ``In(stream.Signature(MemoryRead))``, ``Out(stream.Signature(MemoryReadData))``
         Of the translator.
+    memory_update, operands : ``In(stream.Signature(MemoryUpdate))``, ``Out(stream.Signature(BurstData(width)))``
+        With AMO_HWAD, as in :class:`.memory_port.MemoryPort`.
     """
 
     def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56,
                  features=Features()):  # fmt: skip
         self.width, self.features = width, features
-        self._port = MemoryPort(width=width, readers=2, writers=3)
+        self._port = MemoryPort(width=width, readers=2, writers=3, updates=features.AMO_HWAD)
         self._registers = Registers(strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
                                     physical_address_bits=physical_address_bits, features=features)  # fmt: skip
         super().__init__({
@@ -121,6 +123,8 @@ class ProgrammingInterface(wiring.Component):
             "reports": In(stream.Signature(FaultReport)),
             "memory_read": In(stream.Signature(MemoryRead)),
             "memory_read_data": Out(stream.Signature(MemoryReadData)),
+            **({"memory_update": In(stream.Signature(MemoryUpdate)), "operands": Out(stream.Signature(BurstData(width)))}
+               if features.AMO_HWAD else {}),
         })
 
     def elaborate(self, platform):
@@ -137,6 +141,9 @@ class ProgrammingInterface(wiring.Component):
                               (fences.fenced, self.fenced), (commands.invalidate, self.invalidate), (port.read[0], self.memory_read),
                               (port.read_data[0], self.memory_read_data), (reports.i[0], self.reports)):  # fmt: skip
             wiring.connect(m, inner, outer(member))
+        if self.features.AMO_HWAD:
+            wiring.connect(m, outer(self.memory_update), port.update)
+            wiring.connect(m, port.operands, outer(self.operands))
         for one, other in ((registers.commands, commands.control), (registers.faults, faults.control),
                            (port.read[1], commands.read), (port.read_data[1], commands.read_data),
                            (port.write[0], commands.write), (port.write_done[0], commands.write_done),

@@ -42,6 +42,15 @@ class MemoryRead(data.Struct):
     cookie: unsigned(8)
 
 
+class MemoryUpdate(data.Struct):
+    """Put ``swap`` where ``compare`` still is, in one step: 8 bytes at a multiple of 8; answered like a read, by what was there before."""
+
+    address: unsigned(64)
+    compare: unsigned(64)
+    swap: unsigned(64)
+    cookie: unsigned(8)
+
+
 class MemoryReadData(data.Struct):
     """8 bytes of a read, ascending addresses; beats of two reads never mix. A failed read is one beat with ``last``."""
 

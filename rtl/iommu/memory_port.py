@@ -5,8 +5,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..stream.arbiter import Arbiter
-from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
-from .layouts import MemoryRead, MemoryReadData, MemoryWrite, MemoryWriteDone
+from ..tlp.layouts import AtomicKind, Burst, BurstData, BurstDone, BurstStatus
+from .layouts import MemoryRead, MemoryReadData, MemoryUpdate, MemoryWrite, MemoryWriteDone
 
 BLOCK_BYTES = 64  # an access stays inside one aligned block
 COOKIE_BITS = 8  # of a reader or writer; the number of the reader or writer travels above them
@@ -27,8 +27,9 @@ class MemoryPort(wiring.Component):
     Reads go out in any mix and are answered to the reader that asked, with its cookie. Writes are collected whole before their burst is
     issued; one is at work at a time, from its first beat until its data has left; it is done when the requester says so. A write is 4
     bytes at a multiple of 4, or a multiple of 8 bytes at a multiple of 8. Readers and writers take their answers without waiting.
+    An update is a CAS, answered as a read of the first reader; its operands leave in front of its burst. [PCIe5 6.15]
 
-    Throughput: 1 read per cycle; 8 bytes of read data per cycle; 1 write at a time.
+    Throughput: 1 read per cycle; 8 bytes of read data per cycle; 1 write and 1 update at a time.
 
     Parameters
     ----------
@@ -38,6 +39,8 @@ class MemoryPort(wiring.Component):
         1 to 16 of each.
     client : :class:`int`
         Number of the wall at the requester.
+    updates : :class:`bool`
+        There are updates.
 
     Members
     -------
@@ -51,6 +54,8 @@ class MemoryPort(wiring.Component):
         Their data.
     burst_done : ``In(stream.Signature(BurstDone))``
         Ends of writes.
+    update, operands : ``In(stream.Signature(MemoryUpdate))``, ``Out(stream.Signature(BurstData(width)))``
+        With ``updates``: those of the first reader, and their operands.
 
     Raises
     ------
@@ -58,7 +63,7 @@ class MemoryPort(wiring.Component):
         If a number is out of range.
     """
 
-    def __init__(self, *, width, readers=1, writers=1, client=0):
+    def __init__(self, *, width, readers=1, writers=1, client=0, updates=False):
         if width not in WIDTHS:
             raise ValueError(f"Width must be 64, 128, 256 or 512 bits, not {width!r}")
         if readers not in range(1, 17):
@@ -67,7 +72,7 @@ class MemoryPort(wiring.Component):
             raise ValueError(f"Writers must be 1 to 16, not {writers!r}")
         if client not in range(64):
             raise ValueError(f"Client must be 0 to 63, not {client!r}")
-        self.width, self.readers, self.writers, self.client = width, readers, writers, client
+        self.width, self.readers, self.writers, self.client, self.updates = width, readers, writers, client, updates
         super().__init__({
             "read": In(stream.Signature(MemoryRead)).array(readers),
             "read_data": Out(stream.Signature(MemoryReadData)).array(readers),
@@ -77,17 +82,20 @@ class MemoryPort(wiring.Component):
             "burst_write_data": Out(stream.Signature(BurstData(width))),
             "burst_read_data": In(stream.Signature(BurstData(width))),
             "burst_done": In(stream.Signature(BurstDone)),
+            **({"update": In(stream.Signature(MemoryUpdate)), "operands": Out(stream.Signature(BurstData(width)))} if updates else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.bursts = bursts = Arbiter(Burst, self.readers + 1)
+        m.submodules.bursts = bursts = Arbiter(Burst, self.readers + 1 + self.updates)
         wiring.connect(m, bursts.o, wiring.flipped(self.bursts))
         for n, read in enumerate(self.read):
             m.d.comb += self._burst(bursts.i[n], read.p, read.valid, read.ready, n)
         self._return_reads(m)
         self._send_writes(m, bursts.i[self.readers])
         self._end_writes(m)
+        if self.updates:
+            self._send_updates(m, bursts.i[self.readers + 1])
         return m
 
     def _burst(self, burst, access, valid, ready, number, is_write=0):
@@ -189,3 +197,23 @@ class MemoryPort(wiring.Component):
         m.d.comb += done.ready.eq(Array(target.ready for target in self.write_done)[number])
         for n, target in enumerate(self.write_done):
             m.d.comb += [target.valid.eq(done.valid & (number == n)), target.p.cookie.eq(done.p.cookie), target.p.status.eq(done.p.status)]
+
+    def _send_updates(self, m, burst):
+        """Give the operands of an update, then issue its burst."""
+        update, row, given = self.update, self.operands.p, Signal()
+        m.d.comb += [
+            self.operands.valid.eq(update.valid & ~given), row.keep.eq(0xFFFF), row.first.eq(1), row.last.eq(1),
+            row.data.eq(Cat(update.p.compare, update.p.swap)),
+            burst.valid.eq(update.valid & given), update.ready.eq(burst.ready & given),
+            burst.p.address.eq(update.p.address), burst.p.length_bytes.eq(8), burst.p.atomic.eq(AtomicKind.CAS),
+            burst.p.is_wall.eq(1), burst.p.client.eq(self.client), burst.p.cookie.eq(update.p.cookie),
+        ]
+        if self.width == 64:
+            second = Signal()
+            m.d.comb += [row.first.eq(~second), row.last.eq(second), row.data.eq(Mux(second, update.p.swap, update.p.compare))]
+            with m.If(self.operands.valid & self.operands.ready):
+                m.d.sync += second.eq(~second)
+        with m.If(self.operands.valid & self.operands.ready & row.last):
+            m.d.sync += given.eq(1)
+        with m.If(update.valid & update.ready):
+            m.d.sync += given.eq(0)

@@ -9,8 +9,9 @@ from ..stream.queue import Queue
 from .contexts import ContextCache, Process, context_layout
 from .features import Features
 from .iotlb import Iotlb, space_layout
-from .layouts import FaultReport, Invalidate, InvalidateKind, MemoryRead, MemoryReadData, TranslateRequest, TranslateResponse
-from .walker import Walker, is_canonical, is_guest_page, is_refused, needs_process
+from .layouts import FaultReport, Invalidate, InvalidateKind, MemoryRead, MemoryReadData, MemoryUpdate, TranslateRequest, TranslateResponse
+from .walker import Walker
+from .walker_rules import is_canonical, is_guest_page, is_refused, needs_process
 
 
 class Translator(wiring.Component):
@@ -40,6 +41,8 @@ class Translator(wiring.Component):
         Translation; whoever asks takes answers at once.
     memory_read, memory_read_data : streams
         The walker's reads.
+    memory_update, atomics
+        With AMO_HWAD, see :class:`.walker.Walker`.
     ddtp_mode, ddtp_ppn : ``In(4)``, ``In(44)``
         From the registers.
     faults : ``Out(stream.Signature(FaultReport))``
@@ -70,6 +73,7 @@ class Translator(wiring.Component):
             "response": Out(stream.Signature(TranslateResponse)),
             "memory_read": Out(stream.Signature(MemoryRead)),
             "memory_read_data": In(stream.Signature(MemoryReadData)),
+            **({"memory_update": Out(stream.Signature(MemoryUpdate)), "atomics": In(1)} if features.AMO_HWAD else {}),
             "ddtp_mode": In(4),
             "ddtp_ppn": In(44),
             "faults": Out(stream.Signature(FaultReport)),
@@ -91,6 +95,9 @@ class Translator(wiring.Component):
         wiring.connect(m, missed.o, walker.i)
         wiring.connect(m, walker.memory_read, wiring.flipped(self.memory_read))
         wiring.connect(m, wiring.flipped(self.memory_read_data), walker.memory_read_data)
+        if features.AMO_HWAD:
+            wiring.connect(m, walker.memory_update, wiring.flipped(self.memory_update))
+            m.d.comb += walker.atomics.eq(self.atomics)
         wiring.connect(m, walker.faults, wiring.flipped(self.faults))
         wiring.connect(m, walker.fill, iotlb.fill)
         wiring.connect(m, walker.fill_context, contexts.fill)

@@ -41,6 +41,8 @@ class Iommu(wiring.Component):
     bursts, write_data, read_data, write_done
         Wall port of the requester: ``Out(stream.Signature(Burst))``, ``Out(stream.Signature(BurstData(width)))``,
         ``In(stream.Signature(BurstData(width)))``, ``In(stream.Signature(BurstDone))``.
+    operands : ``Out(stream.Signature(BurstData(width)))``
+        With AMO_HWAD: those of AtomicOps of the wall.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
         Of the gate.
     hit, miss, begun, merged, read : ``Out(1)``
@@ -62,6 +64,7 @@ class Iommu(wiring.Component):
             "write_data": Out(stream.Signature(BurstData(width))),
             "read_data": In(stream.Signature(BurstData(width))),
             "write_done": In(stream.Signature(BurstDone)),
+            **({"operands": Out(stream.Signature(BurstData(width)))} if features.AMO_HWAD else {}),
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
             **{name: Out(1) for name in COUNTERS},
@@ -72,13 +75,16 @@ class Iommu(wiring.Component):
         m.submodules.interface, m.submodules.translator = interface, translator = self._interface, self._translator
         for inner, name in ((translator.request, "translate_request"), (translator.response, "translate_response")):
             wiring.connect(m, inner, wiring.flipped(getattr(self, name)))
-        for name in ("bus", "bursts", "write_data", "read_data", "write_done", "fence", "fenced"):
+        hwad = self.features.AMO_HWAD
+        for name in ("bus", "bursts", "write_data", "read_data", "write_done", "fence", "fenced", *(["operands"] if hwad else [])):
             wiring.connect(m, getattr(interface, name), wiring.flipped(getattr(self, name)))
         for ours, theirs in (("memory_read", "memory_read"), ("memory_read_data", "memory_read_data"), ("reports", "faults"),
-                             ("invalidate", "invalidate")):  # fmt: skip
+                             ("invalidate", "invalidate"), *([("memory_update", "memory_update")] if hwad else [])):  # fmt: skip
             wiring.connect(m, getattr(interface, ours), getattr(translator, theirs))
         m.d.comb += [
             interface.config.eq(self.config), translator.ddtp_mode.eq(interface.ddtp_mode), translator.ddtp_ppn.eq(interface.ddtp_ppn),
             *(getattr(self, name).eq(getattr(translator, name)) for name in COUNTERS),
         ]  # fmt: skip
+        if hwad:
+            m.d.comb += translator.atomics.eq(self.config.atomics)
         return m

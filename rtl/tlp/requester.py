@@ -38,7 +38,8 @@ class ReadClient:
         Space for data in flight, a power of two: 4096 to 65536 if ordered, else 64 for each read in flight, 128 to 16384. 0: the
         client only writes.
     atomics : :class:`bool`
-        Its reads may be AtomicOps. It must be unordered, and writes nothing: its write data are their operands.
+        Its reads may be AtomicOps. It must be unordered, and writes nothing: its write data are their operands. The wall may write all the
+        same: its operands come by ``wall_operands``.
     relaxed : :class:`bool`
         Its bursts may ask for Relaxed Ordering and No Snoop: bulk data. Rings, interrupts and the wall must not (R16).
     reads : :class:`int`
@@ -130,6 +131,8 @@ class Requester(wiring.Component):
         Bursts of all other clients, with addresses and verdicts.
     write_data : ``In(stream.Signature(BurstData(width))).array(n)``
         Data of each client's write bursts, or operands of its AtomicOps, in their order.
+    wall_operands : ``In(stream.Signature(BurstData(width)))``
+        Operands of the wall's AtomicOps; there if it has ``atomics``.
     read_data : ``Out(stream.Signature(BurstData(width))).array(n)``
         Data and ends of each client's reads.
     write_done : ``Out(stream.Signature(BurstDone)).array(n)``
@@ -191,6 +194,7 @@ class Requester(wiring.Component):
             "wall": In(stream.Signature(Burst)),
             "gate": In(stream.Signature(Burst)),
             "write_data": In(stream.Signature(BurstData(width))).array(n),
+            **({"wall_operands": In(stream.Signature(BurstData(width)))} if clients[0].atomics else {}),
             "read_data": Out(stream.Signature(BurstData(width))).array(n),
             "write_done": Out(stream.Signature(BurstDone)).array(n),
             "completions": In(stream.Signature(TlpBeat(width))),
@@ -270,8 +274,10 @@ class Requester(wiring.Component):
         for config, its_config in zip(self.config, writes.config):
             m.d.comb += its_config.eq(config)
         wiring.connect(m, writes.posted, wiring.flipped(self.posted))
+        if self.clients[0].atomics:
+            wiring.connect(m, wiring.flipped(self.wall_operands), lines[0].operands)
         for n, port in enumerate(self.write_data):
-            wiring.connect(m, wiring.flipped(port), lines[n].operands if self.clients[n].atomics else writes.data[n])
+            wiring.connect(m, wiring.flipped(port), lines[n].operands if n and self.clients[n].atomics else writes.data[n])
             m.submodules[f"done{n}"] = done = Queue(data.StructLayout({"done": BurstDone, "function": 8}), WRITES_IN_FLIGHT)
             o = self.write_done[n]
             m.d.comb += [

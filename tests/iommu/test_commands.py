@@ -21,7 +21,7 @@ WIDTH = 128
 QUEUE, TARGET = 0x8000_0000, 0x9000_0000
 
 
-FEATURES = {"Sv48": True, "Sv57": True, "Sv39x4": True, "PD8": True, "PD17": True, "MSI_FLAT": True}
+FEATURES = {"Sv48": True, "Sv57": True, "Sv39x4": True, "PD8": True, "PD17": True, "MSI_FLAT": True, "AMO_HWAD": True}
 
 
 def test_commands(request):

@@ -7,7 +7,7 @@ import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.memory import GuestMemory
-from ringwall.rtl.iommu.layouts import MemoryRead, MemoryReadData, MemoryWrite, MemoryWriteDone
+from ringwall.rtl.iommu.layouts import MemoryRead, MemoryReadData, MemoryUpdate, MemoryWrite, MemoryWriteDone
 from ringwall.rtl.iommu.memory_port import MemoryPort
 from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.sim.burst_bus import BurstMemory
@@ -15,11 +15,14 @@ from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, pack, random_ready, start, unpack
 
 READERS, WRITERS = 2, 3
+TESTS = ["reads_and_writes_move_their_bytes", "reads_are_issued_every_cycle", "a_write_that_hangs_holds_up_no_read"]
 
 
 @pytest.mark.parametrize("width", [64, 128, 256, 512])
 def test_memory_port(request, width):
-    run(MemoryPort(width=width, readers=READERS, writers=WRITERS), module=__name__, node=request.node.nodeid, params={"width": width})
+    updates = width in (64, 256)
+    run(MemoryPort(width=width, readers=READERS, writers=WRITERS, updates=updates), module=__name__, node=request.node.nodeid,
+        params={"width": width, "updates": updates}, testcase=[*TESTS, *(["updates_are_done"] if updates else [])])  # fmt: skip
 
 
 def test_memory_port_parameters():
@@ -57,6 +60,7 @@ class Bench:
         cocotb.start_soon(self.bursts.watch([], self.arrivals))
         self.host = BurstMemory(self.memory, width=params()["width"], bursts=self.bursts, read_data=Stream(dut, "burst_read_data"),
                                 write_data=Stream(dut, "burst_write_data"), write_done=Stream(dut, "burst_done"), ordered=False,
+                                operands=Stream(dut, "operands") if params()["updates"] else None,
                                 status=self.status, latency=self.latency, gaps=gaps).start()  # fmt: skip
         return self
 
@@ -177,3 +181,41 @@ async def a_write_that_hangs_holds_up_no_read(dut):
         await bench.read[0].put(pack(MemoryRead, address=8 * k, length_bytes=8, cookie=k))
     await bench.wait(lambda: len(bench.got[0]) == 20, "reads", 200)
     assert not bench.done[0]
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def updates_are_done(dut):
+    """IOMMU-MEM-5: updates between reads and writes, some failing: each a CAS with both operands, answered once with what was there."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    fate = {}
+
+    def status(burst):
+        assert burst.is_wall and burst.function == 0 and burst.client == 0
+        return fate.setdefault((burst.is_write, burst.cookie), rng.choice([BurstStatus.OK] * 4 + [BurstStatus.UR, BurstStatus.REFUSED]))
+
+    bench = await Bench(dut, rng, status).begin(lambda: rng.choice([0, 0, 3]))
+    for stream in (bench.bursts, bench.host.operands, *bench.read_data):
+        cocotb.start_soon(random_ready(stream, rng, 0.6))
+    reads = [pack(MemoryRead, address=8 * k, length_bytes=8, cookie=k) for k in range(60)]
+    for n in range(READERS):
+        cocotb.start_soon(bench.read[n].put_many(reads, lambda: rng.randrange(4)))
+    beats = [beat for k in range(30) for beat in write_beats(0x100000 + 64 * k, rng.randbytes(8), k)]
+    cocotb.start_soon(bench.write[1].put_many(beats, lambda: rng.randrange(6)))
+    wanted, updates = {}, []
+    for k in range(100, 160):
+        address, swap = 0x1000 + 8 * k, rng.randbytes(8)
+        old = bench.pattern[address : address + 8]
+        compare = old if rng.random() < 0.7 else bytes([old[0] ^ 1 << rng.randrange(8)]) + old[1:]
+        wanted[k] = address, old, swap if compare == old else old
+        operands = {"compare": int.from_bytes(compare, "little"), "swap": int.from_bytes(swap, "little")}
+        updates.append(pack(MemoryUpdate, address=address, cookie=k, **operands))
+    await Stream(dut, "update").put_many(updates, lambda: rng.randrange(4))
+    await bench.wait(lambda: len(bench.host.log) == 30 + 60 * READERS + 60, "the end")
+    await ClockCycles(dut.clk, 100)
+    found = bench.reads(0)
+    assert sorted(found) == [*range(60), *range(100, 160)] and sorted(bench.reads(1)) == list(range(60))
+    for k, (address, old, new) in wanted.items():
+        end, words = found[k]
+        assert end == fate[0, k] and len(words) == 1
+        assert end != BurstStatus.OK or words[0].to_bytes(8, "little") == old
+        assert bench.memory.read(address, 8) == (new if end == BurstStatus.OK else old)

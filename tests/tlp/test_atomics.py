@@ -41,7 +41,7 @@ class Bench:
         for n in range(3):
             self.host.assume_enabled(n, atomics=True)
             self.configure(n)
-        names = ["wall", "gate", "completions", "posted", "non_posted", "retired_reads", "retired_writes"]
+        names = ["wall", "wall_operands", "gate", "completions", "posted", "non_posted", "retired_reads", "retired_writes"]
         names += [f"{kind}__{n}" for kind in ("write_data", "read_data") for n in range(len(CLIENTS))]
         self.s = {name: Stream(dut, name) for name in names}
         for name in ("posted", "non_posted", "retired_reads", "retired_writes", *(f"read_data__{n}" for n in range(len(CLIENTS)))):
@@ -98,7 +98,7 @@ class Bench:
             setattr(self, key, cocotb.triggers.Lock())
         async with getattr(self, key):
             await ClockCycles(self.dut.clk, self.rng.choice([0, 0, 3, 9]) or 1)
-            await self.s[f"write_data__{client}"].put_many(beats)
+            await self.s["wall_operands" if client == WALL else f"write_data__{client}"].put_many(beats)
 
     async def result(self, cookie, cycles=400):
         for _ in range(cycles // 4):

@@ -1,0 +1,101 @@
+"""What those who waited are answered, and what is reported of them."""
+
+from amaranth import Cat, Const, Mux, Signal
+
+from ..spec import riscv_iommu as spec
+from .iotlb import superpages
+from .walker_rules import first_grants
+from .walker_second import entry_offset
+from .walker_state import Outcome, Phase
+
+
+def answered_page(m, work):
+    """Return the physical page that ``mapped`` makes of the page asked for, and a mask: page-number bits that the mapping leaves alone."""
+    mapped, key, pages = work.mapped, work.key, superpages(work.features)
+    translated, inside = Signal(44), Signal(pages[-1][0])
+    with m.Switch(mapped.reach):
+        for n, (covered_bits, _) in enumerate(pages, 1):
+            with m.Case(n):
+                m.d.comb += inside.eq((1 << covered_bits) - 1)
+    m.d.comb += translated.eq(Cat(
+        (mapped.ppn[: len(inside)] & ~inside) | (key.page[: len(inside)] & inside), mapped.ppn[len(inside) :]))
+    return translated, inside
+
+
+def answer_subject(m, work, walker, subject, page, device_id, is_direct, translated):
+    """Fill in answer and fault report for ``subject``, who asks for ``page``.
+
+    Return whether it is permitted, and whether its fault is recorded in any case. A write is a write; what executes reads. [RVIOMMU1.0 2.3]
+    """
+    features, walk, mapped, second = work.features, work.walk, work.mapped, work.second
+    processes = features.has_processes
+    permitted = Signal()
+    page_fault, access_fault, guest_fault, ttyp, second_allows = Signal(12), Signal(12), Signal(12), Signal(6), Signal()
+    with m.If(subject.is_write):
+        m.d.comb += [
+            page_fault.eq(spec.WRITE_PAGE_FAULT), access_fault.eq(spec.WRITE_ACCESS_FAULT), ttyp.eq(spec.TTYP_UNTRANSLATED_WRITE),
+            guest_fault.eq(spec.WRITE_GUEST_PAGE_FAULT), second_allows.eq(second.writable),
+        ]
+    with m.Elif(subject.execute):
+        m.d.comb += [
+            page_fault.eq(spec.INSTRUCTION_PAGE_FAULT), access_fault.eq(spec.INSTRUCTION_ACCESS_FAULT),
+            ttyp.eq(spec.TTYP_UNTRANSLATED_EXECUTE), guest_fault.eq(spec.INSTRUCTION_GUEST_PAGE_FAULT),
+            second_allows.eq(second.executable),
+        ]
+    with m.Else():
+        m.d.comb += [
+            page_fault.eq(spec.READ_PAGE_FAULT), access_fault.eq(spec.READ_ACCESS_FAULT), ttyp.eq(spec.TTYP_UNTRANSLATED_READ),
+            guest_fault.eq(spec.READ_GUEST_PAGE_FAULT), second_allows.eq(second.readable),
+        ]
+    supervisor = subject.process_id_valid & subject.privileged
+    first_allows = is_direct | first_grants(work.first, subject.is_write, subject.execute, supervisor if processes else Const(0, 1),
+                                            walk.SUM if processes else Const(0, 1))  # fmt: skip
+    subject_cause, is_guest_fault = Signal(12), Signal()
+    with m.If((~is_direct & supervisor & ~walk.ENS) if processes else Const(0, 1)):
+        m.d.comb += subject_cause.eq(spec.TYPE_DISALLOWED)
+    with m.Elif(~first_allows):
+        m.d.comb += subject_cause.eq(page_fault)
+    with m.Elif(work.outcome == Outcome.FAULT):
+        m.d.comb += subject_cause.eq(work.cause)
+    with m.Elif((work.outcome == Outcome.ACCESS_FAULT) | ((work.outcome == Outcome.MAPPED) & work.is_msi & ~second_allows)):
+        m.d.comb += subject_cause.eq(access_fault)
+    with m.Elif(work.outcome == Outcome.PAGE_FAULT):
+        m.d.comb += subject_cause.eq(page_fault)
+    with m.Elif((work.outcome == Outcome.GUEST_PAGE_FAULT) | ~second_allows):
+        m.d.comb += [subject_cause.eq(guest_fault), is_guest_fault.eq(1)]
+    with m.Else():
+        m.d.comb += permitted.eq(1)
+    always_logged = Cat(subject_cause == number for number in spec.LOGGED_ALWAYS).any()
+    answer, report = walker.o.payload, walker.faults.payload
+    m.d.comb += [
+        answer.cookie.eq(subject.cookie),
+        answer.fault.eq(~permitted),
+        report.cause.eq(subject_cause),
+        report.ttyp.eq(ttyp),
+        report.device_id.eq(device_id),
+        report.process_id_valid.eq(subject.process_id_valid),
+        report.process_id.eq(Mux(subject.process_id_valid, subject.process_id, 0)),
+        report.privileged.eq(supervisor),
+        report.iotval.eq(Cat(subject.offset, page)),
+    ]
+    if features.has_second_stage:
+        with m.If(is_guest_fault & (walk.purpose == Phase.LEAF)):
+            m.d.comb += report.iotval2.eq(Cat(Const(0, 2), subject.offset[2:], walk.guest_page))
+        with m.Elif(is_guest_fault):
+            is_write = walk.is_writing if features.AMO_HWAD else Const(0, 1)
+            m.d.comb += report.iotval2.eq(Cat(Const(1, 1), is_write, entry_offset(m, work)[2:], walk.guest_page))
+    with m.If(~permitted):
+        m.d.comb += answer.cause.eq(subject_cause)
+    with m.Elif(work.identity):
+        m.d.comb += [answer.page.eq(page), answer.readable.eq(1), answer.writable.eq(1), answer.size_log2.eq(63)]
+    with m.Else():
+        m.d.comb += [answer.page.eq(translated), answer.readable.eq(mapped.readable), answer.writable.eq(mapped.writable)]
+        if features.Svpbmt:
+            m.d.comb += answer.PBMT.eq(mapped.PBMT)
+        with m.Switch(mapped.reach):
+            with m.Case(0):
+                m.d.comb += answer.size_log2.eq(spec.PAGE_BITS)
+            for n, (_, size) in enumerate(superpages(features), 1):
+                with m.Case(n):
+                    m.d.comb += answer.size_log2.eq(size)
+    return permitted, always_logged
