@@ -13,6 +13,7 @@ from .description import MsixCapability
 from .layouts import MsixRequest
 
 PBA_BITS = 64  # pending bits per word [PCIe5 7.7.2.7]
+PATIENCE_BITS = 10  # of the cycles that a read waits at most
 CONTROL_MASK = 32  # Mask bit of the second word of an entry [PCIe5 7.7.2.6]
 
 
@@ -39,7 +40,8 @@ class Msix(wiring.Component):
     nothing is accepted until the tables are written (1 cycle per 8 bytes).
 
     Latency: 5 cycles from request to burst when nothing else is asked. Throughput: one request in 4 cycles, one message of a
-    function at a time. Register accesses are answered within 8 cycles.
+    function at a time. Register accesses are answered within 8 cycles; but a read waits for the end of a message of its function that is
+    under way, so that who masked a vector and reads has all of its messages. Meanwhile others wait, too; at most 1,023 cycles.
 
     Parameters
     ----------
@@ -128,6 +130,7 @@ class Msix(wiring.Component):
         place, second = Signal(range(2 * places)), Signal()  # ``second`` of the entry's words: data and mask
         access, is_table, is_pending_bits = Signal(RegisterRequest), Signal(), Signal()
         was_bus, was_request = Signal(), Signal()
+        patience = Signal(PATIENCE_BITS)
         data, answer = Signal(32), Signal(64)
         m.d.comb += [
             entry.addr.eq(Cat(second, place)), entry_write.addr.eq(Cat(second, place)),
@@ -272,10 +275,14 @@ class Msix(wiring.Component):
                     legal = Mux(second, (1 << CONTROL_MASK + 1) - 1, (1 << 64) - 4)
                     m.d.comb += [entry_write.en.eq(access.byte_enable), entry_write.data.eq(access.data & legal)]
                     m.d.comb += search_all.eq(second & access.byte_enable[CONTROL_MASK // 8] & ~access.data[CONTROL_MASK])
+                m.d.sync += patience.eq(0)
                 m.next = "ANSWER"
             with m.State("ANSWER"):
-                m.d.comb += [self.bus.response.valid.eq(1), self.bus.response.payload.data.eq(answer)]
-                with m.If(self.bus.response.ready):
+                # Who reads behind a mask must see the end of what was decided in front of it, but no inbound request waits for ever.
+                answers = access.is_write | ~of(in_flight) | patience.all()
+                m.d.sync += patience.eq(patience + ~patience.all())
+                m.d.comb += [self.bus.response.valid.eq(answers), self.bus.response.payload.data.eq(answer)]
+                with m.If(answers & self.bus.response.ready):
                     m.next = "CHOOSE"
 
         for n, (function, burst, write_data, done) in enumerate(zip(self.functions, self.bursts, self.write_data, self.write_done)):

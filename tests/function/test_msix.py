@@ -22,6 +22,7 @@ FUNCTIONS = (1, 2, 5)
 CLIENTS = (3, 6, 15)
 PBA = (0x800, 0x1000, 0x40)
 BAR = 2
+MESSAGE = 16  # cycles that a message takes here at most, while nobody holds it
 
 
 def component(width):
@@ -54,7 +55,7 @@ class Bench:
 
     def __init__(self, dut, rng):
         self.dut, self.rng, self.width = dut, rng, params()["width"]
-        self.bus = RegisterBus(dut, limit=8)
+        self.bus = RegisterBus(dut, limit=1033)
         self.requests = Stream(dut, "requests")
         self.table = {(f, v): (0, 0, True) for f, count in zip(FUNCTIONS, VECTORS) for v in range(count)}  # address, data, masked
         self.messages = []  # (cycle of the offer, function, address, data)
@@ -404,7 +405,36 @@ async def pressure_starves_nobody(dut):
     busy = False
     await task
     await other
-    assert max(bench.bus.latencies) <= 8
+    assert max(bench.bus.latencies) <= 8 + MESSAGE
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def reads_see_the_end_of_messages(dut):
+    """FUNC-MSIX-13 (R63): a read behind a mask is answered when the function's message has ended, writes at once; a message that never
+    ends holds a read up for 1,023 cycles."""
+    bench, _ = await begin(dut)
+    await bench.fill()
+    await bench.enable(*FUNCTIONS)
+    await bench.settle(700)
+    for held in (100, 3200):  # three words of pending bits are read
+        told = len(bench.messages)
+        bench.hold = {2}
+        await bench.request(2, 5)
+        await ClockCycles(dut.clk, 20)
+        await bench.entry(2, 5, mask=True)
+        assert bench.bus.latencies[-1] <= 8, "writes wait for nothing"
+        read, begun = cocotb.start_soon(bench.pending(2)), cycle()
+        await ClockCycles(dut.clk, held)
+        assert read.done() == (held > 1023)
+        bench.hold = set()
+        assert await read == []
+        if held < 1023:
+            assert len(bench.messages) == told + 1 and cycle() - begun <= held + MESSAGE + 40
+        else:
+            assert max(bench.bus.latencies) in range(1023, 1023 + 10)
+        await bench.settle(100)
+        assert len(bench.messages) == told + 1
+        await bench.entry(2, 5, mask=False)
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")
