@@ -25,7 +25,8 @@ class Commands(wiring.Component):
 
     A queue that is switched off goes off when the command at work has ended.
 
-    Throughput: an invalidation per 3 cycles and a read per 4 commands.
+    Latency: 1 cycle from the last word of a read to the first invalidation or fence. Throughput: an invalidation per cycle and a read per
+    4 commands.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ class Commands(wiring.Component):
         m = Module()
         control = self.control
         words, word = Array(Signal(64, name=f"word_{n}") for n in range(2 * BATCH)), Signal(range(2 * BATCH))
-        left, at = Signal(range(BATCH + 1)), Signal(range(BATCH))
+        left, after = Signal(range(BATCH + 1)), Signal(range(BATCH))  # commands to do; the one behind ``command``
         command, runs = Signal(Command), Signal()
         m.d.comb += runs.eq(control.on & control.enable & ~control.stopped)
 
@@ -89,12 +90,19 @@ class Commands(wiring.Component):
         done = Signal()
         m.d.comb += control.step.eq(done)
         with m.If(done):
-            m.d.sync += [left.eq(left - 1), at.eq(at + 1)]
+            m.d.sync += [
+                left.eq(left - 1), after.eq(after + 1), command.eq(Cat(words[Cat(Const(0, 1), after)], words[Cat(Const(1, 1), after)])),
+            ]  # fmt: skip
+
+        def go_on():
+            m.next = "EXECUTE"
+            with m.If(~runs | (left == 1)):
+                m.next = "AWAIT"
 
         with m.FSM():
             with m.State("AWAIT"):
                 m.d.sync += [
-                    control.on.eq(control.enable), word.eq(0), at.eq(0), left.eq(Mux(available < room, available, room)),
+                    control.on.eq(control.enable), word.eq(0), after.eq(1), left.eq(Mux(available < room, available, room)),
                 ]  # fmt: skip
                 with m.If(runs & (control.head != control.tail)):
                     m.next = "FETCH"
@@ -106,33 +114,30 @@ class Commands(wiring.Component):
                 m.d.comb += self.read_data.ready.eq(1)
                 with m.If(self.read_data.valid):
                     m.d.sync += [words[word].eq(self.read_data.p.data), word.eq(word + 1)]
+                    with m.If(word == 0):
+                        m.d.sync += command.raw[:64].eq(self.read_data.p.data)
+                    with m.If(word == 1):
+                        m.d.sync += command.raw[64:].eq(self.read_data.p.data)
                     with m.If(self.read_data.p.last):
                         with m.If(self.read_data.p.status == BurstStatus.OK):
-                            m.next = "PICK"
+                            m.next = "EXECUTE"
+                            with m.If(~runs):
+                                m.next = "AWAIT"
                         with m.Else():
                             m.d.comb += control.memory_fault.eq(1)
                             m.next = "AWAIT"
-            with m.State("PICK"):
-                m.d.sync += command.eq(Cat(words[Cat(Const(0, 1), at)], words[Cat(Const(1, 1), at)]))
-                with m.If(runs & (left != 0)):
-                    m.next = "EXECUTE"
-                with m.Else():
-                    m.next = "AWAIT"
             with m.State("EXECUTE"):
-                m.d.comb += self.invalidate.valid.eq(is_invalidation)
+                m.d.comb += [self.invalidate.valid.eq(is_invalidation), self.fence.valid.eq(is_fence)]
                 with m.If(is_invalidation):
                     m.d.comb += done.eq(self.invalidate.ready)
                     with m.If(self.invalidate.ready):
-                        m.next = "PICK"
+                        go_on()
                 with m.Elif(is_fence):
-                    m.next = "FENCE"
+                    with m.If(self.fence.ready):
+                        m.next = "DRAIN"
                 with m.Else():
                     m.d.comb += control.refused.eq(1)
                     m.next = "AWAIT"
-            with m.State("FENCE"):
-                m.d.comb += self.fence.valid.eq(1)
-                with m.If(self.fence.ready):
-                    m.next = "DRAIN"
             with m.State("DRAIN"):
                 m.d.comb += self.fenced.ready.eq(1)
                 with m.If(self.fenced.valid):
@@ -140,7 +145,7 @@ class Commands(wiring.Component):
                         m.next = "WRITE"
                     with m.Else():
                         m.d.comb += done.eq(1)
-                        m.next = "PICK"
+                        go_on()
             with m.State("WRITE"):
                 m.d.comb += self.write.valid.eq(1)
                 with m.If(self.write.ready):
@@ -150,7 +155,7 @@ class Commands(wiring.Component):
                 with m.If(self.write_done.valid):
                     with m.If(self.write_done.p.status == BurstStatus.OK):
                         m.d.comb += done.eq(1)
-                        m.next = "PICK"
+                        go_on()
                     with m.Else():
                         m.d.comb += control.memory_fault.eq(1)
                         m.next = "AWAIT"

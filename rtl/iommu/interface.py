@@ -1,6 +1,6 @@
 """The programming interface of the IOMMU: registers, queues and interrupts around one memory port; everything but translation."""
 
-from amaranth import Module
+from amaranth import Cat, Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -20,7 +20,7 @@ from .registers import PPN_BITS, Registers
 class FenceShare(wiring.Component):
     """Lets ``count`` askers use one fence, one after the other, the first before the others.
 
-    Latency: 1 cycle from an asker to ``fence``, none from ``fenced`` to the asker.
+    Latency: none from an asker to ``fence`` and from ``fenced`` to the asker; 1 idle cycle between two.
 
     Members
     -------
@@ -50,15 +50,13 @@ class FenceShare(wiring.Component):
         m = Module()
         with m.FSM():
             with m.State("CHOOSE"):
+                m.d.comb += self.fence.valid.eq(Cat(ask.valid for ask in self.ask).any())
                 for n in range(self.count):
                     with m.If(self.ask[n].valid) if n == 0 else m.Elif(self.ask[n].valid):
-                        m.d.comb += self.ask[n].ready.eq(1)
-                        m.next = f"FENCE_{n}"
+                        m.d.comb += self.ask[n].ready.eq(self.fence.ready)
+                        with m.If(self.fence.ready):
+                            m.next = f"AWAIT_{n}"
             for n in range(self.count):
-                with m.State(f"FENCE_{n}"):
-                    m.d.comb += self.fence.valid.eq(1)
-                    with m.If(self.fence.ready):
-                        m.next = f"AWAIT_{n}"
                 with m.State(f"AWAIT_{n}"):
                     m.d.comb += [self.answer[n].valid.eq(self.fenced.valid), self.fenced.ready.eq(self.answer[n].ready)]
                     with m.If(self.fenced.valid & self.fenced.ready):
