@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from ..spec.riscv_iommu_registers import MAX_COUNTERS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
@@ -20,10 +22,13 @@ class Features:
     MSI_FLAT : :class:`bool`
         Extended-format (64-byte) device contexts and MSI page tables in basic translate mode; needs a second stage.
 
+    HPM, counters : :class:`bool`, :class:`int`
+        Performance counters: ``counters`` of events, 1 to 31, and one of cycles.
+
     Raises
     ------
     :exc:`ValueError`
-        If one lacks what it needs, or is no truth value. [RVIOMMU1.0 6.3]
+        If one lacks what it needs, or is no truth value or number as it must be. [RVIOMMU1.0 6.3]
     """
 
     Sv48: bool = False
@@ -36,19 +41,23 @@ class Features:
     PD17: bool = False
     PD20: bool = False
     MSI_FLAT: bool = False
+    HPM: bool = False
+    counters: int = 7
 
     def __post_init__(self):
-        for field in fields(Features):
-            if getattr(self, field.name) not in (False, True):
-                raise ValueError(f"Feature {field.name} must be True or False, not {getattr(self, field.name)!r}")
+        for name in _flags():
+            if getattr(self, name) not in (False, True):
+                raise ValueError(f"Feature {name} must be True or False, not {getattr(self, name)!r}")
+        if self.counters not in range(1, MAX_COUNTERS + 1):
+            raise ValueError(f"Event counters must be 1 to {MAX_COUNTERS}, not {self.counters!r}")
         for name, needed in (("Sv57", "Sv48"), ("Sv48x4", "Sv39x4"), ("Sv57x4", "Sv48x4"), ("MSI_FLAT", "Sv39x4")):
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"{needed} must be there for {name}, not {getattr(self, needed)!r}")
 
     @property
     def capabilities(self):
-        """Fields of ``capabilities`` that are 1 for these features. [RVIOMMU1.0 6.3]"""
-        return {"Sv39": 1, **{field.name: int(getattr(self, field.name)) for field in fields(Features)}}
+        """Fields of ``capabilities`` that are not 0 for these features. [RVIOMMU1.0 6.3]"""
+        return {"Sv39": 1, **{name: int(getattr(self, name)) for name in _flags()}}
 
     @property
     def has_second_stage(self):
@@ -84,3 +93,8 @@ class Features:
     def page_bits(self):
         """Page-number bits of the widest address that can be translated, its sign left out."""
         return max(9 * self.first_levels, self.guest_page_bits if self.has_second_stage else 0)
+
+
+def _flags():
+    """Return the names of the features that are there or not."""
+    return [field.name for field in fields(Features) if field.type is bool]

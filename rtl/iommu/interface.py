@@ -9,10 +9,11 @@ from ..spec.riscv_iommu_registers import Mode
 from ..stream.arbiter import Arbiter
 from ..tlp.layouts import Burst, BurstData, BurstDone, ConfigState
 from .commands import Commands
+from .counters import Counters
 from .faults import Faults
 from .features import Features
 from .interrupts import Interrupts
-from .layouts import FaultReport, Invalidate, MemoryRead, MemoryReadData
+from .layouts import Events, FaultReport, Invalidate, MemoryRead, MemoryReadData
 from .memory_port import MemoryPort
 from .registers import PPN_BITS, Registers
 
@@ -96,6 +97,8 @@ class ProgrammingInterface(wiring.Component):
         Of the translator.
     memory_read, memory_read_data : ``In(stream.Signature(MemoryRead))``, ``Out(stream.Signature(MemoryReadData))``
         Of the translator.
+    requests, walks : ``In(Events)``, ``In(Events)``
+        With HPM: what :class:`.counters.Counters` counts.
     """
 
     def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56,
@@ -119,6 +122,7 @@ class ProgrammingInterface(wiring.Component):
             "reports": In(stream.Signature(FaultReport)),
             "memory_read": In(stream.Signature(MemoryRead)),
             "memory_read_data": Out(stream.Signature(MemoryReadData)),
+            **({"requests": In(Events), "walks": In(Events)} if features.HPM else {}),
         })
 
     def elaborate(self, platform):
@@ -150,4 +154,10 @@ class ProgrammingInterface(wiring.Component):
             registers.msi_pending.eq(interrupts.pending), registers.msi_word_index.eq(interrupts.word_index),
             interrupts.word.eq(registers.msi_word),
         ]  # fmt: skip
+        if self.features.HPM:
+            m.submodules.counters = counters = Counters(count=self.features.counters)
+            wiring.connect(m, registers.counters, counters.bank)
+            m.d.comb += [
+                registers.overflow.eq(counters.overflow), counters.requests.eq(self.requests), counters.walks.eq(self.walks),
+            ]  # fmt: skip
         return m

@@ -1,5 +1,8 @@
 """Registers of the IOMMU: what software sees, and the levels and pulses that join it to the queues."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
@@ -10,9 +13,9 @@ from ..spec.riscv_iommu_registers import (
     IGS_MSI,
     MSI_ENTRIES,
     MSI_TABLE,
+    OFFSET,
     PENDING_ARRAY,
     PPN_LOW,
-    REGISTERS,
     VERSION,
     Capabilities,
     Mode,
@@ -22,7 +25,6 @@ from .features import Features
 
 INDEX_BITS = 16  # of a queue index: LOG2SZ is at most this
 PPN_BITS = 44
-_OFFSET = {register.name: register.offset for register in REGISTERS}
 
 
 class QueueControl(wiring.Signature):
@@ -41,6 +43,20 @@ class QueueControl(wiring.Signature):
 
     def __repr__(self):
         return "QueueControl()"
+
+
+class Bank(wiring.Signature):
+    """Registers that another component keeps, by 64-bit words (seen from :class:`Registers`).
+
+    at : number of the word that is accessed; write, data : bytes to be written now, and their values. From the other: word : what the word
+    read as in the cycle before, 0 where it has none.
+    """
+
+    def __init__(self):
+        super().__init__({"at": Out(9), "write": Out(8), "data": Out(64), "word": In(64)})
+
+    def __repr__(self):
+        return "Bank()"
 
 
 class _Queue:
@@ -114,6 +130,8 @@ class Registers(wiring.Component):
         What the pending bit array shows.
     msi_word_index, msi_word : ``In(5)``, ``Out(64)``
         Reads a 64-bit word of the MSI table, one cycle later; M reads 0 here.
+    counters, overflow : ``Out(Bank())``, ``In(1)``
+        With HPM: the performance counters; a pulse sets ipsr.pmip.
 
     Raises
     ------
@@ -143,6 +161,7 @@ class Registers(wiring.Component):
             "msi_pending": In(MSI_ENTRIES),
             "msi_word_index": In(range(2 * MSI_ENTRIES)),
             "msi_word": Out(64),
+            **({"counters": Out(Bank()), "overflow": In(1)} if features.HPM else {}),
         })
 
     def elaborate(self, platform):
@@ -150,7 +169,8 @@ class Registers(wiring.Component):
         m.submodules.messages = messages = Memory(shape=64, depth=2 * MSI_ENTRIES, init=[])
         store, show, send = messages.write_port(granularity=8), messages.read_port(), messages.read_port()
         cq, fq = _Queue("cq", "head", self.commands), _Queue("fq", "tail", self.faults)
-        civ, fiv = Signal(4), Signal(4)
+        vectors = [Signal(4, name=name) for name in ("civ", "fiv", "pmiv")[: 3 if self.features.HPM else 2]]
+        banks = [self.counters] if self.features.HPM else []
         draining = Signal()
 
         # What each word reads as.
@@ -161,7 +181,7 @@ class Registers(wiring.Component):
         capabilities = Capabilities.const({
             "version": VERSION, "IGS": IGS_MSI, "PAS": self.physical_address_bits, **self.features.capabilities})  # fmt: skip
         (cqcsr, cq_parts), (fqcsr, fq_parts) = cq.csr_word(), fq.csr_word()
-        ipsr = Signal(2)  # fip, cip
+        ipsr = Signal(len(vectors))  # pmip, fip, cip
         ddtp_busy = self.drain.valid | draining
         m.d.comb += [*cq_parts, *fq_parts, at.eq(request.offset[3:12])]
         words = {
@@ -169,13 +189,13 @@ class Registers(wiring.Component):
             "ddtp": Cat(self.ddtp_mode, ddtp_busy, Const(0, PPN_LOW - 5), self.ddtp_ppn),
             "cqb": cq.base_word(), "cqh": Cat(cq.index["head"], Const(0, 16), cq.index["tail"]),
             "fqb": fq.base_word(), "fqh": Cat(fq.index["head"], Const(0, 16), fq.index["tail"]),
-            "cqcsr": Cat(cqcsr, fqcsr), "icvec": Cat(civ, fiv),
+            "cqcsr": Cat(cqcsr, fqcsr), "icvec": Cat(vectors),
         }  # fmt: skip
         with m.Switch(at):
             for name, value in words.items():
-                with m.Case(_OFFSET[name] // 8):
+                with m.Case(OFFSET[name] // 8):
                     m.d.comb += now.eq(value)
-            with m.Case(_OFFSET["ipsr"] // 8):
+            with m.Case(OFFSET["ipsr"] // 8):
                 m.d.comb += now[32:].eq(ipsr)
             with m.Case(PENDING_ARRAY // 8):
                 m.d.comb += now.eq(self.msi_pending)
@@ -193,19 +213,19 @@ class Registers(wiring.Component):
         ]
         self._keep_queue(m, cq, "cqb", "cqcsr", "cqh", at, low, high, new, ones)
         self._keep_queue(m, fq, "fqb", "fqcsr", "fqh", at, low, high, new, ones)
-        self._keep_ddtp(m, (at == _OFFSET["ddtp"] // 8) & ~ddtp_busy, low, high, new, draining)
-        with m.If(low & (at == _OFFSET["icvec"] // 8)):
-            m.d.sync += [civ.eq(new[:4] & (self.vectors - 1)), fiv.eq(new[4:8] & (self.vectors - 1))]
+        self._keep_ddtp(m, (at == OFFSET["ddtp"] // 8) & ~ddtp_busy, low, high, new, draining)
+        with m.If(low & (at == OFFSET["icvec"] // 8)):
+            m.d.sync += [vector.eq(new.word_select(n, 4) & (self.vectors - 1)) for n, vector in enumerate(vectors)]
         with m.If(high & is_table & at[0] & request.byte_enable[4]):
             m.d.sync += self.msi_masked.bit_select(entry, 1).eq(request.data[32])
 
         # ipsr: a bit cleared by software is set again at once while its condition holds.
-        kept, raised = Signal(2), Signal(2)
-        causes = Cat(cq.event, fq.event | (fq.interrupt_enable & self.faults.step))
-        m.d.comb += kept.eq(Mux(high & (at == _OFFSET["ipsr"] // 8), ipsr & ~ones[32:], ipsr))
+        kept, raised = Signal.like(ipsr), Signal.like(ipsr)
+        causes = Cat(cq.event, fq.event | (fq.interrupt_enable & self.faults.step), self.overflow if self.features.HPM else [])
+        m.d.comb += kept.eq(Mux(high & (at == OFFSET["ipsr"] // 8), ipsr & ~ones[32:], ipsr))
         m.d.comb += raised.eq(causes & ~kept)
         m.d.sync += ipsr.eq(kept | causes)
-        m.d.comb += self.interrupt.eq((raised[0] << civ) | (raised[1] << fiv))
+        m.d.comb += self.interrupt.eq(reduce(or_, (bit << vector for bit, vector in zip(raised, vectors))))
 
         # The MSI table: address words and data words in turn; M is apart.
         m.d.comb += [
@@ -218,7 +238,11 @@ class Registers(wiring.Component):
 
         answer, from_table, mask_bit = Signal(64), Signal(), Signal()
         response = self.bus.response
-        m.d.comb += [show.en.eq(0), response.p.data.eq(Mux(from_table, show.data | (mask_bit << 32), answer))]
+        shown = Mux(from_table, show.data | (mask_bit << 32), answer)
+        for bank in banks:
+            m.d.comb += [bank.at.eq(at), bank.write.eq(Mux(write, request.byte_enable, 0)), bank.data.eq(request.data)]
+            shown |= bank.word
+        m.d.comb += [show.en.eq(0), response.p.data.eq(shown)]
         with m.FSM():
             with m.State("TAKE"):
                 m.d.comb += self.bus.request.ready.eq(1)
@@ -265,9 +289,9 @@ class Registers(wiring.Component):
         with m.If(control.step):
             m.d.sync += own.eq((own + 1) & queue.mask)
         written, value = (high, new[32:]) if queue.own == "head" else (low, new[:32])
-        with m.If(written & (at == _OFFSET[indices] // 8)):
+        with m.If(written & (at == OFFSET[indices] // 8)):
             m.d.sync += other.eq(value & queue.mask)
-        with m.If((low | high) & (at == _OFFSET[base] // 8) & ~queue.enable & ~control.on):
+        with m.If((low | high) & (at == OFFSET[base] // 8) & ~queue.enable & ~control.on):
             ppn = new[PPN_LOW : PPN_LOW + PPN_BITS] & ((1 << self.physical_address_bits - 12) - 1)
             log2, size_mask = Signal(5, name=f"{base}_size"), Signal(INDEX_BITS, name=f"{base}_size_mask")
             m.d.comb += [
@@ -276,7 +300,7 @@ class Registers(wiring.Component):
             ]
             m.d.sync += [queue.ppn.eq(ppn), queue.log2.eq(log2), own.eq(own & size_mask), other.eq(other & size_mask)]
         half, seen, clear = (low, new[:32], ones[:32]) if queue.is_commands else (high, new[32:], ones[32:])
-        with m.If(half & (at == _OFFSET[csr] // 8) & ~queue.busy):
+        with m.If(half & (at == OFFSET[csr] // 8) & ~queue.busy):
             seen, clear = QueueCsr(seen), QueueCsr(clear)
             error = clear.cmd_ill if queue.is_commands else clear.stopped
             m.d.sync += [

@@ -5,6 +5,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..regs.bus import RegisterBus
+from ..spec.riscv_iommu_registers import EventId
 from ..tlp.layouts import Burst, BurstData, BurstDone, ConfigState
 from .features import Features
 from .interface import ProgrammingInterface
@@ -81,4 +82,12 @@ class Iommu(wiring.Component):
             interface.config.eq(self.config), translator.ddtp_mode.eq(interface.ddtp_mode), translator.ddtp_ppn.eq(interface.ddtp_ppn),
             *(getattr(self, name).eq(getattr(translator, name)) for name in COUNTERS),
         ]  # fmt: skip
+        if self.features.HPM:
+            asked, request = translator.request.p, interface.requests
+            is_taken = translator.request.valid & translator.request.ready & ~asked.is_prefetch
+            m.d.comb += [
+                interface.walks.eq(translator.events),
+                request.kinds[EventId.UNTRANSLATED_REQUEST].eq(is_taken), request.device_id.eq(asked.device_id),
+                request.process_id_valid.eq(asked.process_id_valid), request.process_id.eq(asked.process_id),
+            ]  # fmt: skip
         return m

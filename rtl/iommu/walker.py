@@ -32,11 +32,12 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..spec import riscv_iommu as spec
+from ..spec.riscv_iommu_registers import EventId
 from ..tlp.layouts import BurstStatus
 from .contexts import Process, context_layout
 from .features import Features
 from .iotlb import entry_layout, superpages
-from .layouts import FaultReport, MemoryRead, MemoryReadData, TranslateRequest, TranslateResponse
+from .layouts import Events, FaultReport, MemoryRead, MemoryReadData, TranslateRequest, TranslateResponse
 
 
 class Phase(enum.Enum, shape=3):
@@ -201,6 +202,8 @@ class Walker(wiring.Component):
         An invalidation happens: walks in flight are stale; remembered leaf tables are forgotten.
     begun, merged, read : ``Out(1)``
         Pulses for counters.
+    events : ``Out(Events)``
+        With HPM: misses and walks. [RVIOMMU1.0 6.23]
 
     Raises
     ------
@@ -243,6 +246,7 @@ class Walker(wiring.Component):
             "begun": Out(1),
             "merged": Out(1),
             "read": Out(1),
+            **({"events": Out(Events)} if features.HPM else {}),
         })
 
     def elaborate(self, platform):
@@ -568,7 +572,7 @@ class Walker(wiring.Component):
             passes &= self.context.guest_mode == spec.MODE_BARE
 
         pending = Signal()  # ``asked`` could not be begun: it stays, and replies go first
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("REST"):
                 m.d.sync += [is_direct.eq(0), identity.eq(0), beat.eq(0), second.eq(~0), is_msi.eq(0), walk.eq(read_row.data)]
                 if not two_stages:
@@ -843,11 +847,41 @@ class Walker(wiring.Component):
                     with m.Else():
                         m.next = "ANSWER"
 
+        if features.HPM:
+            self._tell_events(m, fsm, walk, has_guest, (self.mode != spec.OFF) & (self.mode != spec.BARE) & ~too_wide)
         with m.If(self.forget):
             m.d.sync += stale.eq(~0)
         with m.If(self.forget_tables):
             m.d.sync += known_valid.eq(0)
         return m
+
+    def _tell_events(self, m, fsm, walk, has_guest, may_begin):
+        """Tell each miss and each walk of a table when it begins; one that begins at a remembered leaf table is one too.
+
+        A miss is a walk that comes to its page tables, whoever joins it later. IDs are those known by then, and
+        no process_id without process directories. [RVIOMMU1.0 6.23]
+        """
+        context, key, events = walk.context, walk.key, self.events
+        begins_table = fsm.ongoing("BEGIN_TABLE")
+        has_first = context.fsc_mode != spec.MODE_BARE
+        m.d.comb += [
+            events.kinds[EventId.DDT_WALK].eq(fsm.ongoing("BEGIN_DIRECTORY") & may_begin),
+            events.kinds[EventId.TLB_MISS].eq(begins_table & (has_first | has_guest)),
+            events.kinds[EventId.FIRST_STAGE_WALK].eq(begins_table & has_first),
+            events.device_id.eq(key.device_id), events.PSCV.eq(has_first), events.PSCID.eq(context.PSCID),
+        ]  # fmt: skip
+        if self.features.has_processes:
+            m.d.comb += [
+                events.kinds[EventId.PDT_WALK].eq(fsm.ongoing("LOOK_PROCESS") & ~self.process_found),
+                events.process_id_valid.eq(key.process_id_valid), events.process_id.eq(key.process_id),
+            ]  # fmt: skip
+        if self.features.has_second_stage:
+            is_for_table = (walk.phase == Phase.FIRST) | (walk.phase == Phase.LEAF)
+            m.d.comb += [
+                events.kinds[EventId.SECOND_STAGE_WALK].eq(fsm.ongoing("BEGIN_SECOND")),
+                events.PSCV.eq(has_first & (begins_table | is_for_table)),
+                events.GSCV.eq(has_guest), events.GSCID.eq(context.GSCID),
+            ]  # fmt: skip
 
     def _first_mode_ok(self, mode):
         """Return whether ``mode`` is one of iosatp that is there."""
