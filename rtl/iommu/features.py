@@ -24,6 +24,8 @@ class Features:
 
     HPM, counters : :class:`bool`, :class:`int`
         Performance counters: ``counters`` of events, 1 to 31, and one of cycles.
+    DBG : :class:`bool`
+        Debug translation through registers; then whoever asks for translations does not use the cookie 255.
 
     Raises
     ------
@@ -43,6 +45,7 @@ class Features:
     MSI_FLAT: bool = False
     HPM: bool = False
     counters: int = 7
+    DBG: bool = False
 
     def __post_init__(self):
         for name in _flags():

@@ -15,7 +15,7 @@ from .features import Features
 from .interrupts import Interrupts
 from .layouts import Events, FaultReport, Invalidate, MemoryRead, MemoryReadData
 from .memory_port import MemoryPort
-from .registers import PPN_BITS, Registers
+from .registers import PPN_BITS, Bank, Registers
 
 
 class FenceShare(wiring.Component):
@@ -99,6 +99,8 @@ class ProgrammingInterface(wiring.Component):
         Of the translator.
     requests, walks : ``In(Events)``, ``In(Events)``
         With HPM: what :class:`.counters.Counters` counts.
+    debug : ``Out(Bank())``
+        With DBG: for :class:`.debug.Debug`.
     """
 
     def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56,
@@ -123,6 +125,7 @@ class ProgrammingInterface(wiring.Component):
             "memory_read": In(stream.Signature(MemoryRead)),
             "memory_read_data": Out(stream.Signature(MemoryReadData)),
             **({"requests": In(Events), "walks": In(Events)} if features.HPM else {}),
+            **({"debug": Out(Bank())} if features.DBG else {}),
         })
 
     def elaborate(self, platform):
@@ -154,6 +157,8 @@ class ProgrammingInterface(wiring.Component):
             registers.msi_pending.eq(interrupts.pending), registers.msi_word_index.eq(interrupts.word_index),
             interrupts.word.eq(registers.msi_word),
         ]  # fmt: skip
+        if self.features.DBG:
+            wiring.connect(m, registers.debug, outer(self.debug))
         if self.features.HPM:
             m.submodules.counters = counters = Counters(count=self.features.counters)
             wiring.connect(m, registers.counters, counters.bank)

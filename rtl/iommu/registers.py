@@ -132,6 +132,8 @@ class Registers(wiring.Component):
         Reads a 64-bit word of the MSI table, one cycle later; M reads 0 here.
     counters, overflow : ``Out(Bank())``, ``In(1)``
         With HPM: the performance counters; a pulse sets ipsr.pmip.
+    debug : ``Out(Bank())``
+        With DBG: the registers of debug translation.
 
     Raises
     ------
@@ -162,6 +164,7 @@ class Registers(wiring.Component):
             "msi_word_index": In(range(2 * MSI_ENTRIES)),
             "msi_word": Out(64),
             **({"counters": Out(Bank()), "overflow": In(1)} if features.HPM else {}),
+            **({"debug": Out(Bank())} if features.DBG else {}),
         })
 
     def elaborate(self, platform):
@@ -170,7 +173,7 @@ class Registers(wiring.Component):
         store, show, send = messages.write_port(granularity=8), messages.read_port(), messages.read_port()
         cq, fq = _Queue("cq", "head", self.commands), _Queue("fq", "tail", self.faults)
         vectors = [Signal(4, name=name) for name in ("civ", "fiv", "pmiv")[: 3 if self.features.HPM else 2]]
-        banks = [self.counters] if self.features.HPM else []
+        banks = [getattr(self, name) for name, has in (("counters", self.features.HPM), ("debug", self.features.DBG)) if has]
         draining = Signal()
 
         # What each word reads as.

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..regs.bus import RegisterBus
 from ..spec.riscv_iommu_registers import EventId
 from ..tlp.layouts import Burst, BurstData, BurstDone, ConfigState
+from .debug import Debug
 from .features import Features
 from .interface import ProgrammingInterface
 from .layouts import TranslateRequest, TranslateResponse
@@ -34,7 +35,7 @@ class Iommu(wiring.Component):
     Members
     -------
     translate_request, translate_response : ``In(stream.Signature(TranslateRequest))``, ``Out(stream.Signature(TranslateResponse))``
-        For the gate.
+        For the gate; with DBG the cookie 255 is not its.
     bus : ``In(RegisterBus())``
         BAR 0 of function 0.
     config : ``In(ConfigState)``
@@ -71,7 +72,14 @@ class Iommu(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.interface, m.submodules.translator = interface, translator = self._interface, self._translator
-        for inner, name in ((translator.request, "translate_request"), (translator.response, "translate_response")):
+        asks, answers = translator.request, translator.response
+        if self.features.DBG:
+            m.submodules.debug = debug = Debug(features=self.features)
+            wiring.connect(m, interface.debug, debug.bank)
+            wiring.connect(m, debug.translate_request, asks)
+            wiring.connect(m, answers, debug.translate_response)
+            asks, answers = debug.request, debug.response
+        for inner, name in ((asks, "translate_request"), (answers, "translate_response")):
             wiring.connect(m, inner, wiring.flipped(getattr(self, name)))
         for name in ("bus", "bursts", "write_data", "read_data", "write_done", "fence", "fenced"):
             wiring.connect(m, getattr(interface, name), wiring.flipped(getattr(self, name)))

@@ -157,6 +157,31 @@ class EventSelector(data.Struct):
     OF: 1
 
 
+class DebugControl(data.Struct):
+    """tr_req_ctl. [RVIOMMU1.0 6.25]"""
+
+    busy: 1  # Go/Busy
+    Priv: 1
+    Exe: 1
+    NW: 1
+    reserved_4: 8
+    PID: 20
+    PV: 1
+    reserved_33: 7
+    DID: 24
+
+
+class DebugResponse(data.Struct):
+    """tr_response. [RVIOMMU1.0 6.26]"""
+
+    fault: 1
+    reserved_1: 6
+    PBMT: 2
+    S: 1
+    PPN: 44
+    reserved_54: 10
+
+
 class Opcode(enum.Enum, shape=7):
     """Opcodes of commands. [RVIOMMU1.0 4.1]"""
 
