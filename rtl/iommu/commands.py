@@ -21,7 +21,7 @@ class Commands(wiring.Component):
     when all that came before it is done, an item at ``fence`` was answered at ``fenced`` (also without PR and PW), and its data, if any,
     is written. A command that this build does not have, with a reserved bit set, or with a device id too wide for ddtp sets cmd_ill,
     a failing read or write cqmf; cqh stays at the command, which is fetched anew when software has cleared the bit. An error on
-    a read counts for the first of up to 4 commands that it was to bring. cmd_to and fence_w_ip never come (no ATS, no wires).
+    a read counts for the first of up to 4 commands that it was to bring. cmd_to never comes (no ATS).
 
     A queue that is switched off goes off when the command at work has ended.
 
@@ -47,6 +47,8 @@ class Commands(wiring.Component):
         The translator.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
         The gate.
+    WSI, fence_done : ``In(1)``, ``Out(1)``
+        With wires: fctl.WSI; pulse, a fence with WSI is done.
     """
 
     def __init__(self, *, features=Features()):
@@ -61,6 +63,7 @@ class Commands(wiring.Component):
             "invalidate": Out(stream.Signature(Invalidate)),
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
+            **({"WSI": In(1), "fence_done": Out(1)} if features.has_wires else {}),
         })
 
     def elaborate(self, platform):
@@ -89,6 +92,8 @@ class Commands(wiring.Component):
         ]  # fmt: skip
         done = Signal()
         m.d.comb += control.step.eq(done)
+        if self.features.has_wires:
+            m.d.comb += self.fence_done.eq(done & is_fence & fence.WSI)
         with m.If(done):
             m.d.sync += [
                 left.eq(left - 1), after.eq(after + 1), command.eq(Cat(words[Cat(Const(0, 1), after)], words[Cat(Const(1, 1), after)])),
@@ -183,7 +188,7 @@ class Commands(wiring.Component):
             process = directory.func3[1:], Mux(is_process, ~directory.DV | directory.PID[width:].any(), directory.PID.any())
         reserved = {
             Opcode.IOTINVAL: (tlb.reserved_11, tlb.reserved_34, tlb.reserved_60, tlb.reserved_126, tlb.func3[1:], tlb.func3[0] & tlb.PSCV),
-            Opcode.IOFENCE: (fence.func3, fence.WSI, fence.reserved_14, fence.reserved_126),
+            Opcode.IOFENCE: (fence.func3, fence.WSI & (~self.WSI if features.has_wires else 1), fence.reserved_14, fence.reserved_126),
             Opcode.IODIR: (directory.reserved_10, directory.reserved_32, directory.reserved_34, directory.reserved_64, wide, *process),
         }  # fmt: skip
         with m.Switch(tlb.opcode):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from ..spec.riscv_iommu_registers import MAX_COUNTERS
+from ..spec.riscv_iommu_registers import IGS_BOTH, IGS_MSI, IGS_WSI, MAX_COUNTERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class Features:
         Performance counters: ``counters`` of events, 1 to 31, and one of cycles.
     DBG : :class:`bool`
         Debug translation through registers; then whoever asks for translations does not use the cookie 255.
+    IGS : :class:`int`
+        Interrupts: 0 by messages, 1 by wires, 2 by either as fctl.WSI says.
 
     Raises
     ------
@@ -46,6 +48,7 @@ class Features:
     HPM: bool = False
     counters: int = 7
     DBG: bool = False
+    IGS: int = IGS_MSI
 
     def __post_init__(self):
         for name in _flags():
@@ -53,6 +56,8 @@ class Features:
                 raise ValueError(f"Feature {name} must be True or False, not {getattr(self, name)!r}")
         if self.counters not in range(1, MAX_COUNTERS + 1):
             raise ValueError(f"Event counters must be 1 to {MAX_COUNTERS}, not {self.counters!r}")
+        if self.IGS not in (IGS_MSI, IGS_WSI, IGS_BOTH):
+            raise ValueError(f"IGS must be 0, 1 or 2, not {self.IGS!r}")
         for name, needed in (("Sv57", "Sv48"), ("Sv48x4", "Sv39x4"), ("Sv57x4", "Sv48x4"), ("MSI_FLAT", "Sv39x4")):
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"{needed} must be there for {name}, not {getattr(self, needed)!r}")
@@ -60,7 +65,17 @@ class Features:
     @property
     def capabilities(self):
         """Fields of ``capabilities`` that are not 0 for these features. [RVIOMMU1.0 6.3]"""
-        return {"Sv39": 1, **{name: int(getattr(self, name)) for name in _flags()}}
+        return {"Sv39": 1, "IGS": self.IGS, **{name: int(getattr(self, name)) for name in _flags()}}
+
+    @property
+    def has_messages(self):
+        """Whether interrupts can be messages."""
+        return self.IGS != IGS_WSI
+
+    @property
+    def has_wires(self):
+        """Whether interrupts can be wires."""
+        return self.IGS != IGS_MSI
 
     @property
     def has_second_stage(self):

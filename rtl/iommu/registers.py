@@ -10,7 +10,8 @@ from amaranth.lib.wiring import In, Out
 
 from ..regs.bus import RegisterBus
 from ..spec.riscv_iommu_registers import (
-    IGS_MSI,
+    IGS_BOTH,
+    IGS_WSI,
     MSI_ENTRIES,
     MSI_TABLE,
     OFFSET,
@@ -62,16 +63,17 @@ class Bank(wiring.Signature):
 class _Queue:
     """State of one queue's registers: base, csr, and two indices of which ``own`` ("head" or "tail") is the hardware's."""
 
-    def __init__(self, name, own, control):
+    def __init__(self, name, own, control, has_fence_bit=False):
         self.ppn, self.log2 = Signal(PPN_BITS, name=f"{name}_ppn"), Signal(4, name=f"{name}_log2")  # entries: 2 ** (log2 + 1)
         self.index = {side: Signal(INDEX_BITS, name=f"{name}_{side}") for side in ("head", "tail")}
         self.enable, self.interrupt_enable = Signal(name=f"{name}_enable"), Signal(name=f"{name}_interrupt_enable")
         self.memory_fault, self.refused = Signal(name=f"{name}_memory_fault"), Signal(name=f"{name}_refused")
+        self.has_fence_bit, self.fence_w_ip = has_fence_bit, Signal(name=f"{name}_fence_w_ip") if has_fence_bit else Const(0, 1)
         self.own, self.other, self.control = own, "tail" if own == "head" else "head", control
         self.is_commands = own == "head"
         self.busy = self.enable ^ control.on
         self.mask = Cat(Const(1, 1), *(self.log2 >= n for n in range(1, INDEX_BITS)))
-        self.event = self.interrupt_enable & (self.memory_fault | self.refused)
+        self.event = self.interrupt_enable & (self.memory_fault | self.refused | self.fence_w_ip)
 
     def base_word(self):
         return Cat(self.log2, Const(0, PPN_LOW - 4), self.ppn)
@@ -81,7 +83,7 @@ class _Queue:
         error = csr.cmd_ill if self.is_commands else csr.stopped
         return csr, [
             csr.enable.eq(self.enable), csr.interrupt_enable.eq(self.interrupt_enable), csr.memory_fault.eq(self.memory_fault),
-            error.eq(self.refused), csr.on.eq(self.control.on), csr.busy.eq(self.busy),
+            error.eq(self.refused), csr.fence_w_ip.eq(self.fence_w_ip), csr.on.eq(self.control.on), csr.busy.eq(self.busy),
         ]  # fmt: skip
 
 
@@ -123,13 +125,15 @@ class Registers(wiring.Component):
     commands, faults : ``Out(QueueControl())``
         The two queues.
     interrupt : ``Out(16)``
-        Pulses: a bit of ipsr with this vector became 1.
+        Pulses: a bit of ipsr with this vector became 1, and fctl.WSI is 0. It and what begins with ``msi`` are there with messages.
     msi_masked : ``Out(16)``
         M of each vector.
     msi_pending : ``In(16)``
         What the pending bit array shows.
     msi_word_index, msi_word : ``In(5)``, ``Out(64)``
         Reads a 64-bit word of the MSI table, one cycle later; M reads 0 here.
+    WSI, wires, fence_done : ``Out(1)``, ``Out(vectors)``, ``In(1)``
+        With wires: fctl.WSI; the wires, a cycle behind ipsr and icvec; a pulse sets cqcsr.fence_w_ip.
     counters, overflow : ``Out(Bank())``, ``In(1)``
         With HPM: the performance counters; a pulse sets ipsr.pmip.
     debug : ``Out(Bank())``
@@ -158,31 +162,31 @@ class Registers(wiring.Component):
             "drained": In(stream.Signature(0)),
             "commands": Out(QueueControl()),
             "faults": Out(QueueControl()),
-            "interrupt": Out(MSI_ENTRIES),
-            "msi_masked": Out(MSI_ENTRIES, init=(1 << MSI_ENTRIES) - 1),
-            "msi_pending": In(MSI_ENTRIES),
-            "msi_word_index": In(range(2 * MSI_ENTRIES)),
-            "msi_word": Out(64),
+            **({
+                "interrupt": Out(MSI_ENTRIES),
+                "msi_masked": Out(MSI_ENTRIES, init=(1 << MSI_ENTRIES) - 1),
+                "msi_pending": In(MSI_ENTRIES),
+                "msi_word_index": In(range(2 * MSI_ENTRIES)),
+                "msi_word": Out(64),
+            } if features.has_messages else {}),
+            **({"WSI": Out(1, init=features.IGS == IGS_WSI), "wires": Out(vectors), "fence_done": In(1)} if features.has_wires else {}),
             **({"counters": Out(Bank()), "overflow": In(1)} if features.HPM else {}),
             **({"debug": Out(Bank())} if features.DBG else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.messages = messages = Memory(shape=64, depth=2 * MSI_ENTRIES, init=[])
-        store, show, send = messages.write_port(granularity=8), messages.read_port(), messages.read_port()
-        cq, fq = _Queue("cq", "head", self.commands), _Queue("fq", "tail", self.faults)
-        vectors = [Signal(4, name=name) for name in ("civ", "fiv", "pmiv")[: 3 if self.features.HPM else 2]]
-        banks = [getattr(self, name) for name, has in (("counters", self.features.HPM), ("debug", self.features.DBG)) if has]
+        features = self.features
+        cq, fq = _Queue("cq", "head", self.commands, features.has_wires), _Queue("fq", "tail", self.faults)
+        vectors = [Signal(4, name=name) for name in ("civ", "fiv", "pmiv")[: 3 if features.HPM else 2]]
+        banks = [getattr(self, name) for name, has in (("counters", features.HPM), ("debug", features.DBG)) if has]
         draining = Signal()
 
         # What each word reads as.
         request, at = Signal.like(self.bus.request.p), Signal(9)
-        now, table_half = Signal(64), Signal()
-        is_table = (at >= MSI_TABLE // 8) & (at < MSI_TABLE // 8 + 2 * MSI_ENTRIES)
-        entry = at[1:5]
+        now = Signal(64)
         capabilities = Capabilities.const({
-            "version": VERSION, "IGS": IGS_MSI, "PAS": self.physical_address_bits, **self.features.capabilities})  # fmt: skip
+            "version": VERSION, "PAS": self.physical_address_bits, **features.capabilities})  # fmt: skip
         (cqcsr, cq_parts), (fqcsr, fq_parts) = cq.csr_word(), fq.csr_word()
         ipsr = Signal(len(vectors))  # pmip, fip, cip
         ddtp_busy = self.drain.valid | draining
@@ -192,7 +196,7 @@ class Registers(wiring.Component):
             "ddtp": Cat(self.ddtp_mode, ddtp_busy, Const(0, PPN_LOW - 5), self.ddtp_ppn),
             "cqb": cq.base_word(), "cqh": Cat(cq.index["head"], Const(0, 16), cq.index["tail"]),
             "fqb": fq.base_word(), "fqh": Cat(fq.index["head"], Const(0, 16), fq.index["tail"]),
-            "cqcsr": Cat(cqcsr, fqcsr), "icvec": Cat(vectors),
+            "cqcsr": Cat(cqcsr, fqcsr), "icvec": Cat(vectors), **({"fctl": Cat(Const(0, 1), self.WSI)} if features.has_wires else {}),
         }  # fmt: skip
         with m.Switch(at):
             for name, value in words.items():
@@ -200,8 +204,9 @@ class Registers(wiring.Component):
                     m.d.comb += now.eq(value)
             with m.Case(OFFSET["ipsr"] // 8):
                 m.d.comb += now[32:].eq(ipsr)
-            with m.Case(PENDING_ARRAY // 8):
-                m.d.comb += now.eq(self.msi_pending)
+            if features.has_messages:
+                with m.Case(PENDING_ARRAY // 8):
+                    m.d.comb += now.eq(self.msi_pending)
 
         # What a write makes of it.
         enabled, new, ones = Signal(64), Signal(64), Signal(64)
@@ -219,33 +224,32 @@ class Registers(wiring.Component):
         self._keep_ddtp(m, (at == OFFSET["ddtp"] // 8) & ~ddtp_busy, low, high, new, draining)
         with m.If(low & (at == OFFSET["icvec"] // 8)):
             m.d.sync += [vector.eq(new.word_select(n, 4) & (self.vectors - 1)) for n, vector in enumerate(vectors)]
-        with m.If(high & is_table & at[0] & request.byte_enable[4]):
-            m.d.sync += self.msi_masked.bit_select(entry, 1).eq(request.data[32])
+        if features.IGS == IGS_BOTH:
+            may_change = (self.ddtp_mode == Mode.OFF) & ~(cq.enable | self.commands.on | fq.enable | self.faults.on)
+            with m.If(low & (at == OFFSET["fctl"] // 8) & may_change):
+                m.d.sync += self.WSI.eq(new[1])
 
         # ipsr: a bit cleared by software is set again at once while its condition holds.
         kept, raised = Signal.like(ipsr), Signal.like(ipsr)
-        causes = Cat(cq.event, fq.event | (fq.interrupt_enable & self.faults.step), self.overflow if self.features.HPM else [])
+        causes = Cat(cq.event, fq.event | (fq.interrupt_enable & self.faults.step), self.overflow if features.HPM else [])
         m.d.comb += kept.eq(Mux(high & (at == OFFSET["ipsr"] // 8), ipsr & ~ones[32:], ipsr))
         m.d.comb += raised.eq(causes & ~kept)
         m.d.sync += ipsr.eq(kept | causes)
-        m.d.comb += self.interrupt.eq(reduce(or_, (bit << vector for bit, vector in zip(raised, vectors))))
+        if features.has_messages:
+            rises = reduce(or_, (bit << vector for bit, vector in zip(raised, vectors)))
+            m.d.comb += self.interrupt.eq(Mux(self.WSI, 0, rises) if features.has_wires else rises)
+        if features.has_wires:
+            for n in range(self.vectors):
+                m.d.sync += self.wires[n].eq(self.WSI & Cat(bit & (vector == n) for bit, vector in zip(ipsr, vectors)).any())
 
-        # The MSI table: address words and data words in turn; M is apart.
-        m.d.comb += [
-            store.addr.eq(Cat(at[:5])),
-            store.data.eq(Mux(at[0], request.data & 0xFFFF_FFFF, request.data & ((1 << 56) - 4))),
-            show.addr.eq(at[:5]), send.addr.eq(self.msi_word_index), self.msi_word.eq(send.data),
-        ]  # fmt: skip
-        with m.If(write & is_table):
-            m.d.comb += store.en.eq(request.byte_enable)
-
-        answer, from_table, mask_bit = Signal(64), Signal(), Signal()
-        response = self.bus.response
-        shown = Mux(from_table, show.data | (mask_bit << 32), answer)
+        answer, response = Signal(64), self.bus.response
+        shown = answer
+        if features.has_messages:
+            shown |= self._keep_messages(m, at, write, request)
         for bank in banks:
             m.d.comb += [bank.at.eq(at), bank.write.eq(Mux(write, request.byte_enable, 0)), bank.data.eq(request.data)]
             shown |= bank.word
-        m.d.comb += [show.en.eq(0), response.p.data.eq(shown)]
+        m.d.comb += response.p.data.eq(shown)
         with m.FSM():
             with m.State("TAKE"):
                 m.d.comb += self.bus.request.ready.eq(1)
@@ -253,14 +257,32 @@ class Registers(wiring.Component):
                 with m.If(self.bus.request.valid):
                     m.next = "EXECUTE"
             with m.State("EXECUTE"):
-                m.d.comb += [write.eq(request.is_write), show.en.eq(1), table_half.eq(at[0])]
-                m.d.sync += [answer.eq(now), from_table.eq(is_table), mask_bit.eq(table_half & self.msi_masked.bit_select(entry, 1))]
+                m.d.comb += write.eq(request.is_write)
+                m.d.sync += answer.eq(now)
                 m.next = "ANSWER"
             with m.State("ANSWER"):
                 m.d.comb += response.valid.eq(1)
                 with m.If(response.ready):
                     m.next = "TAKE"
         return m
+
+    def _keep_messages(self, m, at, write, request):
+        """Keep the MSI table, address words and data words in turn, M apart; return what its word read as in the cycle before."""
+        m.submodules.messages = messages = Memory(shape=64, depth=2 * MSI_ENTRIES, init=[])
+        store, show, send = messages.write_port(granularity=8), messages.read_port(), messages.read_port()
+        is_table, is_shown, shows_mask = Signal(), Signal(), Signal()
+        mask = self.msi_masked.bit_select(at[1:5], 1)
+        m.d.comb += [
+            is_table.eq((at >= MSI_TABLE // 8) & (at < MSI_TABLE // 8 + 2 * MSI_ENTRIES)), store.addr.eq(at[:5]), show.addr.eq(at[:5]),
+            store.data.eq(Mux(at[0], request.data & 0xFFFF_FFFF, request.data & ((1 << 56) - 4))),
+            send.addr.eq(self.msi_word_index), self.msi_word.eq(send.data),
+        ]  # fmt: skip
+        m.d.sync += [is_shown.eq(is_table), shows_mask.eq(at[0] & mask)]
+        with m.If(write & is_table):
+            m.d.comb += store.en.eq(request.byte_enable)
+            with m.If(at[0] & request.byte_enable[4]):
+                m.d.sync += mask.eq(request.data[32])
+        return Mux(is_shown, show.data | (shows_mask << 32), 0)
 
     def _keep_ddtp(self, m, selected, low, high, new, draining):
         """Take modes and roots as the specification lets them follow each other; have each change drained."""
@@ -312,6 +334,11 @@ class Registers(wiring.Component):
             ]  # fmt: skip
             with m.If(seen.enable & ~queue.enable):
                 m.d.sync += [queue.memory_fault.eq(0), queue.refused.eq(0), own.eq(0)]
+            if queue.has_fence_bit:
+                m.d.sync += queue.fence_w_ip.eq(queue.fence_w_ip & ~clear.fence_w_ip & ~(seen.enable & ~queue.enable))
+        if queue.has_fence_bit:
+            with m.If(self.fence_done):
+                m.d.sync += queue.fence_w_ip.eq(1)
         with m.If(control.memory_fault):
             m.d.sync += queue.memory_fault.eq(1)
         with m.If(control.refused):

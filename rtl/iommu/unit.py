@@ -47,6 +47,8 @@ class Iommu(wiring.Component):
         Of the gate.
     hit, miss, begun, merged, read : ``Out(1)``
         Pulses of the translator, for counters.
+    wires : ``Out(vectors)``
+        With wire interrupts: a level for each vector.
     """
 
     def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, features=Features(), **translator):
@@ -67,6 +69,7 @@ class Iommu(wiring.Component):
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
             **{name: Out(1) for name in COUNTERS},
+            **({"wires": Out(vectors)} if features.has_wires else {}),
         })
 
     def elaborate(self, platform):
@@ -90,6 +93,8 @@ class Iommu(wiring.Component):
             interface.config.eq(self.config), translator.ddtp_mode.eq(interface.ddtp_mode), translator.ddtp_ppn.eq(interface.ddtp_ppn),
             *(getattr(self, name).eq(getattr(translator, name)) for name in COUNTERS),
         ]  # fmt: skip
+        if self.features.has_wires:
+            m.d.comb += self.wires.eq(interface.wires)
         if self.features.HPM:
             asked, request = translator.request.p, interface.requests
             is_taken = translator.request.valid & translator.request.ready & ~asked.is_prefetch

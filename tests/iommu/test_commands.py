@@ -33,6 +33,11 @@ def test_commands_of_features(request):
         params={"features": FEATURES, "mode": 3}, testcase="commands_are_the_golden_ones")  # fmt: skip
 
 
+def test_commands_with_wires(request):
+    run(ProgrammingInterface(width=WIDTH, features=Features(IGS=2)), module=__name__, node=request.node.nodeid,
+        params={"features": {"IGS": 2}, "mode": 1, "WSI": 1}, testcase="commands_are_the_golden_ones")  # fmt: skip
+
+
 def test_fence_share_parameters():
     """IOMMU-CMD-1: a share of no askers is refused with a sentence."""
     with pytest.raises(ValueError, match="Askers must be at least 1, not 0"):
@@ -48,6 +53,10 @@ class Bench(IommuHost):
         self.invalidate = Stream(self.dut, "invalidate")
         self.invalidate.set_ready(1)
         cocotb.start_soon(self.invalidate.watch(self.orders, self.order_cycles))
+        if "WSI" in params():
+            await self.write("ddtp", 0)
+            await self.until_register("ddtp", lambda value: not value & 16, "busy to clear")
+            await self.write("fctl", 2)
         await self.write("ddtp", mode)
         await self.until_register("ddtp", lambda value: not value & 16, "busy to clear")
         await self.turn_on(log2)
@@ -73,8 +82,8 @@ class Bench(IommuHost):
     async def done(self):
         """Wait until the queue is empty or stopped; return cqcsr."""
         for _ in range(1000):
-            csr = await self.read("cqcsr")
-            if csr & CQ_ERRORS or await self.read("cqh") == self.tail:
+            head, csr = await self.read("cqh"), await self.read("cqcsr")
+            if csr & CQ_ERRORS or head == self.tail:
                 return QueueCsr(csr & ~(3 << 16 | 3))
         raise AssertionError(f"queue stands at {await self.read('cqh')}, tail {self.tail}")
 
@@ -103,7 +112,7 @@ def random_command(rng, has_processes):
     return rng.choice([IotinvalVma(address, pscid, gscid), IotinvalGvma(address, gscid), IodirInvalDdt(maybe(device)),
                        *([IodirInvalPdt(device, rng.getrandbits(rng.choice([*[17] * 12, 20])))] if has_processes else []),
                        IofenceC(rng.random() < 0.5, rng.random() < 0.5, address=maybe(TARGET + 4 * rng.randrange(512)),
-                                data=rng.getrandbits(32))])  # fmt: skip
+                                data=rng.getrandbits(32), wsi="WSI" in params() and rng.random() < 0.3)])  # fmt: skip
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
@@ -121,6 +130,10 @@ async def commands_are_the_golden_ones(dut):
     for log2 in (1, 2, 3, 6):
         await bench.turn_on(log2)
         registers = RegisterFile(Capabilities(**features))
+        if "WSI" in params():
+            await bench.write("ipsr", 15)
+            registers.write(0x10, 8, 0)
+            registers.write(0x08, 4, 2)
         registers.write(0x10, 8, mode)
         registers.write(0x18, 8, QUEUE >> 2 | log2 - 1)
         registers.write(0x48, 4, 3)
@@ -144,16 +157,18 @@ async def commands_are_the_golden_ones(dut):
                     wanted.append(expected(command))
             assert [seen(p) for p in bench.orders] == wanted
             assert csr == registers.cqcsr & CQ_RW1C
+            if "WSI" in params():
+                assert set(registers.wires) == ({0} if dut.wires.value else set())
             assert await bench.read("cqh") == registers.cqh
             assert bench.memory.read(TARGET, 4096) == memory.read(TARGET, 4096)
-            if csr:  # software puts a fence in its place, and goes on behind it
+            if csr & CQ_ERRORS:  # software puts a fence in its place, and goes on behind it
                 stopped += 1
                 for where in (bench.memory, memory):
                     where.write(QUEUE + 16 * registers.cqh, IofenceC().encode())
                 await bench.write("cqcsr", 3 | CQ_RW1C)
                 registers.write(0x48, 4, 3 | CQ_RW1C)
                 bench.orders.clear()
-                if not await bench.done():
+                if not await bench.done() & CQ_ERRORS:
                     wanted.clear()
                     while (command := golden.step()) is not None:
                         wanted += [] if isinstance(command, IofenceC) else [expected(command)]
