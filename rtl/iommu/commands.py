@@ -23,7 +23,7 @@ class Commands(wiring.Component):
     a failing read or write cqmf; cqh stays at the command, which is fetched anew when software has cleared the bit. An error on
     a read counts for the first of up to 4 commands that it was to bring. cmd_to never comes (no ATS).
 
-    A queue that is switched off goes off when the command at work has ended.
+    A queue that is switched off goes off when the command at work, or the first of those that are being fetched, has ended.
 
     Latency: 1 cycle from the last word of a read to the first invalidation or fence. Throughput: an invalidation per cycle and a read per
     4 commands.
@@ -126,8 +126,6 @@ class Commands(wiring.Component):
                     with m.If(self.read_data.p.last):
                         with m.If(self.read_data.p.status == BurstStatus.OK):
                             m.next = "EXECUTE"
-                            with m.If(~runs):
-                                m.next = "AWAIT"
                         with m.Else():
                             m.d.comb += control.memory_fault.eq(1)
                             m.next = "AWAIT"

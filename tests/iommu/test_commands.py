@@ -15,7 +15,7 @@ from ringwall.rtl.iommu.layouts import Invalidate, InvalidateKind
 from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.sim.iommu_host import IommuHost
 from ringwall.sim.run import params, run
-from ringwall.sim.stream import Stream, cycle, random_ready, unpack
+from ringwall.sim.stream import Stream, cycle, random_ready, start, unpack
 
 WIDTH = 128
 QUEUE, TARGET = 0x8000_0000, 0x9000_0000
@@ -24,8 +24,19 @@ QUEUE, TARGET = 0x8000_0000, 0x9000_0000
 FEATURES = {"Sv48": True, "Sv57": True, "Sv39x4": True, "PD8": True, "PD17": True, "MSI_FLAT": True}
 
 
+COMMANDS = [
+    "commands_are_the_golden_ones",
+    "every_illegal_command_stops_the_queue",
+    "a_fence_is_last",
+    "memory_errors_stop_and_are_survived",
+    "off_means_nothing_in_flight",
+    "ddtp_and_fence_share_the_drain",
+    "rate",
+]
+
+
 def test_commands(request):
-    run(ProgrammingInterface(width=WIDTH), module=__name__, node=request.node.nodeid, params={"features": {}, "mode": 1})
+    run(ProgrammingInterface(width=WIDTH), module=__name__, node=request.node.nodeid, params={"features": {}, "mode": 1}, testcase=COMMANDS)
 
 
 def test_commands_of_features(request):
@@ -42,6 +53,10 @@ def test_fence_share_parameters():
     """IOMMU-CMD-1: a share of no askers is refused with a sentence."""
     with pytest.raises(ValueError, match="Askers must be at least 1, not 0"):
         FenceShare(count=0)
+
+
+def test_fence_share(request):
+    run(FenceShare(count=2), module=__name__, node=request.node.nodeid, testcase="each_asker_has_its_fence")
 
 
 class Bench(IommuHost):
@@ -308,3 +323,32 @@ async def rate(dut):
     assert [b.length_bytes for b in reads] == [64] * 16
     spent = bench.order_cycles[-1] - bench.order_cycles[0]
     assert spent <= 48 + 15 * 40, f"{spent} cycles"
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def each_asker_has_its_fence(dut):
+    """IOMMU-CMD-9: two askers at random, a gate that takes and answers when it likes: as many fences as questions, each with its answer."""
+    await start(dut)
+    rng, fence, fenced, done = random.Random(cocotb.RANDOM_SEED), Stream(dut, "fence"), Stream(dut, "fenced"), [0, 0]
+    taken, answered = [], []
+    cocotb.start_soon(fence.watch(taken))
+    cocotb.start_soon(fenced.watch(answered))
+
+    async def gate():
+        while True:
+            await ClockCycles(dut.clk, rng.randrange(1, 5))
+            await fence.get()
+            await ClockCycles(dut.clk, rng.randrange(1, 5))
+            await fenced.put()
+
+    async def asker(n):
+        for _ in range(40):
+            await Stream(dut, f"ask__{n}").put()
+            await Stream(dut, f"answer__{n}").get()
+            done[n] += 1
+            await ClockCycles(dut.clk, rng.randrange(1, 20))
+
+    cocotb.start_soon(gate())
+    for task in [cocotb.start_soon(asker(n)) for n in range(2)]:
+        await task
+    assert done == [40, 40] and len(taken) == len(answered) == 80

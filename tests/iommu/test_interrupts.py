@@ -259,6 +259,14 @@ async def wires_are_levels(dut):
     assert await bench.read("fctl") == 2, "not while a queue is on"
     await bench.write("fqcsr", 0)
     await bench.until_register("fqcsr", lambda value: not value & 3 << 16, "it to be off")
+    bench.latency = lambda: 300
+    await bench.write("cqcsr", QueueCsr.EN)
+    await bench.write("cqt", 1)
+    await bench.write("cqcsr", 0)
+    assert await bench.read("cqcsr") == QueueCsr.ON | QueueCsr.BUSY
+    await bench.write("fctl", 0)
+    assert await bench.read("fctl") == 2, "not while a queue is on, if no longer wanted"
+    await bench.until_register("cqcsr", lambda value: not value & 3 << 16, "it to be off")
     await bench.write("fctl", 0)
     assert await bench.read("fctl") == (0 if both else 2)
     await bench.write("fqcsr", QueueCsr.EN | QueueCsr.IE)
