@@ -89,11 +89,12 @@ class Counters(wiring.Component):
             m.d.comb += [overflows[n].eq(OF), rises[n].eq(carry & ~stays)]
             m.d.sync += OF.eq(stays | carry)
 
-        m.d.sync += bank.word.eq(0)
-        with m.Switch(bank.at):
-            for name, word in words.items():
-                with m.Case(OFFSET[name] // 8):
-                    m.d.sync += bank.word.eq(word)
+        with m.If(bank.access):
+            m.d.sync += bank.word.eq(0)
+            with m.Switch(bank.at):
+                for name, word in words.items():
+                    with m.Case(OFFSET[name] // 8):
+                        m.d.sync += bank.word.eq(word)
         return m
 
     def _judge(self, m, number, selector, requests, walks, runs):

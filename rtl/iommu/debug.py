@@ -94,9 +94,10 @@ class Debug(wiring.Component):
             for n in range(8):
                 with m.If(bank.write[n] & (bank.at == OFFSET[name] // 8) & ~control.busy):
                     m.d.sync += register[8 * n : 8 * n + 8].eq((bank.data & WRITABLE[name])[8 * n : 8 * n + 8])
-        m.d.sync += bank.word.eq(0)
-        with m.Switch(bank.at):
-            for name, word in (registers | {"tr_response": result}).items():
-                with m.Case(OFFSET[name] // 8):
-                    m.d.sync += bank.word.eq(word)
+        with m.If(bank.access):
+            m.d.sync += bank.word.eq(0)
+            with m.Switch(bank.at):
+                for name, word in (registers | {"tr_response": result}).items():
+                    with m.Case(OFFSET[name] // 8):
+                        m.d.sync += bank.word.eq(word)
         return m

@@ -49,12 +49,12 @@ class QueueControl(wiring.Signature):
 class Bank(wiring.Signature):
     """Registers that another component keeps, by 64-bit words (seen from :class:`Registers`).
 
-    at : number of the word that is accessed; write, data : bytes to be written now, and their values. From the other: word : what the word
-    read as in the cycle before, 0 where it has none.
+    at : number of a word; access : pulse, it is accessed; write, data : bytes to be written in that cycle, and their values. From the
+    other: word : what the word accessed last read as then, 0 where it has none.
     """
 
     def __init__(self):
-        super().__init__({"at": Out(9), "write": Out(8), "data": Out(64), "word": In(64)})
+        super().__init__({"at": Out(9), "access": Out(1), "write": Out(8), "data": Out(64), "word": In(64)})
 
     def __repr__(self):
         return "Bank()"
@@ -91,10 +91,10 @@ class Registers(wiring.Component):
     """The 4 KiB of registers, the table of MSIs, and the pending bits. [RVIOMMU1.0 6]
 
     One access at a time, answered after 2 cycles. A write takes effect at once with all its bytes; bytes that are not enabled keep
-    their value. Where the specification says UNSPECIFIED: writes to a queue base while the queue is on or wanted, to ddtp and the csr of a
-    queue while they are busy are ignored; ddtp keeps its value on an unsupported mode, from one nLVL mode to another or to Bare, and its
-    high half outside Off and Bare; what is not a register reads 0. Registers reset to 0 and M to 1; the rest of the MSI table is
-    0 at power-up and survives a reset.
+    their value. Where the specification says UNSPECIFIED: writes to a queue base while the queue is on or wanted, to fctl outside Off or
+    while a queue is on or wanted, to ddtp and the csr of a queue while they are busy are ignored; ddtp keeps its value on an unsupported
+    mode, from one nLVL mode to another or to Bare, and its high half outside Off and Bare; what is not a register reads 0. Registers reset
+    to 0 and M to 1; the rest of the MSI table is 0 at power-up and survives a reset.
 
     A write of ddtp that is taken is effective for translations in the next cycle; ddtp.busy stays 1 until an item sent at ``drain`` was
     answered at ``drained``.
@@ -242,12 +242,15 @@ class Registers(wiring.Component):
             for n in range(self.vectors):
                 m.d.sync += self.wires[n].eq(self.WSI & Cat(bit & (vector == n) for bit, vector in zip(ipsr, vectors)).any())
 
-        answer, response = Signal(64), self.bus.response
+        answer, response, access = Signal(64), self.bus.response, Signal()
+        m.d.comb += write.eq(access & request.is_write)
         shown = answer
         if features.has_messages:
-            shown |= self._keep_messages(m, at, write, request)
+            shown |= self._keep_messages(m, at, access, write, request)
         for bank in banks:
-            m.d.comb += [bank.at.eq(at), bank.write.eq(Mux(write, request.byte_enable, 0)), bank.data.eq(request.data)]
+            m.d.comb += [
+                bank.at.eq(at), bank.access.eq(access), bank.write.eq(Mux(write, request.byte_enable, 0)), bank.data.eq(request.data),
+            ]
             shown |= bank.word
         m.d.comb += response.p.data.eq(shown)
         with m.FSM():
@@ -257,7 +260,7 @@ class Registers(wiring.Component):
                 with m.If(self.bus.request.valid):
                     m.next = "EXECUTE"
             with m.State("EXECUTE"):
-                m.d.comb += write.eq(request.is_write)
+                m.d.comb += access.eq(1)
                 m.d.sync += answer.eq(now)
                 m.next = "ANSWER"
             with m.State("ANSWER"):
@@ -266,8 +269,8 @@ class Registers(wiring.Component):
                     m.next = "TAKE"
         return m
 
-    def _keep_messages(self, m, at, write, request):
-        """Keep the MSI table, address words and data words in turn, M apart; return what its word read as in the cycle before."""
+    def _keep_messages(self, m, at, access, write, request):
+        """Keep the MSI table, address words and data words in turn, M apart; return what the word accessed last read as then."""
         m.submodules.messages = messages = Memory(shape=64, depth=2 * MSI_ENTRIES, init=[])
         store, show, send = messages.write_port(granularity=8), messages.read_port(), messages.read_port()
         is_table, is_shown, shows_mask = Signal(), Signal(), Signal()
@@ -275,9 +278,10 @@ class Registers(wiring.Component):
         m.d.comb += [
             is_table.eq((at >= MSI_TABLE // 8) & (at < MSI_TABLE // 8 + 2 * MSI_ENTRIES)), store.addr.eq(at[:5]), show.addr.eq(at[:5]),
             store.data.eq(Mux(at[0], request.data & 0xFFFF_FFFF, request.data & ((1 << 56) - 4))),
-            send.addr.eq(self.msi_word_index), self.msi_word.eq(send.data),
+            show.en.eq(access), send.addr.eq(self.msi_word_index), self.msi_word.eq(send.data),
         ]  # fmt: skip
-        m.d.sync += [is_shown.eq(is_table), shows_mask.eq(at[0] & mask)]
+        with m.If(access):
+            m.d.sync += [is_shown.eq(is_table), shows_mask.eq(at[0] & mask)]
         with m.If(write & is_table):
             m.d.comb += store.en.eq(request.byte_enable)
             with m.If(at[0] & request.byte_enable[4]):

@@ -57,7 +57,7 @@ class Bench:
 
     async def begin(self):
         await start(self.dut)
-        self.bus = RegisterBus(self.dut)
+        self.bus = RegisterBus(self.dut, hold=lambda: self.rng.choice([0, 0, 3]))
         self.drain, self.drained = Stream(self.dut, "drain"), Stream(self.dut, "drained")
         cocotb.start_soon(self._queues())
         cocotb.start_soon(self._drain())
