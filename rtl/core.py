@@ -94,6 +94,8 @@ class Core(wiring.Component):
         self.width, self.functions, self.clients, self.registers = width, tuple(functions), tuple(clients), tuple(registers)
         self.iommu, self.strict, self.tags, self.wall_tags = iommu, strict, tags, wall_tags
         self.completion_timeout_cycles = completion_timeout_cycles
+        if iommu is not None and iommu.DBG and len(self.clients) > 31:  # one cookie of the gate's is the debug request's
+            raise ValueError(f"Clients of a card with debug translation must be at most 31, not {len(self.clients)!r}")
         count, tlps, beats = len(self.functions), stream.Signature(TlpBeat(width)), stream.Signature(BurstData(width))
         ports = {"bursts": In(stream.Signature(Burst)), "write_data": In(beats), "write_done": Out(stream.Signature(BurstDone)),
                  "read_data": Out(beats)}  # fmt: skip

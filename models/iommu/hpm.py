@@ -1,7 +1,8 @@
 """Performance counters: which events a counter takes, and what happens when it overflows. [RVIOMMU1.0 6.19 to 6.23]
 
 What counts as one walk is left open by the text; here it is one descent of one table from its root, and each second-stage
-translation of a first-stage or directory address is one of its own. The registers are in `registers.py`.
+translation of a first-stage or directory address is one of its own. A miss needs a stage that translates. The registers are in
+`registers.py`.
 """
 
 from __future__ import annotations

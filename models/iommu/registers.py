@@ -581,10 +581,18 @@ class RegisterFile:
 
     def count(self, events: list[tuple[Event, EventIds]]) -> None:
         """Count each of these events where iohpmevt selects it. [RVIOMMU1.0 6.23]"""
-        for event, ids in events:
-            for n in range(1, self.counters + 1):
-                if not self._value["iocountinh"] >> n & 1 and EventSelector.from_value(self._value[f"iohpmevt{n}"]).takes(event, ids):
-                    self._advance(f"iohpmctr{n}", 1, self.counter_bits, f"iohpmevt{n}")
+        for n in self.counted(events):
+            self.advance(n)
+
+    def counted(self, events: list[tuple[Event, EventIds]]) -> list[int]:
+        """Return the numbers of the event counters that would count now, one for each event."""
+        selectors = {n: EventSelector.from_value(self._value[f"iohpmevt{n}"]) for n in range(1, self.counters + 1)
+                     if not self._value["iocountinh"] >> n & 1}
+        return [n for event, ids in events for n, selector in selectors.items() if selector.takes(event, ids)]
+
+    def advance(self, number: int) -> None:
+        """Let event counter ``number`` count once. [RVIOMMU1.0 6.22]"""
+        self._advance(f"iohpmctr{number}", 1, self.counter_bits, f"iohpmevt{number}")
 
     def tick(self, cycles: int) -> None:
         """Let clock cycles pass for iohpmcycles. [RVIOMMU1.0 6.21]"""

@@ -226,7 +226,8 @@ class Iommu:
         """[RVIOMMU1.0 3.3] steps 17 to 20."""
         context, iova = walk.context, walk.request.iova
         walk.pscid = plan.pscid if plan.mode != IOSATP_BARE else None
-        walk.count(Event.TLB_MISS)
+        if plan.mode != IOSATP_BARE or context.iohgatp_mode:
+            walk.count(Event.TLB_MISS)  # where no stage translates, nothing is looked up
         # 17. The first stage gives A, the GPA.
         first = first_stage(walk, plan)
         a, mrif, msi = Gpa(first.address), None, None

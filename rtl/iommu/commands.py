@@ -21,11 +21,12 @@ class Commands(wiring.Component):
     when all that came before it is done, an item at ``fence`` was answered at ``fenced`` (also without PR and PW), and its data, if any,
     is written. A command that this build does not have, with a reserved bit set, or with a device id too wide for ddtp sets cmd_ill,
     a failing read or write cqmf; cqh stays at the command, which is fetched anew when software has cleared the bit. An error on
-    a read counts for the first of up to 4 commands that it was to bring. cmd_to and fence_w_ip never come (no ATS, no wires).
+    a read counts for the first of up to 4 commands that it was to bring. cmd_to never comes (no ATS).
 
-    A queue that is switched off goes off when the command at work has ended.
+    A queue that is switched off goes off when the command at work, or the first of those that are being fetched, has ended.
 
-    Throughput: an invalidation per 3 cycles and a read per 4 commands.
+    Latency: 1 cycle from the last word of a read to the first invalidation or fence. Throughput: an invalidation per cycle and a read per
+    4 commands.
 
     Parameters
     ----------
@@ -46,6 +47,8 @@ class Commands(wiring.Component):
         The translator.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
         The gate.
+    WSI, fence_done : ``In(1)``, ``Out(1)``
+        With wires: fctl.WSI; pulse, a fence with WSI is done.
     """
 
     def __init__(self, *, features=Features()):
@@ -60,13 +63,14 @@ class Commands(wiring.Component):
             "invalidate": Out(stream.Signature(Invalidate)),
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
+            **({"WSI": In(1), "fence_done": Out(1)} if features.has_wires else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         control = self.control
         words, word = Array(Signal(64, name=f"word_{n}") for n in range(2 * BATCH)), Signal(range(2 * BATCH))
-        left, at = Signal(range(BATCH + 1)), Signal(range(BATCH))
+        left, after = Signal(range(BATCH + 1)), Signal(range(BATCH))  # commands to do; the one behind ``command``
         command, runs = Signal(Command), Signal()
         m.d.comb += runs.eq(control.on & control.enable & ~control.stopped)
 
@@ -88,13 +92,22 @@ class Commands(wiring.Component):
         ]  # fmt: skip
         done = Signal()
         m.d.comb += control.step.eq(done)
+        if self.features.has_wires:
+            m.d.comb += self.fence_done.eq(done & is_fence & fence.WSI)
         with m.If(done):
-            m.d.sync += [left.eq(left - 1), at.eq(at + 1)]
+            m.d.sync += [
+                left.eq(left - 1), after.eq(after + 1), command.eq(Cat(words[Cat(Const(0, 1), after)], words[Cat(Const(1, 1), after)])),
+            ]  # fmt: skip
+
+        def go_on():
+            m.next = "EXECUTE"
+            with m.If(~runs | (left == 1)):
+                m.next = "AWAIT"
 
         with m.FSM():
             with m.State("AWAIT"):
                 m.d.sync += [
-                    control.on.eq(control.enable), word.eq(0), at.eq(0), left.eq(Mux(available < room, available, room)),
+                    control.on.eq(control.enable), word.eq(0), after.eq(1), left.eq(Mux(available < room, available, room)),
                 ]  # fmt: skip
                 with m.If(runs & (control.head != control.tail)):
                     m.next = "FETCH"
@@ -106,33 +119,28 @@ class Commands(wiring.Component):
                 m.d.comb += self.read_data.ready.eq(1)
                 with m.If(self.read_data.valid):
                     m.d.sync += [words[word].eq(self.read_data.p.data), word.eq(word + 1)]
+                    with m.If(word == 0):
+                        m.d.sync += command.raw[:64].eq(self.read_data.p.data)
+                    with m.If(word == 1):
+                        m.d.sync += command.raw[64:].eq(self.read_data.p.data)
                     with m.If(self.read_data.p.last):
                         with m.If(self.read_data.p.status == BurstStatus.OK):
-                            m.next = "PICK"
+                            m.next = "EXECUTE"
                         with m.Else():
                             m.d.comb += control.memory_fault.eq(1)
                             m.next = "AWAIT"
-            with m.State("PICK"):
-                m.d.sync += command.eq(Cat(words[Cat(Const(0, 1), at)], words[Cat(Const(1, 1), at)]))
-                with m.If(runs & (left != 0)):
-                    m.next = "EXECUTE"
-                with m.Else():
-                    m.next = "AWAIT"
             with m.State("EXECUTE"):
-                m.d.comb += self.invalidate.valid.eq(is_invalidation)
+                m.d.comb += [self.invalidate.valid.eq(is_invalidation), self.fence.valid.eq(is_fence)]
                 with m.If(is_invalidation):
                     m.d.comb += done.eq(self.invalidate.ready)
                     with m.If(self.invalidate.ready):
-                        m.next = "PICK"
+                        go_on()
                 with m.Elif(is_fence):
-                    m.next = "FENCE"
+                    with m.If(self.fence.ready):
+                        m.next = "DRAIN"
                 with m.Else():
                     m.d.comb += control.refused.eq(1)
                     m.next = "AWAIT"
-            with m.State("FENCE"):
-                m.d.comb += self.fence.valid.eq(1)
-                with m.If(self.fence.ready):
-                    m.next = "DRAIN"
             with m.State("DRAIN"):
                 m.d.comb += self.fenced.ready.eq(1)
                 with m.If(self.fenced.valid):
@@ -140,7 +148,7 @@ class Commands(wiring.Component):
                         m.next = "WRITE"
                     with m.Else():
                         m.d.comb += done.eq(1)
-                        m.next = "PICK"
+                        go_on()
             with m.State("WRITE"):
                 m.d.comb += self.write.valid.eq(1)
                 with m.If(self.write.ready):
@@ -150,7 +158,7 @@ class Commands(wiring.Component):
                 with m.If(self.write_done.valid):
                     with m.If(self.write_done.p.status == BurstStatus.OK):
                         m.d.comb += done.eq(1)
-                        m.next = "PICK"
+                        go_on()
                     with m.Else():
                         m.d.comb += control.memory_fault.eq(1)
                         m.next = "AWAIT"
@@ -178,7 +186,7 @@ class Commands(wiring.Component):
             process = directory.func3[1:], Mux(is_process, ~directory.DV | directory.PID[width:].any(), directory.PID.any())
         reserved = {
             Opcode.IOTINVAL: (tlb.reserved_11, tlb.reserved_34, tlb.reserved_60, tlb.reserved_126, tlb.func3[1:], tlb.func3[0] & tlb.PSCV),
-            Opcode.IOFENCE: (fence.func3, fence.WSI, fence.reserved_14, fence.reserved_126),
+            Opcode.IOFENCE: (fence.func3, fence.WSI & (~self.WSI if features.has_wires else 1), fence.reserved_14, fence.reserved_126),
             Opcode.IODIR: (directory.reserved_10, directory.reserved_32, directory.reserved_34, directory.reserved_64, wide, *process),
         }  # fmt: skip
         with m.Switch(tlb.opcode):

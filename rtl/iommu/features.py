@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from ..spec.riscv_iommu_registers import IGS_BOTH, IGS_MSI, IGS_WSI, MAX_COUNTERS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
@@ -22,10 +24,17 @@ class Features:
     AMO_HWAD : :class:`bool`
         Contexts may ask that A and D of leaf entries be set, by AtomicOps. [RVIOMMU1.0 3.4]
 
+    HPM, counters : :class:`bool`, :class:`int`
+        Performance counters: ``counters`` of events, 1 to 31, and one of cycles.
+    DBG : :class:`bool`
+        Debug translation through registers; then whoever asks for translations does not use the cookie 255.
+    IGS : :class:`int`
+        Interrupts: 0 by messages, 1 by wires, 2 by either as fctl.WSI says.
+
     Raises
     ------
     :exc:`ValueError`
-        If one lacks what it needs, or is no truth value. [RVIOMMU1.0 6.3]
+        If one lacks what it needs, or is no truth value or number as it must be. [RVIOMMU1.0 6.3]
     """
 
     Sv48: bool = False
@@ -39,19 +48,37 @@ class Features:
     PD20: bool = False
     MSI_FLAT: bool = False
     AMO_HWAD: bool = False
+    HPM: bool = False
+    counters: int = 7
+    DBG: bool = False
+    IGS: int = IGS_MSI
 
     def __post_init__(self):
-        for field in fields(Features):
-            if getattr(self, field.name) not in (False, True):
-                raise ValueError(f"Feature {field.name} must be True or False, not {getattr(self, field.name)!r}")
+        for name in _flags():
+            if getattr(self, name) not in (False, True):
+                raise ValueError(f"Feature {name} must be True or False, not {getattr(self, name)!r}")
+        if self.counters not in range(1, MAX_COUNTERS + 1):
+            raise ValueError(f"Event counters must be 1 to {MAX_COUNTERS}, not {self.counters!r}")
+        if self.IGS not in (IGS_MSI, IGS_WSI, IGS_BOTH):
+            raise ValueError(f"IGS must be 0, 1 or 2, not {self.IGS!r}")
         for name, needed in (("Sv57", "Sv48"), ("Sv48x4", "Sv39x4"), ("Sv57x4", "Sv48x4"), ("MSI_FLAT", "Sv39x4")):
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"{needed} must be there for {name}, not {getattr(self, needed)!r}")
 
     @property
     def capabilities(self):
-        """Fields of ``capabilities`` that are 1 for these features. [RVIOMMU1.0 6.3]"""
-        return {"Sv39": 1, **{field.name: int(getattr(self, field.name)) for field in fields(Features)}}
+        """Fields of ``capabilities`` that are not 0 for these features. [RVIOMMU1.0 6.3]"""
+        return {"Sv39": 1, "IGS": self.IGS, **{name: int(getattr(self, name)) for name in _flags()}}
+
+    @property
+    def has_messages(self):
+        """Whether interrupts can be messages."""
+        return self.IGS != IGS_WSI
+
+    @property
+    def has_wires(self):
+        """Whether interrupts can be wires."""
+        return self.IGS != IGS_MSI
 
     @property
     def has_second_stage(self):
@@ -87,3 +114,8 @@ class Features:
     def page_bits(self):
         """Page-number bits of the widest address that can be translated, its sign left out."""
         return max(9 * self.first_levels, self.guest_page_bits if self.has_second_stage else 0)
+
+
+def _flags():
+    """Return the names of the features that are there or not."""
+    return [field.name for field in fields(Features) if field.type is bool]

@@ -1,6 +1,6 @@
 """The programming interface of the IOMMU: registers, queues and interrupts around one memory port; everything but translation."""
 
-from amaranth import Module
+from amaranth import Cat, Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -9,18 +9,19 @@ from ..spec.riscv_iommu_registers import Mode
 from ..stream.arbiter import Arbiter
 from ..tlp.layouts import Burst, BurstData, BurstDone, ConfigState
 from .commands import Commands
+from .counters import Counters
 from .faults import Faults
 from .features import Features
 from .interrupts import Interrupts
-from .layouts import FaultReport, Invalidate, MemoryRead, MemoryReadData, MemoryUpdate
+from .layouts import Events, FaultReport, Invalidate, MemoryRead, MemoryReadData, MemoryUpdate
 from .memory_port import MemoryPort
-from .registers import PPN_BITS, Registers
+from .registers import PPN_BITS, Bank, Registers
 
 
 class FenceShare(wiring.Component):
     """Lets ``count`` askers use one fence, one after the other, the first before the others.
 
-    Latency: 1 cycle from an asker to ``fence``, none from ``fenced`` to the asker.
+    Latency: none from an asker to ``fence`` and from ``fenced`` to the asker; 1 idle cycle between two.
 
     Members
     -------
@@ -50,15 +51,13 @@ class FenceShare(wiring.Component):
         m = Module()
         with m.FSM():
             with m.State("CHOOSE"):
+                m.d.comb += self.fence.valid.eq(Cat(ask.valid for ask in self.ask).any())
                 for n in range(self.count):
                     with m.If(self.ask[n].valid) if n == 0 else m.Elif(self.ask[n].valid):
-                        m.d.comb += self.ask[n].ready.eq(1)
-                        m.next = f"FENCE_{n}"
+                        m.d.comb += self.ask[n].ready.eq(self.fence.ready)
+                        with m.If(self.fence.ready):
+                            m.next = f"AWAIT_{n}"
             for n in range(self.count):
-                with m.State(f"FENCE_{n}"):
-                    m.d.comb += self.fence.valid.eq(1)
-                    with m.If(self.fence.ready):
-                        m.next = f"AWAIT_{n}"
                 with m.State(f"AWAIT_{n}"):
                     m.d.comb += [self.answer[n].valid.eq(self.fenced.valid), self.fenced.ready.eq(self.answer[n].ready)]
                     with m.If(self.fenced.valid & self.fenced.ready):
@@ -100,12 +99,18 @@ class ProgrammingInterface(wiring.Component):
         Of the translator.
     memory_update, operands : ``In(stream.Signature(MemoryUpdate))``, ``Out(stream.Signature(BurstData(width)))``
         With AMO_HWAD, as in :class:`.memory_port.MemoryPort`.
+    requests, walks : ``In(Events)``, ``In(Events)``
+        With HPM: what :class:`.counters.Counters` counts.
+    debug : ``Out(Bank())``
+        With DBG: for :class:`.debug.Debug`.
+    wires : ``Out(vectors)``
+        With wire interrupts.
     """
 
     def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56,
                  features=Features()):  # fmt: skip
         self.width, self.features = width, features
-        self._port = MemoryPort(width=width, readers=2, writers=3, updates=features.AMO_HWAD)
+        self._port = MemoryPort(width=width, readers=2, writers=3 if features.has_messages else 2, updates=features.AMO_HWAD)
         self._registers = Registers(strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
                                     physical_address_bits=physical_address_bits, features=features)  # fmt: skip
         super().__init__({
@@ -125,21 +130,22 @@ class ProgrammingInterface(wiring.Component):
             "memory_read_data": Out(stream.Signature(MemoryReadData)),
             **({"memory_update": In(stream.Signature(MemoryUpdate)), "operands": Out(stream.Signature(BurstData(width)))}
                if features.AMO_HWAD else {}),
+            **({"requests": In(Events), "walks": In(Events)} if features.HPM else {}),
+            **({"debug": Out(Bank())} if features.DBG else {}),
+            **({"wires": Out(vectors)} if features.has_wires else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.registers, m.submodules.port = registers, port = self._registers, self._port
         m.submodules.commands, m.submodules.faults = commands, faults = Commands(features=self.features), Faults()
-        m.submodules.interrupts = interrupts = Interrupts()
-        m.submodules.reports = reports = Arbiter(FaultReport, 2)
         m.submodules.fences = fences = FenceShare(count=2)
 
         outer = wiring.flipped
         for inner, member in ((registers.bus, self.bus), (port.bursts, self.bursts), (port.burst_write_data, self.write_data),
                               (port.burst_read_data, self.read_data), (port.burst_done, self.write_done), (fences.fence, self.fence),
                               (fences.fenced, self.fenced), (commands.invalidate, self.invalidate), (port.read[0], self.memory_read),
-                              (port.read_data[0], self.memory_read_data), (reports.i[0], self.reports)):  # fmt: skip
+                              (port.read_data[0], self.memory_read_data)):  # fmt: skip
             wiring.connect(m, inner, outer(member))
         if self.features.AMO_HWAD:
             wiring.connect(m, outer(self.memory_update), port.update)
@@ -148,15 +154,40 @@ class ProgrammingInterface(wiring.Component):
                            (port.read[1], commands.read), (port.read_data[1], commands.read_data),
                            (port.write[0], commands.write), (port.write_done[0], commands.write_done),
                            (port.write[1], faults.write), (port.write_done[1], faults.write_done),
-                           (port.write[2], interrupts.write), (port.write_done[2], interrupts.write_done),
-                           (interrupts.reports, reports.i[1]), (reports.o, faults.reports),
                            (commands.fence, fences.ask[0]), (commands.fenced, fences.answer[0]),
                            (registers.drain, fences.ask[1]), (registers.drained, fences.answer[1])):  # fmt: skip
             wiring.connect(m, one, other)
         m.d.comb += [
             self.ddtp_mode.eq(registers.ddtp_mode), self.ddtp_ppn.eq(registers.ddtp_ppn), commands.ddtp_mode.eq(registers.ddtp_mode),
+        ]  # fmt: skip
+        if self.features.has_messages:
+            self._send_messages(m, registers, port, faults)
+        else:
+            wiring.connect(m, outer(self.reports), faults.reports)
+        if self.features.has_wires:
+            m.d.comb += [
+                self.wires.eq(registers.wires), commands.WSI.eq(registers.WSI), registers.fence_done.eq(commands.fence_done),
+            ]  # fmt: skip
+        if self.features.DBG:
+            wiring.connect(m, registers.debug, outer(self.debug))
+        if self.features.HPM:
+            m.submodules.counters = counters = Counters(count=self.features.counters)
+            wiring.connect(m, registers.counters, counters.bank)
+            m.d.comb += [
+                registers.overflow.eq(counters.overflow), counters.requests.eq(self.requests), counters.walks.eq(self.walks),
+            ]  # fmt: skip
+        return m
+
+    def _send_messages(self, m, registers, port, faults):
+        """Interrupts by messages, whose faults are recorded too."""
+        m.submodules.interrupts = interrupts = Interrupts()
+        m.submodules.reports = reports = Arbiter(FaultReport, 2)
+        for one, other in ((port.write[2], interrupts.write), (port.write_done[2], interrupts.write_done),
+                           (wiring.flipped(self.reports), reports.i[0]), (interrupts.reports, reports.i[1]),
+                           (reports.o, faults.reports)):  # fmt: skip
+            wiring.connect(m, one, other)
+        m.d.comb += [
             interrupts.interrupt.eq(registers.interrupt), interrupts.masked.eq(registers.msi_masked), interrupts.config.eq(self.config),
             registers.msi_pending.eq(interrupts.pending), registers.msi_word_index.eq(interrupts.word_index),
             interrupts.word.eq(registers.msi_word),
         ]  # fmt: skip
-        return m

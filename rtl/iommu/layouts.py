@@ -115,3 +115,16 @@ class Invalidate(data.Struct):
     gscid: unsigned(16)
     dv: unsigned(1)
     device_id: unsigned(24)
+
+
+class Events(data.Struct):
+    """What there is to count in a cycle, and whose it is. [RVIOMMU1.0 6.23]"""
+
+    kinds: unsigned(9)  # bit n: event n
+    device_id: unsigned(24)
+    process_id_valid: unsigned(1)
+    process_id: unsigned(20)
+    PSCV: unsigned(1)
+    PSCID: unsigned(20)
+    GSCV: unsigned(1)
+    GSCID: unsigned(16)

@@ -1,5 +1,8 @@
 """Registers of the IOMMU: what software sees, and the levels and pulses that join it to the queues."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
@@ -7,12 +10,13 @@ from amaranth.lib.wiring import In, Out
 
 from ..regs.bus import RegisterBus
 from ..spec.riscv_iommu_registers import (
-    IGS_MSI,
+    IGS_BOTH,
+    IGS_WSI,
     MSI_ENTRIES,
     MSI_TABLE,
+    OFFSET,
     PENDING_ARRAY,
     PPN_LOW,
-    REGISTERS,
     VERSION,
     Capabilities,
     Mode,
@@ -22,7 +26,6 @@ from .features import Features
 
 INDEX_BITS = 16  # of a queue index: LOG2SZ is at most this
 PPN_BITS = 44
-_OFFSET = {register.name: register.offset for register in REGISTERS}
 
 
 class QueueControl(wiring.Signature):
@@ -43,19 +46,34 @@ class QueueControl(wiring.Signature):
         return "QueueControl()"
 
 
+class Bank(wiring.Signature):
+    """Registers that another component keeps, by 64-bit words (seen from :class:`Registers`).
+
+    at : number of a word; access : pulse, it is accessed; write, data : bytes to be written in that cycle, and their values. From the
+    other: word : what the word accessed last read as then, 0 where it has none.
+    """
+
+    def __init__(self):
+        super().__init__({"at": Out(9), "access": Out(1), "write": Out(8), "data": Out(64), "word": In(64)})
+
+    def __repr__(self):
+        return "Bank()"
+
+
 class _Queue:
     """State of one queue's registers: base, csr, and two indices of which ``own`` ("head" or "tail") is the hardware's."""
 
-    def __init__(self, name, own, control):
+    def __init__(self, name, own, control, has_fence_bit=False):
         self.ppn, self.log2 = Signal(PPN_BITS, name=f"{name}_ppn"), Signal(4, name=f"{name}_log2")  # entries: 2 ** (log2 + 1)
         self.index = {side: Signal(INDEX_BITS, name=f"{name}_{side}") for side in ("head", "tail")}
         self.enable, self.interrupt_enable = Signal(name=f"{name}_enable"), Signal(name=f"{name}_interrupt_enable")
         self.memory_fault, self.refused = Signal(name=f"{name}_memory_fault"), Signal(name=f"{name}_refused")
+        self.has_fence_bit, self.fence_w_ip = has_fence_bit, Signal(name=f"{name}_fence_w_ip") if has_fence_bit else Const(0, 1)
         self.own, self.other, self.control = own, "tail" if own == "head" else "head", control
         self.is_commands = own == "head"
         self.busy = self.enable ^ control.on
         self.mask = Cat(Const(1, 1), *(self.log2 >= n for n in range(1, INDEX_BITS)))
-        self.event = self.interrupt_enable & (self.memory_fault | self.refused)
+        self.event = self.interrupt_enable & (self.memory_fault | self.refused | self.fence_w_ip)
 
     def base_word(self):
         return Cat(self.log2, Const(0, PPN_LOW - 4), self.ppn)
@@ -65,7 +83,7 @@ class _Queue:
         error = csr.cmd_ill if self.is_commands else csr.stopped
         return csr, [
             csr.enable.eq(self.enable), csr.interrupt_enable.eq(self.interrupt_enable), csr.memory_fault.eq(self.memory_fault),
-            error.eq(self.refused), csr.on.eq(self.control.on), csr.busy.eq(self.busy),
+            error.eq(self.refused), csr.fence_w_ip.eq(self.fence_w_ip), csr.on.eq(self.control.on), csr.busy.eq(self.busy),
         ]  # fmt: skip
 
 
@@ -73,10 +91,10 @@ class Registers(wiring.Component):
     """The 4 KiB of registers, the table of MSIs, and the pending bits. [RVIOMMU1.0 6]
 
     One access at a time, answered after 2 cycles. A write takes effect at once with all its bytes; bytes that are not enabled keep
-    their value. Where the specification says UNSPECIFIED: writes to a queue base while the queue is on or wanted, to ddtp and the csr of a
-    queue while they are busy are ignored; ddtp keeps its value on an unsupported mode, from one nLVL mode to another or to Bare, and its
-    high half outside Off and Bare; what is not a register reads 0. Registers reset to 0 and M to 1; the rest of the MSI table is
-    0 at power-up and survives a reset.
+    their value. Where the specification says UNSPECIFIED: writes to a queue base while the queue is on or wanted, to fctl outside Off or
+    while a queue is on or wanted, to ddtp and the csr of a queue while they are busy are ignored; ddtp keeps its value on an unsupported
+    mode, from one nLVL mode to another or to Bare, and its high half outside Off and Bare; what is not a register reads 0. Registers reset
+    to 0 and M to 1; the rest of the MSI table is 0 at power-up and survives a reset.
 
     A write of ddtp that is taken is effective for translations in the next cycle; ddtp.busy stays 1 until an item sent at ``drain`` was
     answered at ``drained``.
@@ -107,13 +125,19 @@ class Registers(wiring.Component):
     commands, faults : ``Out(QueueControl())``
         The two queues.
     interrupt : ``Out(16)``
-        Pulses: a bit of ipsr with this vector became 1.
+        Pulses: a bit of ipsr with this vector became 1, and fctl.WSI is 0. It and what begins with ``msi`` are there with messages.
     msi_masked : ``Out(16)``
         M of each vector.
     msi_pending : ``In(16)``
         What the pending bit array shows.
     msi_word_index, msi_word : ``In(5)``, ``Out(64)``
         Reads a 64-bit word of the MSI table, one cycle later; M reads 0 here.
+    WSI, wires, fence_done : ``Out(1)``, ``Out(vectors)``, ``In(1)``
+        With wires: fctl.WSI; the wires, a cycle behind ipsr and icvec; a pulse sets cqcsr.fence_w_ip.
+    counters, overflow : ``Out(Bank())``, ``In(1)``
+        With HPM: the performance counters; a pulse sets ipsr.pmip.
+    debug : ``Out(Bank())``
+        With DBG: the registers of debug translation.
 
     Raises
     ------
@@ -138,30 +162,33 @@ class Registers(wiring.Component):
             "drained": In(stream.Signature(0)),
             "commands": Out(QueueControl()),
             "faults": Out(QueueControl()),
-            "interrupt": Out(MSI_ENTRIES),
-            "msi_masked": Out(MSI_ENTRIES, init=(1 << MSI_ENTRIES) - 1),
-            "msi_pending": In(MSI_ENTRIES),
-            "msi_word_index": In(range(2 * MSI_ENTRIES)),
-            "msi_word": Out(64),
+            **({
+                "interrupt": Out(MSI_ENTRIES),
+                "msi_masked": Out(MSI_ENTRIES, init=(1 << MSI_ENTRIES) - 1),
+                "msi_pending": In(MSI_ENTRIES),
+                "msi_word_index": In(range(2 * MSI_ENTRIES)),
+                "msi_word": Out(64),
+            } if features.has_messages else {}),
+            **({"WSI": Out(1, init=features.IGS == IGS_WSI), "wires": Out(vectors), "fence_done": In(1)} if features.has_wires else {}),
+            **({"counters": Out(Bank()), "overflow": In(1)} if features.HPM else {}),
+            **({"debug": Out(Bank())} if features.DBG else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.messages = messages = Memory(shape=64, depth=2 * MSI_ENTRIES, init=[])
-        store, show, send = messages.write_port(granularity=8), messages.read_port(), messages.read_port()
-        cq, fq = _Queue("cq", "head", self.commands), _Queue("fq", "tail", self.faults)
-        civ, fiv = Signal(4), Signal(4)
+        features = self.features
+        cq, fq = _Queue("cq", "head", self.commands, features.has_wires), _Queue("fq", "tail", self.faults)
+        vectors = [Signal(4, name=name) for name in ("civ", "fiv", "pmiv")[: 3 if features.HPM else 2]]
+        banks = [getattr(self, name) for name, has in (("counters", features.HPM), ("debug", features.DBG)) if has]
         draining = Signal()
 
         # What each word reads as.
         request, at = Signal.like(self.bus.request.p), Signal(9)
-        now, table_half = Signal(64), Signal()
-        is_table = (at >= MSI_TABLE // 8) & (at < MSI_TABLE // 8 + 2 * MSI_ENTRIES)
-        entry = at[1:5]
+        now = Signal(64)
         capabilities = Capabilities.const({
-            "version": VERSION, "IGS": IGS_MSI, "PAS": self.physical_address_bits, **self.features.capabilities})  # fmt: skip
+            "version": VERSION, "PAS": self.physical_address_bits, **features.capabilities})  # fmt: skip
         (cqcsr, cq_parts), (fqcsr, fq_parts) = cq.csr_word(), fq.csr_word()
-        ipsr = Signal(2)  # fip, cip
+        ipsr = Signal(len(vectors))  # pmip, fip, cip
         ddtp_busy = self.drain.valid | draining
         m.d.comb += [*cq_parts, *fq_parts, at.eq(request.offset[3:12])]
         words = {
@@ -169,16 +196,17 @@ class Registers(wiring.Component):
             "ddtp": Cat(self.ddtp_mode, ddtp_busy, Const(0, PPN_LOW - 5), self.ddtp_ppn),
             "cqb": cq.base_word(), "cqh": Cat(cq.index["head"], Const(0, 16), cq.index["tail"]),
             "fqb": fq.base_word(), "fqh": Cat(fq.index["head"], Const(0, 16), fq.index["tail"]),
-            "cqcsr": Cat(cqcsr, fqcsr), "icvec": Cat(civ, fiv),
+            "cqcsr": Cat(cqcsr, fqcsr), "icvec": Cat(vectors), **({"fctl": Cat(Const(0, 1), self.WSI)} if features.has_wires else {}),
         }  # fmt: skip
         with m.Switch(at):
             for name, value in words.items():
-                with m.Case(_OFFSET[name] // 8):
+                with m.Case(OFFSET[name] // 8):
                     m.d.comb += now.eq(value)
-            with m.Case(_OFFSET["ipsr"] // 8):
+            with m.Case(OFFSET["ipsr"] // 8):
                 m.d.comb += now[32:].eq(ipsr)
-            with m.Case(PENDING_ARRAY // 8):
-                m.d.comb += now.eq(self.msi_pending)
+            if features.has_messages:
+                with m.Case(PENDING_ARRAY // 8):
+                    m.d.comb += now.eq(self.msi_pending)
 
         # What a write makes of it.
         enabled, new, ones = Signal(64), Signal(64), Signal(64)
@@ -193,32 +221,38 @@ class Registers(wiring.Component):
         ]
         self._keep_queue(m, cq, "cqb", "cqcsr", "cqh", at, low, high, new, ones)
         self._keep_queue(m, fq, "fqb", "fqcsr", "fqh", at, low, high, new, ones)
-        self._keep_ddtp(m, (at == _OFFSET["ddtp"] // 8) & ~ddtp_busy, low, high, new, draining)
-        with m.If(low & (at == _OFFSET["icvec"] // 8)):
-            m.d.sync += [civ.eq(new[:4] & (self.vectors - 1)), fiv.eq(new[4:8] & (self.vectors - 1))]
-        with m.If(high & is_table & at[0] & request.byte_enable[4]):
-            m.d.sync += self.msi_masked.bit_select(entry, 1).eq(request.data[32])
+        self._keep_ddtp(m, (at == OFFSET["ddtp"] // 8) & ~ddtp_busy, low, high, new, draining)
+        with m.If(low & (at == OFFSET["icvec"] // 8)):
+            m.d.sync += [vector.eq(new.word_select(n, 4) & (self.vectors - 1)) for n, vector in enumerate(vectors)]
+        if features.IGS == IGS_BOTH:
+            may_change = (self.ddtp_mode == Mode.OFF) & ~(cq.enable | self.commands.on | fq.enable | self.faults.on)
+            with m.If(low & (at == OFFSET["fctl"] // 8) & may_change):
+                m.d.sync += self.WSI.eq(new[1])
 
         # ipsr: a bit cleared by software is set again at once while its condition holds.
-        kept, raised = Signal(2), Signal(2)
-        causes = Cat(cq.event, fq.event | (fq.interrupt_enable & self.faults.step))
-        m.d.comb += kept.eq(Mux(high & (at == _OFFSET["ipsr"] // 8), ipsr & ~ones[32:], ipsr))
+        kept, raised = Signal.like(ipsr), Signal.like(ipsr)
+        causes = Cat(cq.event, fq.event | (fq.interrupt_enable & self.faults.step), self.overflow if features.HPM else [])
+        m.d.comb += kept.eq(Mux(high & (at == OFFSET["ipsr"] // 8), ipsr & ~ones[32:], ipsr))
         m.d.comb += raised.eq(causes & ~kept)
         m.d.sync += ipsr.eq(kept | causes)
-        m.d.comb += self.interrupt.eq((raised[0] << civ) | (raised[1] << fiv))
+        if features.has_messages:
+            rises = reduce(or_, (bit << vector for bit, vector in zip(raised, vectors)))
+            m.d.comb += self.interrupt.eq(Mux(self.WSI, 0, rises) if features.has_wires else rises)
+        if features.has_wires:
+            for n in range(self.vectors):
+                m.d.sync += self.wires[n].eq(self.WSI & Cat(bit & (vector == n) for bit, vector in zip(ipsr, vectors)).any())
 
-        # The MSI table: address words and data words in turn; M is apart.
-        m.d.comb += [
-            store.addr.eq(Cat(at[:5])),
-            store.data.eq(Mux(at[0], request.data & 0xFFFF_FFFF, request.data & ((1 << 56) - 4))),
-            show.addr.eq(at[:5]), send.addr.eq(self.msi_word_index), self.msi_word.eq(send.data),
-        ]  # fmt: skip
-        with m.If(write & is_table):
-            m.d.comb += store.en.eq(request.byte_enable)
-
-        answer, from_table, mask_bit = Signal(64), Signal(), Signal()
-        response = self.bus.response
-        m.d.comb += [show.en.eq(0), response.p.data.eq(Mux(from_table, show.data | (mask_bit << 32), answer))]
+        answer, response, access = Signal(64), self.bus.response, Signal()
+        m.d.comb += write.eq(access & request.is_write)
+        shown = answer
+        if features.has_messages:
+            shown |= self._keep_messages(m, at, access, write, request)
+        for bank in banks:
+            m.d.comb += [
+                bank.at.eq(at), bank.access.eq(access), bank.write.eq(Mux(write, request.byte_enable, 0)), bank.data.eq(request.data),
+            ]
+            shown |= bank.word
+        m.d.comb += response.p.data.eq(shown)
         with m.FSM():
             with m.State("TAKE"):
                 m.d.comb += self.bus.request.ready.eq(1)
@@ -226,14 +260,33 @@ class Registers(wiring.Component):
                 with m.If(self.bus.request.valid):
                     m.next = "EXECUTE"
             with m.State("EXECUTE"):
-                m.d.comb += [write.eq(request.is_write), show.en.eq(1), table_half.eq(at[0])]
-                m.d.sync += [answer.eq(now), from_table.eq(is_table), mask_bit.eq(table_half & self.msi_masked.bit_select(entry, 1))]
+                m.d.comb += access.eq(1)
+                m.d.sync += answer.eq(now)
                 m.next = "ANSWER"
             with m.State("ANSWER"):
                 m.d.comb += response.valid.eq(1)
                 with m.If(response.ready):
                     m.next = "TAKE"
         return m
+
+    def _keep_messages(self, m, at, access, write, request):
+        """Keep the MSI table, address words and data words in turn, M apart; return what the word accessed last read as then."""
+        m.submodules.messages = messages = Memory(shape=64, depth=2 * MSI_ENTRIES, init=[])
+        store, show, send = messages.write_port(granularity=8), messages.read_port(), messages.read_port()
+        is_table, is_shown, shows_mask = Signal(), Signal(), Signal()
+        mask = self.msi_masked.bit_select(at[1:5], 1)
+        m.d.comb += [
+            is_table.eq((at >= MSI_TABLE // 8) & (at < MSI_TABLE // 8 + 2 * MSI_ENTRIES)), store.addr.eq(at[:5]), show.addr.eq(at[:5]),
+            store.data.eq(Mux(at[0], request.data & 0xFFFF_FFFF, request.data & ((1 << 56) - 4))),
+            show.en.eq(access), send.addr.eq(self.msi_word_index), self.msi_word.eq(send.data),
+        ]  # fmt: skip
+        with m.If(access):
+            m.d.sync += [is_shown.eq(is_table), shows_mask.eq(at[0] & mask)]
+        with m.If(write & is_table):
+            m.d.comb += store.en.eq(request.byte_enable)
+            with m.If(at[0] & request.byte_enable[4]):
+                m.d.sync += mask.eq(request.data[32])
+        return Mux(is_shown, show.data | (shows_mask << 32), 0)
 
     def _keep_ddtp(self, m, selected, low, high, new, draining):
         """Take modes and roots as the specification lets them follow each other; have each change drained."""
@@ -265,9 +318,9 @@ class Registers(wiring.Component):
         with m.If(control.step):
             m.d.sync += own.eq((own + 1) & queue.mask)
         written, value = (high, new[32:]) if queue.own == "head" else (low, new[:32])
-        with m.If(written & (at == _OFFSET[indices] // 8)):
+        with m.If(written & (at == OFFSET[indices] // 8)):
             m.d.sync += other.eq(value & queue.mask)
-        with m.If((low | high) & (at == _OFFSET[base] // 8) & ~queue.enable & ~control.on):
+        with m.If((low | high) & (at == OFFSET[base] // 8) & ~queue.enable & ~control.on):
             ppn = new[PPN_LOW : PPN_LOW + PPN_BITS] & ((1 << self.physical_address_bits - 12) - 1)
             log2, size_mask = Signal(5, name=f"{base}_size"), Signal(INDEX_BITS, name=f"{base}_size_mask")
             m.d.comb += [
@@ -276,7 +329,7 @@ class Registers(wiring.Component):
             ]
             m.d.sync += [queue.ppn.eq(ppn), queue.log2.eq(log2), own.eq(own & size_mask), other.eq(other & size_mask)]
         half, seen, clear = (low, new[:32], ones[:32]) if queue.is_commands else (high, new[32:], ones[32:])
-        with m.If(half & (at == _OFFSET[csr] // 8) & ~queue.busy):
+        with m.If(half & (at == OFFSET[csr] // 8) & ~queue.busy):
             seen, clear = QueueCsr(seen), QueueCsr(clear)
             error = clear.cmd_ill if queue.is_commands else clear.stopped
             m.d.sync += [
@@ -285,6 +338,11 @@ class Registers(wiring.Component):
             ]  # fmt: skip
             with m.If(seen.enable & ~queue.enable):
                 m.d.sync += [queue.memory_fault.eq(0), queue.refused.eq(0), own.eq(0)]
+            if queue.has_fence_bit:
+                m.d.sync += queue.fence_w_ip.eq(queue.fence_w_ip & ~clear.fence_w_ip & ~(seen.enable & ~queue.enable))
+        if queue.has_fence_bit:
+            with m.If(self.fence_done):
+                m.d.sync += queue.fence_w_ip.eq(1)
         with m.If(control.memory_fault):
             m.d.sync += queue.memory_fault.eq(1)
         with m.If(control.refused):

@@ -9,7 +9,17 @@ from ..stream.queue import Queue
 from .contexts import ContextCache, Process, context_layout
 from .features import Features
 from .iotlb import Iotlb, space_layout
-from .layouts import FaultReport, Invalidate, InvalidateKind, MemoryRead, MemoryReadData, MemoryUpdate, TranslateRequest, TranslateResponse
+from .layouts import (
+    Events,
+    FaultReport,
+    Invalidate,
+    InvalidateKind,
+    MemoryRead,
+    MemoryReadData,
+    MemoryUpdate,
+    TranslateRequest,
+    TranslateResponse,
+)
 from .walker import Walker
 from .walker_rules import is_canonical, is_guest_page, is_refused, needs_process
 
@@ -52,6 +62,9 @@ class Translator(wiring.Component):
     hit, miss, begun, merged, read : ``Out(1)``
         Pulses for counters: translations found in the IOTLB, requests for the walker, walks begun, requests that joined a walk, reads.
 
+    events : ``Out(Events)``
+        With HPM, see :class:`.walker.Walker`.
+
     Raises
     ------
     :exc:`ValueError`
@@ -83,6 +96,7 @@ class Translator(wiring.Component):
             "begun": Out(1),
             "merged": Out(1),
             "read": Out(1),
+            **({"events": Out(Events)} if features.HPM else {}),
         })
 
     def elaborate(self, platform):
@@ -106,6 +120,9 @@ class Translator(wiring.Component):
             contexts.device_id[1].eq(walker.device_id), walker.context.eq(contexts.context[1]), walker.context_found.eq(contexts.found[1]),
             self.begun.eq(walker.begun), self.merged.eq(walker.merged), self.read.eq(walker.read),
         ]
+
+        if features.HPM:
+            m.d.comb += self.events.eq(walker.events)
 
         # Invalidations take effect in the cycle in which they are taken.
         order = self.invalidate.payload

@@ -5,7 +5,9 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..regs.bus import RegisterBus
+from ..spec.riscv_iommu_registers import EventId
 from ..tlp.layouts import Burst, BurstData, BurstDone, ConfigState
+from .debug import Debug
 from .features import Features
 from .interface import ProgrammingInterface
 from .layouts import TranslateRequest, TranslateResponse
@@ -33,7 +35,7 @@ class Iommu(wiring.Component):
     Members
     -------
     translate_request, translate_response : ``In(stream.Signature(TranslateRequest))``, ``Out(stream.Signature(TranslateResponse))``
-        For the gate.
+        For the gate; with DBG the cookie 255 is not its.
     bus : ``In(RegisterBus())``
         BAR 0 of function 0.
     config : ``In(ConfigState)``
@@ -47,6 +49,8 @@ class Iommu(wiring.Component):
         Of the gate.
     hit, miss, begun, merged, read : ``Out(1)``
         Pulses of the translator, for counters.
+    wires : ``Out(vectors)``
+        With wire interrupts: a level for each vector.
     """
 
     def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, features=Features(), **translator):
@@ -68,12 +72,20 @@ class Iommu(wiring.Component):
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
             **{name: Out(1) for name in COUNTERS},
+            **({"wires": Out(vectors)} if features.has_wires else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.interface, m.submodules.translator = interface, translator = self._interface, self._translator
-        for inner, name in ((translator.request, "translate_request"), (translator.response, "translate_response")):
+        asks, answers = translator.request, translator.response
+        if self.features.DBG:
+            m.submodules.debug = debug = Debug(features=self.features)
+            wiring.connect(m, interface.debug, debug.bank)
+            wiring.connect(m, debug.translate_request, asks)
+            wiring.connect(m, answers, debug.translate_response)
+            asks, answers = debug.request, debug.response
+        for inner, name in ((asks, "translate_request"), (answers, "translate_response")):
             wiring.connect(m, inner, wiring.flipped(getattr(self, name)))
         hwad = self.features.AMO_HWAD
         for name in ("bus", "bursts", "write_data", "read_data", "write_done", "fence", "fenced", *(["operands"] if hwad else [])):
@@ -87,4 +99,14 @@ class Iommu(wiring.Component):
         ]  # fmt: skip
         if hwad:
             m.d.comb += translator.atomics.eq(self.config.atomics)
+        if self.features.has_wires:
+            m.d.comb += self.wires.eq(interface.wires)
+        if self.features.HPM:
+            asked, request = translator.request.p, interface.requests
+            is_taken = translator.request.valid & translator.request.ready & ~asked.is_prefetch
+            m.d.comb += [
+                interface.walks.eq(translator.events),
+                request.kinds[EventId.UNTRANSLATED_REQUEST].eq(is_taken), request.device_id.eq(asked.device_id),
+                request.process_id_valid.eq(asked.process_id_valid), request.process_id.eq(asked.process_id),
+            ]  # fmt: skip
         return m

@@ -42,10 +42,11 @@ from ..spec import riscv_iommu as spec
 from .contexts import Process, context_layout
 from .features import Features
 from .iotlb import entry_layout
-from .layouts import FaultReport, MemoryRead, MemoryReadData, MemoryUpdate, TranslateRequest, TranslateResponse
+from .layouts import Events, FaultReport, MemoryRead, MemoryReadData, MemoryUpdate, TranslateRequest, TranslateResponse
 from .walker_answer import answer_subject, answered_page
 from .walker_directory import find_process, judge_context, take_context
 from .walker_entry import EntryAtWork, take_entry
+from .walker_events import tell_events
 from .walker_msi import translate_msi
 from .walker_read import ReadAtWork
 from .walker_rules import device_id_parts, is_canonical, is_refused, needs_process
@@ -110,6 +111,8 @@ class Walker(wiring.Component):
         An invalidation happens: walks in flight are stale; remembered leaf tables are forgotten.
     begun, merged, read : ``Out(1)``
         Pulses for counters.
+    events : ``Out(Events)``
+        With HPM: misses and walks. [RVIOMMU1.0 6.23]
 
     Raises
     ------
@@ -153,6 +156,7 @@ class Walker(wiring.Component):
             "begun": Out(1),
             "merged": Out(1),
             "read": Out(1),
+            **({"events": Out(Events)} if features.HPM else {}),
         })
 
     def elaborate(self, platform):
@@ -283,7 +287,7 @@ class Walker(wiring.Component):
             passes &= self.context.guest_mode == spec.MODE_BARE
 
         pending = Signal()  # ``asked`` could not be begun: it stays, and replies go first
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("REST"):
                 m.d.sync += [
                     is_direct.eq(0), work.identity.eq(0), beat.eq(0), work.second.eq(~0), work.is_msi.eq(0), walk.eq(read_row.data),
@@ -500,6 +504,9 @@ class Walker(wiring.Component):
                     with m.Else():
                         m.next = "ANSWER"
 
+        if features.HPM:
+            may_begin = (self.mode != spec.OFF) & (self.mode != spec.BARE) & ~too_wide
+            tell_events(m, work, fsm, self.events, may_begin, self.process_found)
         with m.If(self.forget):
             m.d.sync += stale.eq(~0)
         with m.If(self.forget_tables):

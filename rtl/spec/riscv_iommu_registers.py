@@ -13,7 +13,8 @@ RECORD_BYTES = 32  # [RVIOMMU1.0 4.2]
 PAGE_BITS = 12
 PPN_LOW = 10  # lowest bit of PPN in ddtp, cqb, fqb [RVIOMMU1.0 6.5, 6.6, 6.9]
 VERSION = 0x10  # 1.0 [RVIOMMU1.0 6.3]
-IGS_MSI = 0
+IGS_MSI, IGS_WSI, IGS_BOTH = range(3)  # [RVIOMMU1.0 6.3]
+MAX_COUNTERS = 31  # of events [RVIOMMU1.0 6.22]
 CAUSE_MSI_WRITE = 273  # IOMMU MSI write access fault [RVIOMMU1.0 4.2]
 
 
@@ -58,6 +59,22 @@ REGISTERS = (
     *(Register(f"msi_data_{n}", 0x308 + MSI_ENTRY_BYTES * n, 32, "WARL") for n in range(MSI_ENTRIES)),
     *(Register(f"msi_vec_ctl_{n}", 0x30C + MSI_ENTRY_BYTES * n, 32, "RW") for n in range(MSI_ENTRIES)),
 )
+# Those that there are with the features of these names.
+FEATURE_REGISTERS = {
+    "HPM": (
+        Register("iocountovf", 0x058, 32, "RO"),
+        Register("iocountinh", 0x05C, 32, "WARL"),
+        Register("iohpmcycles", 0x060, 64, "WARL"),
+        *(Register(f"iohpmctr{n}", 0x068 + 8 * (n - 1), 64, "WARL") for n in range(1, MAX_COUNTERS + 1)),
+        *(Register(f"iohpmevt{n}", 0x160 + 8 * (n - 1), 64, "WARL") for n in range(1, MAX_COUNTERS + 1)),
+    ),
+    "DBG": (
+        Register("tr_req_iova", 0x258, 64, "WARL"),
+        Register("tr_req_ctl", 0x260, 64, "WARL"),
+        Register("tr_response", 0x268, 64, "RO"),
+    ),
+}  # fmt: skip
+OFFSET = {register.name: register.offset for registers in (REGISTERS, *FEATURE_REGISTERS.values()) for register in registers}
 MSI_TABLE = 0x300  # of BAR 0: also the function's MSI-X table [RVIOMMU1.0 8.1]
 PENDING_ARRAY = 0x400  # of BAR 0: the function's pending bits [PCIe5 7.7.2]
 
@@ -112,6 +129,57 @@ class QueueCsr(data.Struct):
     on: 1
     busy: 1
     reserved_18: 14
+
+
+class EventId(enum.IntEnum, shape=4):
+    """Events that counters can count. [RVIOMMU1.0 6.23]"""
+
+    UNTRANSLATED_REQUEST = 1
+    TRANSLATED_REQUEST = 2
+    ATS_TRANSLATION_REQUEST = 3
+    TLB_MISS = 4
+    DDT_WALK = 5
+    PDT_WALK = 6
+    FIRST_STAGE_WALK = 7
+    SECOND_STAGE_WALK = 8
+
+
+class EventSelector(data.Struct):
+    """iohpmevt. [RVIOMMU1.0 6.23]"""
+
+    eventID: 15
+    DMASK: 1
+    PID_PSCID: 20
+    DID_GSCID: 24
+    PV_PSCV: 1
+    DV_GSCV: 1
+    IDT: 1
+    OF: 1
+
+
+class DebugControl(data.Struct):
+    """tr_req_ctl. [RVIOMMU1.0 6.25]"""
+
+    busy: 1  # Go/Busy
+    Priv: 1
+    Exe: 1
+    NW: 1
+    reserved_4: 8
+    PID: 20
+    PV: 1
+    reserved_33: 7
+    DID: 24
+
+
+class DebugResponse(data.Struct):
+    """tr_response. [RVIOMMU1.0 6.26]"""
+
+    fault: 1
+    reserved_1: 6
+    PBMT: 2
+    S: 1
+    PPN: 44
+    reserved_54: 10
 
 
 class Opcode(enum.Enum, shape=7):

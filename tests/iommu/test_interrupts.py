@@ -3,23 +3,43 @@
 import random
 
 import cocotb
+import pytest
 from cocotb.triggers import ClockCycles
 
 from ringwall.models.iommu.faults import FaultRecord
 from ringwall.models.iommu.registers import CQ_RW1C, FQ_RW1C, QueueCsr
+from ringwall.rtl.config import IommuConfig
+from ringwall.rtl.iommu.features import Features
 from ringwall.rtl.iommu.interface import ProgrammingInterface
 from ringwall.rtl.iommu.layouts import FaultReport
 from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.sim.iommu_host import IommuHost
-from ringwall.sim.run import run
+from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, pack
 
 COMMANDS, FAULTS, DOORBELL = 0x8000_0000, 0x8001_0000, 0xFEE0_0000
 WIDTH = 256
 
 
+MESSAGES = ["one_message_per_rise", "pending_while_masked", "a_message_that_fails_is_recorded", "random_masks_lose_nothing"]
+
+
 def test_interrupts(request):
-    run(ProgrammingInterface(width=WIDTH), module=__name__, node=request.node.nodeid)
+    run(ProgrammingInterface(width=WIDTH), module=__name__, node=request.node.nodeid, testcase=MESSAGES)
+
+
+@pytest.mark.parametrize("IGS", [1, 2])
+def test_wires(request, IGS):
+    run(ProgrammingInterface(width=WIDTH, features=Features(IGS=IGS)), module=__name__, node=request.node.nodeid,
+        params={"IGS": IGS}, testcase="wires_are_levels")  # fmt: skip
+
+
+def test_interrupts_are_possible():
+    """IOMMU-IRQ-5: kinds of interrupts that there are not, and wires of a PCIe function, are refused with a sentence."""
+    with pytest.raises(ValueError, match="IGS must be 0, 1 or 2, not 3"):
+        Features(IGS=3)
+    with pytest.raises(ValueError, match=r"IGS of a PCIe function must be 0, .* not 2"):
+        IommuConfig(IGS=2)
 
 
 class Bench(IommuHost):
@@ -185,3 +205,72 @@ async def random_masks_lose_nothing(dut):
         assert bench.messages() == [1] * (n + 1), f"step {n}"
         await bench.write("fqh", await bench.read("fqt"))
         await bench.write("ipsr", 2)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def wires_are_levels(dut):
+    """IOMMU-IRQ-6: by wires: high while ipsr has the bit, two causes on one wire, no message; by messages: no wire; fctl in Off only."""
+    both = params()["IGS"] == 2
+    bench = Bench(dut, WIDTH)
+    await bench.begin()
+    await bench.write("ddtp", 0)
+    await bench.until_register("ddtp", lambda value: not value & 16, "busy to clear")
+    assert await bench.read("fctl") == (0 if both else 2)
+    await bench.write("fctl", 7)
+    assert await bench.read("fctl") == 2
+    await bench.write("ddtp", 1)
+    await bench.write("fctl", 0)
+    assert await bench.read("fctl") == 2, "not while ddtp is not Off"
+    bench.reports, bench.tail = Stream(dut, "reports"), 0
+    for v in range(4):
+        await bench.write(f"msi_addr_{v}", bench.place(v))
+        await bench.write(f"msi_vec_ctl_{v}", 0)
+        assert both or await bench.read(f"msi_addr_{v}") == 0
+    await bench.write("icvec", 2 | 3 << 4)
+    for base, csr, at in (("cqb", "cqcsr", COMMANDS), ("fqb", "fqcsr", FAULTS)):
+        await bench.write(base, at >> 2 | 3)
+        await bench.write(csr, QueueCsr.EN | QueueCsr.IE)
+
+    async def wires():
+        await bench.settle()
+        return int(dut.wires.value)
+
+    await bench.fault()
+    assert await wires() == 8
+    await bench.command_error()
+    assert await wires() == 12
+    await bench.write("ipsr", 2)
+    assert await wires() == 4
+    await bench.fault()
+    await bench.write("icvec", 1 | 1 << 4)
+    assert await wires() == 2
+    await bench.write("ipsr", 1)
+    assert await wires() == 2 and await bench.read("ipsr") == 3, "the command is still illegal"
+    await bench.write("cqcsr", CQ_RW1C)
+    await bench.write("ipsr", 3)
+    assert await wires() == 0 and not bench.messages()
+    for csr in ("cqcsr", "fqcsr"):
+        await bench.write(csr, 0)
+        await bench.until_register(csr, lambda value: not value & 3 << 16, "it to be off")
+    await bench.write("ddtp", 0)
+    await bench.until_register("ddtp", lambda value: not value & 16, "busy to clear")
+    await bench.write("fqcsr", QueueCsr.EN | QueueCsr.IE)
+    await bench.write("fctl", 0)
+    assert await bench.read("fctl") == 2, "not while a queue is on"
+    await bench.write("fqcsr", 0)
+    await bench.until_register("fqcsr", lambda value: not value & 3 << 16, "it to be off")
+    bench.latency = lambda: 300
+    await bench.write("cqcsr", QueueCsr.EN)
+    await bench.write("cqt", 1)
+    await bench.write("cqcsr", 0)
+    assert await bench.read("cqcsr") == QueueCsr.ON | QueueCsr.BUSY
+    await bench.write("fctl", 0)
+    assert await bench.read("fctl") == 2, "not while a queue is on, if no longer wanted"
+    await bench.until_register("cqcsr", lambda value: not value & 3 << 16, "it to be off")
+    await bench.write("fctl", 0)
+    assert await bench.read("fctl") == (0 if both else 2)
+    await bench.write("fqcsr", QueueCsr.EN | QueueCsr.IE)
+    await bench.write("msi_data_1", 0xD1)
+    await bench.fault()
+    assert await wires() == (0 if both else 2)
+    assert bench.messages() == ([1] if both else [])

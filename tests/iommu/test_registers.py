@@ -8,6 +8,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.iommu.registers import REGISTERS, IommuMode, RegisterFile, register_list
 from ringwall.models.iommu.registers import Capabilities as ModelCapabilities
+from ringwall.rtl.iommu.features import Features
 from ringwall.rtl.iommu.registers import Registers
 from ringwall.rtl.spec import riscv_iommu_registers as spec
 from ringwall.sim.regs_bus import RegisterBus
@@ -20,7 +21,14 @@ ON_BUSY = 3 << 16
 @pytest.mark.parametrize("strict, vectors, log2", [(False, 4, 16), (True, 2, 9)])
 def test_registers(request, strict, vectors, log2):
     run(Registers(strict=strict, vectors=vectors, queue_log2_max=log2), module=__name__, node=request.node.nodeid,
-        params={"strict": strict, "vectors": vectors, "log2": log2})  # fmt: skip
+        params={"strict": strict, "vectors": vectors, "log2": log2, "IGS": 0})  # fmt: skip
+
+
+@pytest.mark.parametrize("IGS, vectors", [(1, 2), (2, 4)])
+def test_registers_with_wires(request, IGS, vectors):
+    run(Registers(strict=True, vectors=vectors, queue_log2_max=9, features=Features(IGS=IGS, HPM=True)), module=__name__,
+        node=request.node.nodeid, params={"strict": True, "vectors": vectors, "log2": 9, "IGS": IGS},
+        testcase=["every_register_as_the_model", "random_accesses_as_the_model"])  # fmt: skip
 
 
 def test_registers_parameters():
@@ -39,13 +47,17 @@ class Bench:
     def __init__(self, dut, rng):
         self.dut, self.rng = dut, rng
         p = params()
+        self.IGS = p["IGS"]
+        self.capabilities = ModelCapabilities(IGS=self.IGS, HPM=self.IGS != 0)
         self.mode = IommuMode.OFF if p["strict"] else IommuMode.BARE
-        self.model = RegisterFile(reset_mode=self.mode, vectors=p["vectors"], queue_log2_max=p["log2"])
+        self.model = RegisterFile(self.capabilities, reset_mode=self.mode, vectors=p["vectors"], queue_log2_max=p["log2"])
+        # the counters are another component's
+        self.registers = [r for r in register_list(self.capabilities, reset_mode=self.mode) if not r.name.startswith(("iohpm", "iocount"))]
         self.interrupts = []
 
     async def begin(self):
         await start(self.dut)
-        self.bus = RegisterBus(self.dut)
+        self.bus = RegisterBus(self.dut, hold=lambda: self.rng.choice([0, 0, 3]))
         self.drain, self.drained = Stream(self.dut, "drain"), Stream(self.dut, "drained")
         cocotb.start_soon(self._queues())
         cocotb.start_soon(self._drain())
@@ -57,7 +69,7 @@ class Bench:
             await RisingEdge(dut.clk)
             dut.commands__on.value = dut.commands__enable.value
             dut.faults__on.value = dut.faults__enable.value
-            bits = int(dut.interrupt.value)
+            bits = int(dut.interrupt.value) if self.IGS != 1 else 0
             self.interrupts += [n for n in range(16) if bits >> n & 1]
 
     async def _drain(self):
@@ -79,7 +91,7 @@ class Bench:
         await ClockCycles(self.dut.clk, 12)
 
     async def compare(self, what):
-        for register in REGISTERS:
+        for register in self.registers:
             size = register.width // 8
             seen, want = await self.bus.read(register.offset, size), self.model.read(register.offset, size)
             assert seen == want, f"{register.name} is {seen:#x}, not {want:#x}, after {what}"
@@ -90,7 +102,7 @@ async def every_register_as_the_model(dut):
     """IOMMU-REG-2: each register by name: reset value, ones, zeros, patterns, halves; all others compared too."""
     rng = random.Random(cocotb.RANDOM_SEED)
     bench = await Bench(dut, rng).begin()
-    listed = {r.name: r for r in register_list(ModelCapabilities(), reset_mode=bench.mode)}
+    listed = {r.name: r for r in bench.registers}
     for register in listed.values():
         if not register.name.startswith("msi_addr") and not register.name.startswith("msi_data"):
             assert await bench.bus.read(register.offset, register.width // 8) == register.reset, register.name
@@ -108,7 +120,8 @@ async def every_register_as_the_model(dut):
             for at in (4, 0):
                 await bench.write(register.offset + at, 4, rng.getrandbits(32))
                 await bench.compare(f"half {at} of {name}")
-    for offset in (0x00C, 0x038, 0x058, 0x060, 0x258, 0x270, 0x400, 0x408, 0x800, 0xFF8):
+    for offset in (0x00C, 0x038, 0x258, 0x270, 0x400, 0x408, 0x800, 0xFF8, *(() if bench.IGS else (0x058, 0x060)),
+                   *((0x300, 0x304, 0x308, 0x30C, 0x3F8) if bench.IGS == 1 else ())):  # fmt: skip
         await bench.bus.write(offset, 0xFFFF_FFFF)
         assert await bench.bus.read(offset, 4) == 0, f"nothing is at {offset:#x}"
 
@@ -119,7 +132,7 @@ async def random_accesses_as_the_model(dut):
     rng = random.Random(cocotb.RANDOM_SEED)
     bench = await Bench(dut, rng).begin()
     model = bench.model
-    names = [r for r in REGISTERS if not r.name.startswith("msi_")] + [r for r in REGISTERS if r.name in ("msi_addr_1", "msi_vec_ctl_2")]
+    names = [r for r in bench.registers if not r.name.startswith("msi_") or r.name in ("msi_addr_1", "msi_vec_ctl_2")]
     for n in range(16):  # the table survives resets
         await bench.write(0x300 + 16 * n, 8, 0)
         await bench.write(0x308 + 16 * n, 4, 0)
@@ -128,8 +141,14 @@ async def random_accesses_as_the_model(dut):
               "commands__refused": lambda: model.command_error("cmd_ill"), "faults__step": model.fault_recorded,
               "faults__memory_fault": lambda: model.fault_queue_error("fqmf"),
               "faults__refused": lambda: model.fault_queue_error("fqof")}  # fmt: skip
-    seen_messages = 0
+    if bench.IGS:
+        events |= {"overflow": lambda: overflow(model), "fence_done": model.fence_signalled}
+    seen_messages, seen_wires = 0, set()
     for n in range(250):
+        if bench.IGS and rng.random() < 0.1:  # fctl can be changed
+            for offset in (0x10, 0x48, 0x4C):
+                await bench.write(offset, 4, 0)
+            await bench.write(8, 4, rng.getrandbits(32))
         model.messages.clear()
         bench.interrupts.clear()
         if rng.random() < 0.3:
@@ -153,9 +172,21 @@ async def random_accesses_as_the_model(dut):
         wanted = sorted({m.vector for m in model.messages})
         assert sorted(set(bench.interrupts)) == wanted, f"step {n}: {what}: interrupts {bench.interrupts}, not {wanted}"
         seen_messages += len(wanted)
+        if bench.IGS:
+            wires = int(dut.wires.value)
+            assert wires == sum(1 << wire for wire in model.wires), f"step {n}: {what}: wires {wires:#x}, not {set(model.wires)}"
+            assert dut.WSI.value == model.fctl >> 1 & 1
+            seen_wires.add(wires)
         assert int(dut.ddtp_mode.value) == model.mode
         assert int(dut.ddtp_ppn.value) == model.ddtp >> 10 & (1 << 44) - 1
-    assert seen_messages > 3
+    assert (seen_messages > 3 or bench.IGS == 1) and (len(seen_wires) > 2 or not bench.IGS)
+
+
+def overflow(model):
+    """Have a counter of the model overflow for the first time."""
+    model.write(0x160, 8, 0)
+    model.write(0x68, 8, (1 << 64) - 1)
+    model.advance(1)
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

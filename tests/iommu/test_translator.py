@@ -10,6 +10,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from ringwall.models.iommu.defects import msi_pte_defects
 from ringwall.models.iommu.entries import SV39, SV39X4, SV48, SV48X4, SV57, SV57X4, MsiPte, ProcessContext
 from ringwall.models.iommu.faults import AccessType, TranslationFault
+from ringwall.models.iommu.hpm import IDT_EVENTS, Event
 from ringwall.models.iommu.tables import (
     DC_DEFECTS,
     DDTE_DEFECTS,
@@ -25,6 +26,7 @@ from ringwall.models.iommu.tables import (
 )
 from ringwall.rtl.iommu.features import Features
 from ringwall.rtl.iommu.layouts import (
+    Events,
     FaultReport,
     InvalidateKind,
     TranslateRequest,
@@ -869,3 +871,43 @@ async def no_stage_survives_its_invalidation(dut):
     bench.answers.clear()
     for page in history:
         assert await bench.check(3, page, WRITE, 0x12345) == 0
+
+
+def test_events(request):
+    features = [*FULL, "HPM"]
+    run(Translator(features=Features(**dict.fromkeys(features, True))), module=__name__, node=request.node.nodeid,
+        params={"features": features, "levels": 2}, testcase="events_are_the_golden_ones")  # fmt: skip
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def events_are_the_golden_ones(dut):
+    """IOMMU-HPM-3: random worlds, caches empty: misses and walks with their IDs as the model's; what faults may walk on."""
+    bench = TranslatorBench(dut)
+    await bench.begin()
+    rng, told, seen = bench.rng, [], Counter()
+    bench.latency = lambda: 1
+
+    async def watch():
+        while True:
+            await RisingEdge(dut.clk)
+            events = unpack(Events, int(dut.events.value))
+            ids = (events.device_id, events.process_id if events.process_id_valid else None,
+                   events.GSCID if events.GSCV else None, events.PSCID if events.PSCV else None)  # fmt: skip
+            told.extend((event, ids if event in IDT_EVENTS else ids[:2]) for event in Event if events.kinds >> event & 1)
+
+    cocotb.start_soon(watch())
+    for _ in range(5):
+        worlds = {device: World(bench, number + 1) for number, device in enumerate((3, 0x2C))}
+        for device, world in worlds.items():
+            bench.directory.set(device, world.context)
+        for _ in range(30):
+            await bench.forget()
+            told.clear()
+            device = rng.choice(list(worlds))
+            cause = await bench.check(device, *worlds[device].request())
+            wanted = Counter((event, (ids.device_id, ids.process_id, ids.gscid, ids.pscid)[: 4 if event in IDT_EVENTS else 2])
+                             for event, ids in bench.golden.events if event is not Event.UNTRANSLATED_REQUEST)  # fmt: skip
+            missing, more = wanted - Counter(told), Counter(told) - wanted
+            assert not missing and (cause or not more), f"cause {cause}: missing {missing}, too many {more}"
+            seen.update(event for event, _ in told)
+    assert set(seen) == set(Event) - {Event.NONE, Event.UNTRANSLATED_REQUEST, Event.TRANSLATED_REQUEST, Event.ATS_TRANSLATION_REQUEST}

@@ -1,0 +1,89 @@
+"""Sizes of the stand-alone IOMMU on ECP5 and xc7, as Yosys maps it: ``python -m ringwall.boards.sizes [row ...]`` prints a table.
+
+Nothing is placed or routed, so there is no frequency: in its stand is the number of LUTs in a row between two registers or block RAMs.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+from amaranth.back import rtlil
+
+from ..rtl.iommu.features import Features
+from ..rtl.iommu.unit import Iommu
+
+LEAST = {"entries": 16, "ways": 2, "superpage_entries": 2, "walks": 2, "context_entries": 2, "misses": 4}
+ALL = Features(**{field.name: True for field in fields(Features) if field.type is bool})
+ROWS = {  # IOTLB entries, what there is beside the least: parameters
+    "16": LEAST, "64": {"entries": 64}, "256": {"entries": 256}, "256, all features": {"entries": 256, "features": ALL},
+}  # fmt: skip
+FAMILIES = {"ECP5": "synth_ecp5", "xc7": "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf"}
+_YOSYS = "import sys; from pyosys import libyosys as y; d = y.Design(); [y.run_pass(c, d) for c in sys.argv[1:]]"
+
+LUTS = {"CCU2C": 2, "TRELLIS_DPR16X4": 4, "RAM32M": 4, "RAM64M": 4, "RAM32X1D": 2, "RAM64X1D": 2}  # that a cell takes, beside LUT1 to LUT6
+BLOCKS = {"DP16KD": 1, "RAMB18E1": 0.5, "RAMB36E1": 1}
+FREE = ("PFUMX", "L6MUX21", "MUXF7", "MUXF8", "CARRY4", "INV")  # logic, but no LUT of its own
+READ_ADDRESS = r"RAD|ADDR|DPRA|A\d"  # inputs of RAM in LUTs that its outputs follow
+CARRY_IN = ("CIN", "CI")
+
+
+def mapped(family, **parameters):
+    """Return the cells of an :class:`Iommu` with a 64-bit memory port, mapped to ``family``: Yosys' JSON, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, netlist = Path(folder) / "iommu.il", Path(folder) / "iommu.json"
+        source.write_text(rtlil.convert(Iommu(width=64, **parameters), emit_src=False))
+        subprocess.run([sys.executable, "-c", _YOSYS, f"read_rtlil {source}", f"{FAMILIES[family]} -top top", f"write_json {netlist}"],
+                       check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+        return json.loads(netlist.read_text())["modules"]["top"]["cells"]
+
+
+def arcs(cell):
+    """Return the inputs that outputs of ``cell`` follow within a cycle, each with the LUTs on the way; none of a register."""
+    kind, inputs = cell["type"], [port for port, way in cell.get("port_directions", {}).items() if way == "input"]
+    if kind in LUTS and kind != "CCU2C":
+        inputs = [port for port in inputs if re.match(READ_ADDRESS, port)]
+    elif not kind.startswith("LUT") and kind not in FREE and kind != "CCU2C":
+        return []
+    return [(port, int(kind not in FREE and port not in CARRY_IN)) for port in inputs]
+
+
+def depth(cells):
+    """Return the most LUTs in a row."""
+    drivers = {bit: cell for cell in cells.values() if arcs(cell) for port, way in cell["port_directions"].items() if way == "output"
+               for bit in cell["connections"][port]}  # fmt: skip
+    known, waiting = {}, list(drivers)
+    while waiting:
+        cell = drivers[waiting[-1]]
+        steps = [(bit, luts) for port, luts in arcs(cell) for bit in cell["connections"][port] if bit in drivers]
+        unknown = [bit for bit, _ in steps if bit not in known]
+        if unknown:
+            waiting += unknown
+        else:
+            own = max(luts for _, luts in arcs(cell))
+            known[waiting.pop()] = max([own, *(known[bit] + luts for bit, luts in steps)])
+    return max(known.values())
+
+
+def size(cells):
+    """Return LUTs, registers, block RAMs, LUTs in a row."""
+    kinds = Counter(cell["type"] for cell in cells.values())
+    luts = sum(count * (1 if kind.startswith("LUT") else LUTS.get(kind, 0)) for kind, count in kinds.items())
+    registers = sum(count for kind, count in kinds.items() if kind == "TRELLIS_FF" or kind.startswith("FD"))
+    return luts, registers, sum(count * BLOCKS.get(kind, 0) for kind, count in kinds.items()), depth(cells)
+
+
+def main(rows):
+    print("| entries | family | LUT | FF | BRAM | LUTs in a row |", "|---|---|---|---|---|---|", sep="\n")
+    for row in rows or ROWS:
+        for family in FAMILIES:
+            print(f"| {row} | {family} |", " | ".join(f"{number:g}" if isinstance(number, float) else str(number)
+                                                      for number in size(mapped(family, **ROWS[row]))), "|", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
