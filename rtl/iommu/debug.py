@@ -22,7 +22,7 @@ class Debug(wiring.Component):
     other. It takes a cycle of the gate's requests, and nothing else. Writes to tr_req_iova and tr_req_ctl while Go/Busy is 1 are ignored.
     tr_response says the size of the translation that was used, 4 KiB where nothing translates.
 
-    Latency: 2 cycles more than the translation, from the write of Go to Go/Busy 0; none for the gate.
+    Latency: none for the gate.
 
     Parameters
     ----------

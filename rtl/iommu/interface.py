@@ -21,7 +21,7 @@ from .registers import PPN_BITS, Bank, Registers
 class FenceShare(wiring.Component):
     """Lets ``count`` askers use one fence, one after the other, the first before the others.
 
-    Latency: none from an asker to ``fence`` and from ``fenced`` to the asker; 1 idle cycle between two.
+    Latency: none from an asker to ``fence``, none from ``fenced`` to the asker.
 
     Members
     -------

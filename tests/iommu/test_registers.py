@@ -128,7 +128,7 @@ async def every_register_as_the_model(dut):
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def random_accesses_as_the_model(dut):
-    """IOMMU-REG-3: random writes, queue events and interrupts: all registers and the messages due are the model's after each."""
+    """IOMMU-REG-3: random writes, queue events, interrupts: all registers, the messages due and the wires are the model's after each."""
     rng = random.Random(cocotb.RANDOM_SEED)
     bench = await Bench(dut, rng).begin()
     model = bench.model
