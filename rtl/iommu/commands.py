@@ -176,7 +176,7 @@ class Commands(wiring.Component):
                     with m.Case(mode):
                         m.d.comb += wide.eq(directory.DV & directory.DID[width:].any())
         m.d.comb += [
-            out.av.eq(tlb.AV), out.page.eq(tlb.ADDR), out.pscv.eq(tlb.PSCV), out.pscid.eq(tlb.PSCID), out.gv.eq(tlb.GV),
+            out.av.eq(tlb.AV & ~tlb.NL & ~tlb.S), out.page.eq(tlb.ADDR), out.pscv.eq(tlb.PSCV), out.pscid.eq(tlb.PSCID), out.gv.eq(tlb.GV),
             out.gscid.eq(tlb.GSCID), out.dv.eq(directory.DV), out.device_id.eq(directory.DID),
         ]  # fmt: skip
         process = directory.func3, directory.PID
@@ -185,7 +185,8 @@ class Commands(wiring.Component):
             is_process = directory.func3[0]
             process = directory.func3[1:], Mux(is_process, ~directory.DV | directory.PID[width:].any(), directory.PID.any())
         reserved = {
-            Opcode.IOTINVAL: (tlb.reserved_11, tlb.reserved_34, tlb.reserved_60, tlb.reserved_126, tlb.func3[1:], tlb.func3[0] & tlb.PSCV),
+            Opcode.IOTINVAL: (tlb.reserved_11, tlb.reserved_35, tlb.reserved_60, tlb.reserved_126, tlb.func3[1:], tlb.func3[0] & tlb.PSCV,
+                              tlb.NL & ~features.NL, tlb.S & ~features.S),
             Opcode.IOFENCE: (fence.func3, fence.WSI & (~self.WSI if features.has_wires else 1), fence.reserved_14, fence.reserved_126),
             Opcode.IODIR: (directory.reserved_10, directory.reserved_32, directory.reserved_34, directory.reserved_64, wide, *process),
         }  # fmt: skip

@@ -24,6 +24,8 @@ class Features:
     AMO_HWAD : :class:`bool`
         Contexts may ask that A and D of leaf entries be set, by AtomicOps. [RVIOMMU1.0 3.4]
 
+    NL, S : :class:`bool`
+        Invalidations of non-leaf entries too, and of ranges: either forgets all addresses. [RVIOMMU1.0 9.2, 9.3]
     HPM, counters : :class:`bool`, :class:`int`
         Performance counters: ``counters`` of events, 1 to 31, and one of cycles.
     DBG : :class:`bool`
@@ -48,6 +50,8 @@ class Features:
     PD20: bool = False
     MSI_FLAT: bool = False
     AMO_HWAD: bool = False
+    NL: bool = False
+    S: bool = False
     HPM: bool = False
     counters: int = 7
     DBG: bool = False

@@ -200,9 +200,11 @@ class Iotinval(data.Struct):
     PSCID: unsigned(20)
     PSCV: 1
     GV: 1
-    reserved_34: 10  # NL is not offered
+    NL: 1
+    reserved_35: 9
     GSCID: 16
-    reserved_60: 14  # S is not offered
+    reserved_60: 13
+    S: 1
     ADDR: 52
     reserved_126: 2
 

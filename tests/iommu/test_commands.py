@@ -21,7 +21,8 @@ WIDTH = 128
 QUEUE, TARGET = 0x8000_0000, 0x9000_0000
 
 
-FEATURES = {"Sv48": True, "Sv57": True, "Sv39x4": True, "PD8": True, "PD17": True, "MSI_FLAT": True, "AMO_HWAD": True}
+FEATURES = {"Sv48": True, "Sv57": True, "Sv39x4": True, "PD8": True, "PD17": True, "MSI_FLAT": True, "AMO_HWAD": True, "NL": True,
+            "S": True}
 
 
 COMMANDS = [
@@ -108,7 +109,7 @@ def expected(command):
     if isinstance(command, IodirInvalDdt | IodirInvalPdt):
         return InvalidateKind.DDT if isinstance(command, IodirInvalDdt) else InvalidateKind.PDT, None, None, None, command.device_id
     kind = InvalidateKind.VMA if isinstance(command, IotinvalVma) else InvalidateKind.GVMA
-    page = None if command.address is None else command.address >> 12
+    page = None if command.address is None or command.non_leaf or command.is_range else command.address >> 12
     return kind, page, getattr(command, "pscid", None), command.gscid, None
 
 
@@ -118,14 +119,15 @@ def seen(payload):
             order.device_id if order.dv else None)  # fmt: skip
 
 
-def random_command(rng, has_processes):
+def random_command(rng, features):
     def maybe(value):
         return value if rng.random() < 0.5 else None
 
     device = rng.getrandbits(rng.choice([*[6, 15] * 6, 16, 24]))
+    more = {"non_leaf": features.get("NL", False) and rng.random() < 0.3, "is_range": features.get("S", False) and rng.random() < 0.3}
     address, pscid, gscid = maybe(rng.getrandbits(52) << 12), maybe(rng.getrandbits(20)), maybe(rng.getrandbits(16))
-    return rng.choice([IotinvalVma(address, pscid, gscid), IotinvalGvma(address, gscid), IodirInvalDdt(maybe(device)),
-                       *([IodirInvalPdt(device, rng.getrandbits(rng.choice([*[17] * 12, 20])))] if has_processes else []),
+    return rng.choice([IotinvalVma(address, pscid, gscid, **more), IotinvalGvma(address, gscid, **more), IodirInvalDdt(maybe(device)),
+                       *([IodirInvalPdt(device, rng.getrandbits(rng.choice([*[17] * 12, 20])))] if "PD17" in features else []),
                        IofenceC(rng.random() < 0.5, rng.random() < 0.5, address=maybe(TARGET + 4 * rng.randrange(512)),
                                 data=rng.getrandbits(32), wsi="WSI" in params() and rng.random() < 0.3)])  # fmt: skip
 
@@ -156,7 +158,7 @@ async def commands_are_the_golden_ones(dut):
         for _ in range(25):
             head = await bench.read("cqh")
             room = (head - bench.tail - 1) % (1 << log2)
-            batch = [random_command(rng, "PD17" in features) for _ in range(rng.randrange(1, room + 1))]
+            batch = [random_command(rng, features) for _ in range(rng.randrange(1, room + 1))]
             batch = [rng.choice([*garbage, rng.randbytes(16)]) if rng.random() < 0.05 else c for c in batch]
             at = bench.tail
             bench.orders.clear()
