@@ -61,8 +61,8 @@ class Iotlb(wiring.Component):
     all if there may be fragments of larger first-stage pages, since a page of those may stand for all of them. [RVIOMMU1.0 4.1.1]
 
     Latency: ``vpn`` in cycle n, ``space`` in cycle n + 1, ``found`` combinationally in cycle n + 1. Throughput: one lookup, one fill, one
-    invalidation per cycle. What is filled in cycle n is found by lookups that begin in cycle n + 1; what is forgotten in cycle n is not
-    found by those, and a fill in the same cycle is forgotten too.
+    invalidation per cycle. What is filled in cycle n is found by lookups that begin in cycle n + 1, unless it came beside a ``discard``;
+    what is forgotten in cycle n is not found by lookups that begin in it or later, and a fill in the same cycle is forgotten too.
 
     Parameters
     ----------
