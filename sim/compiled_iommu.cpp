@@ -1,0 +1,352 @@
+// What stands around a stand-alone IOMMU: who asks for translations, a memory behind its wall port, a gate that drains when told.
+//
+// The IOMMU (Verilated, ports of sim/compiled_iommu.py's wrapper) is asked for one translation after the other, with gaps by seed; each
+// has a free cookie, and its answer is kept with the cycles of both. Reads of the wall are answered after a latency, with memory as it
+// was when they came or as it is when they are answered; a write lands when its data has come, and is kept. A fence ends when all that
+// was accepted before it has been answered.
+//
+// A rule that the IOMMU breaks ends the run: `error` says which, and nothing moves any more. Every call returns.
+
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "Viommu.h"
+#include "verilated.h"
+
+namespace {
+
+constexpr uint64_t PAGE = 4096, BLOCK = 64;
+constexpr unsigned COOKIES = 256;
+constexpr unsigned QUIET = 64;  // cycles in which nothing moves at any port: the IOMMU is idle
+constexpr unsigned ACCESS_LIMIT = 16;  // cycles of one access of the register bus
+enum Status { OK = 0, UR = 2, POISONED = 5 };  // as BurstStatus in rtl/tlp/layouts.py
+enum Access { READ, WRITE, EXEC };
+
+struct Options {  // as _Options in sim/compiled_iommu.py
+  uint64_t latency, jitter, gaps, stalls, outstanding, seed, base, size;
+};
+
+struct Counts {  // as _Counts in sim/compiled_iommu.py
+  uint64_t hits, misses, walks, merged, reads, refused_reads, writes, fences;
+};
+
+struct Request {  // as REQUEST in sim/compiled_iommu.py
+  uint64_t iova;
+  uint32_t device;
+  int32_t process;  // -1: none
+  uint8_t access, privileged, padding[6];
+};
+
+struct Answer {  // as ANSWER in sim/compiled_iommu.py
+  uint64_t page, asked, answered;
+  uint16_t cause;
+  uint8_t fault, readable, writable, size_log2, PBMT, is_there;
+};
+
+struct Store {  // as STORE in sim/compiled_iommu.py
+  uint64_t cycle, address;
+  uint32_t length, status;
+  uint8_t data[BLOCK];
+};
+
+struct Beat {
+  uint64_t data;
+  uint32_t cookie;
+  uint8_t keep, first, last, status;
+};
+
+struct Read {
+  uint64_t address;
+  uint32_t length, cookie;
+  std::vector<Beat> beats;  // empty: memory is looked at when they are given
+};
+
+struct Random {  // xorshift64*
+  uint64_t state;
+  explicit Random(uint64_t seed) : state(seed * 0x9E3779B97F4A7C15u ^ 0xD1B54A32D192ED03u) {
+    if (!state) state = 1;
+  }
+  uint32_t below(uint32_t limit) {
+    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
+    return uint32_t(((state * 0x2545F4914F6CDD1Du) >> 33) % limit);
+  }
+};
+
+class Iommu {
+ public:
+  Iommu(const Options &options, uint8_t *memory, const uint8_t *marks)
+      : options(options), random(options.seed), top(&context), memory(memory), marks(marks) {
+    for (unsigned n = 0; n < COOKIES; n++) free_cookies.push_back(n);
+    top.translate_response_ready = top.bus_response_ready = 1;
+    edge();
+  }
+  ~Iommu() { top.final(); }
+
+  // Let cycles pass, at most until all is answered and at rest; returns how many.
+  uint64_t run(uint64_t cycles, bool until_idle) {
+    const uint64_t begun = cycle;
+    while (cycle - begun < cycles && error.empty() && !(until_idle && idle >= QUIET)) step();
+    return cycle - begun;
+  }
+
+  // One access of the register bus.
+  uint64_t access(uint32_t offset, uint32_t enables, int is_write, uint64_t data) {
+    top.bus_request_offset = offset, top.bus_request_byte_enable = enables, top.bus_request_is_write = is_write;
+    top.bus_request_data = data, top.bus_request_valid = 1;
+    bool asked = false;
+    idle = 0;
+    for (unsigned n = 0; n < ACCESS_LIMIT && error.empty(); n++) {
+      step();
+      if (!asked && top.bus_request_ready) {
+        asked = true;
+        top.bus_request_valid = 0;
+      } else if (asked && top.bus_response_valid) {
+        if (top.bus_response_error) fail("an access of the register at %#x ended with an error", offset);
+        const uint64_t found = top.bus_response_data;
+        step();
+        return found;
+      }
+    }
+    fail("no answer of the register at %#x", offset);
+    return 0;
+  }
+
+  void ask(const Request *asked, uint64_t count) {
+    requests.insert(requests.end(), asked, asked + count);
+    answers.resize(requests.size());
+    idle = 0;
+  }
+
+  void forget() {
+    requests.clear(), answers.clear(), stores.clear();
+    next = 0;
+  }
+
+  Options options;
+  Counts counts = {};
+  std::vector<Request> requests;
+  std::vector<Answer> answers;  // one for each request
+  std::vector<Store> stores;
+  uint64_t cycle = 0, next = 0;  // request to be asked next
+  unsigned outstanding = 0;
+  std::string error;
+
+ private:
+  void fail(const char *form, ...) {
+    if (!error.empty()) return;
+    char text[300];
+    va_list arguments;
+    va_start(arguments, form);
+    vsnprintf(text, sizeof text, form, arguments);
+    va_end(arguments);
+    error = "cycle " + std::to_string(cycle) + ": " + text;
+  }
+
+  void edge() {
+    top.clk = 0;
+    top.eval();
+    top.clk = 1;
+    top.eval();
+    cycle++;
+  }
+
+  bool chance(uint64_t of_256) { return of_256 && random.below(256) < of_256; }
+
+  // One cycle: what is transferred in it, then the inputs of the next, which the wrapper's registers hold.
+  void step() {
+    bool moves = next != requests.size() || outstanding || !reads.empty() || !beats.empty() || writing || ended || fencing;
+    counts.hits += top.hit, counts.misses += top.miss, counts.walks += top.begun, counts.merged += top.merged;
+    if (asking && top.translate_request_ready) accepted();
+    if (top.translate_response_valid) answered();
+    if (top.bursts_valid && takes_bursts) burst(), moves = true;
+    if (ended && top.write_done_ready) ended = false;
+    if (top.write_data_valid && takes_data) written(), moves = true;
+    if (answering && top.read_data_ready) beats.pop_front(), answering = false;
+    if (top.fence_valid && takes_fence) fencing = true, older = outstanding, fence_end = next, counts.fences++, moves = true;
+    if (fenced && top.fenced_ready) fencing = fenced = false;
+    idle = moves ? 0 : idle + 1;
+    serve();
+    offer();
+    edge();
+  }
+
+  void offer() {
+    if (!asking && next != requests.size() && outstanding < options.outstanding && !chance(options.gaps)) {
+      const unsigned at = random.below(uint32_t(free_cookies.size()));
+      std::swap(free_cookies[at], free_cookies.back());
+      const Request &one = requests[next];
+      top.translate_request_cookie = free_cookies.back();
+      top.translate_request_page = one.iova >> 12, top.translate_request_offset = one.iova & (PAGE - 1);
+      top.translate_request_device_id = one.device;
+      top.translate_request_process_id_valid = one.process >= 0, top.translate_request_process_id = one.process >= 0 ? one.process : 0;
+      top.translate_request_privileged = one.privileged;
+      top.translate_request_is_write = one.access == WRITE, top.translate_request_execute = one.access == EXEC;
+      asking = true;
+    }
+    top.translate_request_valid = asking;
+    top.bursts_ready = takes_bursts = !chance(options.stalls);
+    top.write_data_ready = takes_data = writing && !ended && !chance(options.stalls);
+    top.fence_ready = takes_fence = !fencing;
+    fenced = fenced || (fencing && !older && !chance(options.stalls));
+    top.fenced_valid = fenced;
+    answering = answering || (!beats.empty() && !chance(options.stalls));
+    top.read_data_valid = answering;
+    if (answering) {
+      const Beat &beat = beats.front();
+      top.read_data_data = beat.data, top.read_data_keep = beat.keep, top.read_data_cookie = beat.cookie;
+      top.read_data_first = beat.first, top.read_data_last = beat.last, top.read_data_status = beat.status;
+    }
+    top.write_done_valid = ended;
+  }
+
+  void accepted() {
+    const unsigned cookie = free_cookies.back();
+    free_cookies.pop_back();
+    asked_with[cookie] = next;
+    is_asked[cookie] = true;
+    answers[next] = Answer{};
+    answers[next++].asked = cycle;
+    outstanding++;
+    asking = false;
+  }
+
+  void answered() {
+    const unsigned cookie = top.translate_response_cookie;
+    if (!is_asked[cookie]) return fail("an answer with cookie %u, which nobody waits for", cookie);
+    is_asked[cookie] = false;
+    free_cookies.insert(free_cookies.begin() + (asking ? free_cookies.size() - 1 : free_cookies.size()), cookie);
+    outstanding--;
+    if (fencing && older && asked_with[cookie] < fence_end) older--;
+    Answer &answer = answers[asked_with[cookie]];
+    answer.page = top.translate_response_page, answer.cause = top.translate_response_cause, answer.fault = top.translate_response_fault;
+    answer.readable = top.translate_response_readable, answer.writable = top.translate_response_writable;
+    answer.size_log2 = top.translate_response_size_log2, answer.PBMT = top.translate_response_PBMT;
+    answer.answered = cycle, answer.is_there = 1;
+  }
+
+  // The worst mark of what an access touches: outside memory nothing is there.
+  Status status_of(uint64_t address, uint64_t length) const {
+    if (address < options.base || length > options.size || address - options.base > options.size - length) return UR;
+    Status found = OK;
+    for (uint64_t at = (address - options.base) / 8; at <= (address - options.base + length - 1) / 8; at++) {
+      if (marks[at] == UR) return UR;
+      if (marks[at]) found = Status(marks[at]);
+    }
+    return found;
+  }
+
+  void burst() {
+    const uint64_t address = top.bursts_address, length = top.bursts_length_bytes;
+    if (!length || length > BLOCK || address / BLOCK != (address + length - 1) / BLOCK || address % 4 || length % 4)
+      return fail("a burst of %llu bytes at %#llx", (unsigned long long)length, (unsigned long long)address);
+    if (!top.bursts_is_wall) return fail("a burst of the IOMMU is not of the wall");
+    if (!top.bursts_is_write) {
+      const uint64_t wait = options.latency + (options.jitter ? random.below(uint32_t(options.jitter) + 1) : 0);
+      Read read{address, uint32_t(length), uint32_t(top.bursts_cookie), {}};
+      if (random.below(2)) look(read);
+      reads.emplace(std::make_pair(cycle + wait, order++), read);
+      counts.reads++;
+    } else if (writing) {
+      fail("a write before the end of another");
+    } else {
+      store = Store{0, address, uint32_t(length), OK, {}};
+      cookie_of_write = top.bursts_cookie;
+      writing = true;
+      come = 0;
+    }
+  }
+
+  void written() {
+    const unsigned low = (store.address + come) % 8;
+    unsigned count = 8 - low;
+    if (count > store.length - come) count = store.length - come;
+    const bool is_last = come + count == store.length;
+    if (top.write_data_keep != ((1u << count) - 1) << low || top.write_data_last != is_last || top.write_data_first != (come == 0))
+      return fail("keep %#x, first %d, last %d at byte %u of a write", top.write_data_keep, top.write_data_first, top.write_data_last, come);
+    const uint64_t data = uint64_t(top.write_data_data) >> 8 * low;
+    memcpy(store.data + come, &data, count);
+    come += count;
+    if (!is_last) return;
+    store.cycle = cycle;
+    store.status = status_of(store.address, store.length);
+    if (store.status == POISONED) store.status = OK;  // poison stays, and hinders reads alone
+    if (store.status == OK) memcpy(memory + (store.address - options.base), store.data, store.length);
+    stores.push_back(store);
+    counts.writes++;
+    writing = false;
+    top.write_done_cookie = cookie_of_write, top.write_done_status = store.status;
+    ended = true;
+  }
+
+  // Read memory as it is now.
+  void look(Read &read) {
+    const Status status = status_of(read.address, read.length);
+    if (status != OK) {
+      counts.refused_reads++;
+      read.beats.push_back(Beat{0, read.cookie, 0, 1, 1, uint8_t(status)});
+      return;
+    }
+    for (uint32_t at = 0; at < read.length;) {
+      const unsigned low = (read.address + at) % 8;
+      const uint32_t count = 8 - low < read.length - at ? 8 - low : read.length - at;
+      uint64_t data = 0;
+      memcpy(reinterpret_cast<uint8_t *>(&data) + low, memory + (read.address - options.base) + at, count);
+      read.beats.push_back(Beat{data, read.cookie, uint8_t(((1u << count) - 1) << low), at == 0, at + count == read.length, OK});
+      at += count;
+    }
+  }
+
+  void serve() {
+    while (!reads.empty() && reads.begin()->first.first <= cycle) {
+      Read &read = reads.begin()->second;
+      if (read.beats.empty()) look(read);
+      beats.insert(beats.end(), read.beats.begin(), read.beats.end());
+      reads.erase(reads.begin());
+    }
+  }
+
+  Random random;
+  VerilatedContext context;
+  Viommu top;
+  uint8_t *memory;
+  const uint8_t *marks;  // a status for each 8 bytes
+  std::vector<unsigned> free_cookies;  // the last is the one that is being asked with
+  uint64_t asked_with[COOKIES] = {};
+  bool is_asked[COOKIES] = {};
+  std::map<std::pair<uint64_t, uint64_t>, Read> reads;  // by (cycle in which it is served, order)
+  std::deque<Beat> beats;
+  Store store;
+  uint64_t order = 0, older = 0, fence_end = 0;
+  unsigned come = 0, cookie_of_write = 0, idle = 0;
+  bool asking = false, takes_bursts = false, takes_data = false, takes_fence = false, answering = false, writing = false, ended = false;
+  bool fencing = false, fenced = false;
+};
+
+}  // namespace
+
+extern "C" {
+
+Iommu *iommu_open(const Options *options, uint8_t *memory, const uint8_t *marks) { return new Iommu(*options, memory, marks); }
+void iommu_close(Iommu *iommu) { delete iommu; }
+Options *iommu_options(Iommu *iommu) { return &iommu->options; }
+Counts *iommu_counts(Iommu *iommu) { return &iommu->counts; }
+uint64_t iommu_cycle(Iommu *iommu) { return iommu->cycle; }
+const char *iommu_error(Iommu *iommu) { return iommu->error.empty() ? nullptr : iommu->error.c_str(); }
+uint64_t iommu_run(Iommu *iommu, uint64_t cycles, int until_idle) { return iommu->run(cycles, until_idle); }
+uint64_t iommu_access(Iommu *iommu, uint32_t offset, uint32_t enables, int is_write, uint64_t data) {
+  return iommu->access(offset, enables, is_write, data);
+}
+void iommu_ask(Iommu *iommu, const Request *requests, uint64_t count) { iommu->ask(requests, count); }
+uint64_t iommu_left(Iommu *iommu) { return iommu->requests.size() - iommu->next + iommu->outstanding; }
+uint64_t iommu_answers(Iommu *iommu, const Answer **answers) { return *answers = iommu->answers.data(), iommu->answers.size(); }
+uint64_t iommu_stores(Iommu *iommu, const Store **stores) { return *stores = iommu->stores.data(), iommu->stores.size(); }
+void iommu_forget(Iommu *iommu) { iommu->forget(); }
+
+}  // extern "C"

@@ -1,0 +1,453 @@
+"""The compiled IOMMU and the golden model, asked the same in random worlds: every answer, record, register and message is compared."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..models.host import MemoryWrite
+from ..models.iommu.commands import IofenceC, command_defects
+from ..models.iommu.faults import FaultRecord, TransactionType, TranslationFault
+from ..models.iommu.registers import OFFSET, Capabilities, CommandQueueStopped, IommuDriver, IommuMode, QueueCsr
+from ..models.iommu.tables import Allocator
+from ..models.iommu.unit import Unit
+from ..models.iommu.walk import Iommu, PlainRegisters, Request
+from ..rtl.tlp.layouts import BurstStatus
+from .compiled_iommu import REQUEST, CompiledIommu, MarkedMemory
+from .iommu_coverage import Coverage, through
+from .iommu_decks import Deck, decks
+from .iommu_worlds import ACCESS, World
+
+__all__ = ["Lockstep"]
+
+BASE, SIZE, OWN = 0x8000_0000, 24 << 20, 1 << 20  # memory; the first part of it is that of queues and messages
+PENDING_ARRAY = 0x400
+COMPARED = ("ddtp", "cqb", "cqh", "cqt", "fqb", "fqh", "fqt", "cqcsr", "fqcsr", "ipsr", "icvec")
+WIDE = ("ddtp", "cqb", "fqb", "icvec")
+MOST_OUTCOMES = 64
+ROUNDS = 6  # in a world
+FOCUSES = 4
+ILLEGAL = 60  # commands
+QUEUE_LOG2 = 12  # records
+
+
+class _Seen:
+    """Memory as an IOMMU sees it: marks count; what it writes is kept in ``writes`` and goes nowhere.
+
+    While ``choices`` is a list, a read of words that are in ``old`` brings, for each place in the list, what was there (1) or what is
+    (0), 0 beyond its end; ``asked`` counts such reads.
+    """
+
+    def __init__(self, memory):
+        self.memory, self.writes, self.old, self.choices, self.asked = memory, [], {}, None, 0
+
+    def read(self, address, length):
+        memory = self.memory
+        memory.check(address, length, False)
+        found = memory.read(address, length)
+        if self.choices is not None:
+            words = [word for word in range(address & -8, address + length, 8) if word in self.old]
+            if words:
+                is_old = self.choices[self.asked] if self.asked < len(self.choices) else 0
+                self.asked += 1
+                if is_old:
+                    whole = bytearray(found)
+                    for word in words:
+                        whole[word - address : word - address + 8] = self.old[word]
+                    return bytes(whole)
+        return found
+
+    def write(self, address, data):
+        self.memory.check(address, len(data), True)
+        self.writes.append((address, bytes(data)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a request may get; ``rows`` are those of the coverage that it counts for, and not compared."""
+
+    cause: int = 0
+    page: int = 0
+    size: int = 0
+    readable: bool = False
+    writable: bool = False
+    pbmt: int = 0
+    iotval2: int = 0
+    is_logged: bool = False
+    rows: tuple = field(default=(), compare=False)
+
+    def refuses(self, answer, access):
+        """Say what is wrong with ``answer`` (an element of ``ANSWER``, as a tuple) to an access (0 to 2), or return None."""
+        page, _, _, cause, fault, readable, writable, size_log2, pbmt, _ = answer
+        if self.cause:
+            return None if fault and cause == self.cause else "another cause"
+        if fault:
+            return "a fault"
+        if page != self.page:
+            return "another page"
+        if pbmt != self.pbmt:
+            return "another memory type"
+        if readable > self.readable or writable > self.writable:
+            return "a permission too many"
+        if not (readable, writable, True)[access]:
+            return "not the permission asked for"
+        return None if size_log2 >= 12 and self.size >> size_log2 else "another size"
+
+
+class Lockstep:
+    """An IOMMU and the model of one, in one random world after the other.
+
+    Anything in which they differ raises AssertionError with what was asked.
+
+    Parameters
+    ----------
+    unit : :class:`ringwall.rtl.iommu.unit.Iommu`
+    rng : :class:`random.Random`
+
+    Attributes
+    ----------
+    coverage : :class:`.iommu_coverage.Coverage`
+    requests, walks, worlds : :class:`int`
+        Compared; those of them that differ in device, process, privilege, access, page or the tables; and how often all began anew.
+    """
+
+    def __init__(self, unit, *, rng):
+        self.rng = rng
+        self.capabilities = Capabilities(**{name: bool(value) for name, value in unit.features.capabilities.items()})
+        self.memory = MarkedMemory(BASE, SIZE)
+        self.iommu = CompiledIommu(unit, self.memory, seed=rng.getrandbits(30))
+        self.seen = _Seen(self.memory)
+        self.golden = Unit(self.seen, self.capabilities, vectors=unit.vectors, queue_log2_max=unit.queue_log2_max,
+                           reset_mode=IommuMode.OFF if unit.strict else IommuMode.BARE)  # fmt: skip
+        self.walker = Iommu(self.seen, self.capabilities, registers=PlainRegisters())
+        self.own = Allocator(self.memory, BASE, OWN)
+        self.driver = IommuDriver(0, self.memory, self.own, poll_cycles=8)
+        self.decks, self._commands = decks(rng, self.capabilities), command_defects(self.capabilities.switched_on())
+        self.coverage = Coverage(self.capabilities, self.decks)
+        self.requests = self.walks = self.worlds = 0
+        self.world = None
+        self._messages, self._troubles = self.own.page(), Deck(rng, ["illegal", "illegal", "commands", "fence", "records", "overflow"])
+        self.run(self._begin())
+        self.compare()
+
+    def _begin(self):
+        driver = self.driver
+        if (yield from driver.read("capabilities")) != self.capabilities.value:
+            raise AssertionError("capabilities are others than the model's")
+        yield from driver.set_ddtp(IommuMode.OFF)
+        yield from driver.enable_command_queue(6)
+        yield from driver.enable_fault_queue(QUEUE_LOG2)
+
+    def run(self, software):
+        """Run software on the IOMMU; what it writes to registers, the model's registers get, too."""
+        return self.iommu.run(self._mirrored(software))
+
+    def _mirrored(self, software):
+        result = None
+        while True:
+            try:
+                operation = software.send(result)
+            except StopIteration as end:
+                return end.value
+            result = yield operation
+            if isinstance(operation, MemoryWrite):
+                self.golden.registers.write(operation.address, operation.size, operation.value)
+                if self.golden.send_interrupts():
+                    self.iommu.settle()  # a message may fail, and its record raise the next
+
+    def command(self, commands):
+        """Submit ``commands`` and a fence, and wait for it."""
+        self.run(self.driver.submit(commands))
+        self.run(self.driver.fence())
+        for one in commands:
+            self.coverage.command(one)
+
+    def __str__(self):
+        counts = ", ".join(f"{getattr(self.iommu.counts, name)} {name}" for name, _ in self.iommu.counts._fields_)
+        return f"{self.requests} requests, {self.walks} of them different, {self.worlds} worlds, {self.iommu.cycle} cycles: {counts}"
+
+    # -- a run --
+
+    def play(self, requests):
+        """Compare ``requests`` more, or some above."""
+        end = self.requests + requests
+        while self.requests < end:
+            self.worlds += 1
+            try:
+                self.new_world()
+                for _ in range(ROUNDS):
+                    self.change()
+                    self.exact(100)
+                    self.race(60)
+                    self.exact(100)
+                for _ in range(FOCUSES):
+                    self.focus()
+                self.trouble()
+                for _ in range(3):
+                    self.command(self.world.spoil_word())
+                    self.exact(40, most=2)
+            except AssertionError as error:
+                error.add_note(f"in world {self.worlds}, cycle {self.iommu.cycle}, after {self.requests} requests")
+                raise
+
+    # -- its parts --
+
+    def new_world(self):
+        """Let software begin anew: another directory, other tables, other interrupts; caches are told of it."""
+        rng, driver, memory = self.rng, self.driver, self.memory
+        memory.mark(BASE, SIZE, BurstStatus.OK)
+        for name, values in (("latency", (1, 8, 40)), ("jitter", (0, 8, 40, 200)), ("gaps", (0, 8, 200)), ("stalls", (0, 8, 100))):
+            setattr(self.iommu.options, name, rng.choice(values))
+        self.iommu.options.outstanding = rng.choice([1, 8, 64, 256])
+        self.run(driver.set_ddtp(IommuMode.OFF))
+        self.world = World(rng, memory, Allocator(memory, BASE + OWN, SIZE - OWN, rng=rng), self.capabilities, self.decks)
+        registers = {"icvec": rng.randrange(4) | rng.randrange(4) << 4}
+        for vector in range(4):
+            registers |= {f"msi_addr_{vector}": self._messages + 16 * vector if rng.random() < 0.9 else BASE - 16,
+                          f"msi_data_{vector}": rng.getrandbits(32), f"msi_vec_ctl_{vector}": rng.random() < 0.2}  # fmt: skip
+        for name, value in registers.items():
+            self.run(driver.write(name, value))
+        self.exact(20, most=1)  # Off
+        self.command(self.world.everything())
+        self.run(driver.set_ddtp(IommuMode.BARE + self.world.levels, self.world.directory.root))
+        self.compare()
+
+    def change(self):
+        """Let tables change, and invalidate what has changed."""
+        commands = [one for _ in range(self.rng.choice([1, 1, 2, 3])) for one in self.world.change()]
+        if self.rng.random() < 0.3:
+            commands.append(IofenceC(address=self._messages + 256 + 4 * self.rng.randrange(64), data=self.rng.getrandbits(32)))
+        if commands:
+            self.command(commands)
+
+    def focus(self):
+        """Change what a few requests need, again and again, while caches hold nothing else."""
+        self.world.focus(self.rng.choice([1, 2, 3]))
+        for _ in range(4):
+            self.command(self.world.everything())
+            self.race(8, is_focused=True)
+            self.exact(6, is_focused=True)
+            self.change()
+            self.exact(6, is_focused=True)
+
+    def exact(self, count, *, most=8, **options):
+        """Compare ``count`` requests, about ``most`` for each page and access, with the walk of tables that do not change."""
+        asked, array = self._drawn(count, most, **options)
+        self.iommu.ask(array)
+        self.iommu.settle()
+        answers, stores = self.iommu.take()
+        outcomes = self._outcomes(asked)
+        self._judge(asked, array, answers, stores, lambda n, answer: [outcomes[asked[n]]])
+
+    def race(self, count, **options):
+        """As `exact`, while one entry, or the mode, changes and is invalidated: who is answered meanwhile may get either."""
+        rng, memory, driver = self.rng, self.memory, self.driver
+        asked, array = self._drawn(count, 2, is_racing=True, **options)
+        self.iommu.ask(array)
+        self.iommu.step(rng.randrange(1, rng.choice([40, 400]) + count))
+        before = self.golden.registers.ddtp
+        memory.journal = {}
+        begun = self.iommu.cycle
+        is_mode = rng.random() < 0.15
+        if is_mode:
+            self.run(driver.set_ddtp(rng.choice([IommuMode.OFF, IommuMode.BARE])))
+        else:
+            self.command(self.world.change(is_single=True))
+        ended = self.iommu.cycle
+        old, memory.journal = memory.journal, None
+        self.iommu.settle()
+        answers, stores = self.iommu.take()
+        news = self._outcomes(asked)
+        self.seen.old, self.seen.choices = old, [1] * 1000
+        olds = self._outcomes(asked, ddtp=before)
+        self.seen.choices = None
+        offs = self._outcomes(asked, ddtp=IommuMode.OFF) if is_mode else {}  # the way to Bare leads through Off
+
+        def allowed(n, answer):
+            key, answered = asked[n], answer[2]
+            if answered < begun:
+                return [olds[key]]
+            if answered >= ended:  # the fence waits for answers to who was there before it
+                return [news[key]]
+            found = [olds[key], news[key], *([offs[key]] if is_mode else self._mixed(key, old))]
+            if found[0] != found[1]:
+                is_new, is_old = (not side[key].refuses(answer, key[3]) for side in (news, olds))
+                self.coverage.met(["race: as it is" if is_new else "race: as it was" if is_old else "race: mixed"])
+            return found
+
+        self._judge(asked, array, answers, stores, allowed)
+        if is_mode:
+            self.exact(40)
+            self.run(driver.set_ddtp(IommuMode.BARE + self.world.levels, self.world.directory.root))
+
+    def trouble(self):
+        """Let a queue fail: illegal commands, a command that cannot be fetched, a record that cannot be written, too many records."""
+        rng, driver, memory = self.rng, self.driver, self.memory
+        kind = self._troubles.deal()
+        if kind == "illegal":
+            for _ in range(ILLEGAL):
+                name = self.decks["command"].deal()
+                self._stopped([self._commands[name]])
+                self.coverage.met([("command", name)])
+        elif kind in ("commands", "fence"):
+            if kind == "commands":
+                memory.mark(driver.cq_base, 4096, rng.choice([BurstStatus.UR, BurstStatus.POISONED]))
+            self._stopped([IofenceC(address=BASE - 64)] if kind == "fence" else [])
+        elif kind == "records":
+            memory.mark(driver.fq_base, 32 << QUEUE_LOG2, BurstStatus.UR)
+            self.exact(60)
+            memory.mark(driver.fq_base, 32 << QUEUE_LOG2, BurstStatus.OK)
+        else:
+            self.run(driver.enable_fault_queue(rng.choice([1, 2, 4])))
+            self.exact(100)
+            self.exact(30)
+            self.run(driver.enable_fault_queue(QUEUE_LOG2))
+        self.compare()
+
+    def _stopped(self, bad):
+        """Let the command queue stop at one of the commands ``bad`` or one before, and go on."""
+        try:
+            self.run(self.driver.submit([*self.world.everything(), *bad]))
+            self.run(self.driver.fence())
+        except CommandQueueStopped as stopped:
+            self.coverage.met([f"cqcsr.{'cqmf' if stopped.cqcsr & QueueCsr.MF else 'cmd_ill'}"])
+        else:
+            raise AssertionError(f"The command queue did not stop: {bad}")
+        self.compare()
+        self.memory.mark(self.driver.cq_base, 4096, BurstStatus.OK)
+        self.run(self.driver.replace_stopped_command())
+        self.run(self.driver.fence())
+
+    # -- requests and what they may get --
+
+    def _drawn(self, count, most, **options):
+        """Return keys of ``count`` requests, and the array of them with random offsets."""
+        rng = self.rng
+        few = [self.world.request(**options) for _ in range(-(-count // rng.randrange(1, most + 1)))]
+        asked = few + rng.choices(few, k=count - len(few))
+        rng.shuffle(asked)
+        device, process, privileged, access, iova = zip(*asked)
+        array = np.zeros(count, REQUEST)
+        array["device"], array["access"], array["privileged"] = device, access, privileged
+        array["process"] = [-1 if pid is None else pid for pid in process]
+        array["iova"] = np.array(iova, "<u8") | np.array([rng.getrandbits(12) for _ in asked], "<u8")
+        return asked, array
+
+    def _outcomes(self, asked, *, ddtp=None):
+        """Return the golden outcome of each request."""
+        self.walker.registers.ddtp = self.golden.registers.ddtp if ddtp is None else ddtp
+        found = {key: self._walk(key) for key in dict.fromkeys(asked)}
+        self.walks += len(found)
+        return found
+
+    def _walk(self, key):
+        device, pid, privileged, access, iova = key
+        self.seen.asked = 0
+        try:
+            found = self.walker.translate(Request(device, iova, ACCESS[access], pid, privileged), trace=True)
+        except TranslationFault as fault:
+            rows = self.coverage.rows(fault.cause, fault.iotval2, ACCESS[access].ttyp, self.walker.steps, self.world.planted)
+            if not fault.is_logged:
+                rows += ("no record: DTF",)
+            return Outcome(cause=int(fault.cause), iotval2=fault.iotval2, is_logged=fault.is_logged, rows=rows)
+        rows = through(found.size), *([f"memory type {found.pbmt}"] * bool(found.pbmt)), *(["interrupt file"] * found.is_msi)
+        return Outcome(0, found.spa >> 12, found.size, found.readable, found.writable, found.pbmt, rows=rows)
+
+    def _mixed(self, key, old):
+        """Return what a walk may come to that finds each time it reads a changed entry what it was or what it is."""
+        found, waiting = [], [[]]
+        self.seen.old = old
+        while waiting and len(found) < MOST_OUTCOMES:
+            self.seen.choices = choices = waiting.pop()
+            found.append(self._walk(key))
+            taken = choices + [0] * (self.seen.asked - len(choices))
+            waiting += [[*taken[:n], 1] for n in range(len(choices), self.seen.asked)]
+        self.seen.choices = None
+        return found
+
+    # -- comparison --
+
+    def _judge(self, asked, array, answers, stores, allowed):
+        """Compare answers, then all that `compare` does."""
+        expected, doubtful = Counter(), []
+        iovas = array["iova"].tolist()
+        for n, answer in enumerate(answers.tolist()):
+            key, found = asked[n], allowed(n, answer)
+            good = [one for one in found if not one.refuses(answer, key[3])]
+            if not good:
+                wrong = f"{found[0].refuses(answer, key[3])}: {dict(zip(answers.dtype.names, answer))}"
+                raise AssertionError(f"{self._told(key)}: {wrong}, not {found}")
+            self.coverage.met(good[0].rows)
+            if good[0].cause:
+                records = {self._record(key, iovas[n], one) for one in good}  # may differ while a race lasts
+                if len(records) == 1:
+                    expected[records.pop()] += 1
+                else:
+                    doubtful.append(records)
+        self.requests += len(asked)
+        del expected[None]
+        self.compare(stores, expected, doubtful)
+
+    def _told(self, key):
+        device, pid, privileged, access, iova = key
+        return f"device {device:#x} process {pid} {'supervisor' if privileged else 'user'} {ACCESS[access].value} at {iova:#x}"
+
+    @staticmethod
+    def _record(key, iova, outcome):
+        """Return the bytes of the record of a refused request, or None."""
+        if not outcome.is_logged:
+            return None
+        device, pid, privileged, access, _ = key
+        iotval2 = outcome.iotval2
+        if outcome.cause in (20, 21, 23) and not iotval2 & 1:  # of the page itself: with its offset
+            iotval2 |= iova & 0xFFC
+        return FaultRecord(outcome.cause, ACCESS[access].ttyp, device, pid, pid is not None and privileged, iova, iotval2).pack()
+
+    def compare(self, stores=None, expected=None, doubtful=()):
+        """Compare records, what was written to memory, and registers; then take records out of the queue."""
+        golden, driver, seen = self.golden, self.driver, self.seen
+        if stores is None:
+            self.iommu.settle()
+            _, stores = self.iommu.take()
+        expected = Counter() if expected is None else expected
+        queue = range(driver.fq_base, driver.fq_base + 32 * driver.fq_entries)
+        written = [(int(one["address"]), one["data"].tobytes()[: one["length"]], int(one["status"])) for one in stores]
+        records = [data for address, data, status in written if address in queue and status == BurstStatus.OK.value]
+        ours = [data for data in records if FaultRecord.unpack(data).ttyp != TransactionType.NONE]
+        left = Counter(ours)
+        for choices in doubtful:
+            found = next((one for one in choices if one is not None and left[one] > expected[one]), None)
+            if found is None and None not in choices:
+                raise AssertionError(f"No record of {[FaultRecord.unpack(one) for one in choices]}")
+            if found is not None:
+                expected[found] += 1
+        surplus = left - expected
+        if surplus:
+            raise AssertionError(f"Records of nothing: {[FaultRecord.unpack(one) for one in surplus]}")
+        golden.run_commands()
+        for record in map(FaultRecord.unpack, [*records, *(expected - left).elements()]):
+            self.coverage.record(record)
+            if record.ttyp == TransactionType.NONE:
+                golden.send_interrupts()  # which makes the record
+            else:
+                golden.faults.report(record)
+        golden.send_interrupts()
+
+        def summed(writes):
+            return Counter((address, data) if address not in queue else data for address, data in writes)
+
+        good = summed((address, data) for address, data, status in written if status == BurstStatus.OK.value)
+        if good != (wanted := summed(seen.writes)):
+            raise AssertionError(f"Written {good - wanted}, not {wanted - good}")
+        seen.writes.clear()
+        for name in COMPARED:
+            now, model = (side(OFFSET[name], 8 if name in WIDE else 4) for side in (self.iommu.access, golden.registers.read))
+            if now != model:
+                raise AssertionError(f"{name} is {now:#x}, not {model:#x}")
+        pending = self.iommu.access(PENDING_ARRAY, 8)
+        if pending != sum(1 << vector for vector in golden.registers.pending):
+            raise AssertionError(f"Pending messages are {pending:#x}, not {golden.registers.pending}")
+        self.coverage.met([f"fqcsr.{name}" for name in ("fqmf", "fqof") if getattr(golden.registers, name)])
+        if records or golden.registers.fqof or golden.registers.fqmf:
+            self.run(driver.read_faults())
+        self.run(driver.write("ipsr", 3))  # what lasts raises its interrupt again
