@@ -425,9 +425,10 @@ async def walk_for_data_fails(dut, way):
         begun = request.writable[0][0] if way == "read" else request.readable[1][0]
         page = begun + PAGE & -PAGE
         await card.port.run(card.iommu.invalidate(iova=page))
-        fault = strike(card, kind, 0, *entries_of(card, disk, page)["leaf"])
+        fault = strike(card, kind, 0, *entries_of(card, disk, page)["leaf"], times=9)  # prefetches meet it, too, and say nothing
         await disk.done([request], may_fail=True)
-        assert fault.times == 0 and request.status == IOERR
+        card.host.policy.faults.remove(fault)
+        assert fault.times < 9 and request.status == IOERR
         cause = Cause.PT_DATA_CORRUPTION if kind == "POISON" else Cause.WRITE_ACCESS_FAULT if way == "read" else Cause.READ_ACCESS_FAULT
         await faults_of(card, disk, cause=cause, ttyp=WRITE if way == "read" else READ, low=page, high=page + PAGE)
         again = disk.blk.read(600, len(old))
