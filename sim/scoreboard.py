@@ -13,7 +13,7 @@ from ..models.host import MemoryWrite
 from ..models.iommu.commands import IofenceC
 from ..models.iommu.commands import decode as decode_command
 from ..models.iommu.faults import AccessType, Cause, FaultRecord, TransactionType, broken_record_rules
-from ..models.iommu.registers import REGISTERS, Capabilities, QueueCsr
+from ..models.iommu.registers import REGISTERS, QueueCsr
 from ..models.memory import Iova, Spa
 from ..models.tlp import CplStatus, MalformedTlp, TlpType, decode
 
@@ -319,7 +319,7 @@ class FenceChecker(Checker):
 
     def _told(self, method, arguments):
         if method == "submitted":
-            command = decode_command(bytes.fromhex(arguments[0]), Capabilities())
+            command = decode_command(bytes.fromhex(arguments[0]), self.allowed.capabilities)
             if isinstance(command, IofenceC) and command.address is not None:
                 self._due.append((self.allowed.now + 1, command.address, command.data.to_bytes(4, "little")))
         elif method == "fence_completed":

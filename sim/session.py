@@ -6,9 +6,9 @@ The same session is fed by a simulation (:class:`Session`) and by a recorded log
 from ..models.events import HostStore, Setup, TlpReceived, Told
 from ..models.iommu.cache import AllowedTranslations, Outcome
 from ..models.iommu.commands import decode as decode_command
+from ..models.iommu.entries import DeviceContext, MsiPte, ProcessContext
 from ..models.iommu.faults import Cause
 from ..models.iommu.registers import Capabilities, IommuMode
-from ..models.iommu.tables import DeviceContext
 from ..models.memory import PAGE, GuestMemory, Iova, Spa
 from ..models.tlp import TlpType, decode
 from . import ring_checker, scoreboard
@@ -44,6 +44,7 @@ class RecordedTranslations(AllowedTranslations):
     def __init__(self, record, mode=IommuMode.BARE):
         super().__init__(mode)
         self._record, self._bypassed = record, set()
+        self.capabilities = Capabilities()
         self._found, self._found_at = {}, -1  # answers of iovas per page, good while nothing is told
 
     def bypassed(self, device_id, is_bypassed):
@@ -70,6 +71,11 @@ class RecordedTranslations(AllowedTranslations):
             return frozenset({Outcome(spa=Spa(iova))})
         return super().outcomes(device_id, iova, access, since=since)
 
+    def offered(self, capabilities):
+        self._record("offered", [capabilities.value])
+        self.capabilities = capabilities
+        super().offered(capabilities)
+
     def mode_changed(self, mode):
         self._record("mode_changed", [int(mode)])
         super().mode_changed(mode)
@@ -87,9 +93,21 @@ class RecordedTranslations(AllowedTranslations):
         super().unmapped(root, iova)
 
     def context_changed(self, device_id, context):
-        is_cause = isinstance(context, Cause)
-        self._record("context_changed", [device_id, int(context) if is_cause else context.pack().hex()])
+        is_extended = self.capabilities.MSI_FLAT
+        self._record("context_changed", [device_id, _written(context, lambda: context.pack(extended=is_extended))])
         super().context_changed(device_id, context)
+
+    def process_context_changed(self, root, process_id, context):
+        self._record("process_context_changed", [root, process_id, _written(context, context.pack)])
+        super().process_context_changed(root, process_id, context)
+
+    def msi_changed(self, root, gpa, entry):
+        self._record("msi_changed", [root, gpa, _written(entry, entry.pack)])
+        super().msi_changed(root, gpa, entry)
+
+    def pointer_replaced(self, root, iova, size):
+        self._record("pointer_replaced", [root, iova, size])
+        super().pointer_replaced(root, iova, size)
 
     def submitted(self, command):
         self._record("submitted", [command.encode().hex()])
@@ -104,6 +122,19 @@ class RecordedTranslations(AllowedTranslations):
         super().commands_aborted()
 
 
+def _written(entry, pack):
+    """Return an entry as a plain value: its bytes, or the number of the fault that it gives."""
+    return int(entry) if isinstance(entry, Cause) else pack().hex()
+
+
+def _read(kind, value):
+    """Return the entry of which :func:`_written` made ``value``."""
+    if isinstance(value, int):
+        return Cause(value)
+    raw = bytes.fromhex(value)
+    return kind.of_dwords([int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw), 8)])
+
+
 def _tell(session, method, arguments):
     """Repeat one call that :class:`RecordedTranslations` or the golden device of a :class:`RingChecker` recorded."""
     allowed = session.allowed
@@ -115,13 +146,20 @@ def _tell(session, method, arguments):
             allowed.mapped(*arguments[:5], is_global=arguments[5])
         case "context_changed":
             device_id, context = arguments
-            is_cause = isinstance(context, int)
-            allowed.context_changed(device_id, Cause(context) if is_cause else DeviceContext.unpack(bytes.fromhex(context)))
+            allowed.context_changed(device_id, _read(DeviceContext, context))
+        case "process_context_changed":
+            root, process_id, context = arguments
+            allowed.process_context_changed(root, process_id, _read(ProcessContext, context))
+        case "msi_changed":
+            root, gpa, entry = arguments
+            allowed.msi_changed(root, gpa, _read(MsiPte, entry))
+        case "offered":
+            allowed.offered(Capabilities.from_value(arguments[0]))
         case "submitted":
-            allowed.submitted(decode_command(bytes.fromhex(arguments[0]), Capabilities()))
+            allowed.submitted(decode_command(bytes.fromhex(arguments[0]), allowed.capabilities))
         case "mode_changed":
             allowed.mode_changed(IommuMode(arguments[0]))
-        case "mode_settled" | "bypassed" | "unmapped" | "fence_completed" | "commands_aborted":
+        case "mode_settled" | "bypassed" | "unmapped" | "pointer_replaced" | "fence_completed" | "commands_aborted":
             getattr(allowed, method)(*arguments)
         case _:
             raise ValueError(f"What models were told must be one of their methods, not {method!r}")

@@ -45,7 +45,7 @@ from .entries import (
 )
 from .faults import AccessType, Cause
 from .msi import is_interrupt_file
-from .registers import IommuMode
+from .registers import Capabilities, IommuMode
 
 __all__ = ["AllowedTranslations", "Outcome"]
 
@@ -166,6 +166,10 @@ class AllowedTranslations:
         self._pending: list[tuple[int, Command]] = []
 
     # -- what software did --
+
+    def offered(self, capabilities: Capabilities) -> None:
+        """Software has read ``capabilities``: device contexts have the format that they say. [RVIOMMU1.0 6.3 MSI_FLAT]"""
+        self._id_bits = EXTENDED_DEVICE_ID_BITS if capabilities.MSI_FLAT else DEVICE_ID_BITS
 
     def mode_changed(self, mode: IommuMode) -> None:
         """ddtp was written: the old mode may still be used."""

@@ -713,13 +713,16 @@ class IommuDriver:
             self.capabilities = Capabilities.from_value(value)
         except ValueError as error:
             raise IommuDriverError(f"Capabilities {value:#x} cannot be: {error}") from error
+        if self.allowed is not None:
+            self.allowed.offered(self.capabilities)
         yield from self.set_ddtp(IommuMode.OFF)
         yield from self.write("icvec", civ | fiv << 4)
         if (yield from self.read("icvec")) & 0xFF != civ | fiv << 4:
             raise IommuDriverError(f"icvec must hold vectors {civ} and {fiv}, and does not")
         yield from self.enable_command_queue(cq_log2)
         yield from self.enable_fault_queue(fq_log2)
-        self.directory = DeviceDirectory(self.memory, self.allocator, levels=levels, observer=self.allowed)
+        self.directory = DeviceDirectory(self.memory, self.allocator, levels=levels, observer=self.allowed,
+                                         extended=self.capabilities.MSI_FLAT, features=self.capabilities.switched_on())
         yield from self.submit([IodirInvalDdt(), IotinvalVma()])
         yield from self.fence()
         yield from self.set_ddtp(IommuMode.BARE + levels, self.directory.root)
