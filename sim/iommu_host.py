@@ -23,7 +23,7 @@ class IommuHost:
     ----------
     latency, fence_latency : callable
         Cycles from a read to its data, and from a fence to its answer.
-    hold : callable or None
+    hold, limit
         See :class:`RegisterBus`.
 
     Attributes
@@ -38,15 +38,16 @@ class IommuHost:
         ``[cycle asked, cycle answered or None]`` of each fence.
     """
 
-    def __init__(self, dut, width, *, latency=lambda: 20, fence_latency=lambda: 5, hold=None):
-        self.dut, self.width, self.latency, self.fence_latency, self.hold = dut, width, latency, fence_latency, hold
+    def __init__(self, dut, width, *, latency=lambda: 20, fence_latency=lambda: 5, hold=None, limit=16):
+        self.dut, self.width, self.latency, self.fence_latency = dut, width, latency, fence_latency
+        self.hold, self.limit = hold, limit
         self.memory, self.broken, self.fences = GuestMemory(), {}, []
 
     async def begin(self, **config):
         """Reset and start to serve; ``config`` are fields of ConfigState beside MSI-X Enable, which is 1."""
         await start(self.dut)
         self.configure(**config)
-        self.bus = RegisterBus(self.dut, hold=self.hold)
+        self.bus = RegisterBus(self.dut, hold=self.hold, limit=self.limit)
         host = BurstMemory(self.memory, width=self.width, bursts=Stream(self.dut, "bursts"), read_data=Stream(self.dut, "read_data"),
                            write_data=Stream(self.dut, "write_data"), write_done=Stream(self.dut, "write_done"), ordered=False,
                            latency=self._latency, status=self._status)  # fmt: skip

@@ -7,13 +7,12 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..regs.bus import RegisterBus, RegisterRequest
+from ..regs.bus import PATIENCE_BITS, RegisterBus, RegisterRequest
 from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, ConfigState
 from .description import MsixCapability
 from .layouts import MsixRequest
 
 PBA_BITS = 64  # pending bits per word [PCIe5 7.7.2.7]
-PATIENCE_BITS = 10  # of the cycles that a read waits at most
 CONTROL_MASK = 32  # Mask bit of the second word of an entry [PCIe5 7.7.2.6]
 
 

@@ -188,6 +188,7 @@ class ProgrammingInterface(wiring.Component):
             wiring.connect(m, one, other)
         m.d.comb += [
             interrupts.interrupt.eq(registers.interrupt), interrupts.masked.eq(registers.msi_masked), interrupts.config.eq(self.config),
-            registers.msi_pending.eq(interrupts.pending), registers.msi_word_index.eq(interrupts.word_index),
+            registers.msi_pending.eq(interrupts.pending), registers.msi_sending.eq(interrupts.sending),
+            registers.msi_word_index.eq(interrupts.word_index),
             interrupts.word.eq(registers.msi_word),
         ]  # fmt: skip

@@ -32,6 +32,8 @@ class Interrupts(wiring.Component):
         Messages that wait to be sent.
     word_index, word : ``Out(5)``, ``In(64)``
         Reads the table: word 2v is the address, 2v+1 the data; one cycle later.
+    sending : ``Out(1)``
+        A message was decided and has not ended.
     write, write_done : ``Out(stream.Signature(MemoryWrite))``, ``In(stream.Signature(MemoryWriteDone))``
         Memory.
     reports : ``Out(stream.Signature(FaultReport))``
@@ -44,6 +46,7 @@ class Interrupts(wiring.Component):
     pending: Out(MSI_ENTRIES)
     word_index: Out(range(2 * MSI_ENTRIES))
     word: In(64)
+    sending: Out(1)
     write: Out(stream.Signature(MemoryWrite))
     write_done: In(stream.Signature(MemoryWriteDone))
     reports: Out(stream.Signature(FaultReport))
@@ -61,7 +64,8 @@ class Interrupts(wiring.Component):
             self.write.p.address.eq(address), self.write.p.length_bytes.eq(4), self.write.p.last.eq(1),
             self.reports.p.cause.eq(CAUSE_MSI_WRITE), self.reports.p.iotval.eq(address),
         ]  # fmt: skip
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += self.sending.eq(~fsm.ongoing("CHOOSE"))
             with m.State("CHOOSE"):
                 m.d.comb += taken.eq(chosen)
                 for n in range(MSI_ENTRIES):

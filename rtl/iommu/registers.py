@@ -8,7 +8,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..regs.bus import RegisterBus
+from ..regs.bus import PATIENCE_BITS, RegisterBus
 from ..spec.riscv_iommu_registers import (
     IGS_BOTH,
     IGS_WSI,
@@ -90,7 +90,7 @@ class _Queue:
 class Registers(wiring.Component):
     """The 4 KiB of registers, the table of MSIs, and the pending bits. [RVIOMMU1.0 6]
 
-    One access at a time, answered after 2 cycles. A write takes effect at once with all its bytes; bytes that are not enabled keep
+    One access at a time. A write takes effect at once with all its bytes; bytes that are not enabled keep
     their value. Where the specification says UNSPECIFIED: writes to a queue base while the queue is on or wanted, to fctl outside Off or
     while a queue is on or wanted, to ddtp and the csr of a queue while they are busy are ignored; ddtp keeps its value on an unsupported
     mode, from one nLVL mode to another or to Bare, and its high half outside Off and Bare; what is not a register reads 0. Registers reset
@@ -99,7 +99,7 @@ class Registers(wiring.Component):
     A write of ddtp that is taken is effective for translations in the next cycle; ddtp.busy stays 1 until an item sent at ``drain`` was
     answered at ``drained``.
 
-    Latency: 2 cycles from request to answer.
+    Latency: 2 cycles from request to answer; a read of the MSI table or the pending bits waits for the end of a message under way.
 
     Parameters
     ----------
@@ -128,8 +128,8 @@ class Registers(wiring.Component):
         Pulses: a bit of ipsr with this vector became 1, and fctl.WSI is 0. It and what begins with ``msi`` are there with messages.
     msi_masked : ``Out(16)``
         M of each vector.
-    msi_pending : ``In(16)``
-        What the pending bit array shows.
+    msi_pending, msi_sending : ``In(16)``, ``In(1)``
+        What the pending bit array shows; a message is under way.
     msi_word_index, msi_word : ``In(5)``, ``Out(64)``
         Reads a 64-bit word of the MSI table, one cycle later; M reads 0 here.
     WSI, wires, fence_done : ``Out(1)``, ``Out(vectors)``, ``In(1)``
@@ -166,6 +166,7 @@ class Registers(wiring.Component):
                 "interrupt": Out(MSI_ENTRIES),
                 "msi_masked": Out(MSI_ENTRIES, init=(1 << MSI_ENTRIES) - 1),
                 "msi_pending": In(MSI_ENTRIES),
+                "msi_sending": In(1),
                 "msi_word_index": In(range(2 * MSI_ENTRIES)),
                 "msi_word": Out(64),
             } if features.has_messages else {}),
@@ -243,6 +244,7 @@ class Registers(wiring.Component):
                 m.d.sync += self.wires[n].eq(self.WSI & Cat(bit & (vector == n) for bit, vector in zip(ipsr, vectors)).any())
 
         answer, response, access = Signal(64), self.bus.response, Signal()
+        told, patience = Signal(), Signal(PATIENCE_BITS)
         m.d.comb += write.eq(access & request.is_write)
         shown = answer
         if features.has_messages:
@@ -263,11 +265,18 @@ class Registers(wiring.Component):
                 m.d.comb += access.eq(1)
                 m.d.sync += answer.eq(now)
                 m.next = "ANSWER"
+                m.d.sync += [told.eq(~self._shows_messages(at) | request.is_write), patience.eq(0)]
             with m.State("ANSWER"):
-                m.d.comb += response.valid.eq(1)
-                with m.If(response.ready):
+                # Who reads behind a mask sees the end of the message that was decided in front of it, but waits for a while only.
+                m.d.sync += [told.eq(response.valid), patience.eq(patience + 1)]
+                m.d.comb += response.valid.eq(told | patience.all() | (~self.msi_sending if features.has_messages else 0))
+                with m.If(response.valid & response.ready):
                     m.next = "TAKE"
         return m
+
+    def _shows_messages(self, at):
+        """Return whether the word ``at`` is of the MSI table or the pending bits."""
+        return (at >= MSI_TABLE // 8) & (at <= PENDING_ARRAY // 8) if self.features.has_messages else Const(0, 1)
 
     def _keep_messages(self, m, at, access, write, request):
         """Keep the MSI table, address words and data words in turn, M apart; return what the word accessed last read as then."""

@@ -21,7 +21,8 @@ COMMANDS, FAULTS, DOORBELL = 0x8000_0000, 0x8001_0000, 0xFEE0_0000
 WIDTH = 256
 
 
-MESSAGES = ["one_message_per_rise", "pending_while_masked", "a_message_that_fails_is_recorded", "random_masks_lose_nothing"]
+MESSAGES = ["one_message_per_rise", "pending_while_masked", "a_message_that_fails_is_recorded", "random_masks_lose_nothing",
+            "reads_see_the_end_of_messages"]
 
 
 def test_interrupts(request):
@@ -274,3 +275,32 @@ async def wires_are_levels(dut):
     await bench.fault()
     assert await wires() == (0 if both else 2)
     assert bench.messages() == ([1] if both else [])
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def reads_see_the_end_of_messages(dut):
+    """IOMMU-IRQ-7: a read of a mask or of the pending bits is answered behind a message under way, 1,023 cycles later at most; no write
+    and no other read waits."""
+    bench = await Bench(dut, WIDTH, limit=1030).enable(masked=(1,))
+    memory = Stream(dut, "bursts")
+    await bench.fault()
+    await bench.settle()
+    for place, held in ((0x31C, 40), (0x400, 40), (0x318, 1100)):
+        memory.set_ready(0)
+        await bench.write("msi_vec_ctl_1", 0)
+        await bench.write("msi_vec_ctl_1", 1)
+        await bench.read("ipsr")
+        assert max(bench.bus.latencies[-3:]) <= 4
+        told = len(bench.messages())
+        read = cocotb.start_soon(bench.bus.read(place, 4))
+        await ClockCycles(dut.clk, held)
+        assert read.done() == (held > 1023)
+        memory.set_ready(1)
+        await read
+        assert held > 1023 or len(bench.messages()) == told + 1
+        await bench.settle()
+        assert len(bench.messages()) == told + 1
+        assert max(bench.bus.latencies) <= 1027
+        await bench.write("ipsr", 2)
+        await bench.fault()
+        await bench.settle()
