@@ -43,6 +43,8 @@ class IommuConfig(Features):
             raise ValueError(f"IOTLB ways must be 1, 2, 4 or 8, not {self.ways!r}")
         if self.walks not in range(1, 33):
             raise ValueError(f"Walks in flight must be between 1 and 32, not {self.walks!r}")
+        if self.AMO_HWAD and self.walks > 16:  # each has room for its read while updates wait
+            raise ValueError(f"Walks in flight must be at most 16 with AMO_HWAD, not {self.walks!r}")
 
     def description(self, extended=()):
         """Return the :class:`.function.description.FunctionDescription` of function 0. [RVIOMMU1.0 8.1]

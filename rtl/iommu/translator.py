@@ -59,6 +59,8 @@ class Translator(wiring.Component):
         What is to be recorded.
     invalidate : ``In(stream.Signature(Invalidate))``
         Always taken.
+    in_flight : ``Out(walks)``
+        A bit per walk that has not ended; a prefetch or a debug request may have left nothing else behind.
     hit, miss, begun, merged, read : ``Out(1)``
         Pulses for counters: translations found in the IOTLB, requests for the walker, walks begun, requests that joined a walk, reads.
 
@@ -91,6 +93,7 @@ class Translator(wiring.Component):
             "ddtp_ppn": In(44),
             "faults": Out(stream.Signature(FaultReport)),
             "invalidate": In(stream.Signature(Invalidate)),
+            "in_flight": Out(walks),
             "hit": Out(1),
             "miss": Out(1),
             "begun": Out(1),
@@ -119,6 +122,7 @@ class Translator(wiring.Component):
             walker.mode.eq(self.ddtp_mode), walker.root_ppn.eq(self.ddtp_ppn),
             contexts.device_id[1].eq(walker.device_id), walker.context.eq(contexts.context[1]), walker.context_found.eq(contexts.found[1]),
             self.begun.eq(walker.begun), self.merged.eq(walker.merged), self.read.eq(walker.read),
+            self.in_flight.eq(walker.in_flight),
         ]
 
         if features.HPM:

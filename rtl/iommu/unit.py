@@ -1,6 +1,6 @@
 """The IOMMU as one block: translation beside its programming interface."""
 
-from amaranth import Module
+from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -88,8 +88,15 @@ class Iommu(wiring.Component):
         for inner, name in ((asks, "translate_request"), (answers, "translate_response")):
             wiring.connect(m, inner, wiring.flipped(getattr(self, name)))
         hwad = self.features.AMO_HWAD
-        for name in ("bus", "bursts", "write_data", "read_data", "write_done", "fence", "fenced", *(["operands"] if hwad else [])):
+        for name in ("bus", "bursts", "write_data", "read_data", "write_done", "fence", *(["operands"] if hwad else [])):
             wiring.connect(m, getattr(interface, name), wiring.flipped(getattr(self, name)))
+
+        # A fence is over when walks that are older have ended, too: of those that no transfer waits for the gate knows nothing.
+        older = Signal.like(translator.in_flight)
+        m.d.sync += older.eq(Mux(interface.fence.valid & interface.fence.ready, translator.in_flight, older & translator.in_flight))
+        m.d.comb += [
+            interface.fenced.valid.eq(self.fenced.valid & ~older.any()), self.fenced.ready.eq(interface.fenced.ready & ~older.any()),
+        ]  # fmt: skip
         for ours, theirs in (("memory_read", "memory_read"), ("memory_read_data", "memory_read_data"), ("reports", "faults"),
                              ("invalidate", "invalidate"), *([("memory_update", "memory_update")] if hwad else [])):  # fmt: skip
             wiring.connect(m, getattr(interface, ours), getattr(translator, theirs))

@@ -109,6 +109,8 @@ class Walker(wiring.Component):
         Faults to be recorded.
     forget, forget_tables : ``In(1)``
         An invalidation happens: walks in flight are stale; remembered leaf tables are forgotten.
+    in_flight : ``Out(walks)``
+        A bit per walk.
     begun, merged, read : ``Out(1)``
         Pulses for counters.
     events : ``Out(Events)``
@@ -153,6 +155,7 @@ class Walker(wiring.Component):
             "faults": Out(stream.Signature(FaultReport)),
             "forget": In(1),
             "forget_tables": In(1),
+            "in_flight": Out(self.walks),
             "begun": Out(1),
             "merged": Out(1),
             "read": Out(1),
@@ -187,7 +190,7 @@ class Walker(wiring.Component):
         used = Signal(self.waiters)
         free_waiter, any_waiter = Signal(waiter_bits), Signal()
         free_walk, any_walk = Signal(walk_bits), Signal()
-        m.d.comb += [any_waiter.eq(~used.all()), any_walk.eq(~busy.all())]
+        m.d.comb += [any_waiter.eq(~used.all()), any_walk.eq(~busy.all()), self.in_flight.eq(busy)]
         for n in reversed(range(self.waiters)):
             with m.If(~used[n]):
                 m.d.comb += free_waiter.eq(n)

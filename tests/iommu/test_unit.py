@@ -201,3 +201,24 @@ async def invalidation_under_traffic(dut):
     stop.append(1)
     await task
     assert len(set(checked)) > 12
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def fences_wait_for_prefetches(dut):
+    """IOMMU-UNIT-5 (R15): a prefetch walks slowly, nobody waits for it: when a fence behind an invalidation is over, so are its reads."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    bench = await Bench(dut, params()["width"]).enable(rng)
+    table = bench.tables[0x08]
+    for page in range(3):
+        iova = 0x1000_0000 + 0x4000_0000 * page
+        table.map_page(iova, DATA, perms="rwu")
+        bench.latency = lambda: 300
+        await bench.request.put(pack(TranslateRequest, device_id=0x08, page=iova >> 12, is_prefetch=1))
+        await ClockCycles(dut.clk, rng.randrange(200))
+        await bench.perform(bench.driver.invalidate())
+        seen = len(bench.bursts)
+        await ClockCycles(dut.clk, 1500)
+        assert len(bench.bursts) == seen, "read behind the fence"
+        bench.latency = lambda: 20
+        await bench.perform(bench.driver.invalidate_context(0x08))
+    assert await bench.translate(0x08, iova) == DATA

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import cocotb
+import pytest
 
 from ringwall.models.host import ConfigWrite
 from ringwall.models.iommu.entries import PTE_A, PTE_D
@@ -18,6 +19,13 @@ PCIE, DEVICE_CONTROL_2, ATOMIC_REQUESTER = 0x10, 0x28, 1 << 6  # capability; in 
 
 def test_updates(request):
     run(RawCard(CONFIG), module=__name__, node=request.node.nodeid, sim="icarus")
+
+
+def test_walks_have_room():
+    """SYS-AD-2: more walks than the wall has room for, so that updates could wait for ever, are refused with a sentence."""
+    with pytest.raises(ValueError, match="Walks in flight must be at most 16 with AMO_HWAD, not 17"):
+        IommuConfig(AMO_HWAD=True, walks=17)
+    assert IommuConfig(AMO_HWAD=True, walks=16).walks == IommuConfig(walks=32).walks // 2 == 16
 
 
 @cocotb.test(timeout_time=400, timeout_unit="us")
