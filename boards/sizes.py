@@ -3,13 +3,13 @@
 Nothing is placed or routed, so there is no frequency: in its stand is the number of LUTs in a row between two registers or block RAMs.
 """
 
+import argparse
 import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import fields
 from pathlib import Path
 
 from amaranth.back import rtlil
@@ -18,7 +18,7 @@ from ..rtl.iommu.features import Features
 from ..rtl.iommu.unit import Iommu
 
 LEAST = {"entries": 16, "ways": 2, "superpage_entries": 2, "walks": 2, "context_entries": 2, "misses": 4}
-ALL = Features(**{field.name: True for field in fields(Features) if field.type is bool})
+ALL = Features(**dict.fromkeys(Features.flags(), True))
 ROWS = {  # IOTLB entries, what there is beside the least: parameters
     "16": LEAST, "64": {"entries": 64}, "256": {"entries": 256}, "256, all features": {"entries": 256, "features": ALL},
 }  # fmt: skip
@@ -77,7 +77,12 @@ def size(cells):
     return luts, registers, sum(count * BLOCKS.get(kind, 0) for kind, count in kinds.items()), depth(cells)
 
 
-def main(rows):
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Print sizes of the stand-alone IOMMU as a table; Yosys takes minutes for each row.")
+    parser.add_argument("rows", nargs="*", metavar="row", help=f"what to build, all by default: {', '.join(repr(row) for row in ROWS)}")
+    rows = parser.parse_args(arguments).rows
+    if unknown := [row for row in rows if row not in ROWS]:
+        parser.error(f"a row must be one of {', '.join(repr(row) for row in ROWS)}, not {unknown[0]!r}")
     print("| entries | family | LUT | FF | BRAM | LUTs in a row |", "|---|---|---|---|---|---|", sep="\n")
     for row in rows or ROWS:
         for family in FAMILIES:
@@ -86,4 +91,4 @@ def main(rows):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

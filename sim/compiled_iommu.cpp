@@ -7,17 +7,15 @@
 //
 // A rule that the IOMMU breaks ends the run: `error` says which, and nothing moves any more. Every call returns.
 
-#include <cstdarg>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <deque>
 #include <map>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "Viommu.h"
+#include "compiled_harness.h"
 #include "verilated.h"
 
 namespace {
@@ -68,18 +66,7 @@ struct Read {
   std::vector<Beat> beats;  // empty: memory is looked at when they are given
 };
 
-struct Random {  // xorshift64*
-  uint64_t state;
-  explicit Random(uint64_t seed) : state(seed * 0x9E3779B97F4A7C15u ^ 0xD1B54A32D192ED03u) {
-    if (!state) state = 1;
-  }
-  uint32_t below(uint32_t limit) {
-    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
-    return uint32_t(((state * 0x2545F4914F6CDD1Du) >> 33) % limit);
-  }
-};
-
-class Iommu {
+class Iommu : public Run {
  public:
   Iommu(const Options &options, uint8_t *memory, const uint8_t *marks)
       : options(options), random(options.seed), top(&context), memory(memory), marks(marks) {
@@ -134,21 +121,10 @@ class Iommu {
   std::vector<Request> requests;
   std::vector<Answer> answers;  // one for each request
   std::vector<Store> stores;
-  uint64_t cycle = 0, next = 0;  // request to be asked next
+  uint64_t next = 0;  // request to be asked next
   unsigned outstanding = 0;
-  std::string error;
 
  private:
-  void fail(const char *form, ...) {
-    if (!error.empty()) return;
-    char text[300];
-    va_list arguments;
-    va_start(arguments, form);
-    vsnprintf(text, sizeof text, form, arguments);
-    va_end(arguments);
-    error = "cycle " + std::to_string(cycle) + ": " + text;
-  }
-
   void edge() {
     top.clk = 0;
     top.eval();
@@ -178,7 +154,7 @@ class Iommu {
   }
 
   void offer() {
-    if (!asking && next != requests.size() && outstanding < options.outstanding && !chance(options.gaps)) {
+    if (!asking && next != requests.size() && outstanding < options.outstanding && !free_cookies.empty() && !chance(options.gaps)) {
       const unsigned at = random.below(uint32_t(free_cookies.size()));
       std::swap(free_cookies[at], free_cookies.back());
       const Request &one = requests[next];

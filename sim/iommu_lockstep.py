@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..models.host import MemoryWrite
+from ..models.host import run as run_software
 from ..models.iommu.commands import IofenceC, command_defects
 from ..models.iommu.faults import FaultRecord, TransactionType, TranslationFault
 from ..models.iommu.registers import OFFSET, Capabilities, CommandQueueStopped, IommuDriver, IommuMode, QueueCsr
@@ -140,20 +141,15 @@ class Lockstep:
 
     def run(self, software):
         """Run software on the IOMMU; what it writes to registers, the model's registers get, too."""
-        return self.iommu.run(self._mirrored(software))
+        return run_software(software, self._perform)
 
-    def _mirrored(self, software):
-        result = None
-        while True:
-            try:
-                operation = software.send(result)
-            except StopIteration as end:
-                return end.value
-            result = yield operation
-            if isinstance(operation, MemoryWrite):
-                self.golden.registers.write(operation.address, operation.size, operation.value)
-                if self.golden.send_interrupts():
-                    self.iommu.settle()  # a message may fail, and its record raise the next
+    def _perform(self, operation):
+        result = self.iommu.perform(operation)
+        if isinstance(operation, MemoryWrite):
+            self.golden.registers.write(operation.address, operation.size, operation.value)
+            if self.golden.send_interrupts():
+                self.iommu.settle()  # a message may fail, and its record raise the next
+        return result
 
     def command(self, commands):
         """Submit ``commands`` and a fence, and wait for it."""

@@ -360,13 +360,11 @@ class Writer(wiring.Component):
         with m.If(~self.hints.valid | self.hints.ready):
             m.d.sync += [self.hints.valid.eq(due != 0), self.hints.payload.page.eq(page)]
         with m.If(begins):
-            m.d.sync += in_first.eq(~pieces.ready)
-        with m.Elif(pieces.valid & pieces.ready):
-            m.d.sync += in_first.eq(0)
-        with m.If(begins):
             at_once = Mux(more < AHEAD, more, AHEAD)
-            m.d.sync += [page.eq(segment.address[12:] + 1), due.eq(at_once), more_then.eq(more - at_once)]
+            m.d.sync += [page.eq(segment.address[12:] + 1), due.eq(at_once), more_then.eq(more - at_once), in_first.eq(~pieces.ready)]
         with m.Else():
             m.d.sync += [page.eq(page + tells), due.eq(due - tells + turns_page), more_then.eq(more_then - turns_page)]
+            with m.If(pieces.valid & pieces.ready):
+                m.d.sync += in_first.eq(0)
         with m.If(self.stop):
             m.d.sync += due.eq(0)

@@ -33,14 +33,14 @@ class Msix(wiring.Component):
     bit; the message leaves, and the bit is cleared, when none of that holds any longer. So every request is followed by a message
     of its vector; requests that wait together are one. A request of a function with MSI-X disabled is dropped, as is one
     for a vector that is not there. A message that ended with ``RESET`` (bus master off) is pending again; any
-    other end is final. Functions never wait for one another. [PCIe5 6.1.4]
+    other end is final. No message of a function waits for another function's. [PCIe5 6.1.4]
 
     Table entries can be read and written in any bytes; the pending bits are read-only. After reset all vectors are masked, and
     nothing is accepted until the tables are written (1 cycle per 8 bytes).
 
     Latency: 5 cycles from request to burst when nothing else is asked. Throughput: one request in 4 cycles, one message of a
     function at a time. Register accesses are answered within 8 cycles; but a read waits for the end of a message of its function that is
-    under way, so that who masked a vector and reads has all of its messages. Meanwhile others wait, too; at most 1,023 cycles.
+    under way, so that who masked a vector and reads has all of its messages. Accesses behind it wait, too; at most 1,023 cycles.
 
     Parameters
     ----------

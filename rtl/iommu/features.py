@@ -23,7 +23,6 @@ class Features:
         Extended-format (64-byte) device contexts and MSI page tables in basic translate mode; needs a second stage.
     AMO_HWAD : :class:`bool`
         Contexts may ask that A and D of leaf entries be set, by AtomicOps. [RVIOMMU1.0 3.4]
-
     NL, S : :class:`bool`
         Invalidations of non-leaf entries too, and of ranges: either forgets all addresses. [RVIOMMU1.0 9.2, 9.3]
     HPM, counters : :class:`bool`, :class:`int`
@@ -58,7 +57,7 @@ class Features:
     IGS: int = IGS_MSI
 
     def __post_init__(self):
-        for name in _flags():
+        for name in self.flags():
             if getattr(self, name) not in (False, True):
                 raise ValueError(f"Feature {name} must be True or False, not {getattr(self, name)!r}")
         if self.counters not in range(1, MAX_COUNTERS + 1):
@@ -69,10 +68,15 @@ class Features:
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"{needed} must be there for {name}, not {getattr(self, needed)!r}")
 
+    @classmethod
+    def flags(cls):
+        """Return the names of all features that are there or not."""
+        return [field.name for field in fields(cls) if field.type is bool]
+
     @property
     def capabilities(self):
         """Fields of ``capabilities`` that are not 0 for these features. [RVIOMMU1.0 6.3]"""
-        return {"Sv39": 1, "IGS": self.IGS, **{name: int(getattr(self, name)) for name in _flags()}}
+        return {"Sv39": 1, "IGS": self.IGS, **{name: int(getattr(self, name)) for name in self.flags()}}
 
     @property
     def has_messages(self):
@@ -118,8 +122,3 @@ class Features:
     def page_bits(self):
         """Page-number bits of the widest address that can be translated, its sign left out."""
         return max(9 * self.first_levels, self.guest_page_bits if self.has_second_stage else 0)
-
-
-def _flags():
-    """Return the names of the features that are there or not."""
-    return [field.name for field in fields(Features) if field.type is bool]

@@ -99,7 +99,8 @@ class Registers(wiring.Component):
     A write of ddtp that is taken is effective for translations in the next cycle; ddtp.busy stays 1 until an item sent at ``drain`` was
     answered at ``drained``.
 
-    Latency: 2 cycles from request to answer; a read of the MSI table or the pending bits waits for the end of a message under way.
+    Latency: 2 cycles from request to answer; a read of the MSI table or the pending bits waits for the end of a message under way,
+    at most 1,023 cycles.
 
     Parameters
     ----------

@@ -124,7 +124,6 @@ class Translator(wiring.Component):
             self.begun.eq(walker.begun), self.merged.eq(walker.merged), self.read.eq(walker.read),
             self.in_flight.eq(walker.in_flight),
         ]
-
         if features.HPM:
             m.d.comb += self.events.eq(walker.events)
 

@@ -46,7 +46,7 @@ class Iommu(wiring.Component):
     operands : ``Out(stream.Signature(BurstData(width)))``
         With AMO_HWAD: those of AtomicOps of the wall.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
-        Of the gate.
+        Of the gate. The fence waits for the unit's own older walks, too.
     hit, miss, begun, merged, read : ``Out(1)``
         Pulses of the translator, for counters.
     wires : ``Out(vectors)``

@@ -1,10 +1,16 @@
 """The next memory read of the walk at work."""
 
-from amaranth import Cat, Const, Signal
+from amaranth import Cat, Const, Mux, Signal
 
 from ..spec import riscv_iommu as spec
 from .walker_rules import device_id_parts
 from .walker_state import Outcome, Phase
+
+
+def process_offset(walk):
+    """Return where in its page the entry of the process directory lies that ``walk`` is at. [RVIOMMU1.0 3.3.2]"""
+    context, *tables = (walk.key.process_id[slice(*place)] for place in spec.PDI)
+    return Mux(walk.level == 0, Cat(Const(0, 4), context), Cat(Const(0, 3), Mux(walk.level == 1, *tables)))
 
 
 class ReadAtWork:
@@ -23,7 +29,7 @@ class ReadAtWork:
     def __init__(self, m, work, walker):
         features, walk, key = work.features, work.walk, work.key
         processes, ddis = features.has_processes, device_id_parts(features)
-        table_index, ddi, pdi = Signal(9), Signal(9), Signal(9)
+        table_index, ddi = Signal(9), Signal(9)
         with m.Switch(work.level):
             for n in range(features.levels):
                 with m.Case(n):
@@ -32,8 +38,6 @@ class ReadAtWork:
             for n in range(3):
                 with m.Case(n):
                     m.d.comb += ddi.eq(key.device_id[slice(*ddis[n])])
-                    if processes:
-                        m.d.comb += pdi.eq(key.process_id[slice(*spec.PDI[n])])
 
         read = walker.memory_read.payload
         offset, self.fault, self.cause = Signal(12), Signal(Outcome), Signal(12)
@@ -58,9 +62,9 @@ class ReadAtWork:
                     m.d.comb += self.fault.eq(Outcome.ACCESS_FAULT)
             if processes:
                 with m.Case(Phase.PROCESS):
-                    m.d.comb += offset.eq(Cat(Const(0, 3), pdi))
+                    m.d.comb += offset.eq(process_offset(walk))
                 with m.Case(Phase.PROCESS_CONTEXT):
-                    m.d.comb += [offset.eq(Cat(Const(0, 4), key.process_id[:8])), read.length_bytes.eq(spec.PC_BYTES)]
+                    m.d.comb += [offset.eq(process_offset(walk)), read.length_bytes.eq(spec.PC_BYTES)]
             if features.MSI_FLAT:
                 with m.Case(Phase.MSI):
                     m.d.comb += [

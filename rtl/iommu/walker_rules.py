@@ -15,6 +15,7 @@ def first_grants(grant, is_write, execute, supervisor, SUM):
     granted = Mux(is_write, grant.writable, Mux(execute, grant.executable, grant.readable))
     return granted & (grant.is_bare | Mux(supervisor, ~grant.U | user_page, grant.U))
 
+
 def device_id_parts(features):
     """Return where the parts of a device_id lie, lowest level first. [RVIOMMU1.0 3.1]"""
     return spec.EXTENDED_DDI if features.MSI_FLAT else spec.DDI

@@ -3,6 +3,7 @@
 from amaranth import Cat, Const, Mux, Signal
 
 from ..spec import riscv_iommu as spec
+from .walker_read import process_offset
 from .walker_rules import is_guest_page
 from .walker_state import Outcome, Phase
 
@@ -16,12 +17,8 @@ def entry_offset(m, work):
             with m.Case(n):
                 m.d.comb += offset.eq(Cat(Const(0, 3), page[9 * n : 9 * n + 9]))
     if features.has_processes:
-        with m.If(walk.purpose == Phase.PROCESS):
-            for n in (1, 2):
-                with m.If(walk.level == n):
-                    m.d.comb += offset.eq(Cat(Const(0, 3), walk.key.process_id[slice(*spec.PDI[n])]))
-        with m.Elif(walk.purpose == Phase.PROCESS_CONTEXT):
-            m.d.comb += offset.eq(Cat(Const(0, 4), walk.key.process_id[:8]))
+        with m.If((walk.purpose == Phase.PROCESS) | (walk.purpose == Phase.PROCESS_CONTEXT)):
+            m.d.comb += offset.eq(process_offset(walk))
     return offset
 
 

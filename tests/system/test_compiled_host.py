@@ -4,6 +4,7 @@ import itertools
 import random
 import shutil
 import subprocess
+import tomllib
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from ringwall.models.host import CompletionPolicy, Host
 from ringwall.models.memory import AccessFault, GuestMemory
 from ringwall.models.tlp import Tlp, TlpType, decode, encode, memory_read, memory_write
 from ringwall.sim import compiled
+from ringwall.sim.builds import compile_library
 from ringwall.sim.compiled import BrokenRule, CompiledCard
 
 WIDTH = 64
@@ -372,7 +374,7 @@ endmodule
 
 def test_waves(tmp_path, monkeypatch):
     """SYS-COMPHOST-9: a card with waves behaves as one without, and leaves an FST file that ends with its last cycle."""
-    compiled._compile(TINY, CONFIG.width, tmp_path, True)
+    compile_library(tmp_path, top="card", verilog=TINY, **compiled._surroundings(CONFIG.width, True))
     monkeypatch.setattr(compiled, "build", lambda config, waves, **how: tmp_path / "card.so" if waves else None)
     ends = []
     for number, cycles in enumerate((1000, 3000)):
@@ -390,4 +392,6 @@ def test_waves(tmp_path, monkeypatch):
 def test_compiler_is_there():
     """SYS-COMPHOST-8: what the library needs is installed, and an installed package has its source."""
     assert shutil.which("c++")
-    assert compiled._SOURCE.is_file()
+    data = tomllib.loads((compiled._SOURCE.parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["ringwall.sim"]
+    for path in (compiled._SOURCE, compiled._WAVES):
+        assert path.is_file() and any(path.match(pattern) for pattern in data)
