@@ -22,7 +22,7 @@ WALL, RING, DATA = range(3)
 CONFIG = {"bus": 1, "bus_master": 1, "extended_tag": 1, "mps_code": 1, "mrrs_code": 2}
 
 
-@pytest.mark.parametrize("width", [64, 512])
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
 def test_requester(request, width, capsys):
     dut = Requester(width=width, clients=CLIENTS, functions=1)
     done = run(dut, module=__name__, node=request.node.nodeid, params={"width": width}, sim=os.environ.get("SIM") or "verilator")

@@ -15,7 +15,7 @@ from ringwall.sim.run import params, run
 from ringwall.sim.stream import pack, random_ready, start, unpack
 
 
-@pytest.mark.parametrize("width", [64, 256, 512])
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
 def test_reader(request, width):
     run(Reader(width=width, function=1, client=2), module=__name__, node=request.node.nodeid, params={"width": width})
 

@@ -77,7 +77,7 @@ def test_times():
             setattr(iommu.options, name, value)
         iommu.ask(asked)
         iommu.settle()
-        answers, stores = iommu.take()
+        answers, stores, _ = iommu.take()
         assert not len(stores)
         assert (answers["page"] == np.arange(300)).all()
         assert (answers["answered"] - answers["asked"] == 2).all()

@@ -53,7 +53,7 @@ LEAST = [  # tests of a translator without features
 ]
 
 
-@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("levels", [1, 2, 3])
 def test_translator(request, levels):
     run(Translator(), module=__name__, node=request.node.nodeid, params={"levels": levels}, testcase=LEAST)
 

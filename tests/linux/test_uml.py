@@ -111,16 +111,16 @@ def test_rebind(guests):
 def test_coming_and_going(guests):
     """LINUX-UML-3: one server, guests come and go: remove and rescan, requests of every size, resets under load (R72), killed."""
     one = guests(judged=True)
-    run = one.boot("rescan", "job_count=3")
-    assert run.fact("rescanned").split()[0] == "3"
+    run = one.boot("rescan", "job_count=5")
+    assert run.fact("rescanned").split()[0] == "5"
     assert len(one.boot("sizes").facts["size"]) > 20
     counts = one.session.card.counts
     enough = counts.written_bytes + (1 << 20)
     killed = one.boot("rebind", is_good=False, until=lambda run: counts.written_bytes > enough)
     assert killed.status is None
     assert not killed.problem
-    run = one.boot("reset", "job_count=3")
-    assert run.fact("resets").split()[0] == "3"
+    run = one.boot("reset", "job_count=4")
+    assert run.fact("resets").split()[0] == "4"
     assert all(line.split()[1:] == ["flr", "pm"] for line in run.facts["reset_method"])
     assert [server.counts["connections"] for server in one.servers.values()] == [4, 4]
 

@@ -145,7 +145,7 @@ async def same_traffic(dut, way):
     requests = [[], []]
     for disk in disks:
         await fill(disk, rng)
-    for _ in range(5):
+    for _ in range(8):
         these = [mixed_requests(disk, rng, 5) for disk in disks]
         for disk in disks:
             if disk.blk.publish():

@@ -169,7 +169,7 @@ async def two_disks_at_once(dut, **options):
     host = await second_host(dut, **options)
     await host.enable_iommu(levels=3)
     disks = [await host.disk(0), await host.disk(1, platform=False)]
-    tasks = [cocotb.start_soon(write_and_read_back(host, disk, 32 * 1024)) for disk in disks]
+    tasks = [cocotb.start_soon(write_and_read_back(host, disk, 64 * 1024)) for disk in disks]
     for task in tasks:
         await task
     assert host.interrupts[1, 1] and host.interrupts[2, 1]

@@ -387,7 +387,7 @@ def simulate(request, component, sim="verilator", **more):
         sim=os.environ.get("SIM") or sim)  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [64, 256, 512])
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
 def test_everything_arrives(request, width):
     simulate(request, make(width, completion_timeout_cycles=1 << 15), "icarus")
 
@@ -456,7 +456,7 @@ FAULTS = ("UR", "CA", "CRS", "reserved status", "UR with data", "CA at the end",
           "without data", "wrong order")  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [256])
+@pytest.mark.parametrize("width", [128, 256])
 def test_every_error_ends_its_read(request, width):
     simulate(request, make(width))
 
@@ -601,7 +601,7 @@ async def missing_completions_use_up_the_tags(dut):
     await bench.judge()
 
 
-@pytest.mark.parametrize("width", [256])
+@pytest.mark.parametrize("width", [128, 256])
 def test_a_stop_ends_everything(request, width):
     simulate(request, make(width))
 
@@ -671,7 +671,7 @@ async def a_stop_ends_everything(dut):
     await bench.judge()
 
 
-@pytest.mark.parametrize("width", [256])
+@pytest.mark.parametrize("width", [128, 256])
 def test_refusals_keep_their_place(request, width):
     simulate(request, make(width))
 
@@ -776,9 +776,9 @@ async def reads_stay_behind_writes(dut):
     await bench.judge()
 
 
-@pytest.mark.parametrize("width", [256])
+@pytest.mark.parametrize("width", [64, 256])
 def test_garbage_changes_nothing(request, width):
-    simulate(request, make(width))
+    simulate(request, make(width), "icarus" if width == 64 else "verilator")
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")

@@ -69,7 +69,7 @@ class TwoDisks(wiring.Component):
         return m
 
 
-@pytest.mark.parametrize("width", [64, 256, 512])
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
 def test_engine(request, width):
     run(TwoDisks(width=width), module=__name__, node=request.node.nodeid, params={"width": width},
         sim=os.environ.get("SIM") or "verilator")  # as fast as Icarus to build and run, much faster once built
