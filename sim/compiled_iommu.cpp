@@ -2,8 +2,8 @@
 //
 // The IOMMU (Verilated, ports of sim/compiled_iommu.py's wrapper) is asked for one translation after the other, with gaps by seed; each
 // has a free cookie, and its answer is kept with the cycles of both. Reads of the wall are answered after a latency, with memory as it
-// was when they came or as it is when they are answered; a write lands when its data has come, and is kept. A fence ends when all that
-// was accepted before it has been answered.
+// was when they came or as it is when they are answered; an update (compare and swap) is done in one of these moments, and kept; a write
+// lands when its data has come, and is kept. A fence ends when all that was accepted before it has been answered.
 //
 // A rule that the IOMMU breaks ends the run: `error` says which, and nothing moves any more. Every call returns.
 
@@ -26,13 +26,14 @@ constexpr unsigned QUIET = 64;  // cycles in which nothing moves at any port: th
 constexpr unsigned ACCESS_LIMIT = 16;  // cycles of one access of the register bus
 enum Status { OK = 0, UR = 2, POISONED = 5 };  // as BurstStatus in rtl/tlp/layouts.py
 enum Access { READ, WRITE, EXEC };
+enum Atomic { NONE, CAS = 3 };  // as AtomicKind in rtl/tlp/layouts.py
 
 struct Options {  // as _Options in sim/compiled_iommu.py
   uint64_t latency, jitter, gaps, stalls, outstanding, seed, base, size;
 };
 
 struct Counts {  // as _Counts in sim/compiled_iommu.py
-  uint64_t hits, misses, walks, merged, reads, refused_reads, writes, fences;
+  uint64_t hits, misses, walks, merged, reads, refused_reads, writes, updates, fences;
 };
 
 struct Request {  // as REQUEST in sim/compiled_iommu.py
@@ -54,6 +55,10 @@ struct Store {  // as STORE in sim/compiled_iommu.py
   uint8_t data[BLOCK];
 };
 
+struct Update {  // as UPDATE in sim/compiled_iommu.py
+  uint64_t cycle, address, compare, swap, found;
+};
+
 struct Beat {
   uint64_t data;
   uint32_t cookie;
@@ -63,6 +68,8 @@ struct Beat {
 struct Read {
   uint64_t address;
   uint32_t length, cookie;
+  bool is_update;
+  uint64_t compare, swap;
   std::vector<Beat> beats;  // empty: memory is looked at when they are given
 };
 
@@ -112,7 +119,7 @@ class Iommu : public Run {
   }
 
   void forget() {
-    requests.clear(), answers.clear(), stores.clear();
+    requests.clear(), answers.clear(), stores.clear(), updates.clear();
     next = 0;
   }
 
@@ -121,6 +128,7 @@ class Iommu : public Run {
   std::vector<Request> requests;
   std::vector<Answer> answers;  // one for each request
   std::vector<Store> stores;
+  std::vector<Update> updates;  // that found what can be read
   uint64_t next = 0;  // request to be asked next
   unsigned outstanding = 0;
 
@@ -141,6 +149,9 @@ class Iommu : public Run {
     counts.hits += top.hit, counts.misses += top.miss, counts.walks += top.begun, counts.merged += top.merged;
     if (asking && top.translate_request_ready) accepted();
     if (top.translate_response_valid) answered();
+#ifdef UPDATES
+    if (top.operands_valid && takes_operands) operand(), moves = true;
+#endif
     if (top.bursts_valid && takes_bursts) burst(), moves = true;
     if (ended && top.write_done_ready) ended = false;
     if (top.write_data_valid && takes_data) written(), moves = true;
@@ -168,6 +179,9 @@ class Iommu : public Run {
     }
     top.translate_request_valid = asking;
     top.bursts_ready = takes_bursts = !chance(options.stalls);
+#ifdef UPDATES
+    top.operands_ready = takes_operands = !chance(options.stalls);
+#endif
     top.write_data_ready = takes_data = writing && !ended && !chance(options.stalls);
     top.fence_ready = takes_fence = !fencing;
     fenced = fenced || (fencing && !older && !chance(options.stalls));
@@ -225,10 +239,19 @@ class Iommu : public Run {
     if (!top.bursts_is_wall) return fail("a burst of the IOMMU is not of the wall");
     if (!top.bursts_is_write) {
       const uint64_t wait = options.latency + (options.jitter ? random.below(uint32_t(options.jitter) + 1) : 0);
-      Read read{address, uint32_t(length), uint32_t(top.bursts_cookie), {}};
+      Read read{address, uint32_t(length), uint32_t(top.bursts_cookie), false, 0, 0, {}};
+      if (top.bursts_atomic != NONE) {
+        if (top.bursts_atomic != CAS || length != 8 || address % 8 || operands.size() < 2)
+          return fail("AtomicOp %u of %llu bytes at %#llx with %zu operands", top.bursts_atomic, (unsigned long long)length,
+                      (unsigned long long)address, operands.size());
+        read.is_update = true, read.compare = operands[0], read.swap = operands[1];
+        operands.erase(operands.begin(), operands.begin() + 2);
+        counts.updates++;
+      } else {
+        counts.reads++;
+      }
       if (random.below(2)) look(read);
       reads.emplace(std::make_pair(cycle + wait, order++), read);
-      counts.reads++;
     } else if (writing) {
       fail("a write before the end of another");
     } else {
@@ -238,6 +261,15 @@ class Iommu : public Run {
       come = 0;
     }
   }
+
+#ifdef UPDATES
+  void operand() {
+    const bool is_second = operands.size() % 2;
+    if (top.operands_first == is_second || top.operands_last != is_second || top.operands_keep != 0xFF)
+      return fail("first %d, last %d, keep %#x of operand %d", top.operands_first, top.operands_last, top.operands_keep, is_second);
+    operands.push_back(top.operands_data);
+  }
+#endif
 
   void written() {
     const unsigned low = (store.address + come) % 8;
@@ -261,7 +293,7 @@ class Iommu : public Run {
     ended = true;
   }
 
-  // Read memory as it is now.
+  // Read memory as it is now, or update it.
   void look(Read &read) {
     const Status status = status_of(read.address, read.length);
     if (status != OK) {
@@ -277,6 +309,10 @@ class Iommu : public Run {
       read.beats.push_back(Beat{data, read.cookie, uint8_t(((1u << count) - 1) << low), at == 0, at + count == read.length, OK});
       at += count;
     }
+    if (!read.is_update) return;
+    const uint64_t found = read.beats.front().data;
+    if (found == read.compare) memcpy(memory + (read.address - options.base), &read.swap, 8);
+    updates.push_back(Update{cycle, read.address, read.compare, read.swap, found});
   }
 
   void serve() {
@@ -300,8 +336,9 @@ class Iommu : public Run {
   std::deque<Beat> beats;
   Store store;
   uint64_t order = 0, older = 0, fence_end = 0;
+  std::deque<uint64_t> operands;  // of bursts that are to come
   unsigned come = 0, cookie_of_write = 0, idle = 0;
-  bool asking = false, takes_bursts = false, takes_data = false, takes_fence = false, answering = false, writing = false, ended = false;
+  bool asking = false, takes_bursts = false, takes_operands = false, takes_data = false, takes_fence = false, answering = false, writing = false, ended = false;
   bool fencing = false, fenced = false;
 };
 
@@ -323,6 +360,7 @@ void iommu_ask(Iommu *iommu, const Request *requests, uint64_t count) { iommu->a
 uint64_t iommu_left(Iommu *iommu) { return iommu->requests.size() - iommu->next + iommu->outstanding; }
 uint64_t iommu_answers(Iommu *iommu, const Answer **answers) { return *answers = iommu->answers.data(), iommu->answers.size(); }
 uint64_t iommu_stores(Iommu *iommu, const Store **stores) { return *stores = iommu->stores.data(), iommu->stores.size(); }
+uint64_t iommu_updates(Iommu *iommu, const Update **updates) { return *updates = iommu->updates.data(), iommu->updates.size(); }
 void iommu_forget(Iommu *iommu) { iommu->forget(); }
 
 }  // extern "C"

@@ -19,7 +19,7 @@ from ..models.memory import AccessFault
 from ..rtl.tlp.layouts import BurstStatus, ConfigState
 from .builds import library
 
-__all__ = ["ANSWER", "REQUEST", "STORE", "BrokenRule", "CompiledIommu", "MarkedMemory", "build"]
+__all__ = ["ANSWER", "REQUEST", "STORE", "UPDATE", "BrokenRule", "CompiledIommu", "MarkedMemory", "build"]
 
 _SOURCE = Path(__file__).with_name("compiled_iommu.cpp")
 WIDTH = 64  # of the wall port: what C++ takes
@@ -31,6 +31,7 @@ REQUEST = np.dtype({
 ANSWER = np.dtype([("page", "<u8"), ("asked", "<u8"), ("answered", "<u8"), ("cause", "<u2"), ("fault", "u1"), ("readable", "u1"),
                    ("writable", "u1"), ("size_log2", "u1"), ("PBMT", "u1"), ("is_there", "u1")])  # fmt: skip
 STORE = np.dtype([("cycle", "<u8"), ("address", "<u8"), ("length", "<u4"), ("status", "<u4"), ("data", "V64")])
+UPDATE = np.dtype([(name, "<u8") for name in ("cycle", "address", "compare", "swap", "found")])
 
 
 class BrokenRule(AssertionError):
@@ -49,13 +50,13 @@ def build(unit):
     """
     if unit.width != WIDTH:
         raise ValueError(f"A compiled IOMMU must have a wall port of {WIDTH} bits, not {unit.width!r}")
-    return library(unit, "iommu", wrapper=_wrapper(unit), harness=_SOURCE)
+    return library(unit, "iommu", wrapper=_wrapper(unit), harness=_SOURCE, defines=["-DUPDATES"] * unit.features.AMO_HWAD)
 
 
 def _wrapper(unit):
     """Return the Verilog around ``unit``: a port for each field of each stream, all inputs from registers, never a reset.
 
-    MSI-X is on; inputs that are no streams and not ``config`` are 0.
+    MSI-X and AtomicOps are on; inputs that are no streams and not ``config`` are 0.
     """
     ports, registers, joined = ["input clk"], [], [".clk(clk)", ".rst(1'b0)"]
 
@@ -69,7 +70,7 @@ def _wrapper(unit):
         is_input, width = member.flow.name == "In", Shape.cast(member.shape).width
         if not stream:
             if is_input:
-                value = ConfigState.const({"msix_enable": 1, "bus_master": 1}).as_value().value if kind == "config" else 0
+                value = ConfigState.const({"msix_enable": 1, "bus_master": 1, "atomics": 1}).as_value().value if kind == "config" else 0
                 joined.append(f".\\{name} ({width}'d{value})")
             else:
                 ports.append(f"output [{width - 1}:0] {name}")
@@ -93,7 +94,7 @@ def _fields(names):
 
 
 _Options = _fields("latency jitter gaps stalls outstanding seed base size")
-_Counts = _fields("hits misses walks merged reads refused_reads writes fences")
+_Counts = _fields("hits misses walks merged reads refused_reads writes updates fences")
 
 
 @functools.cache
@@ -104,6 +105,7 @@ def _library(path):
         ("options", ctypes.POINTER(_Options), [iommu]), ("counts", ctypes.POINTER(_Counts), [iommu]), ("error", ctypes.c_char_p, [iommu]),
         ("run", u64, [iommu, u64, number]), ("access", u64, [iommu, u32, u32, number, u64]), ("ask", None, [iommu, iommu, u64]),
         ("left", u64, [iommu]), ("answers", u64, [iommu, ctypes.POINTER(iommu)]), ("stores", u64, [iommu, ctypes.POINTER(iommu)]),
+        ("updates", u64, [iommu, ctypes.POINTER(iommu)]),
         ("forget", None, [iommu]),
     ):  # fmt: skip
         function = getattr(library, f"iommu_{name}")
@@ -228,9 +230,12 @@ class CompiledIommu:
             raise AssertionError(f"{self.left} requests are not answered, or something moves, after {cycles} cycles")
 
     def take(self):
-        """Return answers to all requests since the last call, in their order, and stores in memory (arrays); all must be answered."""
+        """Return what there was since the last call: answers to all requests, in their order, stores, and updates (arrays).
+
+        All must be answered.
+        """
         found = []
-        for name, kind in (("answers", ANSWER), ("stores", STORE)):
+        for name, kind in (("answers", ANSWER), ("stores", STORE), ("updates", UPDATE)):
             place = ctypes.c_void_p()
             count = getattr(self._library, f"iommu_{name}")(self._iommu, ctypes.byref(place))
             raw = ctypes.string_at(place, count * kind.itemsize) if count else b""

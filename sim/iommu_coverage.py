@@ -4,12 +4,14 @@ import re
 from collections import Counter
 
 from ..models.iommu.commands import IodirInvalDdt, IodirInvalPdt, IofenceC, IotinvalGvma, IotinvalVma
+from ..models.iommu.entries import PTE_D
 from ..models.iommu.faults import Cause, TransactionType
 
-__all__ = ["Coverage", "through"]
+__all__ = ["Coverage", "through", "updated"]
 
 _NAMED_BY_ACCESS = {1: 1, 12: 1, 20: 1, 5: 2, 13: 2, 21: 2, 7: 3, 15: 3, 23: 3}  # cause -> TTYP
 _DETAIL = re.compile(r" 0x[0-9a-f]+| \d+ bits$| LVL\d supports$|(?<=^bits) [\d:]+| of level \d| \d+(?= at)")
+_UPDATE = re.compile(r"PTE of level \d becomes (\w+)")
 _UNREADABLE = re.compile(r"(.*?) ?at is (poisoned|unmapped)")
 
 # [RVPRIV Sv39] what may be wrong with an entry of a page table, or the address in front of the first.
@@ -52,7 +54,7 @@ def _checks(has, processes):
     reasons = {
         10: "each iosatp.MODE is offered" if all_modes else None, 14: "each iohgatp.MODE is offered" if has.Sv57x4 else None,
         15: "fctl.GXL is 0", 16: no_flat, 17: None if has.Sv39x4 else "iohgatp.MODE can be Bare only", 21: "counted as 19: END is 0",
-        22: "QOSID is 0: RCID and MCID are reserved bits of check 1", 23: no_flat,
+        18: "AMO_HWAD is 1" if has.AMO_HWAD else None, 22: "QOSID is 0: RCID and MCID are reserved bits of check 1", 23: no_flat,
     }  # fmt: skip
     for number in range(1, 24):
         yield f"device context check {number}", reasons.get(number)
@@ -104,6 +106,18 @@ def _around(has, processes):
     yield from ("IODIR.INVAL_PDT DV",) if processes else ()
     yield from ("cqcsr.cqmf", "cqcsr.cmd_ill", "fqcsr.fqmf", "fqcsr.fqof")
     yield from ("race: as it was", "race: as it is")
+    if has.HPM:
+        yield from (f"event {event} counted" for event in (1, 4, 5, *([6] if processes else []), 7, *([8] if has.Sv39x4 else [])))
+        yield from ("overflow of an event counter", "overflow of the counter of cycles")
+    if has.AMO_HWAD:
+        yield from (f"{stage} stage: {bit} set" for stage in ("first", "second") if stage == "first" or has.Sv39x4 for bit in "AD")
+        yield "update: the entry has changed"
+
+
+def updated(steps):
+    """Return rows of the entries that the steps of a golden walk update."""
+    changes = [(step.section, int(found[1], 16)) for step in steps if (found := _UPDATE.match(step.what))]
+    return tuple([f"{'second' if 'x4' in section else 'first'} stage: {'D' if entry & PTE_D else 'A'} set" for section, entry in changes])
 
 
 def through(size):

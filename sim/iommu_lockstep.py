@@ -1,6 +1,8 @@
 """The compiled IOMMU and the golden model, asked the same in random worlds: every answer, record, register and message is compared."""
 
+import itertools
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,14 +10,16 @@ import numpy as np
 from ..models.host import MemoryWrite
 from ..models.host import run as run_software
 from ..models.iommu.commands import IofenceC, command_defects
+from ..models.iommu.entries import PTE_A, PTE_D
 from ..models.iommu.faults import FaultRecord, TransactionType, TranslationFault
+from ..models.iommu.hpm import Event, EventIds, EventSelector
 from ..models.iommu.registers import OFFSET, Capabilities, CommandQueueStopped, IommuDriver, IommuMode, QueueCsr
 from ..models.iommu.tables import Allocator
 from ..models.iommu.unit import Unit
 from ..models.iommu.walk import Iommu, PlainRegisters, Request
 from ..rtl.tlp.layouts import BurstStatus
 from .compiled_iommu import REQUEST, CompiledIommu, MarkedMemory
-from .iommu_coverage import Coverage, through
+from .iommu_coverage import Coverage, through, updated
 from .iommu_decks import Deck, decks
 from .iommu_worlds import ACCESS, World
 
@@ -29,18 +33,21 @@ MOST_OUTCOMES = 64
 ROUNDS = 6  # in a world
 FOCUSES = 4
 ILLEGAL = 60  # commands
+OVERFLOW_NEAR = 2000  # cycles
 QUEUE_LOG2 = 12  # records
 
 
 class _Seen:
     """Memory as an IOMMU sees it: marks count; what it writes is kept in ``writes`` and goes nowhere.
 
+    Bits that the other IOMMU has set are ``hidden`` (by the address of their words), so that a walk wants them set again.
     While ``choices`` is a list, a read of words that are in ``old`` brings, for each place in the list, what was there (1) or what is
     (0), 0 beyond its end; ``asked`` counts such reads.
     """
 
     def __init__(self, memory):
         self.memory, self.writes, self.old, self.choices, self.asked = memory, [], {}, None, 0
+        self.hidden, self._is_latest = {}, False
 
     def read(self, address, length):
         memory = self.memory
@@ -55,8 +62,25 @@ class _Seen:
                     whole = bytearray(found)
                     for word in words:
                         whole[word - address : word - address + 8] = self.old[word]
-                    return bytes(whole)
+                    found = bytes(whole)
+        if self._is_latest and length == 8 and found[7] >> 7:
+            entry, group = int.from_bytes(found, "little"), np.frombuffer(memory.read(address & -128, 128), "<u8").tolist()
+            for other in group:
+                entry |= other if not (other ^ entry) & ~(PTE_A | PTE_D) else 0
+            return entry.to_bytes(8, "little")
+        if not self._is_latest and address in self.hidden:  # entries of page tables are read alone
+            return (int.from_bytes(found, "little") & ~self.hidden[address]).to_bytes(length, "little")
         return found
+
+    @contextmanager
+    def latest(self):
+        """Nothing is hidden, entries of 64 KiB have A and D of each other, since each may serve for all. [RVPRIV Svnapot]
+
+        What is read and written meanwhile is forgotten.
+        """
+        asked, writes, self.asked, self.writes, self._is_latest = self.asked, self.writes, 0, [], True
+        yield
+        self.asked, self.writes, self._is_latest = asked, writes, False
 
     def write(self, address, data):
         self.memory.check(address, len(data), True)
@@ -65,7 +89,10 @@ class _Seen:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a request may get; ``rows`` are those of the coverage that it counts for, and not compared."""
+    """What a request may get.
+
+    Not compared: ``rows`` of the coverage that it counts for, ``wanted``: (address, A and D to be set), ``events`` of an empty IOMMU.
+    """
 
     cause: int = 0
     page: int = 0
@@ -76,6 +103,8 @@ class Outcome:
     iotval2: int = 0
     is_logged: bool = False
     rows: tuple = field(default=(), compare=False)
+    wanted: tuple = field(default=(), compare=False)
+    events: tuple = field(default=(), compare=False)
 
     def refuses(self, answer, access):
         """Say what is wrong with ``answer`` (an element of ``ANSWER``, as a tuple) to an access (0 to 2), or return None."""
@@ -119,14 +148,15 @@ class Lockstep:
         self.iommu = CompiledIommu(unit, self.memory, seed=rng.getrandbits(30))
         self.seen = _Seen(self.memory)
         self.golden = Unit(self.seen, self.capabilities, vectors=unit.vectors, queue_log2_max=unit.queue_log2_max,
-                           reset_mode=IommuMode.OFF if unit.strict else IommuMode.BARE)  # fmt: skip
+                           reset_mode=IommuMode.OFF if unit.strict else IommuMode.BARE, counters=unit.features.counters)  # fmt: skip
+        self.counters = unit.features.counters if unit.features.HPM else 0
         self.walker = Iommu(self.seen, self.capabilities, registers=PlainRegisters())
         self.own = Allocator(self.memory, BASE, OWN)
         self.driver = IommuDriver(0, self.memory, self.own, poll_cycles=8)
         self.decks, self._commands = decks(rng, self.capabilities), command_defects(self.capabilities.switched_on())
         self.coverage = Coverage(self.capabilities, self.decks)
         self.requests = self.walks = self.worlds = 0
-        self.world = None
+        self.world = self._ticked = None  # at which cycle the model's counter of cycles was right
         self._messages, self._troubles = self.own.page(), Deck(rng, ["illegal", "illegal", "commands", "fence", "records", "overflow"])
         self.run(self._begin())
         self.compare()
@@ -197,10 +227,16 @@ class Lockstep:
         self.iommu.options.outstanding = rng.choice([1, 8, 64, 256])
         self.run(driver.set_ddtp(IommuMode.OFF))
         self.world = World(rng, memory, Allocator(memory, BASE + OWN, SIZE - OWN, rng=rng), self.capabilities, self.decks)
-        registers = {"icvec": rng.randrange(4) | rng.randrange(4) << 4}
+        registers = {"icvec": sum(rng.randrange(4) << at for at in (0, 4, 8))}
         for vector in range(4):
             registers |= {f"msi_addr_{vector}": self._messages + 16 * vector if rng.random() < 0.9 else BASE - 16,
                           f"msi_data_{vector}": rng.getrandbits(32), f"msi_vec_ctl_{vector}": rng.random() < 0.2}  # fmt: skip
+        for n in range(1, self.counters + 1):
+            registers |= {f"iohpmevt{n}": self.world.selector().value, f"iohpmctr{n}": (1 << 64) - rng.choice([1, 50, 1 << 60])}
+        if self.counters:
+            inhibited = rng.getrandbits(32) & rng.getrandbits(32)
+            registers |= {"iohpmcycles": (1 << 63) - rng.choice([10_000, 1 << 60]), "iocountinh": inhibited}
+            self._ticked = None
         for name, value in registers.items():
             self.run(driver.write(name, value))
         self.exact(20, most=1)  # Off
@@ -230,10 +266,16 @@ class Lockstep:
         """Compare ``count`` requests, about ``most`` for each page and access, with the walk of tables that do not change."""
         asked, array = self._drawn(count, most, **options)
         self.iommu.ask(array)
-        self.iommu.settle()
-        answers, stores = self.iommu.take()
-        outcomes = self._outcomes(asked)
+        answers, stores, updates = self._taken()
+        outcomes = self._outcomes(asked, updates)
+        updates_are_on = self.world.SADE or self.world.GADE  # each begins its walk anew
+        self._count(asked, {} if updates_are_on else outcomes)
         self._judge(asked, array, answers, stores, lambda n, answer: [outcomes[asked[n]]])
+        self._justify(updates, [outcomes.values()])
+        with self.seen.latest():
+            for address, bits in {one for outcome in outcomes.values() for one in outcome.wanted}:
+                if bits & ~(found := int.from_bytes(self.seen.read(address, 8), "little")):
+                    raise AssertionError(f"The entry at {address:#x} is {found:#x}, without {bits:#x}")
 
     def race(self, count, **options):
         """As `exact`, while one entry, or the mode, changes and is invalidated: who is answered meanwhile may get either."""
@@ -251,13 +293,12 @@ class Lockstep:
             self.command(self.world.change(is_single=True))
         ended = self.iommu.cycle
         old, memory.journal = memory.journal, None
-        self.iommu.settle()
-        answers, stores = self.iommu.take()
-        news = self._outcomes(asked)
+        answers, stores, updates = self._taken()
+        news = self._outcomes(asked, updates)
         self.seen.old, self.seen.choices = old, [1] * 1000
-        olds = self._outcomes(asked, ddtp=before)
+        olds = self._outcomes(asked, updates, ddtp=before)
         self.seen.choices = None
-        offs = self._outcomes(asked, ddtp=IommuMode.OFF) if is_mode else {}  # the way to Bare leads through Off
+        offs = self._outcomes(asked, updates, ddtp=IommuMode.OFF) if is_mode else {}  # the way to Bare leads through Off
 
         def allowed(n, answer):
             key, answered = asked[n], answer[2]
@@ -271,7 +312,9 @@ class Lockstep:
                 self.coverage.met(["race: as it is" if is_new else "race: as it was" if is_old else "race: mixed"])
             return found
 
+        self._count(asked)
         self._judge(asked, array, answers, stores, allowed)
+        self._justify(updates, itertools.chain([olds.values(), news.values()], (self._mixed(key, old) for key in dict.fromkeys(asked))))
         if is_mode:
             self.exact(40)
             self.run(driver.set_ddtp(IommuMode.BARE + self.world.levels, self.world.directory.root))
@@ -329,25 +372,39 @@ class Lockstep:
         array["iova"] = np.array(iova, "<u8") | np.array([rng.getrandbits(12) for _ in asked], "<u8")
         return asked, array
 
-    def _outcomes(self, asked, *, ddtp=None):
-        """Return the golden outcome of each request."""
+    def _outcomes(self, asked, updates, *, ddtp=None):
+        """Return the golden outcome of each request, as if the bits that ``updates`` have set were not set."""
         self.walker.registers.ddtp = self.golden.registers.ddtp if ddtp is None else ddtp
+        self.seen.hidden = hidden = Counter()
+        for _, address, compare, swap, found in updates.tolist():
+            hidden[address] |= compare ^ swap if found == compare else 0
         found = {key: self._walk(key) for key in dict.fromkeys(asked)}
         self.walks += len(found)
         return found
 
     def _walk(self, key):
         device, pid, privileged, access, iova = key
-        self.seen.asked = 0
+        seen, request = self.seen, Request(device, iova, ACCESS[access], pid, privileged)
+        seen.asked, others, seen.writes = 0, seen.writes, []
         try:
-            found = self.walker.translate(Request(device, iova, ACCESS[access], pid, privileged), trace=True)
+            found = self.walker.translate(request, trace=True)
         except TranslationFault as fault:
             rows = self.coverage.rows(fault.cause, fault.iotval2, ACCESS[access].ttyp, self.walker.steps, self.world.planted)
             if not fault.is_logged:
                 rows += ("no record: DTF",)
-            return Outcome(cause=int(fault.cause), iotval2=fault.iotval2, is_logged=fault.is_logged, rows=rows)
-        rows = through(found.size), *([f"memory type {found.pbmt}"] * bool(found.pbmt)), *(["interrupt file"] * found.is_msi)
-        return Outcome(0, found.spa >> 12, found.size, found.readable, found.writable, found.pbmt, rows=rows)
+            outcome = {"cause": int(fault.cause), "iotval2": fault.iotval2, "is_logged": fault.is_logged}
+        else:
+            rows = through(found.size), *([f"memory type {found.pbmt}"] * bool(found.pbmt)), *(["interrupt file"] * found.is_msi)
+            outcome = {"page": found.spa >> 12, "size": found.size, "readable": found.readable, "writable": found.writable,
+                       "pbmt": found.pbmt}  # fmt: skip
+        rows += updated(self.walker.steps)
+        wanted, seen.writes = seen.writes, others
+        wanted = tuple([(address, int.from_bytes(data, "little") & (PTE_A | PTE_D)) for address, data in wanted])
+        outcome["events"] = tuple(self.walker.events)
+        if (self.world.SADE or self.world.GADE) and not outcome.get("writable", True):  # D may be there by now, for others
+            with seen.latest():
+                outcome["writable"] = self.walker.translate(request).writable
+        return Outcome(**outcome, rows=rows, wanted=wanted)
 
     def _mixed(self, key, old):
         """Return what a walk may come to that finds each time it reads a changed entry what it was or what it is."""
@@ -362,6 +419,64 @@ class Lockstep:
         return found
 
     # -- comparison --
+
+    def _count(self, asked, outcomes=None):
+        """Let the model's counters be what the others are: of each request they have one, of walks no more than with empty caches."""
+        registers, least, most = self.golden.registers, Counter(), Counter()
+        for (device, pid, *_), count in Counter(asked).items() if self.counters else ():
+            for number in registers.counted([(Event.UNTRANSLATED_REQUEST, EventIds(device, pid))]):
+                least[number] += count
+                most[number] += count
+        for key, count in Counter(asked).items() if self.counters and outcomes else ():
+            for number in registers.counted(outcomes[key].events):
+                most[number] += count
+        for n in range(1, self.counters + 1):
+            event = EventSelector.from_value(registers.read(OFFSET[f"iohpmevt{n}"], 8)).event
+            grown = self.iommu.access(OFFSET[f"iohpmctr{n}"], 8) - registers.read(OFFSET[f"iohpmctr{n}"], 8) & (1 << 64) - 1
+            if not least[n] <= grown <= (most[n] if outcomes or event == Event.UNTRANSLATED_REQUEST else grown):
+                raise AssertionError(f"Counter {n} of event {event} has {grown} more, not {least[n]} to {most[n]}")
+            for _ in range(grown):
+                registers.advance(n)
+            self.coverage.met([f"event {event} counted"] * bool(grown))
+
+    def _taken(self):
+        """Return what there was until nothing moves: answers, stores, updates."""
+        self.iommu.settle()
+        self._tick()
+        self.iommu.settle()
+        return self.iommu.take()
+
+    def _tick(self):
+        """Let the model's cycles be what went by, and none overflow soon."""
+        registers, place, mask = self.golden.registers, OFFSET["iohpmcycles"], (1 << 63) - 1
+        while self.counters:
+            now, cycle = self.iommu.access(place, 8) & mask, self.iommu.cycle
+            grown = now - registers.read(place, 8) & mask
+            if self._ticked is None:
+                registers.write(place, 8, now)
+            elif grown != (expected := 0 if registers.read(OFFSET["iocountinh"], 4) & 1 else cycle - self._ticked):
+                raise AssertionError(f"The counter of cycles has {grown} more, not {expected}")
+            else:
+                registers.tick(grown)
+            self._ticked = cycle
+            if mask - now > OVERFLOW_NEAR:
+                return
+            self.iommu.step(OVERFLOW_NEAR)
+
+    def _justify(self, updates, sides):
+        """Check that an outcome in ``sides``, of which no more than needed are looked at, wants each of ``updates`` that was done."""
+        wanted, sides = Counter(), iter(sides)
+        for _, address, compare, swap, found in updates.tolist():
+            if found != compare:
+                self.coverage.met(["update: the entry has changed"])
+                continue
+            while swap ^ compare ^ (more := swap & ~compare) or more & ~wanted[address]:
+                outcomes = next(sides, None)
+                if outcomes is None:
+                    raise AssertionError(f"The entry at {address:#x} became {swap:#x}, which nobody wants of {compare:#x}")
+                for outcome in outcomes:
+                    for place, bits in outcome.wanted:
+                        wanted[place] |= bits
 
     def _judge(self, asked, array, answers, stores, allowed):
         """Compare answers, then all that `compare` does."""
@@ -403,8 +518,7 @@ class Lockstep:
         """Compare records, what was written to memory, and registers; then take records out of the queue."""
         golden, driver, seen = self.golden, self.driver, self.seen
         if stores is None:
-            self.iommu.settle()
-            _, stores = self.iommu.take()
+            _, stores, _ = self._taken()
         expected = Counter() if expected is None else expected
         queue = range(driver.fq_base, driver.fq_base + 32 * driver.fq_entries)
         written = [(int(one["address"]), one["data"].tobytes()[: one["length"]], int(one["status"])) for one in stores]
@@ -436,14 +550,18 @@ class Lockstep:
         if good != (wanted := summed(seen.writes)):
             raise AssertionError(f"Written {good - wanted}, not {wanted - good}")
         seen.writes.clear()
-        for name in COMPARED:
-            now, model = (side(OFFSET[name], 8 if name in WIDE else 4) for side in (self.iommu.access, golden.registers.read))
+        hpm = [f"{name}{n}" for name in ("iohpmctr", "iohpmevt") for n in range(1, self.counters + 1)]
+        for name in (*COMPARED, *([*hpm, "iocountovf"] if self.counters else ())):
+            size = 8 if name in WIDE or name in hpm else 4
+            now, model = (side(OFFSET[name], size) for side in (self.iommu.access, golden.registers.read))
             if now != model:
                 raise AssertionError(f"{name} is {now:#x}, not {model:#x}")
         pending = self.iommu.access(PENDING_ARRAY, 8)
         if pending != sum(1 << vector for vector in golden.registers.pending):
             raise AssertionError(f"Pending messages are {pending:#x}, not {golden.registers.pending}")
+        overflows = golden.registers.read(OFFSET["iocountovf"], 4) if self.counters else 0
+        self.coverage.met(["overflow of an event counter"] * (overflows > 1) + ["overflow of the counter of cycles"] * (overflows & 1))
         self.coverage.met([f"fqcsr.{name}" for name in ("fqmf", "fqof") if getattr(golden.registers, name)])
         if records or golden.registers.fqof or golden.registers.fqmf:
             self.run(driver.read_faults())
-        self.run(driver.write("ipsr", 3))  # what lasts raises its interrupt again
+        self.run(driver.write("ipsr", 7 if self.counters else 3))  # what lasts raises its interrupt again

@@ -25,6 +25,7 @@ from ..models.iommu.entries import (
     ProcessContext,
 )
 from ..models.iommu.faults import AccessType
+from ..models.iommu.hpm import EventSelector
 from ..models.iommu.tables import Allocator, DeviceContext, DeviceDirectory, GuestView, MsiTable, PageTable, ProcessDirectory
 from ..rtl.tlp.layouts import BurstStatus
 from .iommu_decks import MORE_CONTEXT_DEFECTS
@@ -50,7 +51,8 @@ class _Guest:
             table.map_page(GUEST_POOL, run, size=1 << 21, perms="rwu")
         else:
             for n in range(GUEST_PAGES):
-                table.map_page(GUEST_POOL + (n << 12), world.allocator.page(), perms="rwu" if n % 4 else "ru")
+                table.map_page(GUEST_POOL + (n << 12), world.allocator.page(), perms="rwu" if n % 4 else "ru",
+                               a=not world.GADE or rng.random() < 0.5, d=not world.GADE or rng.random() < 0.5)  # fmt: skip
         self.view = GuestView(world.memory, table)
         self.allocator = Allocator(self.view, GUEST_POOL, GUEST_PAGES << 12, rng=rng)
         self.targets = [(GUEST_POOL, GUEST_PAGES << 12), (rng.getrandbits(59) & -4096, 4096)]
@@ -137,7 +139,7 @@ class _Device:
         rng, has = world.rng, world.features
         self.device_id, self.directory, self.space, self.processes = device_id, None, None, {}
         self.guest = guest = rng.choice([None, *world.guests]) if rng.random() < 0.6 or not world.guests else rng.choice(world.guests)
-        context = DeviceContext(DTF=rng.random() < 0.2)
+        context = DeviceContext(DTF=rng.random() < 0.2, SADE=world.SADE, GADE=world.GADE)
         levels = [n for n, name in enumerate(("PD8", "PD17", "PD20"), 1) if name in has]
         if rng.random() < (0.6 if levels else 0.15):
             context = replace(context, PDTV=True, DPE=rng.random() < 0.5)
@@ -182,6 +184,7 @@ class World:
         self.capabilities, self.features = capabilities, capabilities.switched_on()
         self.planted, self._undo, self._spoilt = {}, [], set()  # of process directories with bad pointers
         # The same numbers and addresses in each guest and the host.
+        self.SADE, self.GADE = ("AMO_HWAD" in self.features and rng.random() < 0.6 for _ in range(2))  # so says every context
         self.common, self.common_gpas = ([rng.getrandbits(38) & -4096 for _ in range(6)] for _ in range(2))
         self.PSCIDs = [rng.randrange(1 << 18) << 2 | n for n in range(3)]
         self._bad_targets = [(rng.getrandbits(56) & -4096, 4096) for _ in range(8)]
@@ -230,7 +233,8 @@ class World:
         if any(one.iova < address + size and address < one.iova + one.size for one in table.mappings.values()):
             return False
         kinds = ["rwxu"] * 12 + ["rwu", "rwu", "ru", "rxu", "xu"] + (["rw", "rwx", "r"] if is_first else [])
-        chosen = {"perms": rng.choice(kinds), "a": rng.random() < 0.97, "d": rng.random() < 0.95,
+        few = self.SADE if is_first else self.GADE
+        chosen = {"perms": rng.choice(kinds), "a": rng.random() < (0.5 if few else 0.97), "d": rng.random() < (0.4 if few else 0.95),
                   "pbmt": rng.choice([0, 0, 1, 2]) if "Svpbmt" in self.features else 0}  # fmt: skip
         table.map_page(address, to & -size & (1 << 56) - 1, size=size, **chosen | options)
         return True
@@ -354,17 +358,18 @@ class World:
         at, count = table._slot(mapping.iova, table.scheme.level_of_size(mapping.size)), 16 if mapping.size == SIZE_64K else 1
         if self._places(table, at, count) & self.planted.keys():
             return False
-        entry = self._entry(mapping, to)
+        entry = self._entry(mapping, to, self.GADE if table in [guest.second for guest in self.guests] else self.SADE)
         for n in range(count):
             table.memory.write(at + 8 * n, entry)
         return True
 
-    def _entry(self, mapping, to):
-        """Return a random entry for the size of ``mapping``; one of ten is not valid."""
+    def _entry(self, mapping, to, is_updated):
+        """Return a random entry for the size of ``mapping``; one of ten is not valid. With ``is_updated`` many have A or D clear."""
         rng, is_napot = self.rng, mapping.size == SIZE_64K
         flags = rng.choice(["rwxu"] * 5 + ["ru", "xu", "rwu"])
-        new = PTE_V | PTE_A | PTE_D * (rng.random() < 0.9) | PTE_G * mapping.is_global | sum(
+        new = PTE_V | PTE_G * mapping.is_global | sum(
             bit for letter, bit in zip("rwxu", (PTE_R, PTE_W, PTE_X, PTE_U)) if letter in flags)
+        new |= PTE_A * (not is_updated or rng.random() < 0.5) | PTE_D * (rng.random() < (0.4 if is_updated else 0.9))
         new |= ((to & -mapping.size & (1 << 56) - 1) >> 12 | 8 * is_napot) << 10 | PTE_N * is_napot
         return (new if rng.random() < 0.9 else 0).to_bytes(8, "little")
 
@@ -411,7 +416,7 @@ class World:
         journal, self.memory.journal = self.memory.journal, None  # nobody knows of the new table yet
         new = table.allocator.page()
         memory.write(new, memory.read(slot & -4096, 4096))
-        memory.write(new + slot % 4096, self._entry(mapping, rng.choice(self.targets(space.guest))[0]))
+        memory.write(new + slot % 4096, self._entry(mapping, rng.choice(self.targets(space.guest))[0], self.SADE))
         self.memory.journal = journal
         memory.write(pointer, (new >> 2 | PTE_V).to_bytes(8, "little"))
         self._ask_again(one)
@@ -562,6 +567,16 @@ class World:
         memory.mark(place, 128 if mapping and mapping.size == SIZE_64K else 8, status)  # which of 16 equal entries is read is open
         self._ask_again(one)
         return self.everything()
+
+    # -- counters --
+
+    def selector(self):
+        """Return a random selector of what counts: everybody's events, or those of a device, guest, process or address space there is."""
+        rng, device, is_space = self.rng, self.rng.choice([*self.devices, *self.bad]), self.rng.random() < 0.5
+        pid = rng.choice(self.PSCIDs) if is_space else rng.choice([*device.processes, 1])
+        number = device.context.GSCID if is_space else device.device_id
+        event, is_masked, by_process, by_device = rng.choice([1, 1, *range(10)]), *(rng.random() < chance for chance in (0.3, 0.4, 0.4))
+        return EventSelector(event, is_masked, pid, number, by_process, by_device, is_space)
 
     # -- requests --
 

@@ -211,7 +211,8 @@ def register_list(capabilities: Capabilities, *, reset_mode: IommuMode = IommuMo
 
 
 REGISTERS = register_list(Capabilities())
-OFFSET = {register.name: register.offset for register in REGISTERS}
+_BY_NAME = {register.name: register for register in register_list(Capabilities(ATS=True, HPM=True, DBG=True, QOSID=True), counters=31)}
+OFFSET = {name: register.offset for name, register in _BY_NAME.items()}  # of every register that there may be
 
 
 class QueueCsr(IntFlag):
@@ -905,6 +906,3 @@ class IommuDriver:
                 raise CommandQueueStopped(csr, head)
             yield Delay(self.poll_cycles)
         raise IommuDriverError(f"Waited {self.polls} times {self.poll_cycles} cycles for {what}; cqh is {head}")
-
-
-_BY_NAME = {register.name: register for register in REGISTERS}

@@ -416,8 +416,8 @@ class Walker(wiring.Component):
                     m.next = "READ"
                 with m.Else():
                     work.access(m)
-                if updates and processes:
-                    with m.If(key.supervisor & ~walk.ENS):  # before anything is updated for it
+                if processes:
+                    with m.If(key.supervisor & ~walk.ENS):
                         m.d.sync += fail(Outcome.FAULT, spec.TYPE_DISALLOWED)
                         m.next = "END_WALK"
             with m.State("READ"):
