@@ -156,7 +156,7 @@ class Lockstep:
         self.decks, self._commands = decks(rng, self.capabilities), command_defects(self.capabilities.switched_on())
         self.coverage = Coverage(self.capabilities, self.decks)
         self.requests = self.walks = self.worlds = 0
-        self.world = self._ticked = None  # at which cycle the model's counter of cycles was right
+        self.world, self._ticked = None, None  # at which cycle the model's counter of cycles was right
         self._messages, self._troubles = self.own.page(), Deck(rng, ["illegal", "illegal", "commands", "fence", "records", "overflow"])
         self.run(self._begin())
         self.compare()
@@ -202,6 +202,7 @@ class Lockstep:
             try:
                 self.new_world()
                 for _ in range(ROUNDS):
+                    self.select()
                     self.change()
                     self.exact(100)
                     self.race(60)
@@ -231,18 +232,28 @@ class Lockstep:
         for vector in range(4):
             registers |= {f"msi_addr_{vector}": self._messages + 16 * vector if rng.random() < 0.9 else BASE - 16,
                           f"msi_data_{vector}": rng.getrandbits(32), f"msi_vec_ctl_{vector}": rng.random() < 0.2}  # fmt: skip
-        for n in range(1, self.counters + 1):
-            registers |= {f"iohpmevt{n}": self.world.selector().value, f"iohpmctr{n}": (1 << 64) - rng.choice([1, 50, 1 << 60])}
-        if self.counters:
-            inhibited = rng.getrandbits(32) & rng.getrandbits(32)
-            registers |= {"iohpmcycles": (1 << 63) - rng.choice([10_000, 1 << 60]), "iocountinh": inhibited}
-            self._ticked = None
         for name, value in registers.items():
             self.run(driver.write(name, value))
+        self.select()
         self.exact(20, most=1)  # Off
         self.command(self.world.everything())
         self.run(driver.set_ddtp(IommuMode.BARE + self.world.levels, self.world.directory.root))
         self.compare()
+
+    def select(self):
+        """Let the counters count something else, most of them about to overflow, many not for the first time."""
+        rng, registers = self.rng, {}
+        self.compare()
+        for n in range(1, self.counters + 1):
+            registers |= {f"iohpmevt{n}": self.world.selector().value | rng.getrandbits(1) << 63,
+                          f"iohpmctr{n}": (1 << 64) - rng.choice([1, 50, 1 << 60])}  # fmt: skip
+        if self.counters:
+            registers |= {"iohpmcycles": rng.getrandbits(1) << 63 | (1 << 63) - rng.choice([10_000, 1 << 60]),
+                          "iocountinh": rng.getrandbits(32) & rng.getrandbits(32)}  # fmt: skip
+        for name, value in registers.items():
+            self.run(self.driver.write(name, value))
+        self._ticked = None
+        self._tick()
 
     def change(self):
         """Let tables change, and invalidate what has changed."""
@@ -453,7 +464,7 @@ class Lockstep:
             now, cycle = self.iommu.access(place, 8) & mask, self.iommu.cycle
             grown = now - registers.read(place, 8) & mask
             if self._ticked is None:
-                registers.write(place, 8, now)
+                registers.write(place, 8, now | registers.read(place, 8) & ~mask)
             elif grown != (expected := 0 if registers.read(OFFSET["iocountinh"], 4) & 1 else cycle - self._ticked):
                 raise AssertionError(f"The counter of cycles has {grown} more, not {expected}")
             else:

@@ -575,7 +575,9 @@ class World:
         rng, device, is_space = self.rng, self.rng.choice([*self.devices, *self.bad]), self.rng.random() < 0.5
         pid = rng.choice(self.PSCIDs) if is_space else rng.choice([*device.processes, 1])
         number = device.context.GSCID if is_space else device.device_id
-        event, is_masked, by_process, by_device = rng.choice([1, 1, *range(10)]), *(rng.random() < chance for chance in (0.3, 0.4, 0.4))
+        if is_masked := rng.random() < 0.3:  # what is below a bit, and the bit, which is 0, do not count
+            number = number & -2 << (bit := rng.randrange(4)) | (1 << bit) - 1
+        event, by_process, by_device = rng.choice([1, 1, *range(10)]), rng.random() < 0.4, rng.random() < 0.4
         return EventSelector(event, is_masked, pid, number, by_process, by_device, is_space)
 
     # -- requests --
