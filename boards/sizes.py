@@ -6,16 +6,13 @@ Nothing is placed or routed, so there is no frequency: in its stand is the numbe
 import argparse
 import json
 import re
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
-from amaranth.back import rtlil
-
 from ..rtl.iommu.features import Features
 from ..rtl.iommu.unit import Iommu
+from .yosys import synthesize
 
 LEAST = {"entries": 16, "ways": 2, "superpage_entries": 2, "walks": 2, "context_entries": 2, "misses": 4}
 ALL = Features(**dict.fromkeys(Features.flags(), True))
@@ -23,7 +20,6 @@ ROWS = {  # IOTLB entries, what there is beside the least: parameters
     "16": LEAST, "64": {"entries": 64}, "256": {"entries": 256}, "256, all features": {"entries": 256, "features": ALL},
 }  # fmt: skip
 FAMILIES = {"ECP5": "synth_ecp5", "xc7": "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf"}
-_YOSYS = "import sys; from pyosys import libyosys as y; d = y.Design(); [y.run_pass(c, d) for c in sys.argv[1:]]"
 
 LUTS = {"CCU2C": 2, "TRELLIS_DPR16X4": 4, "RAM32M": 4, "RAM64M": 4, "RAM32X1D": 2, "RAM64X1D": 2}  # that a cell takes, beside LUT1 to LUT6
 BLOCKS = {"DP16KD": 1, "RAMB18E1": 0.5, "RAMB36E1": 1}
@@ -35,10 +31,8 @@ CARRY_IN = ("CIN", "CI")
 def mapped(family, **parameters):
     """Return the cells of an :class:`Iommu` with a 64-bit memory port, mapped to ``family``: Yosys' JSON, by name."""
     with tempfile.TemporaryDirectory() as folder:
-        source, netlist = Path(folder) / "iommu.il", Path(folder) / "iommu.json"
-        source.write_text(rtlil.convert(Iommu(width=64, **parameters), emit_src=False))
-        subprocess.run([sys.executable, "-c", _YOSYS, f"read_rtlil {source}", f"{FAMILIES[family]} -top top", f"write_json {netlist}"],
-                       check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+        netlist = Path(folder) / "iommu.json"
+        synthesize(Iommu(width=64, **parameters), FAMILIES[family], netlist)
         return json.loads(netlist.read_text())["modules"]["top"]["cells"]
 
 

@@ -3,7 +3,13 @@
 import re
 from pathlib import Path
 
+import pytest
+from amaranth import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
 from ringwall.boards import sizes
+from ringwall.boards.place import place
 from ringwall.rtl import iommu
 
 README = Path(iommu.__file__).with_name("README.md").read_text()
@@ -39,3 +45,39 @@ def test_table():
     """IOMMU-ALONE-3: the README's table of sizes has the rows that the command prints, and no other."""
     rows = re.findall(r"^\| (.*?) \| (ECP5|xc7) \|", README, re.MULTILINE)
     assert rows == [(row, family) for row in sizes.ROWS for family in sizes.FAMILIES]
+
+
+class Chain(wiring.Component):
+    """``count`` multiplications of 8 bits, one behind the other, between two registers."""
+
+    a: In(8)
+    o: Out(8)
+
+    def __init__(self, count):
+        self.count = count
+        super().__init__()
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.deep = deep = Module()
+        value = a = Signal(8, name="a_then")
+        m.d.sync += a.eq(self.a)
+        for n in range(self.count):
+            product = Signal(8, name=f"product_{n}")
+            deep.d.comb += product.eq((value * value)[4:12] ^ a)
+            value = product
+        product = Signal(8)
+        deep.d.sync += product.eq(value)
+        m.d.sync += self.o.eq(product ^ a)
+        return m
+
+
+def test_place():
+    """IOMMU-ALONE-4: frequency of what is placed and routed, and the block of its slowest path; too much for the FPGA is an error."""
+    short, long = (place(Chain(count), device="um5g-25k") for count in (1, 3))
+    assert 1000 / short.frequency == pytest.approx(short.delay, rel=0.01)
+    assert 2 < short.frequency / long.frequency < 4
+    assert long.path[-1] == "deep"
+    assert 0 < long.routing < long.delay
+    with pytest.raises(RuntimeError, match="nextpnr ended with"):
+        place(Chain(40), device="um5g-25k")  # it has 28 multipliers

