@@ -56,7 +56,7 @@ class IommuConfig(Features):
             device_id=self.device_id,
             class_code=0x080600,
             bars=(Bar(0, 4096),),
-            capabilities=(PcieCapability(has_atomics=self.AMO_HWAD), MsixCapability(IOMMU_VECTORS, 0, MSIX_TABLE, 0, MSIX_PBA),
+            capabilities=(PcieCapability(has_atomics=self.has_atomics), MsixCapability(IOMMU_VECTORS, 0, MSIX_TABLE, 0, MSIX_PBA),
                           PowerCapability()),
             extended=tuple(extended),
             reports_errors=bool(extended),

@@ -139,11 +139,12 @@ class Core(wiring.Component):
         receiver = add("receiver", Receiver(width=width, depth=max(64, longest * 8 // width)))
         transmitter = add("transmitter", Transmitter(width=width))
         completer = add("completer", Completer(width=width, functions=count))
-        wall = ReadClient("wall", False, WALL_BUFFER_BYTES, atomics=self.iommu is not None and self.iommu.AMO_HWAD)
+        wall = ReadClient("wall", False, WALL_BUFFER_BYTES, atomics=self.iommu is not None and self.iommu.has_atomics)
+        has_files = self.iommu is not None and self.iommu.MSI_MRIF  # interrupt files in memory
         readers = (wall, *self.clients)
         requester = add("requester", Requester(
             width=width, clients=readers, functions=count, tags=self.tags, wall_tags=self.wall_tags,
-            completion_timeout_cycles=self.completion_timeout_cycles))
+            completion_timeout_cycles=self.completion_timeout_cycles, diverts=has_files))
         for source, sink in (
             (wiring.flipped(self.received), receiver.i), (transmitter.o, wiring.flipped(self.to_send)),
             (receiver.requests, completer.requests), (receiver.completions, requester.completions),
@@ -229,7 +230,7 @@ class Core(wiring.Component):
             wiring.connect(m, ours, wiring.flipped(theirs))
 
         # The wall. The gate is told no bus and device: the function number alone is the device_id.
-        gate = add("gate", Gate(clients=len(self.clients), functions=count, has_iommu=self.iommu is not None))
+        gate = add("gate", Gate(clients=len(self.clients), functions=count, has_iommu=self.iommu is not None, diverts=has_files))
         m.d.comb += gate.bypass.eq(self.bypass)
         for n in range(len(self.clients)):
             for ours, theirs in ((gate.bursts[n], self.bursts[n]), (requester.write_data[n + 1], self.write_data[n]),
@@ -249,8 +250,15 @@ class Core(wiring.Component):
                 (requester.read_data[0], iommu.read_data), (requester.write_done[0], iommu.write_done),
             ):
                 wiring.connect(m, source, sink)
-            if self.iommu.AMO_HWAD:
+            if self.iommu.has_atomics:
                 wiring.connect(m, iommu.operands, requester.wall_operands)
+            if has_files:
+                m.d.comb += [
+                    iommu.mrif_writes.valid.eq(requester.diverted.valid), requester.diverted.ready.eq(iommu.mrif_writes.ready),
+                    iommu.mrif_writes.p.cookie.eq(gate.diverted), iommu.mrif_writes.p.data.eq(requester.diverted.payload),
+                    requester.diverted_end.valid.eq(iommu.mrif_done.valid), iommu.mrif_done.ready.eq(requester.diverted_end.ready),
+                    requester.diverted_end.payload.eq(iommu.mrif_done.p.status), gate.diverted_over.eq(requester.diverted_over),
+                ]  # fmt: skip
             m.d.comb += [
                 iommu.config.eq(space.state[0]),
                 self.activity.iotlb_hit.eq(iommu.hit),

@@ -23,6 +23,8 @@ class IommuHost:
     ----------
     latency, fence_latency : callable
         Cycles from a read to its data, and from a fence to its answer.
+    atomics : :class:`bool`
+        ``dut`` has ``operands``.
     hold, limit
         See :class:`RegisterBus`.
 
@@ -38,9 +40,9 @@ class IommuHost:
         ``[cycle asked, cycle answered or None]`` of each fence.
     """
 
-    def __init__(self, dut, width, *, latency=lambda: 20, fence_latency=lambda: 5, hold=None, limit=16):
+    def __init__(self, dut, width, *, latency=lambda: 20, fence_latency=lambda: 5, atomics=False, hold=None, limit=16):
         self.dut, self.width, self.latency, self.fence_latency = dut, width, latency, fence_latency
-        self.hold, self.limit = hold, limit
+        self.atomics, self.hold, self.limit = atomics, hold, limit
         self.memory, self.broken, self.fences = GuestMemory(), {}, []
 
     async def begin(self, **config):
@@ -50,6 +52,7 @@ class IommuHost:
         self.bus = RegisterBus(self.dut, hold=self.hold, limit=self.limit)
         host = BurstMemory(self.memory, width=self.width, bursts=Stream(self.dut, "bursts"), read_data=Stream(self.dut, "read_data"),
                            write_data=Stream(self.dut, "write_data"), write_done=Stream(self.dut, "write_done"), ordered=False,
+                           operands=Stream(self.dut, "operands") if self.atomics else None,
                            latency=self._latency, status=self._status)  # fmt: skip
         self.bursts = host.log
         host.start()

@@ -18,9 +18,11 @@ from ..rtl.iommu.layouts import (
     MemoryRead,
     MemoryReadData,
     MemoryUpdate,
+    MrifTarget,
     TranslateRequest,
     TranslateResponse,
 )
+from ..rtl.spec.riscv_iommu import MRIF_LOG2
 from ..rtl.tlp.layouts import BurstStatus
 from .run import params
 from .stream import Stream, cycle, pack, random_ready, start, unpack
@@ -86,6 +88,11 @@ class TranslatorBench:
             orders = Stream(dut, "memory_update")
             cocotb.start_soon(random_ready(orders, self.rng, 0.7))
             cocotb.start_soon(orders.watch(self))
+        self.files = []
+        if self.capabilities.MSI_MRIF:
+            files = Stream(dut, "mrif")
+            files.set_ready(1)
+            cocotb.start_soon(files.watch(self.files))
         self.response.set_ready(1)
         faults.set_ready(1)
         reads.set_ready(1)
@@ -184,6 +191,13 @@ class TranslatorBench:
             assert answer.fault and answer.cause == wanted.cause, f"{what}: {vars(answer)}, not {wanted!r}"
             return
         assert not answer.fault, f"{what}: {vars(answer)}, not {wanted!r}"
+        assert (answer.size_log2 == MRIF_LOG2) == (wanted.mrif is not None), f"{what}: {vars(answer)}, not {wanted!r}"
+        if wanted.mrif:
+            file = next(file for file in (unpack(MrifTarget, one) for one in reversed(self.files)) if file.cookie == answer.cookie)
+            found = file.address << 9, file.NPPN << 12, file.NID
+            assert found == (wanted.mrif.address, wanted.mrif.notice_address, wanted.mrif.nid), what
+            assert not (answer.readable or answer.writable), f"{what}: {vars(answer)}"
+            return
         assert answer.page == wanted.spa >> 12, f"{what}: {vars(answer)}, not {wanted!r}"
         assert wanted.pbmt == answer.PBMT, f"{what}: {vars(answer)}, not {wanted!r}"
         writable = wanted.writable or (self.capabilities.AMO_HWAD and answer.size_log2 == 16)  # by D of another entry of the NAPOT page

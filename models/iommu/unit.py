@@ -10,6 +10,7 @@ from ..memory import AccessFault, Iova
 from .ats import PageRequest, PageRequestQueue, PrgResponse, TranslationCompletion, napot_page, translation_completion
 from .commands import Command, CommandQueue
 from .faults import AccessType, Cause, FaultQueue, FaultRecord, TransactionType, TranslationFault
+from .msi import Notice
 from .registers import Capabilities, InterruptMessage, RegisterFile
 from .tables import Memory
 from .walk import UNTRANSLATED_SIZE, Implementation, Iommu, Request, Translation
@@ -47,6 +48,25 @@ class Unit:
         """Translate a request, record its fault and count its events; raises `TranslationFault` as `Iommu` does."""
         try:
             return self.iommu.translate(request)
+        except TranslationFault as fault:
+            self._report(self.iommu.record(request, fault))
+            raise
+        finally:
+            self.registers.count(self.iommu.events)
+
+    def write_msi(self, request: Request, data: bytes) -> Notice | None:
+        """Do what a write of ``data`` to an interrupt file in memory does, its notice included, which it returns.
+
+        A notice that cannot be written is cause 264 too: no text says more. Errors as of `Iommu.write_msi`, recorded.
+        """
+        try:
+            notice = self.iommu.write_msi(request, data)
+            if notice is not None:
+                try:
+                    self.memory.write(notice.address, notice.data.to_bytes(4, "little"))
+                except AccessFault as error:
+                    raise TranslationFault(Cause.MRIF_ACCESS_FAULT, request.iova, dtf=self.iommu.context.DTF) from error
+            return notice
         except TranslationFault as fault:
             self._report(self.iommu.record(request, fault))
             raise

@@ -21,6 +21,10 @@ class Features:
         Process directories of one, two and three levels.
     MSI_FLAT : :class:`bool`
         Extended-format (64-byte) device contexts and MSI page tables in basic translate mode; needs a second stage.
+    MSI_MRIF : :class:`bool`
+        MSI page-table entries may name an interrupt file in memory, where the message is recorded; needs MSI_FLAT.
+    AMO_MRIF : :class:`bool`
+        It is recorded by AtomicOps; needs MSI_MRIF.
     AMO_HWAD : :class:`bool`
         Contexts may ask that A and D of leaf entries be set, by AtomicOps. [RVIOMMU1.0 3.4]
     NL, S : :class:`bool`
@@ -48,6 +52,8 @@ class Features:
     PD17: bool = False
     PD20: bool = False
     MSI_FLAT: bool = False
+    MSI_MRIF: bool = False
+    AMO_MRIF: bool = False
     AMO_HWAD: bool = False
     NL: bool = False
     S: bool = False
@@ -64,7 +70,8 @@ class Features:
             raise ValueError(f"Event counters must be 1 to {MAX_COUNTERS}, not {self.counters!r}")
         if self.IGS not in (IGS_MSI, IGS_WSI, IGS_BOTH):
             raise ValueError(f"IGS must be 0, 1 or 2, not {self.IGS!r}")
-        for name, needed in (("Sv57", "Sv48"), ("Sv48x4", "Sv39x4"), ("Sv57x4", "Sv48x4"), ("MSI_FLAT", "Sv39x4")):
+        for name, needed in (("Sv57", "Sv48"), ("Sv48x4", "Sv39x4"), ("Sv57x4", "Sv48x4"), ("MSI_FLAT", "Sv39x4"),
+                             ("MSI_MRIF", "MSI_FLAT"), ("AMO_MRIF", "MSI_MRIF")):  # fmt: skip
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"{needed} must be there for {name}, not {getattr(self, needed)!r}")
 
@@ -97,6 +104,11 @@ class Features:
     def has_processes(self):
         """Whether pdtp can be other than Bare."""
         return self.PD8 or self.PD17 or self.PD20
+
+    @property
+    def has_atomics(self):
+        """Whether the unit itself does AtomicOps."""
+        return self.AMO_HWAD or self.AMO_MRIF
 
     @property
     def first_levels(self):

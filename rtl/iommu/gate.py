@@ -5,8 +5,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..tlp.layouts import AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint
-from .layouts import TranslateRequest, TranslateResponse
+from ..tlp.layouts import DIVERTED, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint
+from .layouts import TranslateRequest, TranslateResponse, is_mrif
 
 COOKIES = 256  # of a translation request
 MAX_FUNCTIONS = 8  # of one device number [PCIe5 2.2.6.2]
@@ -30,6 +30,9 @@ class Gate(wiring.Component):
     given after the burst entered; an AtomicOp needs both and is translated as a write. ``client``, ``is_wall``, ``verdict`` and
     ``epoch`` of what enters are ignored: what leaves from port p has client p + 1.
 
+    With ``diverts`` a write of an aligned dword to an interrupt file in memory leaves with verdict DIVERTED, any other burst to one with
+    FAULT. One is under way at a time; until it is over its client waits, so that what the client does later is seen later.
+
     A hint becomes a prefetch in a cycle in which no burst enters, and vanishes if its function bypasses.
 
     A burst counts for its function from the cycle in which it enters until it is retired. An item at ``fence`` is answered at
@@ -49,6 +52,8 @@ class Gate(wiring.Component):
         Bursts of one client inside the gate: a power of two, 2 to 64.
     has_iommu : :class:`bool`
         False: every function bypasses, nothing is ever asked of a translator.
+    diverts : :class:`bool`
+        The translator may answer that a page is an interrupt file in memory.
     count_bits : :class:`int`
         Width of the counts: 2 to 16.
 
@@ -68,6 +73,8 @@ class Gate(wiring.Component):
         Bus and device of each function: with its number they are the device_id [RVIOMMU1.0 2.3].
     retired_reads, retired_writes : ``In(stream.Signature(BurstRetired))``
         Each burst that left, once; always taken.
+    diverted, diverted_over : ``Out(8)``, ``In(1)``
+        With ``diverts``: cookie of the translation of the burst that left as DIVERTED; a pulse when it is over.
     fence, fenced : ``In(stream.Signature(0))``, ``Out(stream.Signature(0))``
         Ask for a drain; its end. The next one is accepted after the answer was taken.
 
@@ -77,7 +84,7 @@ class Gate(wiring.Component):
         If a number is out of range.
     """
 
-    def __init__(self, *, clients, functions, depth=8, has_iommu=True, count_bits=12):
+    def __init__(self, *, clients, functions, depth=8, has_iommu=True, diverts=False, count_bits=12):
         if depth not in (2, 4, 8, 16, 32, 64):
             raise ValueError(f"Depth must be a power of two between 2 and 64, not {depth!r}")
         if clients not in range(1, COOKIES // depth + 1):
@@ -87,7 +94,7 @@ class Gate(wiring.Component):
         if count_bits not in range(2, 17):
             raise ValueError(f"Bits of a count must be 2 to 16, not {count_bits!r}")
         self.clients, self.functions, self.depth = clients, functions, depth
-        self.has_iommu, self.count_bits = has_iommu, count_bits
+        self.has_iommu, self.diverts, self.count_bits = has_iommu, diverts, count_bits
         super().__init__({
             "bursts": In(stream.Signature(Burst)).array(clients),
             "o": Out(stream.Signature(Burst)),
@@ -98,6 +105,7 @@ class Gate(wiring.Component):
             "config": In(ConfigState).array(functions),
             "retired_reads": In(stream.Signature(BurstRetired)),
             "retired_writes": In(stream.Signature(BurstRetired)),
+            **({"diverted": Out(8), "diverted_over": In(1)} if diverts else {}),
             "fence": In(stream.Signature(0)),
             "fenced": Out(stream.Signature(0)),
         })
@@ -112,6 +120,10 @@ class Gate(wiring.Component):
         decided = [Signal(self.depth, name=f"decided_{n}") for n in range(ports)]  # verdict is there, a bit per slot
         bypassed = [Signal(self.depth, name=f"bypassed_{n}") for n in range(ports)]
         epoch = Signal()
+        if self.diverts:
+            to_file = [Signal(self.depth, name=f"to_file_{n}") for n in range(ports)]  # the verdict: a bit per slot
+            diverting, is_to_file = Signal(), Signal()  # a burst to a file left and is not over; it is the one at ``o``
+            held = [diverting & (self.diverted[slot_bits:] == n) for n in range(ports)]
 
         # Enter: one client per cycle, round robin.
         request = self.translate_request
@@ -125,10 +137,12 @@ class Gate(wiring.Component):
         for n in range(ports):
             burst = self.bursts[n]
             function = burst.p.function[: (self.functions - 1).bit_length()]
+            wants = burst.valid & ((put[n] - get[n])[: slot_bits + 1] != self.depth) & room.bit_select(function, 1)
+            if self.diverts:  # nobody asks with the cookie of a burst that is under way
+                wants &= ~held[n]
             m.d.comb += [
                 passing[n].eq(self.bypass.bit_select(function, 1) if self.has_iommu else 1),
-                wanted[n].eq(burst.valid & ((put[n] - get[n])[: slot_bits + 1] != self.depth) & room.bit_select(function, 1)
-                             & (passing[n] | asks)),
+                wanted[n].eq(wants & (passing[n] | asks)),
                 burst.ready.eq(enters[n]),
             ]  # fmt: skip
             with m.If(enters[n]):
@@ -202,18 +216,31 @@ class Gate(wiring.Component):
             m.d.comb += [
                 passes.eq(storing & stored_passes & (stored_at == oldest)),
                 answered.eq(response.valid & (response.p.cookie == oldest)),
-                leavers[n].eq((decided[n].bit_select(slot, 1) | passes | answered) & free),
             ]
+            may_leave = decided[n].bit_select(slot, 1) | passes | answered
+            if self.diverts:
+                goes_to_file = to_file[n].bit_select(slot, 1)
+                may_leave = (decided[n].bit_select(slot, 1) | passes | (answered & ~is_mrif(response.p))) & ~held[n] & ~(
+                    goes_to_file & diverting)
+            m.d.comb += leavers[n].eq(may_leave & free)
             for at in range(self.depth):
                 place = n * self.depth + at
                 passes_now = storing & stored_passes & (stored_at == place)
                 with m.If(passes_now | (response.valid & (response.p.cookie == place))):
                     m.d.sync += [decided[n][at].eq(1), bypassed[n][at].eq(passes_now)]
+                    if self.diverts:
+                        m.d.sync += to_file[n][at].eq(~passes_now & is_mrif(response.p))
                 with m.If(leaves[n] & (slot == at)):
                     m.d.sync += decided[n][at].eq(0)
+                    if self.diverts:
+                        m.d.sync += to_file[n][at].eq(0)
             with m.If(leaves[n]):
                 m.d.comb += leave_at.eq(oldest)
                 m.d.sync += [get[n].eq(get[n] + 1), out_passes.eq(passes | (bypassed[n].bit_select(slot, 1) & ~answered))]
+                if self.diverts:
+                    m.d.sync += is_to_file.eq(goes_to_file)
+                    with m.If(goes_to_file):
+                        m.d.sync += [diverting.eq(1), self.diverted.eq(oldest)]
         _round_robin(m, leavers, leaves, "leave")
         with m.If(free):
             m.d.sync += self.o.valid.eq(leaves.any())
@@ -228,6 +255,12 @@ class Gate(wiring.Component):
             m.d.comb += self.o.p.verdict.eq(BurstStatus.FAULT)
         with m.Elif(~out_passes):
             m.d.comb += self.o.p.address.eq(Cat(burst_out.data.address[:12], verdict.page))
+        if self.diverts:
+            is_dword = burst_out.data.is_write & (burst_out.data.length_bytes == 4) & (burst_out.data.address[:2] == 0)
+            with m.If(is_to_file & is_dword):
+                m.d.comb += self.o.p.verdict.eq(DIVERTED)
+            with m.If(self.diverted_over | (is_to_file & ~is_dword & self.o.valid & self.o.ready)):
+                m.d.sync += diverting.eq(0)
 
         self._count(m, epoch, entering, entry, room)
         return m

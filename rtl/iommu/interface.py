@@ -13,8 +13,9 @@ from .counters import Counters
 from .faults import Faults
 from .features import Features
 from .interrupts import Interrupts
-from .layouts import Events, FaultReport, Invalidate, MemoryRead, MemoryReadData, MemoryUpdate
+from .layouts import Events, FaultReport, Invalidate, MemoryRead, MemoryReadData, MemoryUpdate, MrifDone, MrifTarget, MrifWrite
 from .memory_port import MemoryPort
+from .mrif import Mrif
 from .registers import PPN_BITS, Bank, Registers
 
 
@@ -97,8 +98,12 @@ class ProgrammingInterface(wiring.Component):
         Of the translator.
     memory_read, memory_read_data : ``In(stream.Signature(MemoryRead))``, ``Out(stream.Signature(MemoryReadData))``
         Of the translator.
-    memory_update, operands : ``In(stream.Signature(MemoryUpdate))``, ``Out(stream.Signature(BurstData(width)))``
-        With AMO_HWAD, as in :class:`.memory_port.MemoryPort`.
+    memory_update : ``In(stream.Signature(MemoryUpdate))``
+        With AMO_HWAD: of the translator.
+    operands : ``Out(stream.Signature(BurstData(width)))``
+        With AMO_HWAD or AMO_MRIF, as in :class:`.memory_port.MemoryPort`.
+    mrif_targets, mrif_writes, mrif_done, mrif_busy
+        With MSI_MRIF, as ``targets``, ``writes``, ``ended`` and ``busy`` of :class:`.mrif.Mrif`.
     requests, walks : ``In(Events)``, ``In(Events)``
         With HPM: what :class:`.counters.Counters` counts.
     debug : ``Out(Bank())``
@@ -110,7 +115,10 @@ class ProgrammingInterface(wiring.Component):
     def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56,
                  features=Features()):  # fmt: skip
         self.width, self.features = width, features
-        self._port = MemoryPort(width=width, readers=2, writers=3 if features.has_messages else 2, updates=features.AMO_HWAD)
+        # Readers: translator, commands, Mrif. Writers: commands, faults, interrupts, Mrif.
+        self._port = MemoryPort(width=width, readers=2 + features.MSI_MRIF, writers=2 + features.has_messages + features.MSI_MRIF,
+                                updaters=(*([0] if features.AMO_HWAD else []), *([2] if features.AMO_MRIF else [])))  # fmt: skip
+        self._mrif = Mrif(atomics=features.AMO_MRIF, physical_address_bits=physical_address_bits) if features.MSI_MRIF else None
         self._registers = Registers(strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
                                     physical_address_bits=physical_address_bits, features=features)  # fmt: skip
         super().__init__({
@@ -128,8 +136,10 @@ class ProgrammingInterface(wiring.Component):
             "reports": In(stream.Signature(FaultReport)),
             "memory_read": In(stream.Signature(MemoryRead)),
             "memory_read_data": Out(stream.Signature(MemoryReadData)),
-            **({"memory_update": In(stream.Signature(MemoryUpdate)), "operands": Out(stream.Signature(BurstData(width)))}
-               if features.AMO_HWAD else {}),
+            **({"memory_update": In(stream.Signature(MemoryUpdate))} if features.AMO_HWAD else {}),
+            **({"operands": Out(stream.Signature(BurstData(width)))} if features.has_atomics else {}),
+            **({"mrif_targets": In(stream.Signature(MrifTarget)), "mrif_writes": In(stream.Signature(MrifWrite)),
+                "mrif_done": Out(stream.Signature(MrifDone)), "mrif_busy": Out(1)} if features.MSI_MRIF else {}),
             **({"requests": In(Events), "walks": In(Events)} if features.HPM else {}),
             **({"debug": Out(Bank())} if features.DBG else {}),
             **({"wires": Out(vectors)} if features.has_wires else {}),
@@ -148,7 +158,8 @@ class ProgrammingInterface(wiring.Component):
                               (port.read_data[0], self.memory_read_data)):  # fmt: skip
             wiring.connect(m, inner, outer(member))
         if self.features.AMO_HWAD:
-            wiring.connect(m, outer(self.memory_update), port.update)
+            wiring.connect(m, outer(self.memory_update), port.update[0])
+        if self.features.has_atomics:
             wiring.connect(m, port.operands, outer(self.operands))
         for one, other in ((registers.commands, commands.control), (registers.faults, faults.control),
                            (port.read[1], commands.read), (port.read_data[1], commands.read_data),
@@ -160,10 +171,11 @@ class ProgrammingInterface(wiring.Component):
         m.d.comb += [
             self.ddtp_mode.eq(registers.ddtp_mode), self.ddtp_ppn.eq(registers.ddtp_ppn), commands.ddtp_mode.eq(registers.ddtp_mode),
         ]  # fmt: skip
+        reports = self._record_messages(m, port) if self.features.MSI_MRIF else outer(self.reports)
         if self.features.has_messages:
-            self._send_messages(m, registers, port, faults)
+            self._send_messages(m, registers, port, reports, faults)
         else:
-            wiring.connect(m, outer(self.reports), faults.reports)
+            wiring.connect(m, reports, faults.reports)
         if self.features.has_wires:
             m.d.comb += [
                 self.wires.eq(registers.wires), commands.WSI.eq(registers.WSI), registers.fence_done.eq(commands.fence_done),
@@ -178,12 +190,12 @@ class ProgrammingInterface(wiring.Component):
             ]  # fmt: skip
         return m
 
-    def _send_messages(self, m, registers, port, faults):
+    def _send_messages(self, m, registers, port, others, faults):
         """Interrupts by messages, whose faults are recorded too."""
         m.submodules.interrupts = interrupts = Interrupts()
         m.submodules.reports = reports = Arbiter(FaultReport, 2)
         for one, other in ((port.write[2], interrupts.write), (port.write_done[2], interrupts.write_done),
-                           (wiring.flipped(self.reports), reports.i[0]), (interrupts.reports, reports.i[1]),
+                           (others, reports.i[0]), (interrupts.reports, reports.i[1]),
                            (reports.o, faults.reports)):  # fmt: skip
             wiring.connect(m, one, other)
         m.d.comb += [
@@ -192,3 +204,16 @@ class ProgrammingInterface(wiring.Component):
             registers.msi_word_index.eq(interrupts.word_index),
             interrupts.word.eq(registers.msi_word),
         ]  # fmt: skip
+
+    def _record_messages(self, m, port):
+        """Record messages of devices in memory; return their faults and those of the translator."""
+        m.submodules.mrif = mrif = self._mrif
+        m.submodules.mrif_reports = reports = Arbiter(FaultReport, 2)
+        for one, other in ((port.read[2], mrif.read), (port.read_data[2], mrif.read_data), (port.write[-1], mrif.write),
+                           (port.write_done[-1], mrif.write_done), (wiring.flipped(self.mrif_targets), mrif.targets),
+                           (wiring.flipped(self.mrif_writes), mrif.writes), (mrif.ended, wiring.flipped(self.mrif_done)),
+                           (wiring.flipped(self.reports), reports.i[0]), (mrif.reports, reports.i[1]),
+                           *([(port.update[-1], mrif.update)] if self.features.AMO_MRIF else [])):  # fmt: skip
+            wiring.connect(m, one, other)
+        m.d.comb += self.mrif_busy.eq(mrif.busy)
+        return reports.o

@@ -3,6 +3,7 @@
 from amaranth import unsigned
 from amaranth.lib import data, enum
 
+from ..spec.riscv_iommu import MRIF_LOG2
 from ..tlp.layouts import BurstStatus
 
 
@@ -17,12 +18,16 @@ class TranslateRequest(data.Struct):
     is_write: unsigned(1)
     is_prefetch: unsigned(1)  # fill the cache, answer nobody: no response, no fault record, dropped rather than waited for
     page: unsigned(52)  # IOVA bits 63:12
-    offset: unsigned(12)  # IOVA bits 11:0, for iotval only
+    offset: unsigned(12)  # IOVA bits 11:0, for iotval; and of a write, if the page is an interrupt file in memory
     cookie: unsigned(8)
 
 
 class TranslateResponse(data.Struct):
-    """Answer to a request that was no prefetch; answers come out of order, by cookie."""
+    """Answer to a request that was no prefetch; answers come out of order, by cookie.
+
+    ``size_log2`` of ``MRIF_LOG2`` without a fault: the page is an interrupt file in memory, of so many bytes, where nothing may be read or
+    written, but an aligned dword that was to be written is handed over as a :class:`MrifWrite`. [RVIOMMU1.0 3.3.3]
+    """
 
     cookie: unsigned(8)
     fault: unsigned(1)
@@ -32,6 +37,40 @@ class TranslateResponse(data.Struct):
     writable: unsigned(1)
     size_log2: unsigned(6)  # 12, 16, 21, 30, ... of the translation used
     PBMT: unsigned(2)  # memory type that the page tables ask for: 0 as the platform says, 1 NC, 2 IO [RVPRIV 12]
+
+
+def is_mrif(answer):
+    """Return whether a :class:`TranslateResponse` names an interrupt file in memory."""
+    return ~answer.fault & (answer.size_log2 == MRIF_LOG2)
+
+
+class MrifTarget(data.Struct):
+    """What the walker found about a page that is an interrupt file in memory, and who asked. [RVIOMMU1.0 3.3.3]"""
+
+    cookie: unsigned(8)  # of the translation request
+    address: unsigned(47)  # bits 55:9
+    NPPN: unsigned(44)  # page of the notice, and its data
+    NID: unsigned(11)
+    device_id: unsigned(24)
+    process_id_valid: unsigned(1)
+    process_id: unsigned(20)
+    privileged: unsigned(1)
+    iotval: unsigned(64)  # the IOVA
+    is_silent: unsigned(1)  # DTF: faults are not recorded
+
+
+class MrifWrite(data.Struct):
+    """A dword that was to be written to an interrupt file in memory, byte 0 in bits 7:0."""
+
+    cookie: unsigned(8)  # of the answer that said so
+    data: unsigned(32)
+
+
+class MrifDone(data.Struct):
+    """End of a :class:`MrifWrite`: what it does can be seen by all, and so can its notice before anything that is sent later."""
+
+    cookie: unsigned(8)
+    status: BurstStatus
 
 
 class MemoryRead(data.Struct):

@@ -1,6 +1,6 @@
 """The IOMMU's own reads and writes as bursts of the wall."""
 
-from amaranth import Array, Cat, Module, Mux, Signal
+from amaranth import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -21,13 +21,20 @@ class _TaggedWrite(data.Struct):
     last: 1
 
 
+class _TaggedUpdate(data.Struct):
+    """An update, and whose it is."""
+
+    update: MemoryUpdate
+    number: 4
+
+
 class MemoryPort(wiring.Component):
     """Turns accesses of several readers and writers into wall bursts of function 0, and their answers back.
 
     Reads go out in any mix and are answered to the reader that asked, with its cookie. Writes are collected whole before their burst is
     issued; one is at work at a time, from its first beat until its data has left; it is done when the requester says so. A write is 4
     bytes at a multiple of 4, or a multiple of 8 bytes at a multiple of 8. Readers and writers take their answers without waiting.
-    An update is a CAS, answered as a read of the first reader; its operands leave in front of its burst. [PCIe5 6.15]
+    An update is a CAS, answered as a read of its reader; its operands leave in front of its burst. [PCIe5 6.15]
 
     Throughput: 1 read per cycle; 8 bytes of read data per cycle; 1 write and 1 update at a time.
 
@@ -39,8 +46,8 @@ class MemoryPort(wiring.Component):
         1 to 16 of each.
     client : :class:`int`
         Number of the wall at the requester.
-    updates : :class:`bool`
-        There are updates.
+    updaters : tuple of :class:`int`
+        Numbers of the readers that have updates.
 
     Members
     -------
@@ -55,7 +62,7 @@ class MemoryPort(wiring.Component):
     burst_done : ``In(stream.Signature(BurstDone))``
         Ends of writes.
     update, operands : ``In(stream.Signature(MemoryUpdate))``, ``Out(stream.Signature(BurstData(width)))``
-        With ``updates``: those of the first reader, and their operands.
+        With ``updaters``: an array of their updates, and the operands of all.
 
     Raises
     ------
@@ -63,7 +70,7 @@ class MemoryPort(wiring.Component):
         If a number is out of range.
     """
 
-    def __init__(self, *, width, readers=1, writers=1, client=0, updates=False):
+    def __init__(self, *, width, readers=1, writers=1, client=0, updaters=()):
         if width not in WIDTHS:
             raise ValueError(f"Width must be 64, 128, 256 or 512 bits, not {width!r}")
         if readers not in range(1, 17):
@@ -72,7 +79,9 @@ class MemoryPort(wiring.Component):
             raise ValueError(f"Writers must be 1 to 16, not {writers!r}")
         if client not in range(64):
             raise ValueError(f"Client must be 0 to 63, not {client!r}")
-        self.width, self.readers, self.writers, self.client, self.updates = width, readers, writers, client, updates
+        if not set(updaters) <= set(range(readers)):
+            raise ValueError(f"Updaters must be readers 0 to {readers - 1}, not {updaters!r}")
+        self.width, self.readers, self.writers, self.client, self.updaters = width, readers, writers, client, tuple(updaters)
         super().__init__({
             "read": In(stream.Signature(MemoryRead)).array(readers),
             "read_data": Out(stream.Signature(MemoryReadData)).array(readers),
@@ -82,19 +91,20 @@ class MemoryPort(wiring.Component):
             "burst_write_data": Out(stream.Signature(BurstData(width))),
             "burst_read_data": In(stream.Signature(BurstData(width))),
             "burst_done": In(stream.Signature(BurstDone)),
-            **({"update": In(stream.Signature(MemoryUpdate)), "operands": Out(stream.Signature(BurstData(width)))} if updates else {}),
+            **({"update": In(stream.Signature(MemoryUpdate)).array(len(updaters)), "operands": Out(stream.Signature(BurstData(width)))}
+               if updaters else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.bursts = bursts = Arbiter(Burst, self.readers + 1 + self.updates)
+        m.submodules.bursts = bursts = Arbiter(Burst, self.readers + 1 + bool(self.updaters))
         wiring.connect(m, bursts.o, wiring.flipped(self.bursts))
         for n, read in enumerate(self.read):
-            m.d.comb += self._burst(bursts.i[n], read.p, read.valid, read.ready, n)
+            m.d.comb += self._burst(bursts.i[n], read.p, read.valid, read.ready, Const(n, 4))
         self._return_reads(m)
         self._send_writes(m, bursts.i[self.readers])
         self._end_writes(m)
-        if self.updates:
+        if self.updaters:
             self._send_updates(m, bursts.i[self.readers + 1])
         return m
 
@@ -200,20 +210,26 @@ class MemoryPort(wiring.Component):
 
     def _send_updates(self, m, burst):
         """Give the operands of an update, then issue its burst."""
-        update, row, given = self.update, self.operands.p, Signal()
+        m.submodules.updates = updates = Arbiter(_TaggedUpdate, len(self.updaters), direct=True)
+        for n, (number, update) in enumerate(zip(self.updaters, self.update)):
+            m.d.comb += [
+                updates.i[n].valid.eq(update.valid), update.ready.eq(updates.i[n].ready), updates.i[n].p.update.eq(update.p),
+                updates.i[n].p.number.eq(number),
+            ]  # fmt: skip
+        ours, order, row, given = updates.o, updates.o.p.update, self.operands.p, Signal()
         m.d.comb += [
-            self.operands.valid.eq(update.valid & ~given), row.keep.eq(0xFFFF), row.first.eq(1), row.last.eq(1),
-            row.data.eq(Cat(update.p.compare, update.p.swap)),
-            burst.valid.eq(update.valid & given), update.ready.eq(burst.ready & given),
-            burst.p.address.eq(update.p.address), burst.p.length_bytes.eq(8), burst.p.atomic.eq(AtomicKind.CAS),
-            burst.p.is_wall.eq(1), burst.p.client.eq(self.client), burst.p.cookie.eq(update.p.cookie),
+            self.operands.valid.eq(ours.valid & ~given), row.keep.eq(0xFFFF), row.first.eq(1), row.last.eq(1),
+            row.data.eq(Cat(order.compare, order.swap)),
+            burst.valid.eq(ours.valid & given), ours.ready.eq(burst.ready & given),
+            burst.p.address.eq(order.address), burst.p.length_bytes.eq(8), burst.p.atomic.eq(AtomicKind.CAS),
+            burst.p.is_wall.eq(1), burst.p.client.eq(self.client), burst.p.cookie.eq(Cat(order.cookie, ours.p.number)),
         ]
         if self.width == 64:
             second = Signal()
-            m.d.comb += [row.first.eq(~second), row.last.eq(second), row.data.eq(Mux(second, update.p.swap, update.p.compare))]
+            m.d.comb += [row.first.eq(~second), row.last.eq(second), row.data.eq(Mux(second, order.swap, order.compare))]
             with m.If(self.operands.valid & self.operands.ready):
                 m.d.sync += second.eq(~second)
         with m.If(self.operands.valid & self.operands.ready & row.last):
             m.d.sync += given.eq(1)
-        with m.If(update.valid & update.ready):
+        with m.If(ours.valid & ours.ready):
             m.d.sync += given.eq(0)

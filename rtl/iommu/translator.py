@@ -17,6 +17,7 @@ from .layouts import (
     MemoryRead,
     MemoryReadData,
     MemoryUpdate,
+    MrifTarget,
     TranslateRequest,
     TranslateResponse,
 )
@@ -57,6 +58,8 @@ class Translator(wiring.Component):
         From the registers.
     faults : ``Out(stream.Signature(FaultReport))``
         What is to be recorded.
+    mrif : ``Out(stream.Signature(MrifTarget))``
+        With MSI_MRIF, see :class:`.walker.Walker`; not after its answer.
     invalidate : ``In(stream.Signature(Invalidate))``
         Always taken.
     in_flight : ``Out(walks)``
@@ -92,6 +95,7 @@ class Translator(wiring.Component):
             "ddtp_mode": In(4),
             "ddtp_ppn": In(44),
             "faults": Out(stream.Signature(FaultReport)),
+            **({"mrif": Out(stream.Signature(MrifTarget))} if features.MSI_MRIF else {}),
             "invalidate": In(stream.Signature(Invalidate)),
             "in_flight": Out(walks),
             "hit": Out(1),
@@ -116,6 +120,8 @@ class Translator(wiring.Component):
             wiring.connect(m, walker.memory_update, wiring.flipped(self.memory_update))
             m.d.comb += walker.atomics.eq(self.atomics)
         wiring.connect(m, walker.faults, wiring.flipped(self.faults))
+        if features.MSI_MRIF:
+            wiring.connect(m, walker.mrif, wiring.flipped(self.mrif))
         wiring.connect(m, walker.fill, iotlb.fill)
         wiring.connect(m, walker.fill_context, contexts.fill)
         m.d.comb += [

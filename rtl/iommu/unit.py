@@ -10,7 +10,7 @@ from ..tlp.layouts import Burst, BurstData, BurstDone, ConfigState
 from .debug import Debug
 from .features import Features
 from .interface import ProgrammingInterface
-from .layouts import TranslateRequest, TranslateResponse
+from .layouts import MrifDone, MrifWrite, TranslateRequest, TranslateResponse
 from .translator import Translator
 
 COUNTERS = ("hit", "miss", "begun", "merged", "read")
@@ -44,9 +44,11 @@ class Iommu(wiring.Component):
         Wall port of the requester: ``Out(stream.Signature(Burst))``, ``Out(stream.Signature(BurstData(width)))``,
         ``In(stream.Signature(BurstData(width)))``, ``In(stream.Signature(BurstDone))``.
     operands : ``Out(stream.Signature(BurstData(width)))``
-        With AMO_HWAD: those of AtomicOps of the wall.
+        With AMO_HWAD or AMO_MRIF: those of AtomicOps of the wall.
+    mrif_writes, mrif_done : ``In(stream.Signature(MrifWrite))``, ``Out(stream.Signature(MrifDone))``
+        With MSI_MRIF: dwords written to interrupt files in memory, and their ends; one at a time. See :class:`.mrif.Mrif`.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
-        Of the gate. The fence waits for the unit's own older walks, too.
+        Of the gate. The fence waits for the unit's own older walks, too, and for messages whose transfer is over, but not yet recorded.
     hit, miss, begun, merged, read : ``Out(1)``
         Pulses of the translator, for counters.
     wires : ``Out(vectors)``
@@ -68,7 +70,8 @@ class Iommu(wiring.Component):
             "write_data": Out(stream.Signature(BurstData(width))),
             "read_data": In(stream.Signature(BurstData(width))),
             "write_done": In(stream.Signature(BurstDone)),
-            **({"operands": Out(stream.Signature(BurstData(width)))} if features.AMO_HWAD else {}),
+            **({"operands": Out(stream.Signature(BurstData(width)))} if features.has_atomics else {}),
+            **({"mrif_writes": In(stream.Signature(MrifWrite)), "mrif_done": Out(stream.Signature(MrifDone))} if features.MSI_MRIF else {}),
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
             **{name: Out(1) for name in COUNTERS},
@@ -87,18 +90,25 @@ class Iommu(wiring.Component):
             asks, answers = debug.request, debug.response
         for inner, name in ((asks, "translate_request"), (answers, "translate_response")):
             wiring.connect(m, inner, wiring.flipped(getattr(self, name)))
-        hwad = self.features.AMO_HWAD
-        for name in ("bus", "bursts", "write_data", "read_data", "write_done", "fence", *(["operands"] if hwad else [])):
+        hwad, mrif = self.features.AMO_HWAD, self.features.MSI_MRIF
+        more = [*(["operands"] if self.features.has_atomics else []), *(["mrif_writes", "mrif_done"] if mrif else [])]
+        for name in ("bus", "bursts", "write_data", "read_data", "write_done", "fence", *more):
             wiring.connect(m, getattr(interface, name), wiring.flipped(getattr(self, name)))
 
         # A fence is over when walks that are older have ended, too: of those that no transfer waits for the gate knows nothing.
         older = Signal.like(translator.in_flight)
         m.d.sync += older.eq(Mux(interface.fence.valid & interface.fence.ready, translator.in_flight, older & translator.in_flight))
+        waits = older.any()
+        if mrif:
+            settled = Signal()
+            m.d.sync += settled.eq(self.fenced.valid & ~self.fenced.ready & (settled | ~interface.mrif_busy))
+            waits |= interface.mrif_busy & ~settled
         m.d.comb += [
-            interface.fenced.valid.eq(self.fenced.valid & ~older.any()), self.fenced.ready.eq(interface.fenced.ready & ~older.any()),
+            interface.fenced.valid.eq(self.fenced.valid & ~waits), self.fenced.ready.eq(interface.fenced.ready & ~waits),
         ]  # fmt: skip
         for ours, theirs in (("memory_read", "memory_read"), ("memory_read_data", "memory_read_data"), ("reports", "faults"),
-                             ("invalidate", "invalidate"), *([("memory_update", "memory_update")] if hwad else [])):  # fmt: skip
+                             ("invalidate", "invalidate"), *([("memory_update", "memory_update")] if hwad else []),
+                             *([("mrif_targets", "mrif")] if mrif else [])):  # fmt: skip
             wiring.connect(m, getattr(interface, ours), getattr(translator, theirs))
         m.d.comb += [
             interface.config.eq(self.config), translator.ddtp_mode.eq(interface.ddtp_mode), translator.ddtp_ppn.eq(interface.ddtp_ppn),

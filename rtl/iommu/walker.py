@@ -42,7 +42,7 @@ from ..spec import riscv_iommu as spec
 from .contexts import Process, context_layout
 from .features import Features
 from .iotlb import entry_layout
-from .layouts import Events, FaultReport, MemoryRead, MemoryReadData, MemoryUpdate, TranslateRequest, TranslateResponse
+from .layouts import Events, FaultReport, MemoryRead, MemoryReadData, MemoryUpdate, MrifTarget, TranslateRequest, TranslateResponse
 from .walker_answer import answer_subject, answered_page
 from .walker_directory import find_process, judge_context, take_context
 from .walker_entry import EntryAtWork, take_entry
@@ -65,7 +65,7 @@ class Walker(wiring.Component):
     Entries that lead to leaf tables are remembered, of both stages: then the next page costs one read, or two with two stages. Prefetches
     are dropped when there is no walk for them or one runs already, and never answered or reported.
     Every other request is answered, or given back, exactly once; every refused one is reported, if its context does not forbid it (DTF).
-    Supported: Off, Bare, 1 to 3 directory levels, first stage Bare or Sv39 with Svnapot, and what ``features`` say; no ATS, no MRIF.
+    Supported: Off, Bare, 1 to 3 directory levels, first stage Bare or Sv39 with Svnapot, and what ``features`` say; no ATS.
     iotval2 of a guest page fault has all bits of the guest address. [RVIOMMU1.0 3.3]
 
     Latency, with nothing else to do and without features: 4 cycles from a request accepted to its first read offered, 4 from the data of an
@@ -107,6 +107,8 @@ class Walker(wiring.Component):
         To the caches; taken in the same cycle.
     faults : ``Out(stream.Signature(FaultReport))``
         Faults to be recorded.
+    mrif : ``Out(stream.Signature(MrifTarget))``
+        With MSI_MRIF: beside each answer with an interrupt file in memory; taken in the same cycle.
     forget, forget_tables : ``In(1)``
         An invalidation happens: walks in flight are stale; remembered leaf tables are forgotten.
     in_flight : ``Out(walks)``
@@ -153,6 +155,7 @@ class Walker(wiring.Component):
             "fill_process": Out(stream.Signature(Process)),
             "fill": Out(stream.Signature(entry_layout(features))),
             "faults": Out(stream.Signature(FaultReport)),
+            **({"mrif": Out(stream.Signature(MrifTarget))} if features.MSI_MRIF else {}),
             "forget": In(1),
             "forget_tables": In(1),
             "in_flight": Out(self.walks),
@@ -297,6 +300,8 @@ class Walker(wiring.Component):
                 ]
                 if not two_stages:
                     m.d.sync += work.first.eq(~0)
+                if features.MSI_MRIF:
+                    m.d.sync += work.is_mrif.eq(0)
                 with m.If(self.memory_read_data.valid):
                     m.d.sync += at.eq(reply.cookie)
                     m.next = "TAKE_REPLY"
@@ -490,6 +495,8 @@ class Walker(wiring.Component):
                 m.next = "ANSWER"
             with m.State("ANSWER"):
                 m.d.comb += self.o.valid.eq(~subject.is_prefetch)
+                if features.MSI_MRIF:
+                    m.d.comb += self.mrif.valid.eq(work.is_mrif & permitted & ~subject.is_prefetch)
                 with m.If(self.o.ready | subject.is_prefetch):
                     m.next = "NEXT_WAITER"
                     with m.If(~permitted & ~subject.is_prefetch & (always_logged | ~dtf)):

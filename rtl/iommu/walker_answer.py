@@ -3,7 +3,9 @@
 from amaranth import Cat, Const, Mux, Signal
 
 from ..spec import riscv_iommu as spec
+from .debug import COOKIE as DEBUG_COOKIE
 from .iotlb import superpages
+from .walker_msi import mrif_entry
 from .walker_rules import first_grants
 from .walker_second import entry_offset
 from .walker_state import Outcome, Phase
@@ -63,6 +65,9 @@ def answer_subject(m, work, walker, subject, page, device_id, is_direct, transla
         m.d.comb += subject_cause.eq(page_fault)
     with m.Elif((work.outcome == Outcome.GUEST_PAGE_FAULT) | ~second_allows):
         m.d.comb += [subject_cause.eq(guest_fault), is_guest_fault.eq(1)]
+    if features.DBG and features.MSI_MRIF:
+        with m.Elif(work.is_mrif & (subject.cookie == DEBUG_COOKIE)):  # [RVIOMMU1.0 5]
+            m.d.comb += subject_cause.eq(spec.TYPE_DISALLOWED)
     with m.Else():
         m.d.comb += permitted.eq(1)
     always_logged = Cat(subject_cause == number for number in spec.LOGGED_ALWAYS).any()
@@ -84,10 +89,20 @@ def answer_subject(m, work, walker, subject, page, device_id, is_direct, transla
         with m.Elif(is_guest_fault):
             is_write = walk.is_writing if features.AMO_HWAD else Const(0, 1)
             m.d.comb += report.iotval2.eq(Cat(Const(1, 1), is_write, entry_offset(m, work)[2:], walk.guest_page))
+    if features.MSI_MRIF:
+        target, file = walker.mrif.payload, mrif_entry(work)
+        m.d.comb += [
+            target.cookie.eq(subject.cookie), target.address.eq(file.address), target.NPPN.eq(file.NPPN),
+            target.NID.eq(Cat(file.NID_low, file.NID_high)), target.is_silent.eq(work.dtf),
+            *(target[name].eq(report[name]) for name in ("device_id", "process_id_valid", "process_id", "privileged", "iotval")),
+        ]  # fmt: skip
     with m.If(~permitted):
         m.d.comb += answer.cause.eq(subject_cause)
     with m.Elif(work.identity):
         m.d.comb += [answer.page.eq(page), answer.readable.eq(1), answer.writable.eq(1), answer.size_log2.eq(63)]
+    if features.MSI_MRIF:
+        with m.Elif(work.is_mrif):
+            m.d.comb += answer.size_log2.eq(spec.MRIF_LOG2)
     with m.Else():
         m.d.comb += [answer.page.eq(translated), answer.readable.eq(mapped.readable), answer.writable.eq(mapped.writable)]
         if features.Svpbmt:

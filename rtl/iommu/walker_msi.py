@@ -1,6 +1,6 @@
 """MSI page tables."""
 
-from amaranth import Cat, Const, Signal
+from amaranth import Cat, Const, Mux, Signal
 
 from ..spec import riscv_iommu as spec
 from .walker_second import tags
@@ -39,7 +39,22 @@ def translate_msi(m, work, number):
             m.d.sync += [mapped.executable.eq(0), mapped.U.eq(first.U)]
         if features.Svpbmt:
             m.d.sync += mapped.PBMT.eq(walk.PBMT)
-        work.refuse(m, MSI, entry.V, entry.C | (entry.M != spec.MSI_TRANSLATE) | entry.reserved_low.any() | entry.reserved_high.any())
+        is_bad = (entry.M != spec.MSI_TRANSLATE) | entry.reserved_low.any() | entry.reserved_high.any()
+        if features.MSI_MRIF:
+            file = mrif_entry(work)
+            is_file = entry.M == spec.MSI_MRIF
+            reserved = (file.reserved_low, file.reserved_high, file.reserved_notice, file.reserved_notice_high)
+            is_bad = Mux(is_file, Cat(reserved).any(), is_bad)
+        work.refuse(m, MSI, entry.V, entry.C | is_bad)
         with m.Else():
             m.d.sync += work.outcome.eq(Outcome.MAPPED)
             m.next = "KEEP_LEAF"
+            if features.MSI_MRIF:
+                with m.If(is_file):  # of which no cache knows
+                    m.d.sync += work.is_mrif.eq(1)
+                    m.next = "END_WALK"
+
+
+def mrif_entry(work):
+    """Return the MSI page-table entry at work, as one in MRIF mode."""
+    return spec.MrifEntry(Cat(work.doublewords[:2]))

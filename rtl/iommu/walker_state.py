@@ -99,8 +99,8 @@ class Work:
         How the walk ends, and with what.
     first, second
         What the leaf of either stage grants.
-    identity, is_msi
-        The page is its own translation; it is one of an MSI page table.
+    identity, is_msi, is_mrif
+        The page is its own translation; it is one of an MSI page table; an interrupt file in memory.
     dtf
         Faults of the device are not recorded now.
     has_guest, is_second, page, level
@@ -123,6 +123,7 @@ class Work:
         self.first = walk.first if two_stages else Signal(Grant)
         self.second = Signal(data.StructLayout({"readable": 1, "writable": 1, "executable": 1}))
         self.identity, self.is_msi, self.dtf = Signal(), Signal(), Signal()
+        self.is_mrif = Signal() if features.MSI_MRIF else Const(0, 1)
         self.has_guest = self.context.guest_mode != spec.MODE_BARE if two_stages else Const(0, 1)
         self.is_second = walk.phase == Phase.SECOND if two_stages else Const(0, 1)
         self.page = Mux(self.is_second, walk.guest_page, self.key.page) if two_stages else self.key.page

@@ -121,7 +121,25 @@ class MsiEntry(data.Struct):
     C: 1
 
 
-MSI_TRANSLATE = 3  # M of basic translate mode [RVIOMMU1.0 3.3.3]
+class MrifEntry(data.Struct):
+    """MSI page-table entry, MRIF mode: where messages are recorded, and the notice of it. [RVIOMMU1.0 3.3.3]"""
+
+    V: 1
+    M: 2
+    reserved_low: 4
+    address: 47  # bits 55:9
+    reserved_high: 9
+    C: 1
+    NID_low: 10
+    NPPN: 44
+    reserved_notice: 6
+    NID_high: 1
+    reserved_notice_high: 3
+
+
+MSI_MRIF, MSI_TRANSLATE = 1, 3  # M of MRIF mode, of basic translate mode [RVIOMMU1.0 3.3.3]
+MRIF_LOG2 = 9  # bytes of an interrupt file in memory [AIA1.0 8.2.1]
+MRIF_IDENTITY_BITS = 11  # of an interrupt in it [AIA1.0 8.2.1]
 
 # ddtp.iommu_mode [RVIOMMU1.0 6.5]
 OFF, BARE, LVL1, LVL2, LVL3 = range(5)
@@ -144,12 +162,14 @@ TYPE_DISALLOWED = 260
 MSI_LOAD_FAULT = 261
 MSI_NOT_VALID = 262
 MSI_MISCONFIGURED = 263
+MRIF_FAULT = 264
 PDT_LOAD_FAULT = 265
 PDT_NOT_VALID = 266
 PDT_MISCONFIGURED = 267
 DDT_CORRUPTED = 268
 PDT_CORRUPTED = 269
 MSI_CORRUPTED = 270
+MRIF_CORRUPTED = 271
 PT_CORRUPTED = 274
 LOGGED_ALWAYS = (ALL_DISALLOWED, DDT_LOAD_FAULT, DDT_NOT_VALID, DDT_MISCONFIGURED, DDT_CORRUPTED)  # with DTF too [RVIOMMU1.0 4.2]
 

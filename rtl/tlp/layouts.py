@@ -21,6 +21,9 @@ class BurstStatus(enum.Enum, shape=3):
     REFUSED = 7  # an AtomicOp that was not sent: not enabled, or not 4 or 8 bytes at a multiple of that
 
 
+DIVERTED = BurstStatus.REFUSED  # verdict of a write, which no AtomicOp is: not sent; its dword goes to whoever records messages
+
+
 class AtomicKind(enum.Enum, shape=2):
     """What a burst does to memory in one step. [PCIe5 6.15]"""
 
@@ -89,7 +92,8 @@ class Burst(data.Struct):
     """A request to read or write up to one 4 KiB page; never crosses a 4 KiB boundary.
 
     ``address`` is an IOVA in front of the gate and physical behind it. ``verdict`` is OK in front of the gate; behind it
-    a burst that the gate refused carries FAULT: it is never sent, and is answered in its client's order.
+    a burst that the gate refused carries FAULT: it is never sent, and is answered in its client's order. A write of an aligned dword
+    may carry ``DIVERTED``.
     ``epoch`` belongs to the gate.
 
     An AtomicOp is a read of its operand's size, 4 or 8 bytes, naturally aligned: its answer is what memory held before. Its operand, or

@@ -9,11 +9,11 @@ from amaranth.lib.wiring import In, Out
 from ..spec import pcie
 from ..stream.arbiter import Arbiter
 from ..stream.queue import Queue
-from .layouts import AtomicKind, Burst, BurstData, BurstDone, BurstRetired, ConfigState, TlpBeat
+from .layouts import DIVERTED, AtomicKind, Burst, BurstData, BurstDone, BurstRetired, BurstStatus, ConfigState, TlpBeat
 from .read_buffer import Over, ReadBuffer
 from .read_lines import SLOT_BYTES, OrderedLine, ReadRequest, UnorderedLine
 from .tags import TagEvents, TagTable, ten_bit_name
-from .write_path import WritePath
+from .write_path import WriteOver, WritePath
 
 MAX_CLIENTS = 64
 MAX_FUNCTIONS = 8
@@ -99,6 +99,9 @@ class Requester(wiring.Component):
     Requester Enable all of them, each under its number + 256, any other those below 256. The ends of requests, the rules for
     completions, the timeout and the quarantine are those of :class:`.tags.TagTable`.
 
+    With ``diverts`` a write of an aligned dword that the gate lets leave as DIVERTED is not sent: its dword is given away when everything
+    in front of it was accepted into the transmit order; it is retired then, and done when ``diverted_end`` says so. One at a time.
+
     Stop: while ``stop`` is 1 for a function nothing is sent for it; ``stopped`` is 1 when besides every burst accepted for it has been
     answered and the answer taken. A stop also starts the recovery of the function's quarantined tags.
 
@@ -122,6 +125,8 @@ class Requester(wiring.Component):
         did not set another timeout for the function.
     max_payload : :class:`int`
         Largest Max_Payload_Size in bytes that is used, whatever the host sets.
+    diverts : :class:`bool`
+        The gate may say DIVERTED.
 
     Members
     -------
@@ -157,6 +162,10 @@ class Requester(wiring.Component):
         At least half of the wall's tags, of the others below 32, or of the others above are quarantined.
     events : ``Out(TagEvents)``
         Pulses for error reporting.
+    diverted, diverted_end : ``Out(stream.Signature(32))``, ``In(stream.Signature(BurstStatus))``
+        With ``diverts``: dwords; how each ended.
+    diverted_over : ``Out(1)``
+        With ``diverts``: a pulse when one has ended, or does not come because its function was stopped.
 
     Raises
     ------
@@ -164,7 +173,8 @@ class Requester(wiring.Component):
         If a number is out of range or the clients do not fit.
     """
 
-    def __init__(self, *, width, clients, functions, tags=256, wall_tags=8, completion_timeout_cycles=2_500_000, max_payload=512):
+    def __init__(self, *, width, clients, functions, tags=256, wall_tags=8, completion_timeout_cycles=2_500_000, max_payload=512,
+                 diverts=False):
         clients = tuple(clients)
         if width not in WIDTHS:
             raise ValueError(f"Width must be 64, 128, 256 or 512 bits, not {width!r}")
@@ -176,7 +186,7 @@ class Requester(wiring.Component):
             raise ValueError(f"The first client must be the wall, which reads and is unordered, not {clients[0]!r}")
         if max_payload not in (128, 256, 512, 1024, 2048, 4096):
             raise ValueError(f"Largest payload must be a power of two between 128 and 4096, not {max_payload!r}")
-        self.width, self.clients, self.functions, self.max_payload = width, clients, functions, max_payload
+        self.width, self.clients, self.functions, self.max_payload, self.diverts = width, clients, functions, max_payload, diverts
         self.tags, self.wall_tags, self.completion_timeout_cycles = tags, wall_tags, completion_timeout_cycles
         # Rings at multiples of their size: the largest first.
         row_bytes = width // 8
@@ -210,13 +220,16 @@ class Requester(wiring.Component):
             "tags_in_flight": Out(range(tags + 1)),
             "exhausted": Out(1),
             "events": Out(TagEvents),
+            **({"diverted": Out(stream.Signature(32)), "diverted_end": In(stream.Signature(BurstStatus)), "diverted_over": Out(1)}
+               if diverts else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.table = table = self._table
         m.submodules.writes = writes = WritePath(width=self.width, clients=len(self.clients), functions=self.functions,
-                                                 max_payload_code=(self.max_payload // 128).bit_length() - 1)  # fmt: skip
+                                                 max_payload_code=(self.max_payload // 128).bit_length() - 1,
+                                                 diverts=self.diverts)  # fmt: skip
         live = Signal(self.functions)
         m.d.comb += live.eq(Cat(config.bus_master for config in self.config) & ~self.stop)
 
@@ -276,6 +289,8 @@ class Requester(wiring.Component):
         wiring.connect(m, writes.posted, wiring.flipped(self.posted))
         if self.clients[0].atomics:
             wiring.connect(m, wiring.flipped(self.wall_operands), lines[0].operands)
+        if self.diverts:
+            late = self._end_diverted(m, writes)
         for n, port in enumerate(self.write_data):
             wiring.connect(m, wiring.flipped(port), lines[n].operands if n and self.clients[n].atomics else writes.data[n])
             m.submodules[f"done{n}"] = done = Queue(data.StructLayout({"done": BurstDone, "function": 8}), WRITES_IN_FLIGHT)
@@ -285,6 +300,16 @@ class Requester(wiring.Component):
                 done.i.p.done.cookie.eq(over.p.cookie),
                 done.i.p.done.status.eq(over.p.status),
                 done.i.p.function.eq(over.p.function),
+            ]
+            if self.diverts:
+                with m.If(over.p.status == DIVERTED):
+                    m.d.comb += done.i.valid.eq(0)
+                with m.If(late.valid & (late.p.client == n)):
+                    m.d.comb += [
+                        done.i.valid.eq(1), done.i.p.done.cookie.eq(late.p.cookie), done.i.p.done.status.eq(late.p.status),
+                        done.i.p.function.eq(late.p.function),
+                    ]  # fmt: skip
+            m.d.comb += [
                 o.valid.eq(done.o.valid),
                 o.payload.eq(done.o.p.done),
                 done.o.ready.eq(o.ready),
@@ -302,6 +327,21 @@ class Requester(wiring.Component):
             self.retired_writes.p.epoch.eq(over.p.epoch),
         ]
         return may_write, taken
+
+    def _end_diverted(self, m, writes):
+        """Return the end of the burst whose dword was given away, when that is over; no other burst of its client is under way then."""
+        late, given = stream.Signature(WriteOver).create(path=("late",)), Signal(WriteOver)
+        waits, over, end = Signal(), writes.over, self.diverted_end
+        wiring.connect(m, writes.diverted, wiring.flipped(self.diverted))
+        with m.If(over.valid & (over.p.status == DIVERTED)):
+            m.d.sync += [given.eq(over.p), waits.eq(1)]
+        with m.If(late.valid):
+            m.d.sync += waits.eq(0)
+        m.d.comb += [
+            end.ready.eq(waits), late.valid.eq(waits & end.valid), late.p.eq(given), late.p.status.eq(end.payload),
+            self.diverted_over.eq(late.valid | writes.diverted_lost),
+        ]
+        return late
 
     def _make_entries(self, m, writes, lines, may_write):
         """Join the two ports to write path and lines; return, for each, a stream that shows what is accepted."""

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..spec import pcie
 from ..stream.queue import Queue
 from .cutter import Cutter
-from .layouts import Burst, BurstData, BurstStatus, ConfigState, TlpBeat
+from .layouts import DIVERTED, Burst, BurstData, BurstStatus, ConfigState, TlpBeat
 
 WAITING_BURSTS = 8  # of each class
 HEADERS = 32  # TLPs whose data is complete and that wait to be sent
@@ -29,7 +29,8 @@ class WritePath(wiring.Component):
 
     Bursts of a class leave in their order; the wall's go first. A TLP is offered when all its data is there, so it has no gaps. A burst
     that the gate refused, or whose function is not ``live`` when one of its TLPs would start, is dropped from there on: its data is
-    taken all the same, and it is over with FAULT (or what the gate said), or RESET.
+    taken all the same, and it is over with FAULT (or what the gate said), or RESET. With ``diverts`` one of an aligned dword with verdict
+    DIVERTED gives its dword where its TLP would have been sent.
 
     Latency: 5 cycles from the last beat of data to the first beat of the TLP. Throughput: 1 beat per cycle without gaps between TLPs and
     bursts; a burst that does not start in lane 0 (in dwords) costs one cycle more.
@@ -42,6 +43,8 @@ class WritePath(wiring.Component):
         Their numbers.
     max_payload_code : :class:`int`
         Largest Max_Payload_Size that is used: 128 << code bytes.
+    diverts : :class:`bool`
+        The gate may say DIVERTED.
 
     Members
     -------
@@ -56,11 +59,14 @@ class WritePath(wiring.Component):
     posted : ``Out(stream.Signature(TlpBeat(width)))``
         TLPs.
     over : ``Out(stream.Signature(WriteOver, always_ready=True))``
-        Ends of bursts, in the order of sending.
+        Ends of bursts, in the order of sending; those that gave their dword are over with DIVERTED.
+    diverted, diverted_lost : ``Out(stream.Signature(32))``, ``Out(1)``
+        With ``diverts``: dwords, byte 0 in bits 7:0, each to be taken in front of the next; a pulse: one does not come (RESET).
     """
 
-    def __init__(self, *, width, clients, functions, max_payload_code):
+    def __init__(self, *, width, clients, functions, max_payload_code, diverts=False):
         self.width, self.clients, self.functions, self.max_payload_code = width, clients, functions, max_payload_code
+        self.diverts = diverts
         super().__init__({
             "wall": In(stream.Signature(Burst)),
             "gate": In(stream.Signature(Burst)),
@@ -69,6 +75,7 @@ class WritePath(wiring.Component):
             "live": In(functions),
             "posted": Out(stream.Signature(TlpBeat(width))),
             "over": Out(stream.Signature(WriteOver, always_ready=True)),
+            **({"diverted": Out(stream.Signature(32)), "diverted_lost": Out(1)} if diverts else {}),
         })
 
     def elaborate(self, platform):
@@ -193,10 +200,19 @@ class WritePath(wiring.Component):
         fate = Signal(BurstStatus)
         with m.If(dropping):
             m.d.comb += fate.eq(status)
-        with m.Elif(h.over.status != BurstStatus.OK):
+        is_refused, is_diverted = h.over.status != BurstStatus.OK, h.over.status == DIVERTED
+        with m.Elif(is_refused & ~is_diverted if self.diverts else is_refused):
             m.d.comb += fate.eq(h.over.status)
         with m.Elif(~sending & ~self.live.bit_select(h.over.function, 1)):
             m.d.comb += fate.eq(BurstStatus.RESET)
+        if self.diverts:
+            with m.Elif(is_diverted):
+                m.d.comb += fate.eq(DIVERTED)
+            m.d.comb += self.diverted_lost.eq(load & is_diverted & (fate != DIVERTED))
+            with m.If(self.diverted.ready):
+                m.d.sync += self.diverted.valid.eq(0)
+            with m.If(load & (fate == DIVERTED)):
+                m.d.sync += [self.diverted.valid.eq(1), self.diverted.payload.eq(payloads.o.payload)]
         m.d.comb += [
             drop.eq(fate != BurstStatus.OK),
             final_beat.eq(Mux(sending, beats_left == 1, first_beats == 1)),

@@ -8,7 +8,8 @@ from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
 from ringwall.rtl.iommu.gate import Gate
 from ringwall.rtl.iommu.layouts import TranslateRequest, TranslateResponse
-from ringwall.rtl.tlp.layouts import AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState
+from ringwall.rtl.spec.riscv_iommu import MRIF_LOG2
+from ringwall.rtl.tlp.layouts import DIVERTED, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, pack, random_ready, start, unpack
 
@@ -27,6 +28,11 @@ def test_gate(request, clients, functions):
 def test_gate_isolation(request):
     run(Gate(clients=3, functions=2), module=__name__, node=request.node.nodeid, params={"clients": 3, "functions": 2, "depth": 8},
         testcase=["a_miss_holds_up_nobody_else", "bypassed_bursts_need_no_translator"])  # fmt: skip
+
+
+def test_gate_files(request):
+    run(Gate(clients=3, functions=2, diverts=True), module=__name__, node=request.node.nodeid,
+        params={"clients": 3, "functions": 2, "depth": 8}, testcase="dwords_to_files_are_diverted")  # fmt: skip
 
 
 def test_gate_null(request):
@@ -347,3 +353,56 @@ async def counts_never_overflow(dut):
     over = {cookie: when for when, cookie, _, _ in bench.retired}
     for asked, answered in zip(bench.fence_cycles, bench.fenced_cycles, strict=True):
         assert all(over[k] <= answered for k, when in enumerate(bench.entered_cycles[0]) if when <= asked)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def dwords_to_files_are_diverted(dut):
+    """IOMMU-GATE-9: answers that name files among others: aligned dwords that are written are diverted, one at a time, with the cookie of
+    their translation, anything else to a file is refused; until one is over nothing of its client leaves or asks, others go on."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    count, files, cookies = 80, set(), {}
+
+    def answer(request):
+        cookies[request.page] = request.cookie
+        if rng.random() < 0.4:
+            files.add(request.page)
+            return rng.choice([1, 2, rng.randrange(1, 40)]), {"size_log2": MRIF_LOG2}
+        return rng.choice([1, 2, rng.randrange(1, 40)]), Bench.mapped(request)
+
+    bench = await Bench(dut, rng, answer).begin()
+    cocotb.start_soon(random_ready(bench.o, rng, 0.8))
+    sent = [[bench.burst(n, k, rng.randrange(2)) for k in range(count)] for n in range(3)]
+    for burst in (burst for bursts in sent for burst in bursts):
+        if rng.random() < 0.6:
+            burst |= {"length_bytes": 4, "address": burst["address"] & -4 | rng.choice([0, 0, 0, 0, 1, 2])}
+    for n, port in enumerate(bench.ports):
+        cocotb.start_soon(port.put_many([pack(Burst, **b) for b in sent[n]], lambda: rng.choice([0, 0, 5])))
+    seen, under_way, end, left, beside = 0, None, 0, [[] for _ in range(3)], 0
+    while len(bench.out) < 3 * count:
+        await bench.edge
+        await Timer(1, "step")
+        if under_way is not None and cycle() >= end:
+            dut.diverted_over.value = 1
+            under_way = None
+        else:
+            dut.diverted_over.value = 0
+        for payload in bench.out[seen:]:
+            burst = unpack(Burst, payload)
+            assert under_way is None or burst.client != under_way.client, "a burst behind one that is not over"
+            beside += under_way is not None
+            left[burst.client - 1].append((burst.address, burst.verdict))
+            if burst.is_write and burst.verdict == DIVERTED:
+                assert under_way is None, "two at a time"
+                assert int(dut.diverted.value) == cookies[burst.address >> 12]
+                under_way, end = burst, cycle() + rng.randrange(1, 80)
+        seen = len(bench.out)
+        if under_way is not None:
+            assert int(dut.diverted.value) not in bench.outstanding_cookies, "asked with the cookie of a burst that is under way"
+    for n in range(3):
+        for burst, (address, verdict) in zip(sent[n], left[n], strict=True):
+            is_file = burst["address"] >> 12 in files
+            is_dword = burst["is_write"] and burst["length_bytes"] == 4 and not burst["address"] % 4
+            wanted = (DIVERTED if is_dword else BurstStatus.FAULT) if is_file else BurstStatus.OK
+            assert (verdict, address) == (wanted, burst["address"] if is_file else burst["address"] ^ 0xABCDE000 << 12), burst
+    verdicts = [verdict for bursts in left for _, verdict in bursts]
+    assert min(verdicts.count(verdict) for verdict in (DIVERTED, BurstStatus.FAULT, BurstStatus.OK)) > 10 and beside > 20

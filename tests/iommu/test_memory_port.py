@@ -21,15 +21,17 @@ TESTS = ["reads_and_writes_move_their_bytes", "reads_are_issued_every_cycle", "a
 @pytest.mark.parametrize("width", [64, 128, 256, 512])
 def test_memory_port(request, width):
     updates = width in (64, 256)
-    run(MemoryPort(width=width, readers=READERS, writers=WRITERS, updates=updates), module=__name__, node=request.node.nodeid,
-        params={"width": width, "updates": updates}, testcase=[*TESTS, *(["updates_are_done"] if updates else [])])  # fmt: skip
+    run(MemoryPort(width=width, readers=READERS, writers=WRITERS, updaters=range(READERS) if updates else ()), module=__name__,
+        node=request.node.nodeid, params={"width": width, "updates": updates},
+        testcase=[*TESTS, *(["updates_are_done"] if updates else [])])  # fmt: skip
 
 
 def test_memory_port_parameters():
     """IOMMU-MEM-1: parameters out of range are refused with a sentence."""
     for bad, message in (({"width": 32}, "Width must be 64, 128, 256 or 512 bits, not 32"),
                          ({"width": 64, "readers": 0}, "Readers .*not 0"), ({"width": 64, "writers": 17}, "Writers .*not 17"),
-                         ({"width": 64, "client": 64}, "Client .*not 64")):  # fmt: skip
+                         ({"width": 64, "client": 64}, "Client .*not 64"),
+                         ({"width": 64, "updaters": (1,)}, r"Updaters .*not \(1,\)")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             MemoryPort(**bad)
 
@@ -185,7 +187,8 @@ async def a_write_that_hangs_holds_up_no_read(dut):
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def updates_are_done(dut):
-    """IOMMU-MEM-5: updates between reads and writes, some failing: each a CAS with both operands, answered once with what was there."""
+    """IOMMU-MEM-5: updates of two readers between reads and writes, some failing: each a CAS with both operands, answered once to its
+    reader with what was there."""
     rng = random.Random(cocotb.RANDOM_SEED)
     fate = {}
 
@@ -201,21 +204,22 @@ async def updates_are_done(dut):
         cocotb.start_soon(bench.read[n].put_many(reads, lambda: rng.randrange(4)))
     beats = [beat for k in range(30) for beat in write_beats(0x100000 + 64 * k, rng.randbytes(8), k)]
     cocotb.start_soon(bench.write[1].put_many(beats, lambda: rng.randrange(6)))
-    wanted, updates = {}, []
+    wanted, updates = {}, [[] for _ in range(READERS)]
     for k in range(100, 160):
         address, swap = 0x1000 + 8 * k, rng.randbytes(8)
         old = bench.pattern[address : address + 8]
         compare = old if rng.random() < 0.7 else bytes([old[0] ^ 1 << rng.randrange(8)]) + old[1:]
         wanted[k] = address, old, swap if compare == old else old
         operands = {"compare": int.from_bytes(compare, "little"), "swap": int.from_bytes(swap, "little")}
-        updates.append(pack(MemoryUpdate, address=address, cookie=k, **operands))
-    await Stream(dut, "update").put_many(updates, lambda: rng.randrange(4))
+        updates[k % READERS].append(pack(MemoryUpdate, address=address, cookie=k, **operands))
+    for n in range(READERS):
+        cocotb.start_soon(Stream(dut, f"update__{n}").put_many(updates[n], lambda: rng.randrange(4)))
     await bench.wait(lambda: len(bench.host.log) == 30 + 60 * READERS + 60, "the end")
     await ClockCycles(dut.clk, 100)
-    found = bench.reads(0)
-    assert sorted(found) == [*range(60), *range(100, 160)] and sorted(bench.reads(1)) == list(range(60))
+    found = [bench.reads(n) for n in range(READERS)]
+    assert all(sorted(found[n]) == [*range(60), *range(100 + n, 160, READERS)] for n in range(READERS))
     for k, (address, old, new) in wanted.items():
-        end, words = found[k]
-        assert end == fate[0, k] and len(words) == 1
+        end, words = found[k % READERS][k]
+        assert end == fate[0, k % READERS << 8 | k] and len(words) == 1
         assert end != BurstStatus.OK or words[0].to_bytes(8, "little") == old
         assert bench.memory.read(address, 8) == (new if end == BurstStatus.OK else old)

@@ -332,7 +332,7 @@ SECOND_FEATURES = ["Sv39x4", "Sv48x4", "Sv57x4"]
 FULL = ["Sv48", "Sv57", "Svpbmt", *SECOND_FEATURES, "PD8", "PD17", "PD20", "MSI_FLAT"]
 CARDS = {  # features, levels of the device directory, random worlds
     "full": (FULL, 3, 4), "guests": (["Sv39x4"], 2, 2), "processes": (["Sv48", "PD17", "PD8"], 1, 2),
-    "large": (["Sv48", "Sv57", "Svpbmt"], 2, 2), "updates": ([*FULL, "AMO_HWAD"], 2, 4),
+    "large": (["Sv48", "Sv57", "Svpbmt"], 2, 2), "updates": ([*FULL, "MSI_MRIF", "AMO_HWAD"], 2, 4),
 }  # fmt: skip
 PIDS = (0, 1, 0xFF, 0x100, 0x1FFFF, 0x20000, 0xFFFFF)
 GUEST_POOL, GUEST_PAGES = 0x20_0000, 256
@@ -434,9 +434,14 @@ class World:
         for n in range(table.entries):
             gpa = (page & ~mask | sum(1 << bit for at, bit in enumerate(b for b in range(52) if mask >> b & 1) if n >> at & 1)) << 12
             if rng.random() < 0.7:
-                table.set(gpa, MsiPte(spa=rng.getrandbits(56) & -4096))
+                is_mrif = "MSI_MRIF" in bench.features and rng.random() < 0.5
+                entry = MsiPte(spa=rng.getrandbits(56) & -4096)
+                if is_mrif:
+                    notice = {"notice_address": rng.getrandbits(56) & -4096, "nid": rng.getrandbits(11)}
+                    entry = MsiPte(mrif_address=rng.getrandbits(56) & -512, **notice)
+                table.set(gpa, entry)
                 if rng.random() < 0.2:
-                    table.corrupt(gpa, rng.choice(list(msi_pte_defects(bench.features, is_mrif=False))), bench.features)
+                    table.corrupt(gpa, rng.choice(list(msi_pte_defects(bench.features, is_mrif=is_mrif))), bench.features)
             if len(self.targets) < 20:
                 self.targets.append((gpa, 4096))
         return context.with_msi_table(table.root, mask=mask, pattern=page)
@@ -521,6 +526,7 @@ async def stages_are_the_golden_walk(dut):
     dut._log.info("%d mapped, faults %s", mapped, dict(sorted(seen.items())))
     assert mapped > 25 * params()["worlds"]
     assert bench.update_count > 30 * params()["worlds"] or not bench.capabilities.AMO_HWAD
+    assert len(bench.files) > 4 * params()["worlds"] or not bench.capabilities.MSI_MRIF
 
 
 @pytest.mark.parametrize("bad", [{"Sv57": True}, {"Sv48x4": True}, {"Sv39x4": True, "Sv57x4": True}, {"MSI_FLAT": True}, {"PD8": 2}])

@@ -1,5 +1,6 @@
 """Translation requests, page requests and a whole unit: debug translation, counters, interrupts. [RVIOMMU1.0 3.6, 3.7, 4.3, 5, 6]"""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from ringwall.models.iommu.commands import IodirInvalDdt, IofenceC
 from ringwall.models.iommu.entries import SIZE_2M, SIZE_4K, SIZE_64K, SV39, SV39X4, DeviceContext, MsiPte, ProcessContext
 from ringwall.models.iommu.faults import AccessType, Cause, FaultRecord, TransactionType, TranslationFault
 from ringwall.models.iommu.hpm import Event, EventIds, EventSelector
+from ringwall.models.iommu.msi import Notice
 from ringwall.models.iommu.registers import Capabilities, Igs, IommuMode
 from ringwall.models.iommu.tables import Allocator, DeviceDirectory, GuestView, MsiTable, PageTable, ProcessDirectory
 from ringwall.models.iommu.unit import Unit
@@ -377,6 +379,20 @@ def test_iommu_unit_counters():
     with pytest.raises(TranslationFault):
         unit.translate(Request(DEVICE, 0x8000, READ, 1))
     assert [unit.registers.read(0x68 + 8 * n, 8) for n in range(4)] == [5 + 1 + 5 + 5 + 4, 4 + 4 + 4 + 3, 4, 0]
+
+
+def test_iommu_unit_messages():
+    """MODEL-IOMMU-UNIT-5: a message is recorded in memory and its notice written; one of either that cannot be is recorded with 264."""
+    machine = Machine(two_stages=True, msi=True)
+    unit, request, there, nowhere = machine.unit, Request(DEVICE, FILE, WRITE), POOL + 0x3FF_F000, 0x1000
+    for bad, (file, notice) in enumerate(((there, there - 0x1000), (there, nowhere), (nowhere, there))):
+        machine.memory.write(there, bytes(512))
+        machine.msi.set(FILE, MsiPte(mrif_address=file, notice_address=notice, nid=0x123))
+        with pytest.raises(TranslationFault) if bad else nullcontext():
+            assert unit.write_msi(request, (70).to_bytes(4, "little")) == Notice(notice, 0x123)
+        assert machine.records() == [FaultRecord(264, 3, DEVICE, iotval=FILE)] * bad
+        assert machine.memory.read(there + 16, 8) == (64 * (file == there)).to_bytes(8, "little")
+    assert machine.memory.read(there - 0x1000, 4) == (0x123).to_bytes(4, "little")
 
 
 def test_iommu_unit_interrupts():
