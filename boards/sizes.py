@@ -18,6 +18,7 @@ LEAST = {"entries": 16, "ways": 2, "superpage_entries": 2, "walks": 2, "context_
 ALL = Features(**dict.fromkeys(Features.flags(), True))
 ROWS = {  # IOTLB entries, what there is beside the least: parameters
     "16": LEAST, "64": {"entries": 64}, "256": {"entries": 256}, "256, all features": {"entries": 256, "features": ALL},
+    "256 + 4096": {"entries": 256, "second_entries": 4096},
 }  # fmt: skip
 FAMILIES = {"ECP5": "synth_ecp5", "xc7": "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf"}
 

@@ -23,20 +23,24 @@ MSIX_TABLE, MSIX_PBA = 0x300, 0x400  # offsets of msi_cfg_tbl, which is the MSI-
 class IommuConfig(Features):
     """The RISC-V IOMMU front end, function 0, with :class:`.iommu.features.Features` by name.
 
-    ``entries``, ``ways``: size of the IOTLB. ``walks``: walks in flight. The IDs are the user's to choose: the defaults are those
-    that pid.codes sets aside for tests. A stock Linux riscv_iommu_pci driver binds to 1b36:0014.
+    ``entries``, ``ways``: size of the IOTLB; ``second_entries``: of its second level, in block RAM, or 0. ``walks``: walks in flight. The
+    IDs are the user's to choose: the defaults are those that pid.codes sets aside for tests. A stock Linux riscv_iommu_pci driver binds to
+    1b36:0014.
     """
 
     entries: int = 256
     ways: int = 4
+    second_entries: int = 0
     walks: int = 8
     vendor_id: int = 0x1209
     device_id: int = 0x0001
 
     def __post_init__(self):
         super().__post_init__()
-        if self.entries not in [1 << n for n in range(4, 13)]:
-            raise ValueError(f"IOTLB entries must be a power of two between 16 and 4096, not {self.entries!r}")
+        if self.entries not in [1 << n for n in range(4, 9)]:
+            raise ValueError(f"IOTLB entries must be a power of two between 16 and 256, more by second_entries, not {self.entries!r}")
+        if self.second_entries not in [0, *(1 << n for n in range(4, 13))]:
+            raise ValueError(f"Entries of the second IOTLB must be 0 or a power of two between 16 and 4096, not {self.second_entries!r}")
         if self.has_wires:
             raise ValueError(f"IGS of a PCIe function must be 0, its interrupts are messages, not {self.IGS!r}")
         if self.ways not in (1, 2, 4, 8) or self.ways > self.entries:

@@ -242,7 +242,7 @@ class Core(wiring.Component):
         if self.iommu is not None:
             iommu = add("iommu", Iommu(
                 width=width, strict=self.strict, vectors=IOMMU_VECTORS, entries=self.iommu.entries, ways=self.iommu.ways,
-                walks=self.iommu.walks, features=self.iommu))
+                second_entries=self.iommu.second_entries, walks=self.iommu.walks, features=self.iommu))
             for source, sink in (
                 (gate.translate_request, iommu.translate_request), (iommu.translate_response, gate.translate_response),
                 (iommu.fence, gate.fence), (gate.fenced, iommu.fenced), (router.targets[0], iommu.bus),

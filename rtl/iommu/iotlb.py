@@ -51,6 +51,42 @@ def found_layout(features):
 Found = found_layout(Features())
 
 
+def place(vpn, bits):
+    """Return the set, a number of ``bits``, in which a 4 KiB page lives."""
+    result = vpn[:bits]
+    for low in range(max(REGION_BITS, bits), len(vpn), bits):
+        result = result ^ vpn[low : low + bits]
+    return result[:bits]
+
+
+def same_space(item, space):
+    """Return whether an entry translates for ``space``."""
+    names = [name for name, _ in space.shape() if name != "PSCID"]
+    return Cat(item.G | (item.PSCID == space.PSCID), *(item[name] == space[name] for name in names)).all()
+
+
+def noise(m, step):
+    """Return a pseudo-random number of 16 bits, another one after each ``step``: x^16 + x^15 + x^13 + x^4 + 1, every state but 0."""
+    state = Signal(16, init=1, name="noise")
+    with m.If(step):
+        m.d.sync += state.eq(Cat(state[15] ^ state[14] ^ state[12] ^ state[3], state))
+    return state
+
+
+def forgets_all(m, level, is_fragment):
+    """Return whether ``level`` forgets everything now; ``is_fragment``: a fragment of a larger first-stage page comes in."""
+    forget_all = Signal()
+    m.d.comb += forget_all.eq(level.forget & ~level.forget_av)
+    if level.features.has_second_stage:
+        had_fragments, has_fragments = Signal(), Signal()
+        m.d.comb += [
+            has_fragments.eq(had_fragments | is_fragment),
+            forget_all.eq(level.forget & (~level.forget_av | has_fragments)),
+        ]
+        m.d.sync += had_fragments.eq(has_fragments & ~forget_all)
+    return forget_all
+
+
 class Iotlb(wiring.Component):
     """Looks a page up in every cycle.
 
@@ -67,7 +103,7 @@ class Iotlb(wiring.Component):
     Parameters
     ----------
     entries : :class:`int`
-        4 KiB entries: a power of two, at least 2 * ``ways``.
+        4 KiB entries: a power of two, at least 2 * ``ways``, at most 256.
     ways : :class:`int`
         A power of two.
     superpage_entries : :class:`int`
@@ -98,6 +134,8 @@ class Iotlb(wiring.Component):
         for name, value, least in (("IOTLB entries", entries, 4), ("IOTLB ways", ways, 1), ("Superpage entries", superpage_entries, 2)):
             if not isinstance(value, int) or value < least or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two and at least {least}, not {value!r}")
+        if entries > 256:  # each has a flip-flop
+            raise ValueError(f"IOTLB entries must be at most 256, more by second_entries, not {entries!r}")
         if entries < 2 * ways:
             raise ValueError(f"IOTLB entries must be at least twice the {ways} ways, not {entries!r}")
         self.entries, self.ways, self.superpage_entries = entries, ways, superpage_entries
@@ -121,38 +159,18 @@ class Iotlb(wiring.Component):
         sets = self.entries // self.ways
         bits = sets.bit_length() - 1
 
-        def place(vpn):
-            result = vpn[:bits]
-            for low in range(max(REGION_BITS, bits), page_bits, bits):
-                result = result ^ vpn[low : low + bits]
-            return result[:bits]
-
         entry = self.fill.payload
         m.d.comb += self.fill.ready.eq(1)
         small = self.fill.valid & (entry.reach == 0)
         looked_up, shown = Signal(bits), Signal(bits)
         sought, forgotten, filled = Signal(page_bits), Signal(bits), Signal(bits)
-        m.d.comb += [looked_up.eq(place(self.vpn)), forgotten.eq(place(self.forget_vpn)), filled.eq(place(entry.vpn))]
-        noise = Signal(16, init=1)  # x^16 + x^15 + x^13 + x^4 + 1, every state but 0
-        with m.If(self.fill.valid):
-            m.d.sync += noise.eq(Cat(noise[15] ^ noise[14] ^ noise[12] ^ noise[3], noise))
+        for vpn, at in ((self.vpn, looked_up), (self.forget_vpn, forgotten), (entry.vpn, filled)):
+            m.d.comb += at.eq(place(vpn, bits))
+        random = noise(m, self.fill.valid)
         with m.If(self.advance):
             m.d.sync += [shown.eq(looked_up), sought.eq(self.vpn)]
 
-        def same_space(item):
-            names = [name for name, _ in self.space.shape() if name != "PSCID"]
-            return Cat(item.G | (item.PSCID == self.space.PSCID), *(item[name] == self.space[name] for name in names)).all()
-
-        # Whether a page stands for itself alone.
-        forget_all = Signal()
-        m.d.comb += forget_all.eq(self.forget & ~self.forget_av)
-        if self.features.has_second_stage:
-            had_fragments, has_fragments = Signal(), Signal()
-            m.d.comb += [
-                has_fragments.eq(had_fragments | (small & entry.is_fragment)),
-                forget_all.eq(self.forget & (~self.forget_av | has_fragments)),
-            ]
-            m.d.sync += had_fragments.eq(has_fragments & ~forget_all)
+        forget_all = forgets_all(m, self, small & entry.is_fragment if self.features.has_second_stage else 0)
 
         # 4 KiB pages.
         row = data.StructLayout({name: field.shape for name, field in layout if name not in ("reach", "is_fragment")})
@@ -172,14 +190,14 @@ class Iotlb(wiring.Component):
             with m.If(write.en):
                 m.d.sync += valid.bit_select(filled, 1).eq(1)
             rows.append(read.data)
-            hits.append(valid_then & (read.data.vpn == sought) & same_space(read.data))
+            hits.append(valid_then & (read.data.vpn == sought) & same_space(read.data, self.space))
             with m.If(self.discard & hits[way]):
                 m.d.sync += valid.bit_select(shown, 1).eq(0)
             with m.If(forget_all):
                 m.d.sync += valid.eq(0)
             with m.Elif(self.forget):
                 m.d.sync += valid.bit_select(forgotten, 1).eq(0)
-        m.d.comb += victim.eq(noise if self.ways > 1 else 0)
+        m.d.comb += victim.eq(random if self.ways > 1 else 0)
         for way in reversed(range(self.ways)):
             with m.If(empty[way]):
                 m.d.comb += victim.eq(way)
@@ -195,8 +213,8 @@ class Iotlb(wiring.Component):
             return same.bit_select((item.reach - 1)[: (len(pages) - 1).bit_length()], 1)
 
         for n in range(self.superpage_entries):
-            large_hits.append(large_valid[n] & covers(large[n], sought) & same_space(large[n]))
-        m.d.comb += large_victim.eq(noise)
+            large_hits.append(large_valid[n] & covers(large[n], sought) & same_space(large[n], self.space))
+        m.d.comb += large_victim.eq(random)
         for n in reversed(range(self.superpage_entries)):
             with m.If(~large_valid[n]):
                 m.d.comb += large_victim.eq(n)

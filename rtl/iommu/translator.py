@@ -8,7 +8,8 @@ from ..spec import riscv_iommu as spec
 from ..stream.queue import Queue
 from .contexts import ContextCache, Process, context_layout
 from .features import Features
-from .iotlb import Iotlb, space_layout
+from .iotlb import Iotlb, found_layout, space_layout
+from .iotlb_second import SecondIotlb
 from .layouts import (
     Events,
     FaultReport,
@@ -32,13 +33,16 @@ class Translator(wiring.Component):
     forget, and what walks in flight bring neither fills a cache nor serves such a request. With ddtp Bare every page is its own
     translation. [RVIOMMU1.0 3.3]
 
-    Latency: 2 cycles from request accepted to response valid when cached; a miss 8 cycles more than its reads. Throughput: one
-    request per cycle; the answer of a miss takes the place of one hit, and so does a request that comes back from the walker.
+    Latency: 2 cycles from request accepted to response valid when cached, 4 when only the second level has it; a miss 8 cycles more than
+    its reads, 10 behind a second level. Throughput: one request per cycle; the answer of a miss or of the second level takes the place of
+    one hit, and so does a request that comes back from the walker.
 
     Parameters
     ----------
     entries, ways, superpage_entries : :class:`int`
         See :class:`.iotlb.Iotlb`.
+    second_entries, second_generation_bits : :class:`int`
+        See :class:`.iotlb_second.SecondIotlb`; 0 entries: there is none.
     walks, context_entries : :class:`int`
         Walks in flight; device contexts cached, and as many process contexts.
     misses : :class:`int`
@@ -65,7 +69,8 @@ class Translator(wiring.Component):
     in_flight : ``Out(walks)``
         A bit per walk that has not ended; a prefetch or a debug request may have left nothing else behind.
     hit, miss, begun, merged, read : ``Out(1)``
-        Pulses for counters: translations found in the IOTLB, requests for the walker, walks begun, requests that joined a walk, reads.
+        Pulses for counters: translations found in the IOTLB, of either level, requests for the walker, walks begun, requests that joined a
+        walk, reads.
 
     events : ``Out(Events)``
         With HPM, see :class:`.walker.Walker`.
@@ -76,12 +81,14 @@ class Translator(wiring.Component):
         If a size is out of range.
     """
 
-    def __init__(self, *, entries=64, ways=4, superpage_entries=8, walks=8, context_entries=8, misses=16, physical_address_bits=56,
-                 features=Features()):  # fmt: skip
+    def __init__(self, *, entries=64, ways=4, superpage_entries=8, second_entries=0, second_generation_bits=8, walks=8, context_entries=8,
+                 misses=16, physical_address_bits=56, features=Features()):  # fmt: skip
         self.entries, self.ways, self.superpage_entries = entries, ways, superpage_entries
         self.walks, self.context_entries, self.misses, self.physical_address_bits = walks, context_entries, misses, physical_address_bits
-        self.features = features
+        self.second_entries, self.second_generation_bits, self.features = second_entries, second_generation_bits, features
         self._iotlb = Iotlb(entries=entries, ways=ways, superpage_entries=superpage_entries, features=features)
+        self._second = SecondIotlb(entries=second_entries, generation_bits=second_generation_bits, features=features,
+                                   asked=self._asked()) if second_entries else None  # fmt: skip
         self._contexts = ContextCache(entries=context_entries, ports=2, layout=context_layout(features))
         self._processes = ContextCache(entries=context_entries, ports=2, layout=Process) if features.has_processes else None
         self._walker = Walker(walks=walks, physical_address_bits=physical_address_bits, features=features)
@@ -122,7 +129,8 @@ class Translator(wiring.Component):
         wiring.connect(m, walker.faults, wiring.flipped(self.faults))
         if features.MSI_MRIF:
             wiring.connect(m, walker.mrif, wiring.flipped(self.mrif))
-        wiring.connect(m, walker.fill, iotlb.fill)
+        if self._second is None:
+            wiring.connect(m, walker.fill, iotlb.fill)
         wiring.connect(m, walker.fill_context, contexts.fill)
         m.d.comb += [
             walker.mode.eq(self.ddtp_mode), walker.root_ppn.eq(self.ddtp_ppn),
@@ -173,49 +181,113 @@ class Translator(wiring.Component):
         m.d.comb += iotlb.space.eq(space.tag)
         passes, found_ours, hits, permitted = Signal(), Signal(), Signal(), Signal()
         in_directory = (self.ddtp_mode != spec.OFF) & (self.ddtp_mode != spec.BARE)
-        with m.If(asked.is_write):
-            m.d.comb += permitted.eq(found.writable & self._may(asked, space, found))
-        with m.Elif(asked.execute & Const(features.has_processes, 1)):
-            m.d.comb += permitted.eq((found.executable if features.has_processes else 0) & self._may(asked, space, found))
-        with m.Else():
-            m.d.comb += permitted.eq(found.readable & self._may(asked, space, found))
+        self._judge(m, asked, space, found, permitted)
         m.d.comb += [
             passes.eq((self.ddtp_mode == spec.BARE) | (in_directory & space.is_known & space.is_bare)),
-            found_ours.eq(in_directory & space.is_known & ~space.is_bare & space.is_canonical & found.hit),
+            found_ours.eq(self._is_sought(in_directory, space) & found.hit),
             hits.eq(found_ours & permitted),
             iotlb.discard.eq(valid & found_ours & ~permitted & go),  # the walk brings what memory says now
         ]
         answered, unanswered = Signal(), Signal()
+        onward, passed_on = (missed.i, missed.i.p) if self._second is None else (self._second.i, self._second.i.p.asked.request)
         m.d.comb += [
             answered.eq(valid & (passes | hits)),
             unanswered.eq(valid & ~passes & ~hits),
-            missed.i.payload.eq(asked),
+            passed_on.eq(asked),
         ]
         answer = Signal(TranslateResponse)
-        m.d.comb += [
-            answer.cookie.eq(asked.cookie), answer.readable.eq(passes | found.readable), answer.writable.eq(passes | found.writable),
-            answer.page.eq(found.ppn), answer.size_log2.eq(found.size_log2),
-        ]
-        if features.Svpbmt:
-            m.d.comb += answer.PBMT.eq(found.PBMT)
+        m.d.comb += self._told(answer, asked, found, passes)
         with m.If(passes):
             m.d.comb += [answer.page.eq(asked.page), answer.size_log2.eq(63), answer.PBMT.eq(0)]
 
         free = Signal()
+        ahead = walker.o.valid
+        if self._second is not None:
+            second_answers, second_answer = Signal(), Signal(TranslateResponse)
+            ahead = walker.o.valid | second_answers
+            second_hits = self._join_second(m, in_directory, free, second_answers, second_answer)
+            m.d.comb += [onward.p.vpn.eq(asked.page), onward.p.space.eq(space.tag), onward.p.asked.space.eq(space)]
         m.d.comb += [
             free.eq(~self.response.valid | self.response.ready),
             walker.o.ready.eq(free),
             # A second cycle ends when its answer or its miss has a place.
-            go.eq(~valid | asked.is_prefetch | (answered & free & ~walker.o.valid) | (unanswered & missed.i.ready)),
-            missed.i.valid.eq(unanswered),
+            go.eq(~valid | asked.is_prefetch | (answered & free & ~ahead) | (unanswered & onward.ready)),
+            onward.valid.eq(unanswered),
             self.hit.eq(valid & hits & go), self.miss.eq(missed.i.valid & missed.i.ready),
         ]
         with m.If(free):
             m.d.sync += self.response.valid.eq(walker.o.valid | (answered & ~asked.is_prefetch))
             m.d.sync += self.response.payload.eq(answer)
+            if self._second is not None:
+                with m.If(second_answers):
+                    m.d.sync += [self.response.valid.eq(1), self.response.payload.eq(second_answer)]
             with m.If(walker.o.valid):
                 m.d.sync += self.response.payload.eq(walker.o.payload)
+        if self._second is not None:
+            with m.If(second_hits):
+                m.d.comb += self.hit.eq(1)
         return m
+
+    def _asked(self):
+        """Return the layout of a request with what the contexts say about it."""
+        return data.StructLayout({"request": TranslateRequest, "space": self._space()})
+
+    def _join_second(self, m, in_directory, free, answers, answer):
+        """Look up what the first level has not answered, and pass on what is not found; return whether a request was.
+
+        What is found fills the first level, but for the lookups that began before that was seen. ``answers``: a request is to be answered,
+        by ``answer``, when ``free`` and the walker allow.
+        """
+        m.submodules.second = second = self._second
+        walker, iotlb, missed = self._walker, self._iotlb, self._missed
+        for name in ("forget", "forget_av", "forget_vpn"):
+            m.d.comb += getattr(second, name).eq(getattr(iotlb, name))
+        entry, asked, space = second.o.p.entry, second.o.p.asked.request, second.o.p.asked.space
+        found = Signal(found_layout(self.features), name="found_second")
+        m.d.comb += [
+            found.hit.eq(second.found), found.size_log2.eq(spec.PAGE_BITS),
+            *(found[name].eq(entry[name]) for name, _ in found.shape() if name not in ("hit", "size_log2")),
+        ]
+        permitted = Signal()
+        self._judge(m, asked, space, found, permitted)
+        hits, has_place, age, last = Signal(), Signal(), Signal(2), Signal(self.features.page_bits)
+        m.d.comb += [
+            hits.eq(second.o.valid & self._is_sought(in_directory, space) & found.hit & permitted),
+            answers.eq(hits & ~asked.is_prefetch & ~walker.fill.valid),
+            has_place.eq(~walker.fill.valid & (asked.is_prefetch | (free & ~walker.o.valid))),
+            second.o.ready.eq(Mux(hits, has_place, missed.i.ready | asked.is_prefetch)),
+            missed.i.payload.eq(asked), missed.i.valid.eq(second.o.valid & ~hits),
+            *self._told(answer, asked, found, 0),
+            second.fill.payload.eq(walker.fill.payload), second.fill.valid.eq(walker.fill.valid), walker.fill.ready.eq(1),
+            iotlb.fill.payload.eq(Mux(walker.fill.valid, walker.fill.payload, entry)),
+            iotlb.fill.valid.eq(walker.fill.valid | (hits & has_place & ((age == 0) | (last != entry.vpn)))),
+        ]
+        m.d.sync += age.eq(age - (age != 0))
+        with m.If(hits & has_place):
+            m.d.sync += [age.eq(3), last.eq(entry.vpn)]
+        return hits & has_place
+
+    @staticmethod
+    def _is_sought(in_directory, space):
+        """Return whether a translation of ``space`` would be an answer."""
+        return in_directory & space.is_known & ~space.is_bare & space.is_canonical
+
+    def _judge(self, m, asked, space, found, permitted):
+        """Say with ``permitted`` whether ``found`` permits what is asked."""
+        with m.If(asked.is_write):
+            m.d.comb += permitted.eq(found.writable & self._may(asked, space, found))
+        with m.Elif(asked.execute & Const(self.features.has_processes, 1)):
+            m.d.comb += permitted.eq((found.executable if self.features.has_processes else 0) & self._may(asked, space, found))
+        with m.Else():
+            m.d.comb += permitted.eq(found.readable & self._may(asked, space, found))
+
+    def _told(self, answer, asked, found, passes):
+        """Return assignments of the ``answer`` that ``found`` gives; ``passes``: all is permitted."""
+        result = [
+            answer.cookie.eq(asked.cookie), answer.readable.eq(passes | found.readable), answer.writable.eq(passes | found.writable),
+            answer.page.eq(found.ppn), answer.size_log2.eq(found.size_log2),
+        ]
+        return [*result, answer.PBMT.eq(found.PBMT)] if self.features.Svpbmt else result
 
     def _space(self):
         """Return the layout of what the contexts say about a request."""

@@ -1,14 +1,16 @@
-"""Proof of the IOTLB: it answers with one entry of the space that asks, and never with a forgotten one; beside it planted bugs."""
+"""Proof of both levels of the IOTLB: an answer is one entry of the space that asks, and never a forgotten one; beside it planted bugs."""
 
 from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal
-from amaranth.lib import data, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In
 
+from ringwall.rtl.iommu import iotlb as module
 from ringwall.rtl.iommu.features import Features
-from ringwall.rtl.iommu.iotlb import SUPERPAGES, Iotlb
-from ringwall.sim.formal import planted, prove, refute_each
+from ringwall.rtl.iommu.iotlb import SUPERPAGES, Iotlb, forgets_all, same_space
+from ringwall.rtl.iommu.iotlb_second import SecondIotlb
+from ringwall.sim.formal import check_stream, mutant, offered, planted, prove, refute, refute_each
 
-DEPTH = 8
+DEPTH, SECOND_DEPTH = 8, 13
 FEATURES = Features(Sv39x4=True, PD8=True, Svpbmt=True)
 PAGE_BITS = FEATURES.page_bits
 
@@ -23,6 +25,27 @@ def _spread(bits, width):
     """The page number with ``bits`` at ``PLACES``."""
     at = dict(zip(PLACES, bits))
     return Cat(at.get(n, Const(0, 1)) for n in range(width))
+
+
+def _is_for(fill, space):
+    """Whether what is filled in translates for the space."""
+    same = Cat(fill.space[name] == space[name] for name, _ in Space if name != "PSCID").all()
+    return same & (fill.G | (fill.space.PSCID == space.PSCID))
+
+
+def _fill_in(entry, fill):
+    """Make an entry of what is filled in, such as walkers do: fields that do not count are 0, only 4 KiB can be fragments."""
+    return [
+        entry.vpn.eq(_spread(fill.vpn, PAGE_BITS)), entry.G.eq(fill.G), entry.is_fragment.eq(fill.is_fragment),
+        *(entry[name].eq(fill.space[name]) for name, _ in Space),
+        *(entry[name].eq(fill.answer[name]) for name, _ in Answer if name != "ppn"),
+        entry.ppn.eq(_spread(fill.answer.ppn, 44)),
+        *_possible(fill.space), Assume(fill.space.first | ~fill.G), Assume((fill.answer.reach == 0) | ~fill.is_fragment),
+    ]
+
+
+def _possible(space):
+    return [Assume(space.first | ~space.PSCID), Assume(space.GV | ~space.GSCID)]
 
 
 class IotlbContract(wiring.Component):
@@ -59,15 +82,7 @@ class IotlbContract(wiring.Component):
             iotlb.vpn.eq(_spread(self.vpn, PAGE_BITS)), iotlb.advance.eq(lookup), iotlb.discard.eq(self.discard),
             iotlb.forget.eq(self.forget), iotlb.forget_av.eq(self.forget_av), iotlb.forget_vpn.eq(_spread(self.forget_vpn, PAGE_BITS)),
             *(iotlb.space[name].eq(self.asking[name]) for name, _ in Space),
-            iotlb.fill.valid.eq(fill.valid & begun), entry.vpn.eq(_spread(fill.vpn, PAGE_BITS)),
-            entry.G.eq(fill.G), entry.is_fragment.eq(fill.is_fragment),
-            *(entry[name].eq(fill.space[name]) for name, _ in Space),
-            *(entry[name].eq(fill.answer[name]) for name, _ in Answer if name != "ppn"),
-            entry.ppn.eq(_spread(fill.answer.ppn, 44)),
-            # What walkers fill in: fields that do not count are 0, only 4 KiB can be fragments.
-            *(Assume(s.first | ~s.PSCID) for s in (fill.space, self.asking)),
-            *(Assume(s.GV | ~s.GSCID) for s in (fill.space, self.asking)),
-            Assume(fill.space.first | ~fill.G), Assume((fill.answer.reach == 0) | ~fill.is_fragment),
+            iotlb.fill.valid.eq(fill.valid & begun), *_fill_in(entry, fill), *_possible(self.asking),
         ]
 
         def below(reach):
@@ -86,8 +101,7 @@ class IotlbContract(wiring.Component):
             with m.If(fill.answer.reach == reach):
                 m.d.comb += seen_ppn.eq(Cat(page[:low], fill.answer.ppn[low:]))
         m.d.comb += covers.eq(
-            iotlb.fill.valid & same_page.bit_select(fill.answer.reach, 1) & (fill.space.first == space.first)
-            & (fill.G | (fill.space.PSCID == space.PSCID)) & (fill.space.GV == space.GV) & (fill.space.GSCID == space.GSCID))
+            iotlb.fill.valid & same_page.bit_select(fill.answer.reach, 1) & _is_for(fill, space))
         given = Signal(Answer)  # what the entry says of the page
         m.d.comb += [given.eq(fill.answer), given.ppn.eq(seen_ppn)]
         means = covers & (given == answer)
@@ -139,14 +153,20 @@ def test_iotlb():
 
 
 STALE, DEAF = "one entry's", "a new entry"
+RULES = {
+    same_space: [
+        ("item.G | (item.PSCID == space.PSCID)", "1", STALE),
+        ("item.G | (item.PSCID == space.PSCID)", "item.PSCID == space.PSCID", DEAF),
+        ("item[name] == space[name]", "1", STALE),
+    ],
+    forgets_all: [
+        ("had_fragments | is_fragment", "is_fragment", STALE),
+        ("had_fragments.eq(has_fragments & ~forget_all)", "had_fragments.eq(0)", STALE),
+    ],
+}
 BUGS = [
-    ("item.G | (item.PSCID == self.space.PSCID)", "1", STALE),
-    ("item.G | (item.PSCID == self.space.PSCID)", "item.PSCID == self.space.PSCID", DEAF),
-    ("item[name] == self.space[name]", "1", STALE),
     ("read.data.vpn == sought", "1", STALE),
     ("item.vpn[low:] == vpn[low:]", "item.vpn[low + 1 :] == vpn[low + 1 :]", STALE),
-    ("had_fragments | (small & entry.is_fragment)", "small & entry.is_fragment", STALE),
-    ("had_fragments.eq(has_fragments & ~forget_all)", "had_fragments.eq(0)", STALE),
     ("forget_all | (self.forget & (forgotten == looked_up))", "forget_all", STALE),
     ("forget_all | (self.forget & (forgotten == looked_up))", "self.forget & (forgotten == looked_up)", STALE),
     ("large_valid.eq(large_valid & ~Cat(large_hits))", "large_valid.eq(large_valid)", STALE),
@@ -161,8 +181,141 @@ BUGS = [
 ]
 
 
-def test_planted_bugs():
-    """FORMAL-IOTLB-2: each planted bug of the IOTLB breaks the assertion that it should."""
-    found = refute_each(IotlbContract(planted(Iotlb, [bug[:2] for bug in BUGS])), len(BUGS), depth=DEPTH)
-    missed = [(bug, text) for (*bug, broken), text in zip(BUGS, found, strict=True) if not any(part in text for part in broken.split("|"))]
+def _refuted(contract, bugs, depth):
+    found = refute_each(contract, len(bugs), depth=depth)
+    missed = [(bug, text) for (*bug, broken), text in zip(bugs, found, strict=True) if not any(part in text for part in broken.split("|"))]
     assert not missed
+
+
+def test_planted_bugs(monkeypatch):
+    """FORMAL-IOTLB-2: each planted bug of the IOTLB breaks the assertion that it should."""
+    bugs = []
+    for rule, ours in RULES.items():
+        monkeypatch.setattr(module, rule.__name__, planted(rule, [bug[:2] for bug in ours], len(bugs) + 1))
+        bugs += ours
+    _refuted(IotlbContract(planted(Iotlb, [bug[:2] for bug in BUGS], len(bugs) + 1)), bugs + BUGS, DEPTH)
+
+
+class SecondContract(wiring.Component):
+    """Any fills, lookups, stalls and invalidations; follows one page of one space, and one answer to it, which are picked first.
+
+    ``mark`` picks lookups for it, one at a time.
+    """
+
+    page: In(len(PLACES))
+    space: In(Space)
+    answer: In(Answer)
+    lookups: In(stream.Signature(data.StructLayout({"vpn": len(PLACES), "space": Space, "mark": 1})))
+    ready: In(1)
+    fill: In(Fill)
+    forget: In(1)
+    forget_av: In(1)
+    forget_vpn: In(len(PLACES))
+
+    def __init__(self, make=SecondIotlb, *, ways=2, generation_bits=2):
+        self.make, self.ways, self.generation_bits = make, ways, generation_bits
+        super().__init__()
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.second = second = self.make(
+            entries=4, ways=self.ways, generation_bits=self.generation_bits, features=FEATURES, asked=1)
+        begun = Signal()
+        m.d.sync += begun.eq(1)
+        page, space, answer = Signal(len(PLACES)), Signal(Space), Signal(Answer)
+        with m.If(~begun):
+            m.d.sync += [page.eq(self.page), space.eq(self.space), answer.eq(self.answer)]
+        offered(m, self.lookups)
+        check_stream(m, second.o, "results")
+
+        asks, entry, fill = self.lookups.p, second.fill.p, self.fill
+        taken = second.i.valid & second.i.ready
+        m.d.comb += [
+            second.i.valid.eq(self.lookups.valid & begun), self.lookups.ready.eq(second.i.ready & begun), second.o.ready.eq(self.ready),
+            second.i.p.vpn.eq(_spread(asks.vpn, PAGE_BITS)), second.i.p.asked.eq(asks.mark),
+            *(second.i.p.space[name].eq(asks.space[name]) for name, _ in Space),
+            second.forget.eq(self.forget), second.forget_av.eq(self.forget_av),
+            second.forget_vpn.eq(_spread(self.forget_vpn, PAGE_BITS)),
+            second.fill.valid.eq(fill.valid & begun), *_fill_in(entry, fill), *_possible(asks.space),
+            Assume(~(taken & asks.mark) | ((asks.vpn == page) & (asks.space == space))),
+        ]
+
+        # Entries that say `answer` and were not forgotten: those that stand for themselves, and fragments; whether the lookup may find one.
+        covers = second.fill.valid & (fill.answer.reach == 0) & (fill.vpn == page) & _is_for(fill, space)
+        means = covers & (fill.answer == answer)
+        live, flies, moved, may = Signal(2), Signal(), Signal(), Signal()
+        forgets = Cat(self.forget & (~self.forget_av | (self.forget_vpn == page)), self.forget)
+        m.d.sync += live.eq((live | Cat(means & ~fill.is_fragment, means & fill.is_fragment)) & ~forgets)
+        found, is_shown, said = second.o.p.entry, second.o.valid & second.o.p.asked, Signal(Answer)
+        m.d.comb += [said[name].eq(found[name]) for name, _ in Answer if name not in ("ppn", "reach")]
+        m.d.comb += said.ppn.eq(Cat(found.ppn[place] for place in PLACES))
+        with m.If(is_shown & second.o.ready):
+            m.d.sync += flies.eq(0)
+        m.d.sync += moved.eq(flies & (moved | ~second.o.valid | second.o.ready))
+        with m.If(taken & asks.mark):
+            m.d.sync += [flies.eq(1), may.eq((live & ~forgets).any() & ~self.forget)]
+        with m.Elif(self.forget):
+            m.d.sync += may.eq(0)
+
+        # An entry that comes when places are in order and none is on its way: lookups behind the one that may meet it find it.
+        calm, waits, fresh, works = Signal(3), Signal(), Signal(2), Signal()
+        m.d.sync += [calm.eq(Mux(self.forget, 0, Mux(calm == 5, 5, calm + begun))), waits.eq(fill.valid | (waits & ~second.i.ready))]
+        with m.If(self.forget | fill.valid):
+            m.d.sync += fresh.eq(covers & (calm == 5) & ~waits & ~self.forget)
+        with m.Elif((fresh == 1) & second.i.ready):
+            m.d.sync += fresh.eq(2)
+        with m.If(taken & asks.mark):
+            m.d.sync += works.eq((fresh == 2) & ~self.forget)
+        with m.Elif(self.forget):
+            m.d.sync += works.eq(0)
+        hit = is_shown & second.found
+        m.d.comb += [
+            Assume(~(self.lookups.valid & asks.mark) | ~flies),
+            Assert(Mux(is_shown, flies, ~(flies & moved)), "a lookup has one result, in the second cycle behind it"),
+            Assert(~(hit & (said == answer)) | may, "an answer is one entry's, of this space and not forgotten"),
+            Assert(~(is_shown & works) | second.found, "a new entry answers"),
+            Cover(hit & (said == answer) & space.PSCID & (fresh == 2), "a hit of a process"),
+            Cover(hit & ~space.first & ~second.o.ready & self.forget, "a hit of the second stage is forgotten while it waits"),
+        ]
+        return m
+
+
+def test_second_level():
+    """FORMAL-IOTLB-3: an answer of the second level is one entry's, of this page and space, not forgotten; numbers of generations wrap."""
+    prove(SecondContract(), depth=SECOND_DEPTH)
+    prove(SecondContract(ways=1, generation_bits=1), depth=SECOND_DEPTH)
+
+
+SECOND_BUGS = [
+    ("read.data.generation == now", "1", STALE),
+    ("read.data.vpn == key.vpn", "1", STALE),
+    ("same_space(read.data, key.space)", "1", STALE),
+    ("self.forget | is_off", "self.forget", STALE),
+    ("self.forget | is_off", "is_off", STALE),
+    ("is_dead.eq(1)", "is_dead.eq(is_dead)", STALE),
+    ("same.any() & ~is_dead & ~self.forget", "same.any() & ~is_dead", STALE),
+    ("self.found.eq(0)", "self.found.eq(self.found)", STALE),
+    ("now.eq(Mux(now.all(), 1, now + 1))", "now.eq(now)", STALE),
+    ("is_off.eq(now.all())", "is_off.eq(0)", STALE),
+    ("is_off.eq(swept != sets - 1)", "is_off.eq(0)", STALE),
+    ("fills.eq(is_waiting & ~self.forget)", "fills.eq(is_waiting)", STALE),
+    ("small & ~is_waiting & ~is_off & ~self.forget", "small & ~is_waiting & ~is_off", STALE),
+    ("self.fill.valid & (entry.reach == 0)", "self.fill.valid", STALE),
+    ("Mux(self.forget, place(self.forget_vpn, bits), row)", "row", STALE),
+    ("is_off | self.forget | (fills & (victim == way))", "is_off | (fills & (victim == way))", STALE),
+    ("is_off | self.forget | (fills & (victim == way))", "self.forget | (fills & (victim == way))", STALE),
+    ("fills & ~self.forget & (victim == way)", "victim == way", STALE),
+    ("fills & ~self.forget & (victim == way)", "fills & (victim == way)", STALE),
+    ("Mux(is_waiting, waiting.vpn, asks.vpn)", "asks.vpn", f"{STALE}|{DEAF}"),
+    ("Mux(is_waiting, waiting[name], asks.space[name])", "waiting[name]", f"{STALE}|{DEAF}"),
+    ("row.eq(next_row)", "row.eq(row)", DEAF),
+    ("moves & ~is_waiting", "moves", "one result"),
+    ("~looks | ~self.o.valid | self.o.ready", "1", "one result|stays"),
+]
+
+
+def test_planted_bugs_of_the_second_level():
+    """FORMAL-IOTLB-4: each planted bug of the second level breaks the assertion that it should."""
+    _refuted(SecondContract(planted(SecondIotlb, [bug[:2] for bug in SECOND_BUGS])), SECOND_BUGS, SECOND_DEPTH)
+    broken = mutant(SecondIotlb, "small & ~is_waiting & ~is_off & ~self.forget", "small & ~is_waiting & ~self.forget")
+    assert STALE in refute(SecondContract(broken, ways=1, generation_bits=1), depth=SECOND_DEPTH)  # clearing lasts long enough there
