@@ -421,8 +421,8 @@ class Walker(wiring.Component):
                     m.next = "READ"
                 with m.Else():
                     work.access(m)
-                if processes:
-                    with m.If(key.supervisor & ~walk.ENS):
+                if updates and processes:
+                    with m.If(key.supervisor & ~walk.ENS):  # before anything is updated for it
                         m.d.sync += fail(Outcome.FAULT, spec.TYPE_DISALLOWED)
                         m.next = "END_WALK"
             with m.State("READ"):

@@ -13,7 +13,7 @@ def tell_events(m, work, fsm, events, may_begin, process_found):
     """
     features, walk, context, key = work.features, work.walk, work.context, work.key
     begins_table, has_first = fsm.ongoing("BEGIN_TABLE"), context.fsc_mode != spec.MODE_BARE
-    if features.has_processes:  # else refused, before there is a walk
+    if features.AMO_HWAD and features.has_processes:  # else refused, before there is a walk
         begins_table &= ~key.supervisor | walk.ENS
     m.d.comb += [
         events.kinds[EventId.DDT_WALK].eq(fsm.ongoing("BEGIN_DIRECTORY") & may_begin),
