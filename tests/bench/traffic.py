@@ -26,7 +26,8 @@ DESCRIPTORS = 24  # bits of a count
 class Traffic(wiring.Component):
     """Moves descriptors of the same length, at addresses a stride apart: packets that it throws away, or that it makes up.
 
-    A write to START begins: bit 0 is the direction (1: to the host), bits 31:8 the number of descriptors. CYCLES then counts the cycles
+    A write to START begins: bit 0 is the direction (1: to the host), bit 1 says that each descriptor waits for the end of the one before,
+    bits 31:8 are the number of descriptors. CYCLES then counts the cycles
     from the first descriptor's being offered until the last one's end is known; FAILED those that did not end well.
 
     Parameters
@@ -50,7 +51,7 @@ class Traffic(wiring.Component):
         for name in ("bursts", "read_data", "write_data", "write_done"):
             wiring.connect(m, getattr(mover, name), wiring.flipped(getattr(self, name)))
         address, stride, size = Signal(64), Signal(64), Signal(32)
-        is_write, to_begin, to_end = Signal(), Signal(DESCRIPTORS), Signal(DESCRIPTORS)
+        is_write, is_lone, to_begin, to_end = Signal(), Signal(), Signal(DESCRIPTORS), Signal(DESCRIPTORS)
         cycles, failed = Signal(32), Signal(DESCRIPTORS)
         m.d.comb += [mover.stop.eq(self.stop), self.stopped.eq(mover.stopped)]
 
@@ -58,7 +59,7 @@ class Traffic(wiring.Component):
         segment = Signal.like(mover.readable.payload)
         m.d.comb += [segment.address.eq(address), segment.length_bytes.eq(size), segment.last.eq(1)]
         for port, wanted in ((mover.readable, ~is_write), (mover.writable, is_write)):
-            m.d.comb += [port.payload.eq(segment), port.valid.eq(wanted & (to_begin != 0))]
+            m.d.comb += [port.payload.eq(segment), port.valid.eq(wanted & (to_begin != 0) & (~is_lone | (to_begin == to_end)))]
             with m.If(port.valid & port.ready):
                 m.d.sync += [address.eq(address + stride), to_begin.eq(to_begin - 1)]
 
@@ -106,7 +107,8 @@ class Traffic(wiring.Component):
                             m.d.sync += register.eq(request.payload.data)
             count = request.payload.data[8 : 8 + DESCRIPTORS]
             with m.If(request.payload.is_write & (request.payload.offset == START)):
-                m.d.sync += [is_write.eq(request.payload.data[0]), to_begin.eq(count), to_end.eq(count), cycles.eq(0), failed.eq(0)]
+                m.d.sync += [Cat(is_write, is_lone).eq(request.payload.data[:2]), to_begin.eq(count), to_end.eq(count)]
+                m.d.sync += [cycles.eq(0), failed.eq(0)]
                 with m.If(request.payload.data[0]):
                     m.d.sync += packets.eq(count)
         return m
