@@ -14,6 +14,7 @@ from ringwall.sim.compiled_bench import CompiledBench
 from .traffic import ADDRESS, BYTES, CYCLES, FAILED, START, STRIDE, TrafficCard, TrafficConfig
 
 PCIE = 0x10  # capability ID
+FRESH = 180  # pages of a second function
 FRAMES, PAGES = 0x2000_0000, 66  # physical pages below 4 GiB: headers of 3 dwords, as in the peers' figures
 BURSTS = (24, 64)  # descriptors of a short run and of a long one
 ENDS = 200_000  # cycles in which a run must end
@@ -27,20 +28,25 @@ PEER_WRITE_4K = {64: (6.81, 7.30, 7.56), 128: (13.62, 14.61, 15.16), 256: (25.6,
 
 
 class Engine:
-    """A card of traffic whose pages are there; ``translated``: through an IOMMU with tables of 4 KiB pages, or physical."""
+    """A card of traffic whose pages are there; ``translated``: through an IOMMU with tables of 4 KiB pages, or physical.
 
-    def __init__(self, width, *, translated, **parameters):
-        self.bench = bench = CompiledBench(TrafficConfig(width), seed=1, judged=False, card=TrafficCard, **parameters)
-        self.card, self.registers, self.base = bench.compiled, bench.functions[1].bars[0].address, FRAMES
+    A second function has tables of its own, for ``FRESH`` pages.
+    """
+
+    def __init__(self, width, *, translated, functions=1, **parameters):
+        self.bench = bench = CompiledBench(TrafficConfig(width, functions), seed=1, judged=False, card=TrafficCard, **parameters)
+        self.card, self.base = bench.compiled, FRAMES
+        self.registers = {info.function: info.bars[0].address for info in bench.functions}
         self.card.map(FRAMES, PAGES * PAGE)
         if translated:
             self.base = IOVAS
             bench.now(bench.enable_iommu())
-            table = PageTable(bench.session.memory, bench.allocator)
-            for n, frame in enumerate(random.Random(1).sample(range(PAGES), PAGES)):
-                table.map_page(IOVAS + PAGE * n, FRAMES + PAGE * frame)
-            bench.iommu.directory.set(1, DeviceContext.sv39(table.root, PSCID=1))
-            self.card.run(bench.iommu.invalidate_context(1))
+            for function, pages in ((1, PAGES), (2, FRESH))[:functions]:
+                table = PageTable(bench.session.memory, bench.allocator)
+                for n, frame in enumerate(random.Random(1).sample(range(pages), pages)):
+                    table.map_page(IOVAS + PAGE * n, FRAMES + PAGE * (frame % PAGES))
+                bench.iommu.directory.set(function, DeviceContext.sv39(table.root, PSCID=function))
+                self.card.run(bench.iommu.invalidate_context(function))
         self.run(False, PAGES - 1)  # warms the IOTLB
 
     def limits(self, mps, mrrs):
@@ -58,15 +64,24 @@ class Engine:
     def __exit__(self, *error):
         self.card.close()
 
-    def run(self, is_write, count, *, size=PAGE, stride=PAGE, offset=0):
-        """Return the cycles from the first of ``count`` descriptors to the end of the last."""
-        card, at = self.card, self.registers
-        for register, value in ((ADDRESS, self.base + offset), (STRIDE, stride), (BYTES, size), (START, count << 8 | is_write)):
-            card.memory_write(at + register, value.to_bytes(8, "little"))
+    def begin(self, is_write, count, *, size=PAGE, stride=PAGE, offset=0, function=1, is_lone=False):
+        """Begin with ``count`` descriptors; ``is_lone``: one at a time."""
+        start = count << 8 | is_lone << 1 | is_write
+        for register, value in ((ADDRESS, self.base + offset), (STRIDE, stride), (BYTES, size), (START, start)):
+            self.card.memory_write(self.registers[function] + register, value.to_bytes(8, "little"))
+
+    def end(self, function=1):
+        """Wait for everything; return the cycles from the first of the descriptors to the end of the last."""
+        card, at = self.card, self.registers[function]
         card.step(ENDS)
         left, cycles, failed = (int.from_bytes(card.memory_read(at + register, 8), "little") for register in (START, CYCLES, FAILED))
-        assert (left, failed) == (0, 0), f"{left} of {count} descriptors did not end, {failed} failed"
+        assert (left, failed) == (0, 0), f"{left} descriptors did not end, {failed} failed"
         return cycles
+
+    def run(self, is_write, count, **traffic):
+        """Return the cycles from the first of ``count`` descriptors to the end of the last."""
+        self.begin(is_write, count, **traffic)
+        return self.end()
 
     def each(self, is_write, counts=BURSTS, **traffic):
         """Return the cycles of a descriptor in a stream of them: a long run without what a short one takes, on warm translations."""
@@ -141,3 +156,24 @@ def test_lone(width, capsys):
             way = ", translated" * translated
             show(capsys, f"{width:3} bits: lone 64 B read {cycles - host} cycles and the host's{way}; peer {PEER_LONE[width]}")
             assert cycles - host <= 20 or width < 256
+
+
+@pytest.mark.parametrize("latency", [20, 250])
+def test_hits_beside_misses(latency, capsys):
+    """BENCH-DMA-4: a function's every page is a miss, 20 or 250 cycles of memory; another's hits go on at 0.9 of what they do alone."""
+    small = {"size": 64, "stride": 64}
+    with Engine(256, translated=True, functions=2, latency=latency) as engine:
+        for is_write, count, traffic in ((False, 16, {}), (True, 16, {}), (False, 800, small), (True, 800, small)):
+            engine.card.run(engine.bench.iommu.invalidate())
+            engine.run(False, 16)
+            alone = engine.run(is_write, count, **traffic)
+            other = {"size": 64, "function": 2, "is_lone": True}
+            engine.begin(False, FRESH, **other)
+            beside, missing = engine.run(is_write, count, **traffic), engine.end(function=2)
+            engine.begin(False, 16, **other)
+            pending = 1 - engine.end(function=2) / 16 / (missing / FRESH)
+            moved, way = count * traffic.get("size", PAGE), "write" if is_write else "read"
+            show(capsys, f"256 bits, {latency} cycles of memory: {moved // count} B {way} {moved / beside:.2f} bytes per cycle beside a function "
+                 f"with a miss pending {pending:.0%} of the time, {moved / alone:.2f} alone: {alone / beside:.3f}; to reach 0.9")  # fmt: skip
+            assert missing > beside and pending > 0.3
+            assert alone / beside >= 0.9

@@ -1,4 +1,4 @@
-"""A card whose one function does nothing but DMA, descriptors back to back: what the figures of the engine are measured with."""
+"""A card whose functions do nothing but DMA, descriptors back to back: what the figures of the engine are measured with."""
 
 from dataclasses import dataclass, field
 
@@ -26,7 +26,8 @@ DESCRIPTORS = 24  # bits of a count
 class Traffic(wiring.Component):
     """Moves descriptors of the same length, at addresses a stride apart: packets that it throws away, or that it makes up.
 
-    A write to START begins: bit 0 is the direction (1: to the host), bits 31:8 the number of descriptors. CYCLES then counts the cycles
+    A write to START begins: bit 0 is the direction (1: to the host), bit 1 says that each descriptor waits for the end of the one before,
+    bits 31:8 are the number of descriptors. CYCLES then counts the cycles
     from the first descriptor's being offered until the last one's end is known; FAILED those that did not end well.
 
     Parameters
@@ -50,7 +51,7 @@ class Traffic(wiring.Component):
         for name in ("bursts", "read_data", "write_data", "write_done"):
             wiring.connect(m, getattr(mover, name), wiring.flipped(getattr(self, name)))
         address, stride, size = Signal(64), Signal(64), Signal(32)
-        is_write, to_begin, to_end = Signal(), Signal(DESCRIPTORS), Signal(DESCRIPTORS)
+        is_write, is_lone, to_begin, to_end = Signal(), Signal(), Signal(DESCRIPTORS), Signal(DESCRIPTORS)
         cycles, failed = Signal(32), Signal(DESCRIPTORS)
         m.d.comb += [mover.stop.eq(self.stop), self.stopped.eq(mover.stopped)]
 
@@ -58,7 +59,7 @@ class Traffic(wiring.Component):
         segment = Signal.like(mover.readable.payload)
         m.d.comb += [segment.address.eq(address), segment.length_bytes.eq(size), segment.last.eq(1)]
         for port, wanted in ((mover.readable, ~is_write), (mover.writable, is_write)):
-            m.d.comb += [port.payload.eq(segment), port.valid.eq(wanted & (to_begin != 0))]
+            m.d.comb += [port.payload.eq(segment), port.valid.eq(wanted & (to_begin != 0) & (~is_lone | (to_begin == to_end)))]
             with m.If(port.valid & port.ready):
                 m.d.sync += [address.eq(address + stride), to_begin.eq(to_begin - 1)]
 
@@ -106,7 +107,8 @@ class Traffic(wiring.Component):
                             m.d.sync += register.eq(request.payload.data)
             count = request.payload.data[8 : 8 + DESCRIPTORS]
             with m.If(request.payload.is_write & (request.payload.offset == START)):
-                m.d.sync += [is_write.eq(request.payload.data[0]), to_begin.eq(count), to_end.eq(count), cycles.eq(0), failed.eq(0)]
+                m.d.sync += [Cat(is_write, is_lone).eq(request.payload.data[:2]), to_begin.eq(count), to_end.eq(count)]
+                m.d.sync += [cycles.eq(0), failed.eq(0)]
                 with m.If(request.payload.data[0]):
                     m.d.sync += packets.eq(count)
         return m
@@ -114,23 +116,24 @@ class Traffic(wiring.Component):
 
 @dataclass(frozen=True)
 class TrafficConfig:
-    """A :class:`TrafficCard`: its IOMMU is function 0, its traffic function 1; without one it is function 0."""
+    """A :class:`TrafficCard`: its IOMMU is function 0, its traffic the functions behind; without one it begins at 0."""
 
     width: int
+    functions: int = 1
     iommu: IommuConfig | None = field(default_factory=IommuConfig)
     read_buffer_bytes: int = 32768
     disks = ()
 
     @property
     def first_disk(self):
-        """Number of the function with the traffic."""
+        """Number of the first function with traffic."""
         return int(self.iommu is not None)
 
     @property
     def descriptions(self):
         """Of the functions."""
-        own = FunctionDescription(0x1209, 0x0002, 0x120000, bars=(Bar(0, 4096),), capabilities=(PcieCapability(),))
-        return (own,) if self.iommu is None else (self.iommu.description(), own)
+        own = (FunctionDescription(0x1209, 0x0002, 0x120000, bars=(Bar(0, 4096),), capabilities=(PcieCapability(),)),) * self.functions
+        return own if self.iommu is None else (self.iommu.description(), *own)
 
 
 class TrafficCard(wiring.Component):
@@ -143,22 +146,28 @@ class TrafficCard(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, width, number = self.config, self.config.width, self.config.first_disk
+        config, width = self.config, self.config.width
+        numbers = range(config.first_disk, config.first_disk + config.functions)
         m.submodules.core = core = Core(
-            width=width, functions=config.descriptions, clients=(ReadClient("data", True, config.read_buffer_bytes, 64),),
-            registers=((Range(number, 0, 0, 4096),),), iommu=config.iommu, strict=False, tags=256, wall_tags=16,
+            width=width, functions=config.descriptions, clients=(ReadClient("data", True, config.read_buffer_bytes, 64),) * len(numbers),
+            registers=tuple((Range(number, 0, 0, 4096),) for number in numbers), iommu=config.iommu, strict=False, tags=256, wall_tags=16,
             completion_timeout_cycles=2_500_000)
         m.submodules.phy = phy = ResetInserter({"sync": core.discarding})(RawPhy(width=width))
-        m.submodules.traffic = traffic = ResetInserter({"sync": core.discarding})(Traffic(width=width, function=number, client=1))
         for source, sink in ((wiring.flipped(self.i), phy.i), (phy.o, wiring.flipped(self.o)), (phy.received, core.received),
-                             (core.to_send, phy.to_send), (core.buses[0], traffic.bus), (traffic.bursts, core.bursts[0]),
-                             (traffic.write_data, core.write_data[0]), (core.write_done[0], traffic.write_done),
-                             (core.read_data[0], traffic.read_data)):
+                             (core.to_send, phy.to_send)):
             wiring.connect(m, source, sink)
         m.d.comb += [
             core.link_reset.eq(self.link_reset), core.malformed.eq(phy.malformed), phy.max_payload.eq(core.max_payload),
             self.malformed.eq(phy.malformed.found), self.activity.eq(core.activity),
-            core.stop[number].eq(core.reset[number]), traffic.stop.eq(core.reset[number]),
-            core.busy[number].eq(~(traffic.stopped & core.stopped[number])),
         ]
+        for n, number in enumerate(numbers):
+            traffic = ResetInserter({"sync": core.discarding})(Traffic(width=width, function=number, client=n + 1))
+            m.submodules[f"traffic_{n}"] = traffic
+            for source, sink in ((core.buses[n], traffic.bus), (traffic.bursts, core.bursts[n]), (traffic.write_data, core.write_data[n]),
+                                 (core.write_done[n], traffic.write_done), (core.read_data[n], traffic.read_data)):
+                wiring.connect(m, source, sink)
+            m.d.comb += [
+                core.stop[number].eq(core.reset[number]), traffic.stop.eq(core.reset[number]),
+                core.busy[number].eq(~(traffic.stopped & core.stopped[number])),
+            ]
         return m

@@ -9,14 +9,17 @@ from ringwall.rtl.iommu.unit import Iommu
 from ringwall.sim.iommu_lockstep import Lockstep
 
 FULL = ("Sv48", "Sv57", "Svpbmt", "Sv39x4", "Sv48x4", "Sv57x4", "PD8", "PD17", "PD20", "MSI_FLAT", "AMO_HWAD", "HPM")
-BUILDS = {"default": ((), 45_000), "full": (FULL, 85_000)}  # features, requests
+SECOND = {"entries": 8, "ways": 2, "superpage_entries": 2, "second_entries": 32, "second_generation_bits": 3}  # numbers end and begin anew
+BUILDS = {  # features, parameters, requests
+    "default": ((), {}, 45_000), "full": (FULL, SECOND, 85_000),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_lockstep(build):
     """IOMMU-LOCK-1 (R02, R24, R27, R38, R41): worlds of all kinds, defects, races: PA, size, PBMT, records, queues; each check is met."""
-    features, requests = BUILDS[build]
-    run = Lockstep(Iommu(width=64, features=Features(**dict.fromkeys(features, True))), rng=random.Random(1))
+    features, parameters, requests = BUILDS[build]
+    run = Lockstep(Iommu(width=64, features=Features(**dict.fromkeys(features, True)), **parameters), rng=random.Random(1))
     run.play(requests)
     while run.coverage.empty() and run.requests < requests * 3 // 2:
         run.play(1000)

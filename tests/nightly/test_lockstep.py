@@ -19,7 +19,7 @@ UNITS = {  # features, parameters, requests
     "full": (FULL, {}, 4_000_000),
     "small": (FULL, {**SMALL, "strict": True}, 1_500_000),
     "guests": (("Sv39x4", "MSI_FLAT"), {"entries": 128, "ways": 8}, 1_000_000),
-    "processes": (("Sv48", "PD8", "PD17"), {"walks": 4}, 1_000_000),
+    "processes": (("Sv48", "PD8", "PD17"), {"walks": 4, "second_entries": 64}, 1_000_000),
     "types": (("Svpbmt", "Sv48", "Sv39x4", "Sv48x4", "PD20"), {"queue_log2_max": 12}, 500_000),
 }  # fmt: skip
 PART = 200_000  # requests of a seed
