@@ -23,13 +23,16 @@ __all__ = ["ANSWER", "REQUEST", "STORE", "BrokenRule", "CompiledIommu", "MarkedM
 
 _SOURCE = Path(__file__).with_name("compiled_iommu.cpp")
 WIDTH = 64  # of the wall port: what C++ takes
+MRIF_INPUTS = {"mrif_writes_valid": 1, "mrif_writes_cookie": 8, "mrif_writes_data": 32, "mrif_done_ready": 1}
+MRIF_OUTPUTS = {"mrif_writes_ready": 1, "mrif_done_valid": 1, "mrif_done_cookie": 8, "mrif_done_status": 3}
 
-# As in compiled_iommu.cpp. ``process`` is -1 without a process_id; ``access`` is 0 read, 1 write, 2 execute.
+# As in compiled_iommu.cpp. ``process`` is -1 without a process_id; ``access`` is 0 read, 1 write, 2 execute; ``data`` is that of a write.
 REQUEST = np.dtype({
-    "names": ["iova", "device", "process", "access", "privileged"], "formats": ["<u8", "<u4", "<i4", "u1", "u1"],
-    "offsets": [0, 8, 12, 16, 17], "itemsize": 24})  # fmt: skip
+    "names": ["iova", "device", "process", "access", "privileged", "data"], "formats": ["<u8", "<u4", "<i4", "u1", "u1", "<u4"],
+    "offsets": [0, 8, 12, 16, 17, 20], "itemsize": 24})  # fmt: skip
+# ``stored``: 1 more than the BurstStatus of a dword that was handed over, else 0.
 ANSWER = np.dtype([("page", "<u8"), ("asked", "<u8"), ("answered", "<u8"), ("cause", "<u2"), ("fault", "u1"), ("readable", "u1"),
-                   ("writable", "u1"), ("size_log2", "u1"), ("PBMT", "u1"), ("is_there", "u1")])  # fmt: skip
+                   ("writable", "u1"), ("size_log2", "u1"), ("PBMT", "u1"), ("stored", "u1")])  # fmt: skip
 STORE = np.dtype([("cycle", "<u8"), ("address", "<u8"), ("length", "<u4"), ("status", "<u4"), ("data", "V64")])
 
 
@@ -55,7 +58,7 @@ def build(unit):
 def _wrapper(unit):
     """Return the Verilog around ``unit``: a port for each field of each stream, all inputs from registers, never a reset.
 
-    MSI-X is on; inputs that are no streams and not ``config`` are 0.
+    MSI-X is on; inputs that are no streams and not ``config`` are 0. Without MSI_MRIF nothing ever comes out of its ports.
     """
     ports, registers, joined = ["input clk"], [], [".clk(clk)", ".rst(1'b0)"]
 
@@ -84,6 +87,10 @@ def _wrapper(unit):
                 ports += [f"output [{bits - 1}:0] {field}" for field, bits in fields]
             joined.append(f".{name}({{{', '.join([held(*one) if is_input else one[0] for one in fields][::-1])}}})")
     lines = [f"reg [{width - 1}:0] {name}_held = 0;\n  always @(posedge clk) {name}_held <= {name};" for name, width in registers]
+    if not unit.features.MSI_MRIF:  # C++ finds the ports all the same
+        ports += [f"input [{width - 1}:0] {name}" for name, width in MRIF_INPUTS.items()]
+        ports += [f"output [{width - 1}:0] {name}" for name, width in MRIF_OUTPUTS.items()]
+        lines += [f"assign {name} = 0;" for name in MRIF_OUTPUTS]
     body = "\n  ".join([*lines, f"top top ({', '.join(joined)});"])
     return f"module iommu ({', '.join(ports)});\n  {body}\nendmodule\n"
 
@@ -164,7 +171,8 @@ class MarkedMemory:
 class CompiledIommu:
     """An IOMMU of :mod:`ringwall.rtl.iommu.unit` with requesters, a memory, and a gate that drains when told.
 
-    Answers are taken at once; a fence ends when every request that was accepted before it is answered.
+    Answers are taken at once; then an aligned dword for an interrupt file in memory is handed over. A fence ends when every request that
+    was accepted before it is answered, and its dword taken.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from ringwall.rtl.iommu.features import Features
 from ringwall.rtl.iommu.unit import Iommu
 from ringwall.sim.iommu_lockstep import Lockstep
 
-FULL = ("Sv48", "Sv57", "Svpbmt", "Sv39x4", "Sv48x4", "Sv57x4", "PD8", "PD17", "PD20", "MSI_FLAT")
+FULL = ("Sv48", "Sv57", "Svpbmt", "Sv39x4", "Sv48x4", "Sv57x4", "PD8", "PD17", "PD20", "MSI_FLAT", "MSI_MRIF")
 BUILDS = {"default": ((), 45_000), "full": (FULL, 85_000)}  # features, requests
 
 
