@@ -3,7 +3,8 @@
 // The IOMMU (Verilated, ports of sim/compiled_iommu.py's wrapper) is asked for one translation after the other, with gaps by seed; each
 // has a free cookie, and its answer is kept with the cycles of both. Reads of the wall are answered after a latency, with memory as it
 // was when they came or as it is when they are answered; an update (compare and swap) is done in one of these moments, and kept; a write
-// lands when its data has come, and is kept. A fence ends when all that was accepted before it has been answered.
+// lands when its data has come, and is kept. An aligned dword that is written to an interrupt file in memory is handed over when its answer
+// has come. A fence ends when all that was accepted before it has been answered and handed over.
 //
 // A rule that the IOMMU breaks ends the run: `error` says which, and nothing moves any more. Every call returns.
 
@@ -23,6 +24,7 @@ namespace {
 constexpr uint64_t PAGE = 4096, BLOCK = 64;
 constexpr unsigned COOKIES = 256;
 constexpr unsigned QUIET = 64;  // cycles in which nothing moves at any port: the IOMMU is idle
+constexpr unsigned MRIF_LOG2 = 9;  // as in rtl/spec/riscv_iommu.py
 constexpr unsigned ACCESS_LIMIT = 16;  // cycles of one access of the register bus
 enum Status { OK = 0, UR = 2, POISONED = 5 };  // as BurstStatus in rtl/tlp/layouts.py
 enum Access { READ, WRITE, EXEC };
@@ -40,13 +42,15 @@ struct Request {  // as REQUEST in sim/compiled_iommu.py
   uint64_t iova;
   uint32_t device;
   int32_t process;  // -1: none
-  uint8_t access, privileged, padding[6];
+  uint8_t access, privileged, padding[2];
+  uint32_t data;  // of a write, if a dword
 };
 
 struct Answer {  // as ANSWER in sim/compiled_iommu.py
   uint64_t page, asked, answered;
   uint16_t cause;
-  uint8_t fault, readable, writable, size_log2, PBMT, is_there;
+  uint8_t fault, readable, writable, size_log2, PBMT;
+  uint8_t stored;  // 1 more than how a dword ended that was handed over
 };
 
 struct Store {  // as STORE in sim/compiled_iommu.py
@@ -145,13 +149,13 @@ class Iommu : public Run {
 
   // One cycle: what is transferred in it, then the inputs of the next, which the wrapper's registers hold.
   void step() {
-    bool moves = next != requests.size() || outstanding || !reads.empty() || !beats.empty() || writing || ended || fencing;
+    bool moves = next != requests.size() || outstanding || !reads.empty() || !beats.empty() || writing || ended || fencing || !storing.empty();
     counts.hits += top.hit, counts.misses += top.miss, counts.walks += top.begun, counts.merged += top.merged;
     if (asking && top.translate_request_ready) accepted();
     if (top.translate_response_valid) answered();
-#ifdef UPDATES
     if (top.operands_valid && takes_operands) operand(), moves = true;
-#endif
+    if (handing && top.mrif_writes_ready) handed_over();
+    if (top.mrif_done_valid && takes_done) stored();
     if (top.bursts_valid && takes_bursts) burst(), moves = true;
     if (ended && top.write_done_ready) ended = false;
     if (top.write_data_valid && takes_data) written(), moves = true;
@@ -178,10 +182,12 @@ class Iommu : public Run {
       asking = true;
     }
     top.translate_request_valid = asking;
+    handing = handing || (!messages.empty() && !chance(options.stalls));
+    top.mrif_writes_valid = handing;
+    if (handing) top.mrif_writes_cookie = messages.front(), top.mrif_writes_data = requests[asked_with[messages.front()]].data;
+    top.mrif_done_ready = takes_done = !chance(options.stalls);
     top.bursts_ready = takes_bursts = !chance(options.stalls);
-#ifdef UPDATES
     top.operands_ready = takes_operands = !chance(options.stalls);
-#endif
     top.write_data_ready = takes_data = writing && !ended && !chance(options.stalls);
     top.fence_ready = takes_fence = !fencing;
     fenced = fenced || (fencing && !older && !chance(options.stalls));
@@ -211,14 +217,38 @@ class Iommu : public Run {
     const unsigned cookie = top.translate_response_cookie;
     if (!is_asked[cookie]) return fail("an answer with cookie %u, which nobody waits for", cookie);
     is_asked[cookie] = false;
-    free_cookies.insert(free_cookies.begin() + (asking ? free_cookies.size() - 1 : free_cookies.size()), cookie);
-    outstanding--;
-    if (fencing && older && asked_with[cookie] < fence_end) older--;
     Answer &answer = answers[asked_with[cookie]];
     answer.page = top.translate_response_page, answer.cause = top.translate_response_cause, answer.fault = top.translate_response_fault;
     answer.readable = top.translate_response_readable, answer.writable = top.translate_response_writable;
     answer.size_log2 = top.translate_response_size_log2, answer.PBMT = top.translate_response_PBMT;
-    answer.answered = cycle, answer.is_there = 1;
+    answer.answered = cycle;
+    const Request &one = requests[asked_with[cookie]];
+    if (!answer.fault && answer.size_log2 == MRIF_LOG2 && one.access == WRITE && one.iova % 4 == 0)
+      messages.push_back(cookie);
+    else
+      over(cookie);
+  }
+
+  // The transfer of a request is over.
+  void over(unsigned cookie) {
+    free_cookies.insert(free_cookies.begin() + (asking ? free_cookies.size() - 1 : free_cookies.size()), cookie);
+    outstanding--;
+    if (fencing && older && asked_with[cookie] < fence_end) older--;
+  }
+
+  void handed_over() {
+    const unsigned cookie = messages.front();
+    storing.emplace_back(cookie, asked_with[cookie]);
+    messages.pop_front();
+    handing = false;
+    over(cookie);
+  }
+
+  void stored() {
+    if (storing.empty() || storing.front().first != top.mrif_done_cookie)
+      return fail("a message ended with cookie %u, which is not the oldest", unsigned(top.mrif_done_cookie));
+    answers[storing.front().second].stored = 1 + top.mrif_done_status;
+    storing.pop_front();
   }
 
   // The worst mark of what an access touches: outside memory nothing is there.
@@ -262,14 +292,12 @@ class Iommu : public Run {
     }
   }
 
-#ifdef UPDATES
   void operand() {
     const bool is_second = operands.size() % 2;
     if (top.operands_first == is_second || top.operands_last != is_second || top.operands_keep != 0xFF)
       return fail("first %d, last %d, keep %#x of operand %d", top.operands_first, top.operands_last, top.operands_keep, is_second);
     operands.push_back(top.operands_data);
   }
-#endif
 
   void written() {
     const unsigned low = (store.address + come) % 8;
@@ -334,12 +362,14 @@ class Iommu : public Run {
   bool is_asked[COOKIES] = {};
   std::map<std::pair<uint64_t, uint64_t>, Read> reads;  // by (cycle in which it is served, order)
   std::deque<Beat> beats;
+  std::deque<unsigned> messages;  // cookies of what is to be handed over
+  std::deque<std::pair<unsigned, uint64_t>> storing;  // cookie and number of what was handed over
   Store store;
   uint64_t order = 0, older = 0, fence_end = 0;
   std::deque<uint64_t> operands;  // of bursts that are to come
   unsigned come = 0, cookie_of_write = 0, idle = 0;
-  bool asking = false, takes_bursts = false, takes_operands = false, takes_data = false, takes_fence = false, answering = false, writing = false, ended = false;
-  bool fencing = false, fenced = false;
+  bool asking = false, takes_bursts = false, takes_operands = false, takes_data = false, takes_fence = false, takes_done = false;
+  bool answering = false, handing = false, writing = false, ended = false, fencing = false, fenced = false;
 };
 
 }  // namespace

@@ -23,13 +23,18 @@ __all__ = ["ANSWER", "REQUEST", "STORE", "UPDATE", "BrokenRule", "CompiledIommu"
 
 _SOURCE = Path(__file__).with_name("compiled_iommu.cpp")
 WIDTH = 64  # of the wall port: what C++ takes
+# Ports that C++ finds in any case: where the unit has none, nothing ever comes out of them.
+INPUTS = {"mrif_writes_valid": 1, "mrif_writes_cookie": 8, "mrif_writes_data": 32, "mrif_done_ready": 1, "operands_ready": 1}
+OUTPUTS = {"mrif_writes_ready": 1, "mrif_done_valid": 1, "mrif_done_cookie": 8, "mrif_done_status": 3,
+           "operands_valid": 1, "operands_data": 64, "operands_keep": 8, "operands_first": 1, "operands_last": 1}  # fmt: skip
 
-# As in compiled_iommu.cpp. ``process`` is -1 without a process_id; ``access`` is 0 read, 1 write, 2 execute.
+# As in compiled_iommu.cpp. ``process`` is -1 without a process_id; ``access`` is 0 read, 1 write, 2 execute; ``data`` is that of a write.
 REQUEST = np.dtype({
-    "names": ["iova", "device", "process", "access", "privileged"], "formats": ["<u8", "<u4", "<i4", "u1", "u1"],
-    "offsets": [0, 8, 12, 16, 17], "itemsize": 24})  # fmt: skip
+    "names": ["iova", "device", "process", "access", "privileged", "data"], "formats": ["<u8", "<u4", "<i4", "u1", "u1", "<u4"],
+    "offsets": [0, 8, 12, 16, 17, 20], "itemsize": 24})  # fmt: skip
+# ``stored``: 1 more than the BurstStatus of a dword that was handed over, else 0.
 ANSWER = np.dtype([("page", "<u8"), ("asked", "<u8"), ("answered", "<u8"), ("cause", "<u2"), ("fault", "u1"), ("readable", "u1"),
-                   ("writable", "u1"), ("size_log2", "u1"), ("PBMT", "u1"), ("is_there", "u1")])  # fmt: skip
+                   ("writable", "u1"), ("size_log2", "u1"), ("PBMT", "u1"), ("stored", "u1")])  # fmt: skip
 STORE = np.dtype([("cycle", "<u8"), ("address", "<u8"), ("length", "<u4"), ("status", "<u4"), ("data", "V64")])
 UPDATE = np.dtype([(name, "<u8") for name in ("cycle", "address", "compare", "swap", "found")])
 
@@ -50,7 +55,7 @@ def build(unit):
     """
     if unit.width != WIDTH:
         raise ValueError(f"A compiled IOMMU must have a wall port of {WIDTH} bits, not {unit.width!r}")
-    return library(unit, "iommu", wrapper=_wrapper(unit), harness=_SOURCE, defines=["-DUPDATES"] * unit.features.AMO_HWAD)
+    return library(unit, "iommu", wrapper=_wrapper(unit), harness=_SOURCE)
 
 
 def _wrapper(unit):
@@ -85,6 +90,11 @@ def _wrapper(unit):
                 ports += [f"output [{bits - 1}:0] {field}" for field, bits in fields]
             joined.append(f".{name}({{{', '.join([held(*one) if is_input else one[0] for one in fields][::-1])}}})")
     lines = [f"reg [{width - 1}:0] {name}_held = 0;\n  always @(posedge clk) {name}_held <= {name};" for name, width in registers]
+    there = {port.split()[-1] for port in ports}
+    for way, names in (("input", INPUTS), ("output", OUTPUTS)):
+        missing = {name: width for name, width in names.items() if name not in there}
+        ports += [f"{way} [{width - 1}:0] {name}" for name, width in missing.items()]
+        lines += [f"assign {name} = 0;" for name in missing if way == "output"]
     body = "\n  ".join([*lines, f"top top ({', '.join(joined)});"])
     return f"module iommu ({', '.join(ports)});\n  {body}\nendmodule\n"
 
@@ -166,7 +176,8 @@ class MarkedMemory:
 class CompiledIommu:
     """An IOMMU of :mod:`ringwall.rtl.iommu.unit` with requesters, a memory, and a gate that drains when told.
 
-    Answers are taken at once; a fence ends when every request that was accepted before it is answered.
+    Answers are taken at once; then an aligned dword for an interrupt file in memory is handed over. A fence ends when every request that
+    was accepted before it is answered, and its dword taken.
 
     Parameters
     ----------

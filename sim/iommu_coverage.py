@@ -7,9 +7,9 @@ from ..models.iommu.commands import IodirInvalDdt, IodirInvalPdt, IofenceC, Ioti
 from ..models.iommu.entries import PTE_D
 from ..models.iommu.faults import Cause, TransactionType
 
-__all__ = ["Coverage", "through", "updated"]
+__all__ = ["Coverage", "refused_message", "through", "updated"]
 
-_NAMED_BY_ACCESS = {1: 1, 12: 1, 20: 1, 5: 2, 13: 2, 21: 2, 7: 3, 15: 3, 23: 3}  # cause -> TTYP
+_NAMED_BY_ACCESS = {1: 1, 12: 1, 20: 1, 5: 2, 13: 2, 21: 2, 7: 3, 15: 3, 23: 3, 264: 3, 271: 3}  # cause -> TTYP
 _DETAIL = re.compile(r" 0x[0-9a-f]+| \d+ bits$| LVL\d supports$|(?<=^bits) [\d:]+| of level \d| \d+(?= at)")
 _UPDATE = re.compile(r"PTE of level \d becomes (\w+)")
 _UNREADABLE = re.compile(r"(.*?) ?at is (poisoned|unmapped)")
@@ -28,7 +28,8 @@ def _causes(has, processes):
     reasons = {
         Cause.READ_ADDRESS_MISALIGNED: "no access is refused for its alignment",
         Cause.WRITE_ADDRESS_MISALIGNED: "no access is refused for its alignment",
-        Cause.MRIF_ACCESS_FAULT: "MSI_MRIF is 0", Cause.MRIF_DATA_CORRUPTION: "MSI_MRIF is 0",
+        Cause.MRIF_ACCESS_FAULT: None if has.MSI_MRIF else "MSI_MRIF is 0",
+        Cause.MRIF_DATA_CORRUPTION: None if has.MSI_MRIF else "MSI_MRIF is 0",
         Cause.INTERNAL_DATA_PATH_ERROR: "nothing inside is checked",
     }  # fmt: skip
     for cause in Cause:
@@ -87,7 +88,8 @@ def _steps(has, processes):
     if has.MSI_FLAT:
         unreadable.append("MSI PTE")
         yield from ("3.3.3 step 9: V is 0", "3.3.3 step 10: C is 1", "3.3.3 step 12: M is 0", "3.3.3 step 12: M is 2",
-                    "3.3.3 step 13: a reserved bit is set", "3.3.3 step 14: M is 1 without MSI_MRIF",
+                    "3.3.3 step 13: a reserved bit is set",
+                    f"3.3.3 step 14: {'a reserved bit is set' if has.MSI_MRIF else 'M is 1 without MSI_MRIF'}",
                     "3.3.3 step 15: a virtual interrupt file is not executable")  # fmt: skip
     yield from (f"{what} {how}" for what in unreadable for how in ("poisoned", "unmapped"))
 
@@ -98,6 +100,7 @@ def _around(has, processes):
     yield from (through(1 << size) for size in (12, 16, 21, 30, 39, 48, 64) if size <= largest or size == 64)
     yield from (f"memory type {pbmt}" for pbmt in (1, 2) if has.Svpbmt)
     yield from ("interrupt file",) if has.MSI_FLAT else ()
+    yield from ("message recorded", "no message: ignored", "notice out of reach") if has.MSI_MRIF else ()
     yield "no record: DTF"
     for guest in ("", " GV") if has.Sv39x4 else ("",):
         yield from (f"IOTINVAL.VMA{guest}{operands}" for operands in ("", " AV", " PSCV", " AV PSCV"))
@@ -118,6 +121,11 @@ def updated(steps):
     """Return rows of the entries that the steps of a golden walk update."""
     changes = [(step.section, int(found[1], 16)) for step in steps if (found := _UPDATE.match(step.what))]
     return tuple([f"{'second' if 'x4' in section else 'first'} stage: {'D' if entry & PTE_D else 'A'} set" for section, entry in changes])
+
+
+def refused_message(cause):
+    """Return the row of a message that could not be recorded."""
+    return _cause(cause, TransactionType.UNTRANSLATED_WRITE)
 
 
 def through(size):

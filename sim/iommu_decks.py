@@ -51,4 +51,6 @@ def decks(rng, capabilities):
         found["PDT pointer"] = PDTE_DEFECTS
     if capabilities.MSI_FLAT:
         found["MSI entry"] = msi_pte_defects(has, is_mrif=False)
+    if capabilities.MSI_MRIF:
+        found["MRIF entry"] = msi_pte_defects(has, is_mrif=True)
     return {kind: Deck(rng, names) for kind, names in found.items()}

@@ -11,15 +11,18 @@ from ..models.host import MemoryWrite
 from ..models.host import run as run_software
 from ..models.iommu.commands import IofenceC, command_defects
 from ..models.iommu.entries import PTE_A, PTE_D
-from ..models.iommu.faults import FaultRecord, TransactionType, TranslationFault
+from ..models.iommu.faults import Cause, FaultRecord, TransactionType, TranslationFault
 from ..models.iommu.hpm import Event, EventIds, EventSelector
+from ..models.iommu.msi import MrifFault, store_msi
 from ..models.iommu.registers import OFFSET, Capabilities, CommandQueueStopped, IommuDriver, IommuMode, QueueCsr
 from ..models.iommu.tables import Allocator
 from ..models.iommu.unit import Unit
-from ..models.iommu.walk import Iommu, PlainRegisters, Request
+from ..models.iommu.walk import Iommu, Mrif, PlainRegisters, Request
+from ..models.memory import AccessFault
+from ..rtl.spec.riscv_iommu import MRIF_LOG2
 from ..rtl.tlp.layouts import BurstStatus
 from .compiled_iommu import REQUEST, CompiledIommu, MarkedMemory
-from .iommu_coverage import Coverage, through, updated
+from .iommu_coverage import Coverage, refused_message, through, updated
 from .iommu_decks import Deck, decks
 from .iommu_worlds import ACCESS, World
 
@@ -31,10 +34,12 @@ COMPARED = ("ddtp", "cqb", "cqh", "cqt", "fqb", "fqh", "fqt", "cqcsr", "fqcsr", 
 WIDE = ("ddtp", "cqb", "fqb", "icvec")
 MOST_OUTCOMES = 64
 ROUNDS = 6  # in a world
+WRITE = 1  # in ACCESS
 FOCUSES = 4
 ILLEGAL = 60  # commands
 OVERFLOW_NEAR = 2000  # cycles
 QUEUE_LOG2 = 12  # records
+NO_MESSAGE = 1 << 31  # a dword that no interrupt file takes
 
 
 class _Seen:
@@ -87,6 +92,27 @@ class _Seen:
         self.writes.append((address, bytes(data)))
 
 
+class _Files:
+    """Interrupt files as the model keeps them, in ``pages`` of ``memory``, whose marks count."""
+
+    def __init__(self, memory, pages):
+        self.memory, self.pages = memory, {page: bytearray(memory.read(page, 4096)) for page in pages}
+
+    def read(self, address, length):
+        self.memory.check(address, length, False)
+        at = address % 4096
+        return bytes(self.pages[address - at][at : at + length])
+
+    def write(self, address, data):
+        self.memory.check(address, len(data), True)
+        at = address % 4096
+        self.pages[address - at][at : at + len(data)] = data
+
+    def differ(self):
+        """Return the pages that are not as the IOMMU has made them."""
+        return [page for page, content in self.pages.items() if self.memory.read(page, 4096) != content]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a request may get.
@@ -102,17 +128,25 @@ class Outcome:
     pbmt: int = 0
     iotval2: int = 0
     is_logged: bool = False
+    mrif: Mrif | None = None
+    is_silent: bool = False
     rows: tuple = field(default=(), compare=False)
     wanted: tuple = field(default=(), compare=False)
     events: tuple = field(default=(), compare=False)
 
     def refuses(self, answer, access):
         """Say what is wrong with ``answer`` (an element of ``ANSWER``, as a tuple) to an access (0 to 2), or return None."""
-        page, _, _, cause, fault, readable, writable, size_log2, pbmt, _ = answer
+        page, _, _, cause, fault, readable, writable, size_log2, pbmt, stored = answer
         if self.cause:
             return None if fault and cause == self.cause else "another cause"
         if fault:
             return "a fault"
+        if (self.mrif is not None) != (size_log2 == MRIF_LOG2):
+            return "an interrupt file, or none"
+        if self.mrif is not None:
+            return "a permission" if readable or writable else None
+        if stored:
+            return "a message that is none"
         if page != self.page:
             return "another page"
         if pbmt != self.pbmt:
@@ -156,7 +190,8 @@ class Lockstep:
         self.decks, self._commands = decks(rng, self.capabilities), command_defects(self.capabilities.switched_on())
         self.coverage = Coverage(self.capabilities, self.decks)
         self.requests = self.walks = self.worlds = 0
-        self.world, self._ticked = None, None  # at which cycle the model's counter of cycles was right
+        self.world, self.files = None, _Files(self.memory, ())
+        self._ticked = None  # at which cycle the model's counter of cycles was right
         self._messages, self._troubles = self.own.page(), Deck(rng, ["illegal", "illegal", "commands", "fence", "records", "overflow"])
         self.run(self._begin())
         self.compare()
@@ -228,6 +263,7 @@ class Lockstep:
         self.iommu.options.outstanding = rng.choice([1, 8, 64, 256])
         self.run(driver.set_ddtp(IommuMode.OFF))
         self.world = World(rng, memory, Allocator(memory, BASE + OWN, SIZE - OWN, rng=rng), self.capabilities, self.decks)
+        self.files = _Files(memory, self.world.file_pages)
         registers = {"icvec": sum(rng.randrange(4) << at for at in (0, 4, 8))}
         for vector in range(4):
             registers |= {f"msi_addr_{vector}": self._messages + 16 * vector if rng.random() < 0.9 else BASE - 16,
@@ -292,6 +328,7 @@ class Lockstep:
         """As `exact`, while one entry, or the mode, changes and is invalidated: who is answered meanwhile may get either."""
         rng, memory, driver = self.rng, self.memory, self.driver
         asked, array = self._drawn(count, 2, is_racing=True, **options)
+        array["data"] = NO_MESSAGE  # to which of two files it would go is open
         self.iommu.ask(array)
         self.iommu.step(rng.randrange(1, rng.choice([40, 400]) + count))
         before = self.golden.registers.ddtp
@@ -380,7 +417,9 @@ class Lockstep:
         array = np.zeros(count, REQUEST)
         array["device"], array["access"], array["privileged"] = device, access, privileged
         array["process"] = [-1 if pid is None else pid for pid in process]
-        array["iova"] = np.array(iova, "<u8") | np.array([rng.getrandbits(12) for _ in asked], "<u8")
+        offsets = [rng.choice([0, 0, 0, rng.getrandbits(12), 4 * rng.randrange(4)]) for _ in asked]
+        array["iova"] = np.array(iova, "<u8") | np.array(offsets, "<u8")
+        array["data"] = [rng.getrandbits(11) if rng.random() < 0.9 else rng.getrandbits(32) for _ in asked]
         return asked, array
 
     def _outcomes(self, asked, updates, *, ddtp=None):
@@ -405,9 +444,12 @@ class Lockstep:
                 rows += ("no record: DTF",)
             outcome = {"cause": int(fault.cause), "iotval2": fault.iotval2, "is_logged": fault.is_logged}
         else:
-            rows = through(found.size), *([f"memory type {found.pbmt}"] * bool(found.pbmt)), *(["interrupt file"] * found.is_msi)
-            outcome = {"page": found.spa >> 12, "size": found.size, "readable": found.readable, "writable": found.writable,
-                       "pbmt": found.pbmt}  # fmt: skip
+            if found.mrif is not None:
+                rows, outcome = (), {"mrif": found.mrif, "is_silent": self.walker.context.DTF}
+            else:
+                rows = through(found.size), *([f"memory type {found.pbmt}"] * bool(found.pbmt)), *(["interrupt file"] * found.is_msi)
+                outcome = {"page": found.spa >> 12, "size": found.size, "readable": found.readable, "writable": found.writable,
+                           "pbmt": found.pbmt}  # fmt: skip
         rows += updated(self.walker.steps)
         wanted, seen.writes = seen.writes, others
         wanted = tuple([(address, int.from_bytes(data, "little") & (PTE_A | PTE_D)) for address, data in wanted])
@@ -478,6 +520,8 @@ class Lockstep:
         """Check that an outcome in ``sides``, of which no more than needed are looked at, wants each of ``updates`` that was done."""
         wanted, sides = Counter(), iter(sides)
         for _, address, compare, swap, found in updates.tolist():
+            if address & -4096 in self.files.pages:
+                continue
             if found != compare:
                 self.coverage.met(["update: the entry has changed"])
                 continue
@@ -492,7 +536,7 @@ class Lockstep:
     def _judge(self, asked, array, answers, stores, allowed):
         """Compare answers, then all that `compare` does."""
         expected, doubtful = Counter(), []
-        iovas = array["iova"].tolist()
+        iovas, data = array["iova"].tolist(), array["data"].tolist()
         for n, answer in enumerate(answers.tolist()):
             key, found = asked[n], allowed(n, answer)
             good = [one for one in found if not one.refuses(answer, key[3])]
@@ -500,6 +544,11 @@ class Lockstep:
                 wrong = f"{found[0].refuses(answer, key[3])}: {dict(zip(answers.dtype.names, answer))}"
                 raise AssertionError(f"{self._told(key)}: {wrong}, not {found}")
             self.coverage.met(good[0].rows)
+            if good[0].mrif is not None and key[3] == WRITE and iovas[n] % 4 == 0:
+                record, status = self._message(key, iovas[n], data[n], good[0])
+                expected[record] += 1
+                if answer[-1] != 1 + status.value:
+                    raise AssertionError(f"{self._told(key)}: a message ends with {answer[-1]} - 1, not {status}")
             if good[0].cause:
                 records = {self._record(key, iovas[n], one) for one in good}  # may differ while a race lasts
                 if len(records) == 1:
@@ -509,6 +558,25 @@ class Lockstep:
         self.requests += len(asked)
         del expected[None]
         self.compare(stores, expected, doubtful)
+
+    def _message(self, key, iova, data, outcome):
+        """Do what an aligned dword does to the file of ``outcome``; return the record, or None, and how it ends."""
+        row, cause = "message recorded", None
+        try:
+            notice = store_msi(self.files, outcome.mrif, iova, data.to_bytes(4, "little"))
+            if notice is None:
+                row = "no message: ignored"
+            else:
+                self.seen.write(notice.address, notice.data.to_bytes(4, "little"))
+        except MrifFault as fault:
+            cause = fault.cause
+            row = refused_message(cause)
+        except AccessFault:
+            row, cause = "notice out of reach", Cause.MRIF_ACCESS_FAULT
+        self.coverage.met([row])
+        if cause is None:
+            return None, BurstStatus.OK
+        return self._record(key, iova, Outcome(int(cause), is_logged=not outcome.is_silent)), BurstStatus.FAULT
 
     def _told(self, key):
         device, pid, privileged, access, iova = key
@@ -557,7 +625,10 @@ class Lockstep:
         def summed(writes):
             return Counter((address, data) if address not in queue else data for address, data in writes)
 
-        good = summed((address, data) for address, data, status in written if status == BurstStatus.OK.value)
+        if differing := self.files.differ():
+            raise AssertionError(f"Interrupt files at {[hex(page) for page in differing]} differ")
+        good = summed((address, data) for address, data, status in written
+                      if status == BurstStatus.OK.value and address & -4096 not in self.files.pages)
         if good != (wanted := summed(seen.writes)):
             raise AssertionError(f"Written {good - wanted}, not {wanted - good}")
         seen.writes.clear()

@@ -36,6 +36,7 @@ ACCESS = (AccessType.READ, AccessType.WRITE, AccessType.EXEC)
 PIDS = (0, 1, 0xFF, 0x100, 0x1FFFF, 0x20000, 0xFFFFF)
 PID_BITS = (0, 8, 17, 20)
 GUEST_POOL, GUEST_PAGES = 0x20_0000, 448
+FILE_PAGES = 2  # of interrupt files in memory
 MASK64 = (1 << 64) - 1
 
 
@@ -71,8 +72,8 @@ class _Guest:
             self.files = [(pattern & ~mask | _spread(n, mask)) << 12 for n in range(self.messages.entries)]
             for file in self.files:
                 if rng.random() < 0.8:
-                    self.messages.set(file, MsiPte(spa=rng.getrandbits(56) & -4096))
-            self.targets += [(file, 4096) for file in self.files[:12]]
+                    self.messages.set(file, world.message_entry())
+            self.targets += [(file, 4096) for file in self.files[:12]] * (4 if world.file_pages else 1)
 
     def joined(self, context):
         """Return ``context`` with this guest's second stage and MSI table."""
@@ -175,6 +176,8 @@ class World:
 
     Attributes
     ----------
+    file_pages, notices : list
+        Pages of interrupt files in memory, and for notices; with MSI_MRIF.
     planted : dict
         Address of an 8-byte word of a bad entry -> (kind, name) of what is wrong, as in ``decks``.
     """
@@ -193,6 +196,10 @@ class World:
         runs = [allocator.pages(512) if rng.random() < 0.3 else None for _ in range(guests)]  # before single pages scatter
         self.directory = DeviceDirectory(memory, allocator, levels=self.levels, extended=capabilities.MSI_FLAT, features=self.features)
         self.directory.defects = self.directory.defects | MORE_CONTEXT_DEFECTS
+        self.file_pages = [allocator.page() for _ in range(FILE_PAGES if capabilities.MSI_MRIF else 0)]  # of interrupt files
+        self.notices = [allocator.page() for _ in range(4)] if capabilities.MSI_MRIF else []
+        for page in self.file_pages:
+            memory.write(page, rng.randbytes(4096))
         self.guests = [_Guest(self, rng.choice([0, rng.randrange(1 << 14)]) << 2 | n, run) for n, run in enumerate(runs)]
         self._spaces, self._bare, self.global_pages = {guest: [] for guest in (None, *self.guests)}, {}, []
         self._recent = []  # (device, device_id, process_id, page) of what was asked for
@@ -210,8 +217,10 @@ class World:
         for guest in self.guests:
             self.spoil(guest.second, "second stage", guest)
             for file in guest.files[:3] if guest.messages else ():
-                if memory.read(guest.messages.entry_address(file), 1)[0] & 1:
-                    self.plant("MSI entry", lambda name, g=guest, f=file: g.messages.corrupt(f, name, self.features))
+                entry = memory.read(guest.messages.entry_address(file), 1)[0]
+                if entry & 1:
+                    self.plant("MSI entry" if entry & 6 == 6 else "MRIF entry",
+                               lambda name, g=guest, f=file: g.messages.corrupt(f, name, self.features))  # fmt: skip
         for device in self.devices:
             if device.directory:
                 for pid in rng.sample(found := list(device.processes)[2:], min(len(found), rng.choice([0, 1, 2]))):
@@ -238,6 +247,15 @@ class World:
                   "pbmt": rng.choice([0, 0, 1, 2]) if "Svpbmt" in self.features else 0}  # fmt: skip
         table.map_page(address, to & -size & (1 << 56) - 1, size=size, **chosen | options)
         return True
+
+    def message_entry(self, **fields):
+        """Return an MSI entry: a page anywhere or an interrupt file, some of them and of their notices out of reach."""
+        rng = self.rng
+        if not self.file_pages or rng.random() < 0.4:
+            return MsiPte(spa=rng.getrandbits(56) & -4096, **fields)
+        file = rng.choice(self.file_pages) + 512 * rng.randrange(8) if rng.random() < 0.85 else rng.getrandbits(56) & -512
+        notice = rng.choice(self.notices) if rng.random() < 0.85 else rng.getrandbits(56) & -4096
+        return MsiPte(mrif_address=file, notice_address=notice, nid=rng.getrandbits(11), **fields)
 
     def space(self, guest):
         """Return an address space, new or one that others have."""
@@ -485,7 +503,7 @@ class World:
             return None
         file = self.rng.choice(guest.files)
         if guest.messages.entry_address(file) not in self.planted:
-            guest.messages.set(file, MsiPte(V=self.rng.random() < 0.8, spa=self.rng.getrandbits(56) & -4096))
+            guest.messages.set(file, self.message_entry(V=self.rng.random() < 0.8))
         return [IotinvalGvma(file if self.rng.random() < 0.5 else None, guest.GSCID)]
 
     def _change_device(self, is_single):
@@ -544,8 +562,9 @@ class World:
     def spoil_word(self):
         """Let a word be poisoned or out of reach that was read not long ago; return commands as a change does."""
         rng, memory = self.rng, self.memory
-        status, kind = rng.choice([BurstStatus.POISONED, BurstStatus.UR]), rng.choice(["device", "process", "file", "first", "second"])
-        one, place, mapping = rng.choice(self._recent), None, None
+        status, kind = rng.choice([BurstStatus.POISONED, BurstStatus.UR]), rng.choice(
+            ["device", "process", "first", "second", *["file"] * (4 if self.file_pages else 1)])
+        one, place, mapping, length = rng.choice(self._recent), None, None, 8
         if kind == "process":
             able = [one for one in self._recent if one[0].directory and one[0].directory not in self._spoilt]
             if able:
@@ -555,6 +574,8 @@ class World:
         elif kind == "file":
             if found := next((found for found in self._gpas() if found[1].messages and found[1].messages.holds(found[2])), None):
                 one, place = found[0], found[1].messages.entry_address(found[2]) + rng.choice([0, 8])
+                if self.file_pages and rng.random() < 0.7:
+                    place, length = rng.choice(self.file_pages), 4096
         elif kind == "first" and (found := self._used())[0]:
             one, space, mapping = found
             place = space.table._slot(mapping.iova, rng.randrange(space.scheme.level_of_size(mapping.size), space.scheme.levels))
@@ -564,7 +585,7 @@ class World:
             place = guest.second._slot(mapping.iova, guest.scheme.level_of_size(mapping.size))
         if place is None:
             place = self.directory.entry_address(one[0].device_id, rng.randrange(self.levels))
-        memory.mark(place, 128 if mapping and mapping.size == SIZE_64K else 8, status)  # which of 16 equal entries is read is open
+        memory.mark(place, 128 if mapping and mapping.size == SIZE_64K else length, status)  # which of 16 equal entries is read is open
         self._ask_again(one)
         return self.everything()
 

@@ -1,6 +1,6 @@
 """Messages recorded in memory: the interrupt files of guests that have none in hardware. [RVIOMMU1.0 3.3.3] [AIA1.0 8.5.2]"""
 
-from amaranth import Cat, Const, Module, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -92,19 +92,13 @@ class Mrif(wiring.Component):
             # Pairs of doublewords, pending and enable bits of 64 identities.
             address.eq(Cat(Const(0, 4), identity[6:], target.address)),
             self.read.p.address.eq(address), self.read.p.length_bytes.eq(8),
-            self.write.p.address.eq(address), self.write.p.length_bytes.eq(8), self.write.p.data.eq(found | bit), self.write.p.last.eq(1),
+            self.write.p.address.eq(Mux(is_notice, Cat(Const(0, spec.PAGE_BITS), target.NPPN), address)), self.write.p.last.eq(1),
+            self.write.p.length_bytes.eq(Mux(is_notice, 4, 8)), self.write.p.data.eq(Mux(is_notice, target.NID, found | bit)),
             report.cause.eq(cause), report.ttyp.eq(spec.TTYP_UNTRANSLATED_WRITE), report.device_id.eq(target.device_id),
             report.process_id_valid.eq(target.process_id_valid), report.process_id.eq(target.process_id),
             report.privileged.eq(target.privileged), report.iotval.eq(target.iotval),
-            self.ended.p.cookie.eq(message.cookie), self.ended.p.status.eq(BurstStatus.OK),
+            self.ended.p.cookie.eq(message.cookie), self.ended.p.status.eq(Mux(cause != 0, BurstStatus.FAULT, BurstStatus.OK)),
         ]  # fmt: skip
-        with m.If(is_notice):
-            m.d.comb += [
-                self.write.p.address.eq(Cat(Const(0, spec.PAGE_BITS), target.NPPN)), self.write.p.length_bytes.eq(4),
-                self.write.p.data.eq(target.NID),
-            ]  # fmt: skip
-        with m.If(cause != 0):
-            m.d.comb += self.ended.p.status.eq(BurstStatus.FAULT)
         if self.atomics:
             attempts = Signal(range(ATTEMPTS + 1))
             m.d.comb += [self.update.p.address.eq(address), self.update.p.compare.eq(found), self.update.p.swap.eq(found | bit)]

@@ -8,7 +8,8 @@ from ringwall.rtl.iommu.features import Features
 from ringwall.rtl.iommu.unit import Iommu
 from ringwall.sim.iommu_lockstep import Lockstep
 
-FULL = ("Sv48", "Sv57", "Svpbmt", "Sv39x4", "Sv48x4", "Sv57x4", "PD8", "PD17", "PD20", "MSI_FLAT", "AMO_HWAD", "HPM")
+FULL = ("Sv48", "Sv57", "Svpbmt", "Sv39x4", "Sv48x4", "Sv57x4", "PD8", "PD17", "PD20", "MSI_FLAT", "MSI_MRIF",
+        "AMO_MRIF", "AMO_HWAD", "HPM")
 SECOND = {"entries": 8, "ways": 2, "superpage_entries": 2, "second_entries": 32, "second_generation_bits": 3}  # numbers end and begin anew
 BUILDS = {  # features, parameters, requests
     "default": ((), {}, 45_000), "full": (FULL, SECOND, 85_000),
