@@ -10,7 +10,7 @@ from ringwall.sim.iommu_lockstep import Lockstep
 
 FULL = ("Sv48", "Sv57", "Svpbmt", "Sv39x4", "Sv48x4", "Sv57x4", "PD8", "PD17", "PD20", "MSI_FLAT", "MSI_MRIF",
         "AMO_MRIF", "AMO_HWAD", "HPM")
-SECOND = {"entries": 8, "ways": 2, "superpage_entries": 2, "second_entries": 32, "second_generation_bits": 3}  # numbers end and begin anew
+SECOND = {"entries": 16, "ways": 4, "second_entries": 64, "second_generation_bits": 3}  # numbers end and begin anew
 BUILDS = {  # features, parameters, requests
     "default": ((), {}, 45_000), "full": (FULL, SECOND, 85_000),
 }  # fmt: skip
