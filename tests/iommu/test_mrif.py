@@ -214,7 +214,7 @@ async def no_old_entry_behind_a_fence(dut):
     """IOMMU-MRIF-4: nothing of a file is cached; a fence behind an invalidation waits for the message under way: then its file is
     as it will be, and a new request finds the new entry."""
     rng = random.Random(cocotb.RANDOM_SEED)
-    bench = await Bench(dut, latency=lambda: 150).enable(rng)
+    bench = await Bench(dut).enable(rng)
     table, wall = bench.tables[0x08], FILES + 0x10_0000
     for step in range(6):
         old, new = bench.entry(step), bench.entry(8 + step)
@@ -222,7 +222,10 @@ async def no_old_entry_behind_a_fence(dut):
         await bench.perform(bench.driver.submit([IotinvalGvma()]))
         await bench.perform(bench.driver.fence())
         cookie, _ = await bench.translate(0x08, GUEST_FILES)
+        bench.latency = lambda: 1500  # of the file, not of the commands
         await bench.hand_over(cookie, (5).to_bytes(4, "little"))
+        await ClockCycles(dut.clk, 15)
+        bench.latency = lambda: 20
         table.set(GUEST_FILES, new)
         if step == 0:  # without an invalidation: what is not cached is what memory says
             assert await bench.finish(cookie) == BurstStatus.OK
