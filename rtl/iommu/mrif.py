@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..spec import riscv_iommu as spec
 from ..tlp.layouts import BurstStatus
+from .gate import COOKIES
 from .layouts import (
     FaultReport,
     MemoryRead,
@@ -19,7 +20,6 @@ from .layouts import (
     MrifWrite,
 )
 
-COOKIES = 256  # of translation requests
 ATTEMPTS = 255  # of a CAS
 
 
@@ -33,7 +33,7 @@ class Mrif(wiring.Component):
     reported with cause 264, one that is poisoned with 271; so is a notice that cannot be written, 264, since the interrupt would
     be lost in silence. [RVIOMMU1.0 3.3.3, 4.2] [AIA1.0 8.3.1, 8.5.2]
 
-    Latency: 3 cycles from a message to the read of its file. Throughput: 1 message at a time.
+    Throughput: 1 message at a time.
 
     Parameters
     ----------

@@ -58,9 +58,10 @@ class Iommu(wiring.Component):
     def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, features=Features(), **translator):
         self.width, self.strict, self.vectors, self.queue_log2_max = width, strict, vectors, queue_log2_max
         self.features = features
-        self._interface = ProgrammingInterface(width=width, strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
-                                               features=features)  # fmt: skip
         self._translator = Translator(features=features, **translator)
+        self._interface = ProgrammingInterface(width=width, strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
+                                               physical_address_bits=self._translator.physical_address_bits,
+                                               features=features)  # fmt: skip
         super().__init__({
             "translate_request": In(stream.Signature(TranslateRequest)),
             "translate_response": Out(stream.Signature(TranslateResponse)),

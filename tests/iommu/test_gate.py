@@ -357,23 +357,25 @@ async def counts_never_overflow(dut):
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def dwords_to_files_are_diverted(dut):
-    """IOMMU-GATE-9: answers that name files among others: aligned dwords that are written are diverted, one at a time, with the cookie of
-    their translation, anything else to a file is refused; until one is over nothing of its client leaves or asks, others go on."""
+    """IOMMU-GATE-9: answers that name files among others, and bypassed bursts: aligned dwords that are written are diverted, one at a time,
+    with the cookie of their translation, anything else to a file is refused; until one is over its client neither leaves nor asks."""
     rng = random.Random(cocotb.RANDOM_SEED)
-    count, files, cookies = 80, set(), {}
+    count, files, cookies = 150, set(), {}
 
     def answer(request):
         cookies[request.page] = request.cookie
-        if rng.random() < 0.4:
+        if rng.random() < 0.25:
             files.add(request.page)
             return rng.choice([1, 2, rng.randrange(1, 40)]), {"size_log2": MRIF_LOG2}
         return rng.choice([1, 2, rng.randrange(1, 40)]), Bench.mapped(request)
 
     bench = await Bench(dut, rng, answer).begin()
+    dut.bypass.value = 2
     cocotb.start_soon(random_ready(bench.o, rng, 0.8))
-    sent = [[bench.burst(n, k, rng.randrange(2)) for k in range(count)] for n in range(3)]
+    sent = [[bench.burst(n, k, int(rng.random() < 0.2)) for k in range(count)] for n in range(3)]
     for burst in (burst for bursts in sent for burst in bursts):
-        if rng.random() < 0.6:
+        if rng.random() < 0.7:
+            burst |= {"is_write": 1, "atomic": AtomicKind.NONE} if rng.random() < 0.7 else {}
             burst |= {"length_bytes": 4, "address": burst["address"] & -4 | rng.choice([0, 0, 0, 0, 1, 2])}
     for n, port in enumerate(bench.ports):
         cocotb.start_soon(port.put_many([pack(Burst, **b) for b in sent[n]], lambda: rng.choice([0, 0, 5])))
@@ -394,7 +396,7 @@ async def dwords_to_files_are_diverted(dut):
             if burst.is_write and burst.verdict == DIVERTED:
                 assert under_way is None, "two at a time"
                 assert int(dut.diverted.value) == cookies[burst.address >> 12]
-                under_way, end = burst, cycle() + rng.randrange(1, 80)
+                under_way, end = burst, cycle() + rng.choice([1, 2, 2, rng.randrange(1, 80)])
         seen = len(bench.out)
         if under_way is not None:
             assert int(dut.diverted.value) not in bench.outstanding_cookies, "asked with the cookie of a burst that is under way"
@@ -403,6 +405,7 @@ async def dwords_to_files_are_diverted(dut):
             is_file = burst["address"] >> 12 in files
             is_dword = burst["is_write"] and burst["length_bytes"] == 4 and not burst["address"] % 4
             wanted = (DIVERTED if is_dword else BurstStatus.FAULT) if is_file else BurstStatus.OK
-            assert (verdict, address) == (wanted, burst["address"] if is_file else burst["address"] ^ 0xABCDE000 << 12), burst
+            is_same = is_file or burst["function"] == 1
+            assert (verdict, address) == (wanted, burst["address"] if is_same else burst["address"] ^ 0xABCDE000 << 12), burst
     verdicts = [verdict for bursts in left for _, verdict in bursts]
-    assert min(verdicts.count(verdict) for verdict in (DIVERTED, BurstStatus.FAULT, BurstStatus.OK)) > 10 and beside > 20
+    assert min(verdicts.count(verdict) for verdict in (DIVERTED, BurstStatus.FAULT, BurstStatus.OK)) > 10 and beside > 10

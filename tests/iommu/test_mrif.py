@@ -40,8 +40,10 @@ TESTS = ["messages_are_the_golden_ones", "faults_are_recorded", "no_old_entry_be
 def test_mrif(request, build):
     width, features = BUILDS[build]
     more = [*(RACES if "AMO_MRIF" in features else []), *(["debug_requests_are_refused"] if "DBG" in features else [])]
-    run(Iommu(width=width, entries=16, walks=2, features=Features(**dict.fromkeys(features, True))), module=__name__,
-        node=request.node.nodeid, params={"width": width, "features": features}, testcase=TESTS + more)  # fmt: skip
+    bits = 36 if build == "wide" else 56
+    unit = Iommu(width=width, entries=16, walks=2, physical_address_bits=bits,
+                 features=Features(**dict.fromkeys(features, True)))  # fmt: skip
+    run(unit, module=__name__, node=request.node.nodeid, params={"width": width, "features": features, "PAS": bits}, testcase=TESTS + more)  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", [{"MSI_MRIF": True}, {"Sv39x4": True, "MSI_FLAT": True, "AMO_MRIF": True}])
@@ -179,7 +181,8 @@ async def messages_are_the_golden_ones(dut):
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def faults_are_recorded(dut):
-    """IOMMU-MRIF-3: file or notice out of reach is 264, a poisoned file 271, with the message's IOVA, not with DTF; the next is good."""
+    """IOMMU-MRIF-3: file or notice out of reach, or beyond PAS, is 264, a poisoned file 271, with the message's IOVA, not with DTF;
+    the next message is good."""
     rng = random.Random(cocotb.RANDOM_SEED)
     bench = await Bench(dut).enable(rng)
     atomic = "AMO_MRIF" in bench.features
@@ -207,6 +210,14 @@ async def faults_are_recorded(dut):
             assert bench.memory.load_q_le(entry.mrif_address + 16) == 1 << 6
             assert len(bench.writes(NOTICES, NOTICES + (1 << 20))) == seen + 1
     assert await bench.records() == []
+    assert bench.capabilities.PAS == params()["PAS"]
+    far = 1 << bench.capabilities.PAS
+    beyond = MsiPte(mrif_address=far, notice_address=NOTICES), MsiPte(mrif_address=FILES, notice_address=far)
+    for entry in beyond if far < 1 << 56 else ():
+        bench.tables[0x08].set(GUEST_FILES, entry)
+        assert await bench.store(0x08, GUEST_FILES, bytes(4)) == BurstStatus.FAULT
+        assert await bench.records() == [(264, 3, 0x08, GUEST_FILES, 0)]
+    assert all(burst.address < far for _, burst, _ in bench.bursts)
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
@@ -214,7 +225,7 @@ async def no_old_entry_behind_a_fence(dut):
     """IOMMU-MRIF-4: nothing of a file is cached; a fence behind an invalidation waits for the message under way: then its file is
     as it will be, and a new request finds the new entry."""
     rng = random.Random(cocotb.RANDOM_SEED)
-    bench = await Bench(dut, latency=lambda: 150).enable(rng)
+    bench = await Bench(dut).enable(rng)
     table, wall = bench.tables[0x08], FILES + 0x10_0000
     for step in range(6):
         old, new = bench.entry(step), bench.entry(8 + step)
@@ -222,7 +233,10 @@ async def no_old_entry_behind_a_fence(dut):
         await bench.perform(bench.driver.submit([IotinvalGvma()]))
         await bench.perform(bench.driver.fence())
         cookie, _ = await bench.translate(0x08, GUEST_FILES)
+        bench.latency = lambda: 1500  # of the file, not of the commands
         await bench.hand_over(cookie, (5).to_bytes(4, "little"))
+        await ClockCycles(dut.clk, 15)
+        bench.latency = lambda: 20
         table.set(GUEST_FILES, new)
         if step == 0:  # without an invalidation: what is not cached is what memory says
             assert await bench.finish(cookie) == BurstStatus.OK
