@@ -4,7 +4,9 @@ from amaranth import Cat, Const, Mux, Signal
 
 from ..spec import riscv_iommu as spec
 from .iotlb import superpages
-from .walker_rules import first_grants
+from .layouts import Kind
+from .walker_ats import complete_answer, is_translation
+from .walker_rules import first_grants, first_may_use
 from .walker_second import entry_offset
 from .walker_state import Outcome, Phase
 
@@ -25,18 +27,23 @@ def answered_page(m, work):
 def answer_subject(m, work, walker, subject, page, device_id, is_direct, translated):
     """Fill in answer and fault report for ``subject``, who asks for ``page``.
 
-    Return whether it is permitted, and whether its fault is recorded in any case. A write is a write; what executes reads. [RVIOMMU1.0 2.3]
+    Return whether nothing is to be recorded, and whether a fault is recorded in any case. A write is a write; what executes reads.
+    [RVIOMMU1.0 2.3]
     """
     features, walk, mapped, second = work.features, work.walk, work.mapped, work.second
     processes = features.has_processes
     permitted = Signal()
+    is_write, execute = subject.is_write, subject.execute
+    if features.ATS:  # a translation request reads, or executes if there is a process
+        is_write &= ~is_translation(subject)
+        execute &= ~is_translation(subject) | subject.process_id_valid
     page_fault, access_fault, guest_fault, ttyp, second_allows = Signal(12), Signal(12), Signal(12), Signal(6), Signal()
-    with m.If(subject.is_write):
+    with m.If(is_write):
         m.d.comb += [
             page_fault.eq(spec.WRITE_PAGE_FAULT), access_fault.eq(spec.WRITE_ACCESS_FAULT), ttyp.eq(spec.TTYP_UNTRANSLATED_WRITE),
             guest_fault.eq(spec.WRITE_GUEST_PAGE_FAULT), second_allows.eq(second.writable),
         ]
-    with m.Elif(subject.execute):
+    with m.Elif(execute):
         m.d.comb += [
             page_fault.eq(spec.INSTRUCTION_PAGE_FAULT), access_fault.eq(spec.INSTRUCTION_ACCESS_FAULT),
             ttyp.eq(spec.TTYP_UNTRANSLATED_EXECUTE), guest_fault.eq(spec.INSTRUCTION_GUEST_PAGE_FAULT),
@@ -48,8 +55,16 @@ def answer_subject(m, work, walker, subject, page, device_id, is_direct, transla
             guest_fault.eq(spec.READ_GUEST_PAGE_FAULT), second_allows.eq(second.readable),
         ]
     supervisor = subject.process_id_valid & subject.privileged
-    first_allows = is_direct | first_grants(work.first, subject.is_write, subject.execute, supervisor if processes else Const(0, 1),
-                                            walk.SUM if processes else Const(0, 1))  # fmt: skip
+    who = (supervisor, walk.SUM) if processes else (Const(0, 1), Const(0, 1))
+    first_allows = is_direct | first_grants(work.first, is_write, execute, *who)
+    if features.ATS:
+        with m.If(is_translation(subject)):
+            m.d.comb += [ttyp.eq(spec.TTYP_TRANSLATION_REQUEST), second_allows.eq(1)]
+        with m.Elif(subject.kind == Kind.TRANSLATED):
+            m.d.comb += ttyp[2].eq(1)
+        with m.Elif(subject.kind == Kind.MESSAGE):
+            m.d.comb += ttyp.eq(spec.TTYP_MESSAGE)
+        first_allows = Mux(is_translation(subject), is_direct | first_may_use(work.first, execute, *who), first_allows)
     subject_cause, is_guest_fault = Signal(12), Signal()
     with m.If((~is_direct & supervisor & ~walk.ENS) if processes else Const(0, 1)):
         m.d.comb += subject_cause.eq(spec.TYPE_DISALLOWED)
@@ -98,4 +113,6 @@ def answer_subject(m, work, walker, subject, page, device_id, is_direct, transla
             for n, (_, size) in enumerate(superpages(features), 1):
                 with m.Case(n):
                     m.d.comb += answer.size_log2.eq(size)
+    if features.ATS:
+        permitted |= complete_answer(m, work, walker, subject, subject_cause, permitted, is_direct)
     return permitted, always_logged
