@@ -13,8 +13,22 @@ from .counters import Counters
 from .faults import Faults
 from .features import Features
 from .interrupts import Interrupts
-from .layouts import Events, FaultReport, Invalidate, MemoryRead, MemoryReadData, MemoryUpdate
+from .layouts import (
+    AtsMessage,
+    Events,
+    FaultReport,
+    GroupResponse,
+    Invalidate,
+    InvalidationCompletion,
+    MemoryRead,
+    MemoryReadData,
+    MemoryUpdate,
+    PageRequest,
+    request_layout,
+    response_layout,
+)
 from .memory_port import MemoryPort
+from .page_requests import PageRequests
 from .registers import PPN_BITS, Bank, Registers
 
 
@@ -77,6 +91,8 @@ class ProgrammingInterface(wiring.Component):
         Bits of burst data per beat.
     strict, vectors, queue_log2_max, physical_address_bits, features
         See :class:`.registers.Registers`.
+    itags, timeout_cycles
+        See :class:`.ats_messages.AtsMessages`.
 
     Members
     -------
@@ -103,14 +119,19 @@ class ProgrammingInterface(wiring.Component):
         With HPM: what :class:`.counters.Counters` counts.
     debug : ``Out(Bank())``
         With DBG: for :class:`.debug.Debug`.
+    ats_message, invalidation_completion, page_request, group_response : streams
+        With ATS, to and from devices: see :class:`.ats_messages.AtsMessages` and :class:`.page_requests.PageRequests`.
+    locate, located : ``Out(stream.Signature(request_layout(features)))``, ``In(stream.Signature(response_layout(features)))``
+        With ATS, for the translator: requests of page requests for their contexts, and the answers.
     wires : ``Out(vectors)``
         With wire interrupts.
     """
 
-    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56,
-                 features=Features()):  # fmt: skip
+    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56, features=Features(), itags=8,
+                 timeout_cycles=1 << 33):  # fmt: skip
         self.width, self.features = width, features
-        self._port = MemoryPort(width=width, readers=2, writers=3 if features.has_messages else 2, updates=features.AMO_HWAD)
+        self._commands = Commands(features=features, itags=itags, timeout_cycles=timeout_cycles)
+        self._port = MemoryPort(width=width, readers=2, writers=2 + features.has_messages + features.ATS, updates=features.AMO_HWAD)
         self._registers = Registers(strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
                                     physical_address_bits=physical_address_bits, features=features)  # fmt: skip
         super().__init__({
@@ -132,13 +153,21 @@ class ProgrammingInterface(wiring.Component):
                if features.AMO_HWAD else {}),
             **({"requests": In(Events), "walks": In(Events)} if features.HPM else {}),
             **({"debug": Out(Bank())} if features.DBG else {}),
+            **({
+                "ats_message": Out(stream.Signature(AtsMessage)),
+                "invalidation_completion": In(stream.Signature(InvalidationCompletion)),
+                "page_request": In(stream.Signature(PageRequest)),
+                "group_response": Out(stream.Signature(GroupResponse)),
+                "locate": Out(stream.Signature(request_layout(features))),
+                "located": In(stream.Signature(response_layout(features))),
+            } if features.ATS else {}),
             **({"wires": Out(vectors)} if features.has_wires else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.registers, m.submodules.port = registers, port = self._registers, self._port
-        m.submodules.commands, m.submodules.faults = commands, faults = Commands(features=self.features), Faults()
+        m.submodules.commands, m.submodules.faults = commands, faults = self._commands, Faults()
         m.submodules.fences = fences = FenceShare(count=2)
 
         outer = wiring.flipped
@@ -168,6 +197,8 @@ class ProgrammingInterface(wiring.Component):
             m.d.comb += [
                 self.wires.eq(registers.wires), commands.WSI.eq(registers.WSI), registers.fence_done.eq(commands.fence_done),
             ]  # fmt: skip
+        if self.features.ATS:
+            self._queue_pages(m, registers, port, commands)
         if self.features.DBG:
             wiring.connect(m, registers.debug, outer(self.debug))
         if self.features.HPM:
@@ -177,6 +208,18 @@ class ProgrammingInterface(wiring.Component):
                 registers.overflow.eq(counters.overflow), counters.requests.eq(self.requests), counters.walks.eq(self.walks),
             ]  # fmt: skip
         return m
+
+    def _queue_pages(self, m, registers, port, commands):
+        """Messages to and from devices."""
+        m.submodules.page_requests = pages = PageRequests(features=self.features)
+        outer, last = wiring.flipped, len(port.write) - 1
+        for one, other in ((registers.pages, pages.control), (pages.write, port.write[last]), (port.write_done[last], pages.write_done),
+                           (outer(self.page_request), pages.page_request), (pages.group_response, outer(self.group_response)),
+                           (pages.request, outer(self.locate)), (outer(self.located), pages.response),
+                           (commands.ats_message, outer(self.ats_message)),
+                           (outer(self.invalidation_completion), commands.invalidation_completion)):  # fmt: skip
+            wiring.connect(m, one, other)
+        m.d.comb += [pages.has_failed.eq(registers.pages_failed), registers.timed_out.eq(commands.timed_out)]
 
     def _send_messages(self, m, registers, port, faults):
         """Interrupts by messages, whose faults are recorded too."""

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import cocotb
+import pytest
 from cocotb.triggers import ClockCycles
 
 from ringwall.models.iommu.ats import AtsStatus
@@ -10,6 +11,7 @@ from ringwall.models.iommu.entries import PTE_G, SV39X4, MsiPte
 from ringwall.models.iommu.faults import AccessType
 from ringwall.models.iommu.tables import Allocator, DeviceContext, GuestView, MsiTable, PageTable, ProcessContext, ProcessDirectory
 from ringwall.models.iommu.walk import Request, RequestKind
+from ringwall.rtl.config import IommuConfig
 from ringwall.rtl.iommu.features import Features
 from ringwall.rtl.iommu.layouts import FaultReport, Kind
 from ringwall.rtl.iommu.translator import Translator
@@ -35,6 +37,16 @@ def test_ats(request):
 def test_ats_without_guest_addresses(request):
     run(Translator(features=Features(ATS=True, Sv39x4=True)), module=__name__, node=request.node.nodeid,
         params={"features": ["ATS", "Sv39x4"], "levels": 1}, testcase="bits_of_contexts")  # fmt: skip
+
+
+def test_ats_is_possible():
+    """IOMMU-ATS-7: guest addresses without ATS or a second stage, and ATS of a card, are refused with a sentence."""
+    for bad, message in (({"T2GPA": True, "Sv39x4": True}, "ATS must be there for T2GPA"),
+                         ({"T2GPA": True, "ATS": True}, "Sv39x4 must be there for T2GPA")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            Features(**bad)
+    with pytest.raises(ValueError, match=r"ATS of a PCIe function must be off, .* not True"):
+        IommuConfig(ATS=True)
 
 
 class Bench(TranslatorBench):
