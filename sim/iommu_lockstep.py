@@ -7,24 +7,33 @@ import numpy as np
 
 from ..models.host import MemoryWrite
 from ..models.host import run as run_software
-from ..models.iommu.commands import IofenceC, command_defects
+from ..models.iommu.ats import AtsStatus, PageRequestQueue, TranslationCompletion, translation_completion
+from ..models.iommu.commands import IofenceC, MessageCode, command_defects
 from ..models.iommu.faults import FaultRecord, TransactionType, TranslationFault
 from ..models.iommu.registers import OFFSET, Capabilities, CommandQueueStopped, IommuDriver, IommuMode, QueueCsr
 from ..models.iommu.tables import Allocator
 from ..models.iommu.unit import Unit
-from ..models.iommu.walk import Iommu, PlainRegisters, Request
+from ..models.iommu.walk import Iommu, PlainRegisters, Request, RequestKind
+from ..rtl.iommu.layouts import AtsStatus as Status
+from ..rtl.iommu.layouts import Kind
 from ..rtl.tlp.layouts import BurstStatus
-from .compiled_iommu import REQUEST, CompiledIommu, MarkedMemory
+from .compiled_iommu import ANSWER, PAGE_REQUEST, REQUEST, CompiledIommu, MarkedMemory
 from .iommu_coverage import Coverage, through
 from .iommu_decks import Deck, decks
-from .iommu_worlds import ACCESS, World
+from .iommu_worlds import ASKED, World
 
 __all__ = ["Lockstep"]
 
 BASE, SIZE, OWN = 0x8000_0000, 24 << 20, 1 << 20  # memory; the first part of it is that of queues and messages
 PENDING_ARRAY = 0x400
 COMPARED = ("ddtp", "cqb", "cqh", "cqt", "fqb", "fqh", "fqt", "cqcsr", "fqcsr", "ipsr", "icvec")
-WIDE = ("ddtp", "cqb", "fqb", "icvec")
+WIDE = ("ddtp", "cqb", "fqb", "icvec", "pqb")
+PAGES = {"pqb": 0x38, "pqh": 0x40, "pqt": 0x44, "pqcsr": 0x50}  # with ATS
+KINDS = {RequestKind.UNTRANSLATED: Kind.UNTRANSLATED, RequestKind.TRANSLATED: Kind.TRANSLATED, RequestKind.ATS: Kind.TRANSLATION}
+FIELDS = {  # of ``REQUEST``, by number in ``ASKED``
+    "access": [["read", "write", "exec"].index(access.value) for access, *_ in ASKED], "kind": [KINDS[kind].value for _, kind, *_ in ASKED],
+    "writes": [kind is RequestKind.ATS and not no_write for _, kind, no_write, _ in ASKED], "is_CXL": [is_cxl for *_, is_cxl in ASKED],
+}  # fmt: skip
 MOST_OUTCOMES = 64
 ROUNDS = 6  # in a world
 FOCUSES = 4
@@ -77,9 +86,9 @@ class Outcome:
     is_logged: bool = False
     rows: tuple = field(default=(), compare=False)
 
-    def refuses(self, answer, access):
-        """Say what is wrong with ``answer`` (an element of ``ANSWER``, as a tuple) to an access (0 to 2), or return None."""
-        page, _, _, cause, fault, readable, writable, size_log2, pbmt, _ = answer
+    def refuses(self, answer, asked):
+        """Say what is wrong with ``answer`` (an element of ``ANSWER``, as a tuple) to ``asked`` (a number in ``ASKED``), or return None."""
+        page, _, _, cause, fault, readable, writable, size_log2, pbmt, *_ = answer
         if self.cause:
             return None if fault and cause == self.cause else "another cause"
         if fault:
@@ -90,9 +99,50 @@ class Outcome:
             return "another memory type"
         if readable > self.readable or writable > self.writable:
             return "a permission too many"
-        if not (readable, writable, True)[access]:
+        if not (readable, writable, True)[FIELDS["access"][asked]]:
             return "not the permission asked for"
         return None if size_log2 >= 12 and self.size >> size_log2 else "another size"
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a translation request may get: a completion of the golden model for the page at ``iova``; ``cause`` as is recorded, or 0."""
+
+    completion: TranslationCompletion
+    iova: int
+    cause: int = 0
+    iotval2: int = 0
+    is_logged: bool = False
+    rows: tuple = field(default=(), compare=False)
+
+    def refuses(self, answer, asked):
+        """As of :class:`Outcome`."""
+        answer, wanted = dict(zip(ANSWER.names, answer)), self.completion
+        if Status(answer["status"]).name != wanted.status.name or answer["fault"] != (wanted.status is not AtsStatus.SUCCESS):
+            return "another status"
+        if answer["fault"]:
+            return None
+        for name in ("readable", "writable", "executable", "privileged"):
+            if answer[name] != getattr(wanted, name):
+                return f"another {name}"
+        if not wanted.readable and not wanted.writable:
+            return None
+        if answer["page"] != (wanted.address | self.iova & wanted.size - 1) >> 12:
+            return "another page"
+        if (answer["is_global"], answer["CXL_io"], answer["untranslated_only"]) != (
+                wanted.is_global, wanted.cxl_io, wanted.untranslated_only):  # fmt: skip
+            return "other attributes"
+        return None if answer["size_log2"] >= 12 and wanted.size >> answer["size_log2"] else "another size"
+
+
+class _Records:
+    """A fault queue that only keeps what is reported."""
+
+    def __init__(self):
+        self.found = []
+
+    def report(self, record):
+        self.found.append(record)
 
 
 class Lockstep:
@@ -121,7 +171,9 @@ class Lockstep:
         self.golden = Unit(self.seen, self.capabilities, vectors=unit.vectors, queue_log2_max=unit.queue_log2_max,
                            reset_mode=IommuMode.OFF if unit.strict else IommuMode.BARE)  # fmt: skip
         self.walker = Iommu(self.seen, self.capabilities, registers=PlainRegisters())
-        self.own = Allocator(self.memory, BASE, OWN)
+        self.own, self._page_faults = Allocator(self.memory, BASE, OWN), _Records()
+        self._page_requests = PageRequestQueue(self.golden.registers, self.seen, self.golden.iommu, self._page_faults)
+        self.compared = {name: OFFSET[name] for name in COMPARED} | (PAGES if self.capabilities.ATS else {})
         self.driver = IommuDriver(0, self.memory, self.own, poll_cycles=8)
         self.decks, self._commands = decks(rng, self.capabilities), command_defects(self.capabilities.switched_on())
         self.coverage = Coverage(self.capabilities, self.decks)
@@ -138,6 +190,8 @@ class Lockstep:
         yield from driver.set_ddtp(IommuMode.OFF)
         yield from driver.enable_command_queue(6)
         yield from driver.enable_fault_queue(QUEUE_LOG2)
+        if self.capabilities.ATS:
+            self._pages_base = self.own.pages(4)
 
     def run(self, software):
         """Run software on the IOMMU; what it writes to registers, the model's registers get, too."""
@@ -157,6 +211,71 @@ class Lockstep:
         self.run(self.driver.fence())
         for one in commands:
             self.coverage.command(one)
+
+    def _poke(self, name, value):
+        """Write a register of the page-request queue, of both."""
+        size = 8 if name in WIDE else 4
+        self._perform(MemoryWrite(PAGES[name], size, int(value)))
+
+    def _run_commands(self):
+        """Let the golden queue go on, where functions complete each invalidation when it is sent; compare the messages."""
+        queue, sent = self.golden.commands, []
+        while self.golden.run_commands() or queue.sent:
+            for one in queue.sent:
+                if one.code is MessageCode.INVALIDATION_REQUEST:
+                    queue.invalidation_completed(one.rid, 1 << one.itag, 1, segment=one.segment)
+            sent += queue.sent
+            queue.sent.clear()
+        _, messages = self.iommu.sent()
+        found = [tuple(one[name].item() for name in ("code", "RID", "payload", "process", "segment")) for one in messages]
+        wanted = [(int(one.code), one.rid, one.payload, -1 if one.pid is None else one.pid, -1 if one.segment is None else one.segment)
+                  for one in sent]  # fmt: skip
+        if found != wanted:
+            raise AssertionError(f"Messages are {found}, not {wanted}")
+
+    def pages(self, count):
+        """Let devices send page requests; compare responses, and all that `compare` does."""
+        messages = [self.world.message() for _ in range(count)]
+        array = np.zeros(count, PAGE_REQUEST)
+        for n, one in enumerate(messages):
+            array[n] = (one.address >> 12, one.device_id, -1 if one.pid is None else one.pid, one.group, one.priv, one.is_exec, one.reads,
+                        one.writes, one.is_last)  # fmt: skip
+        self.iommu.send(array)
+        self.iommu.settle()
+        (responses, _), wanted = self.iommu.sent(), []
+        for one in messages:
+            if (response := self._page_requests.receive(one)) is not None:
+                wanted.append((response.device_id, -1 if response.pid is None else response.pid, response.group, int(response.code)))
+                self.coverage.met([f"group response {response.code.name}{'' if response.pid is None else ', PASID'}"])
+        if (found := [tuple(map(int, one)) for one in responses.tolist()]) != wanted:
+            raise AssertionError(f"Group responses are {found}, not {wanted}")
+        self.coverage.met([f"page request, cause {int(one.cause)}" for one in self._page_faults.found])
+        expected = Counter(one.pack() for one in self._page_faults.found)
+        self._page_faults.found.clear()
+        self.compare(None, expected)
+        csr, bits = self.golden.registers.pqcsr, {"pqmf": QueueCsr.MF, "pqof": QueueCsr.OF}
+        self.coverage.met([f"pqcsr.{name}" for name, bit in bits.items() if csr & bit])
+        if csr & (QueueCsr.MF | QueueCsr.OF) and self.rng.random() < 0.5:  # messages that come now are not taken either
+            self.pages(2)
+        self._poke("pqh", self.golden.registers.pqt)
+        self._poke("pqcsr", csr & (QueueCsr.EN | QueueCsr.IE) | QueueCsr.MF | QueueCsr.OF)  # or its interrupt would come beside others
+        self.run(self.driver.write("ipsr", 15))
+
+    def page_queue(self):
+        """Let the page-request queue be of another size, off, full or failing, and be mended."""
+        rng, memory = self.rng, self.memory
+        self._poke("pqcsr", 0)
+        self.iommu.settle()
+        log2 = rng.choice([1, 2, 5, 10])
+        self._poke("pqb", self._pages_base >> 2 | log2 - 1)
+        self.pages(3)
+        self._poke("pqcsr", QueueCsr.EN | QueueCsr.IE)
+        self.pages(10)
+        memory.mark(self._pages_base, 4 * 4096, BurstStatus.UR)
+        self.pages(4)
+        memory.mark(self._pages_base, 4 * 4096, BurstStatus.OK)
+        self.pages(4)
+        self.pages(20)
 
     def __str__(self):
         counts = ", ".join(f"{getattr(self.iommu.counts, name)} {name}" for name, _ in self.iommu.counts._fields_)
@@ -179,9 +298,13 @@ class Lockstep:
                 for _ in range(FOCUSES):
                     self.focus()
                 self.trouble()
+                if self.capabilities.ATS:
+                    self.page_queue()
                 for _ in range(3):
                     self.command(self.world.spoil_word())
                     self.exact(40, most=2)
+                    if self.capabilities.ATS:
+                        self.pages(4)
             except AssertionError as error:
                 error.add_note(f"in world {self.worlds}, cycle {self.iommu.cycle}, after {self.requests} requests")
                 raise
@@ -197,7 +320,9 @@ class Lockstep:
         self.iommu.options.outstanding = rng.choice([1, 8, 64, 256])
         self.run(driver.set_ddtp(IommuMode.OFF))
         self.world = World(rng, memory, Allocator(memory, BASE + OWN, SIZE - OWN, rng=rng), self.capabilities, self.decks)
-        registers = {"icvec": rng.randrange(4) | rng.randrange(4) << 4}
+        registers = {"icvec": rng.randrange(4) | (fiv := rng.randrange(4)) << 4}
+        if self.capabilities.ATS:
+            registers["icvec"] |= (fiv + rng.randrange(1, 4)) % 4 << 12  # one message at a time of a vector
         for vector in range(4):
             registers |= {f"msi_addr_{vector}": self._messages + 16 * vector if rng.random() < 0.9 else BASE - 16,
                           f"msi_data_{vector}": rng.getrandbits(32), f"msi_vec_ctl_{vector}": rng.random() < 0.2}  # fmt: skip
@@ -213,6 +338,8 @@ class Lockstep:
         commands = [one for _ in range(self.rng.choice([1, 1, 2, 3])) for one in self.world.change()]
         if self.rng.random() < 0.3:
             commands.append(IofenceC(address=self._messages + 256 + 4 * self.rng.randrange(64), data=self.rng.getrandbits(32)))
+        if self.capabilities.ATS and self.rng.random() < 0.3:
+            commands += self.world.to_devices()
         if commands:
             self.command(commands)
 
@@ -324,7 +451,9 @@ class Lockstep:
         rng.shuffle(asked)
         device, process, privileged, access, iova = zip(*asked)
         array = np.zeros(count, REQUEST)
-        array["device"], array["access"], array["privileged"] = device, access, privileged
+        array["device"], array["privileged"] = device, privileged
+        for name, values in FIELDS.items():
+            array[name] = np.take(values, access)
         array["process"] = [-1 if pid is None else pid for pid in process]
         array["iova"] = np.array(iova, "<u8") | np.array([rng.getrandbits(12) for _ in asked], "<u8")
         return asked, array
@@ -337,16 +466,25 @@ class Lockstep:
         return found
 
     def _walk(self, key):
-        device, pid, privileged, access, iova = key
+        device, pid, privileged, asked, iova = key
+        access, *more = ASKED[asked]
+        request = Request(device, iova, access, pid, privileged, *more)
         self.seen.asked = 0
+        if request.kind is RequestKind.ATS:
+            completion, record = translation_completion(self.walker, request)
+            is_used = completion.status is not AtsStatus.SUCCESS or completion.readable or completion.writable
+            rows = (f"completion {completion.status.value}{'' if is_used else ', no access'}",)
+            return Completed(completion, iova, int(record.cause) if record else 0, 0, record is not None, rows)
         try:
-            found = self.walker.translate(Request(device, iova, ACCESS[access], pid, privileged), trace=True)
+            found = self.walker.translate(request, trace=True)
         except TranslationFault as fault:
-            rows = self.coverage.rows(fault.cause, fault.iotval2, ACCESS[access].ttyp, self.walker.steps, self.world.planted)
+            rows = self.coverage.rows(fault.cause, fault.iotval2, request.ttyp, self.walker.steps, self.world.planted)
             if not fault.is_logged:
                 rows += ("no record: DTF",)
             return Outcome(cause=int(fault.cause), iotval2=fault.iotval2, is_logged=fault.is_logged, rows=rows)
         rows = through(found.size), *([f"memory type {found.pbmt}"] * bool(found.pbmt)), *(["interrupt file"] * found.is_msi)
+        if request.kind is RequestKind.TRANSLATED:
+            rows = f"translated request, {'looked up' if found.gpa is not None else 'passed'}", *rows
         return Outcome(0, found.spa >> 12, found.size, found.readable, found.writable, found.pbmt, rows=rows)
 
     def _mixed(self, key, old):
@@ -374,7 +512,7 @@ class Lockstep:
                 wrong = f"{found[0].refuses(answer, key[3])}: {dict(zip(answers.dtype.names, answer))}"
                 raise AssertionError(f"{self._told(key)}: {wrong}, not {found}")
             self.coverage.met(good[0].rows)
-            if good[0].cause:
+            if any(one.cause for one in good):
                 records = {self._record(key, iovas[n], one) for one in good}  # may differ while a race lasts
                 if len(records) == 1:
                     expected[records.pop()] += 1
@@ -386,18 +524,19 @@ class Lockstep:
 
     def _told(self, key):
         device, pid, privileged, access, iova = key
-        return f"device {device:#x} process {pid} {'supervisor' if privileged else 'user'} {ACCESS[access].value} at {iova:#x}"
+        return f"device {device:#x} process {pid} {'supervisor' if privileged else 'user'} {ASKED[access]} at {iova:#x}"
 
     @staticmethod
     def _record(key, iova, outcome):
         """Return the bytes of the record of a refused request, or None."""
         if not outcome.is_logged:
             return None
-        device, pid, privileged, access, _ = key
-        iotval2 = outcome.iotval2
+        device, pid, privileged, asked, _ = key
+        access, *more = ASKED[asked]
+        ttyp, iotval2 = Request(device, iova, access, pid, privileged, *more).ttyp, outcome.iotval2
         if outcome.cause in (20, 21, 23) and not iotval2 & 1:  # of the page itself: with its offset
             iotval2 |= iova & 0xFFC
-        return FaultRecord(outcome.cause, ACCESS[access].ttyp, device, pid, pid is not None and privileged, iova, iotval2).pack()
+        return FaultRecord(outcome.cause, ttyp, device, pid, pid is not None and privileged, iova, iotval2).pack()
 
     def compare(self, stores=None, expected=None, doubtful=()):
         """Compare records, what was written to memory, and registers; then take records out of the queue."""
@@ -420,7 +559,7 @@ class Lockstep:
         surplus = left - expected
         if surplus:
             raise AssertionError(f"Records of nothing: {[FaultRecord.unpack(one) for one in surplus]}")
-        golden.run_commands()
+        self._run_commands()
         for record in map(FaultRecord.unpack, [*records, *(expected - left).elements()]):
             self.coverage.record(record)
             if record.ttyp == TransactionType.NONE:
@@ -436,8 +575,8 @@ class Lockstep:
         if good != (wanted := summed(seen.writes)):
             raise AssertionError(f"Written {good - wanted}, not {wanted - good}")
         seen.writes.clear()
-        for name in COMPARED:
-            now, model = (side(OFFSET[name], 8 if name in WIDE else 4) for side in (self.iommu.access, golden.registers.read))
+        for name, offset in self.compared.items():
+            now, model = (side(offset, 8 if name in WIDE else 4) for side in (self.iommu.access, golden.registers.read))
             if now != model:
                 raise AssertionError(f"{name} is {now:#x}, not {model:#x}")
         pending = self.iommu.access(PENDING_ARRAY, 8)
@@ -446,4 +585,4 @@ class Lockstep:
         self.coverage.met([f"fqcsr.{name}" for name in ("fqmf", "fqof") if getattr(golden.registers, name)])
         if records or golden.registers.fqof or golden.registers.fqmf:
             self.run(driver.read_faults())
-        self.run(driver.write("ipsr", 3))  # what lasts raises its interrupt again
+        self.run(driver.write("ipsr", 15))  # what lasts raises its interrupt again

@@ -299,9 +299,6 @@ class Walker(wiring.Component):
             passes = ~needs_process(self.context, asked, features) & (passes | self.context.PDTV)
         if two_stages:
             passes &= self.context.guest_mode == spec.MODE_BARE
-        if features.ATS:
-            stays = (asked.kind == Kind.TRANSLATED) & self.context.T2GPA if features.T2GPA else Const(0, 1)
-            passes = Mux(passes_first(asked, features), ~stays, passes)
 
         pending = Signal()  # ``asked`` could not be begun: it stays, and replies go first
         with m.FSM() as fsm:

@@ -13,7 +13,7 @@ from ringwall.models.iommu.tables import Allocator, DeviceContext, GuestView, Ms
 from ringwall.models.iommu.walk import Request, RequestKind
 from ringwall.rtl.config import IommuConfig
 from ringwall.rtl.iommu.features import Features
-from ringwall.rtl.iommu.layouts import FaultReport, Kind
+from ringwall.rtl.iommu.layouts import FaultReport, InvalidateKind, Kind
 from ringwall.rtl.iommu.translator import Translator
 from ringwall.sim.run import run
 from ringwall.sim.stream import unpack
@@ -123,7 +123,7 @@ async def permissions_are_collected(dut):
                     if wanted.readable:
                         assert (answer.page == GUEST + iova >> 12) == (T2GPA and iova < 0x8000)
     assert {(True, True, True, False), (True, False, True, False), (True, True, False, True), (False, False, False, True)} <= seen
-    await bench.compare(3, 0x1234_5000, EXEC)  # no process: the first stage is Bare
+    await bench.compare(3, 0x1234_5000, EXEC, None, True)  # no process: the first stage is Bare, and Priv 0
     await bench.compare(4, 0x1000)
     _, wanted, answer = await bench.compare(4, 0x2000)
     assert wanted.status is AtsStatus.SUCCESS and not answer.readable, "a page that is not there is no failure"
@@ -205,6 +205,18 @@ async def translated_requests(dut):
     bench.read_count = 0
     await bench.compare(3, GUEST + 0x2000, kind=UNTRANSLATED)
     assert bench.read_count == 0, "without a first stage both go the same way"
+    await bench.forget()
+    await bench.compare(3, GUEST + 0x3000)
+    bench.read_count = 0
+    await bench.compare(3, GUEST + 0x3000, kind=UNTRANSLATED)
+    assert bench.read_count == 1, "translation requests fill no IOTLB"
+    bench.set(T2GPA=False)
+    await bench.forget(InvalidateKind.DDT)
+    await bench.compare(3, GUEST + 0x3000, kind=UNTRANSLATED)
+    for _ in range(2):
+        await bench.compare(3, GUEST + 0x3000, kind=TRANSLATED)
+    bench.set()
+    await bench.forget(InvalidateKind.DDT)
     await bench.compare(3, 0x1000, pid=PID, kind=UNTRANSLATED)
     await bench.compare(3, 0x1000, pid=PID, kind=TRANSLATED)
     await bench.forget()

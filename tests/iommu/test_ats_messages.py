@@ -29,7 +29,7 @@ def test_ats_messages(request, itags):
 
 def test_ats_timeouts(request):
     run(ProgrammingInterface(width=WIDTH, features=Features(ATS=True), itags=3, timeout_cycles=SOON), module=__name__,
-        node=request.node.nodeid, params={"itags": 3}, testcase=["timeouts", "off_while_waiting"])  # fmt: skip
+        node=request.node.nodeid, params={"itags": 3}, testcase=["timeouts", "off_while_waiting", "a_message_stays"])  # fmt: skip
 
 
 def test_ats_messages_parameters():
@@ -147,7 +147,9 @@ async def illegal(dut):
     assert len(bad) > 20
     for command in (AtsInval(5), AtsPrgr(5, 6, 1)):
         await bench.submit([command.encode()[:8] + b"\xff" * 8])
-    await bench.compare("payloads of ones")
+    for command in (AtsInval(5, pid=0xABCDE, segment=0x77), AtsPrgr(5, 6, 1, pid=0xABCDE, segment=0x77)):  # without PV and DSV
+        await bench.submit([(int.from_bytes(command.encode(), "little") & ~(3 << 32)).to_bytes(16, "little")])
+    await bench.compare("payloads of ones, operands without their valid bits")
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
@@ -185,6 +187,22 @@ async def timeouts(dut):
     await bench.submit([IofenceC()])
     await bench.compare("completed in time")
     assert bench.registers.cqh == bench.tail and cycle() - begun > SOON
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def a_message_stays(dut):
+    """IOMMU-ITAG-6: the ITag of a message that nobody takes yet stays the same when a lower one gets free."""
+    bench = await Bench(dut, WIDTH, latency=lambda: 3).enable()
+    await bench.submit([AtsInval(1), AtsInval(1)])
+    await bench.compare("two are under way")
+    bench.messages.set_ready(0)
+    await bench.submit([AtsInval(2)])
+    await bench.until(lambda: dut.ats_message__valid.value, "the third")
+    bench.golden.step()
+    await bench.complete(1, 1, 1)
+    await ClockCycles(dut.clk, 5)
+    bench.messages.set_ready(1)
+    await bench.compare("it has the third ITag")
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

@@ -24,10 +24,14 @@ POOL, FAULTS, PAGES, MESSAGES = 0x8000_0000, 0x9000_0000, 0xA000_0000, 0xB000_00
 ASKS, SAYS = request_layout(Features(ATS=True)), response_layout(Features(ATS=True))
 
 
+TESTS = ["messages_are_the_golden_ones", "record_before_tail", "beside_the_gate"]
+
+
 @pytest.mark.parametrize("features", [["ATS"], ["ATS", "HPM", "DBG"]])
 def test_page_requests(request, features):
     run(Iommu(width=64, features=Features(**dict.fromkeys(features, True))), module=__name__, node=request.node.nodeid,
-        params={"features": features})  # fmt: skip
+        params={"features": features},
+        testcase=[*TESTS, *(["kinds_are_counted"] if "HPM" in features else [])])  # fmt: skip
 
 
 class World(GuestMemory):
@@ -212,3 +216,22 @@ async def beside_the_gate(dut):
     bench.says.set_ready(1)
     await task
     await bench.compare("all are answered")
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def kinds_are_counted(dut):
+    """IOMMU-HPM-5: untranslated, translated and translation requests are events of their own; a page request is none, its walk is one."""
+    bench = await Bench(dut, 64).enable()
+    for n, event in enumerate((1, 2, 3, 5)):
+        await bench.both(0x160 + 8 * n, 8, event)
+    kinds = {Kind.UNTRANSLATED: 3, Kind.TRANSLATED: 4, Kind.TRANSLATION: 5}
+    await bench.send(Message(1))
+    await ClockCycles(dut.clk, 200)
+    await bench.send(Message(7))  # without a context: it walks anew each time
+    await bench.send(Message(7))
+    await ClockCycles(dut.clk, 300)
+    for kind, count in kinds.items():
+        await bench.request.put_many(pack(ASKS, device_id=1, page=n, cookie=n, kind=kind) for n in range(count))
+    await ClockCycles(dut.clk, 200)
+    assert [await bench.bus.read(0x68 + 8 * n, 8) for n in range(4)] == [*kinds.values(), 3]
+    assert bench.golden.registers.read(0x68 + 8 * 3, 8) == 3
