@@ -35,7 +35,8 @@ def complete_answer(m, work, walker, subject, cause, permitted, is_direct):
         may_execute = is_direct | (work.first.executable & work.second.executable)
         m.d.comb += [
             answer.executable.eq(execute & answer.readable & may_execute),
-            answer.is_global.eq(subject.process_id_valid & is_mapped & ~is_msi & (work.mapped.G | walk.is_global)),
+            answer.is_global.eq(
+                subject.process_id_valid & is_mapped & ~is_msi & ~work.first.is_bare & (work.mapped.G | walk.is_global)),
             answer.CXL_io.eq(subject.is_CXL & ((is_mapped & (is_msi | (answer.PBMT != 0))) | answers_gpa)),
         ]
         with m.If(~is_mapped):

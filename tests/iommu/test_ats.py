@@ -248,6 +248,15 @@ async def global_pointers(dut):
             found += [(await bench.compare(3, 0x4000_0000 + (n << 12), READ, pid))[2].is_global for n in range(4)]
             memory.write(at, old.to_bytes(8, "little"))
     assert found == [0] * 8 + [1] * 8 + [0] * 8
+    at = table._slot(0x4000_0000, 2)
+    memory.write(at, (int.from_bytes(memory.read(at, 8), "little") | PTE_G).to_bytes(8, "little"))
+    await bench.forget()
+    assert (await bench.compare(3, 0x4000_0000, READ, PID))[2].is_global
+    bench.processes.set(PID, replace(bench.process, fsc_mode=0))  # its tables are still remembered
+    await bench.forget(InvalidateKind.PDT)
+    assert not (await bench.compare(3, 0x4000_0000, READ, PID))[2].is_global
+    bench.processes.set(PID, bench.process)
+    await bench.forget()
     assert not (await bench.compare(3, 0x1000, READ, PID))[2].is_global
 
 

@@ -165,6 +165,8 @@ async def random_accesses_as_the_model(dut):
         if bench.IGS and rng.random() < 0.1:  # fctl can be changed
             for offset in (0x10, 0x48, 0x4C, *([0x50] if bench.has_ATS else [])):
                 await bench.write(offset, 4, 0)
+            if bench.has_ATS and rng.random() < 0.5:
+                await bench.write(0x50, 4, 1)
             await bench.write(8, 4, rng.getrandbits(32))
         model.messages.clear()
         bench.interrupts.clear()
