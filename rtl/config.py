@@ -43,6 +43,8 @@ class IommuConfig(Features):
             raise ValueError(f"Entries of the second IOTLB must be 0 or a power of two between 16 and 4096, not {self.second_entries!r}")
         if self.has_wires:
             raise ValueError(f"IGS of a PCIe function must be 0, its interrupts are messages, not {self.IGS!r}")
+        if self.ATS:
+            raise ValueError(f"ATS of a PCIe function must be off, no link leads to it from devices behind its IOMMU, not {self.ATS!r}")
         if self.ways not in (1, 2, 4, 8) or self.ways > self.entries:
             raise ValueError(f"IOTLB ways must be 1, 2, 4 or 8, not {self.ways!r}")
         if self.walks not in range(1, 33):

@@ -25,6 +25,7 @@ constexpr uint64_t PAGE = 4096, BLOCK = 64;
 constexpr unsigned COOKIES = 256;
 constexpr unsigned QUIET = 64;  // cycles in which nothing moves at any port: the IOMMU is idle
 constexpr unsigned MRIF_LOG2 = 9;  // as in rtl/spec/riscv_iommu.py
+constexpr unsigned INVALIDATION = 1;  // code of an invalidation request
 constexpr unsigned ACCESS_LIMIT = 16;  // cycles of one access of the register bus
 enum Status { OK = 0, UR = 2, POISONED = 5 };  // as BurstStatus in rtl/tlp/layouts.py
 enum Access { READ, WRITE, EXEC };
@@ -42,7 +43,7 @@ struct Request {  // as REQUEST in sim/compiled_iommu.py
   uint64_t iova;
   uint32_t device;
   int32_t process;  // -1: none
-  uint8_t access, privileged, padding[2];
+  uint8_t access, privileged, kind, writes, is_CXL, padding[3];
   uint32_t data;  // of a write, if a dword
 };
 
@@ -51,6 +52,36 @@ struct Answer {  // as ANSWER in sim/compiled_iommu.py
   uint16_t cause;
   uint8_t fault, readable, writable, size_log2, PBMT;
   uint8_t stored;  // 1 more than how a dword ended that was handed over
+  uint8_t status, executable, privileged, is_global, CXL_io, untranslated_only;
+  uint16_t padding;
+};
+
+struct PageRequest {  // as PAGE_REQUEST in sim/compiled_iommu.py
+  uint64_t page;
+  uint32_t device;
+  int32_t process;
+  uint16_t group;
+  uint8_t privileged, execute, reads, writes, is_last, padding;
+};
+
+struct GroupResponse {  // as GROUP_RESPONSE in sim/compiled_iommu.py
+  uint32_t device;
+  int32_t process;
+  uint16_t group, code;
+};
+
+struct Message {  // as MESSAGE in sim/compiled_iommu.py
+  uint64_t payload;
+  int32_t process, segment;
+  uint16_t RID;
+  uint8_t code, itag;
+  uint32_t padding;
+};
+
+struct Completion {
+  Message of;
+  uint64_t due;
+  unsigned left, count;  // parts of it
 };
 
 struct Store {  // as STORE in sim/compiled_iommu.py
@@ -82,7 +113,7 @@ class Iommu : public Run {
   Iommu(const Options &options, uint8_t *memory, const uint8_t *marks)
       : options(options), random(options.seed), top(&context), memory(memory), marks(marks) {
     for (unsigned n = 0; n < COOKIES; n++) free_cookies.push_back(n);
-    top.translate_response_ready = top.bus_response_ready = 1;
+    top.translate_response_ready = top.bus_response_ready = top.ats_message_ready = 1;
     edge();
   }
   ~Iommu() { top.final(); }
@@ -122,6 +153,11 @@ class Iommu : public Run {
     idle = 0;
   }
 
+  void send(const PageRequest *sent, uint64_t count) {
+    page_requests.insert(page_requests.end(), sent, sent + count);
+    idle = 0;
+  }
+
   void forget() {
     requests.clear(), answers.clear(), stores.clear(), updates.clear();
     next = 0;
@@ -133,6 +169,8 @@ class Iommu : public Run {
   std::vector<Answer> answers;  // one for each request
   std::vector<Store> stores;
   std::vector<Update> updates;  // that found what can be read
+  std::vector<GroupResponse> responses;
+  std::vector<Message> messages;
   uint64_t next = 0;  // request to be asked next
   unsigned outstanding = 0;
 
@@ -149,7 +187,8 @@ class Iommu : public Run {
 
   // One cycle: what is transferred in it, then the inputs of the next, which the wrapper's registers hold.
   void step() {
-    bool moves = next != requests.size() || outstanding || !reads.empty() || !beats.empty() || writing || ended || fencing || !storing.empty();
+    bool moves = next != requests.size() || outstanding || !reads.empty() || !beats.empty() || writing || ended || fencing ||
+                 !storing.empty() || !page_requests.empty() || !completions.empty();
     counts.hits += top.hit, counts.misses += top.miss, counts.walks += top.begun, counts.merged += top.merged;
     if (asking && top.translate_request_ready) accepted();
     if (top.translate_response_valid) answered();
@@ -162,6 +201,10 @@ class Iommu : public Run {
     if (answering && top.read_data_ready) beats.pop_front(), answering = false;
     if (top.fence_valid && takes_fence) fencing = true, older = outstanding, fence_end = next, counts.fences++, moves = true;
     if (fenced && top.fenced_ready) fencing = fenced = false;
+    if (sending && top.page_request_ready) page_requests.pop_front(), sending = false;
+    if (top.group_response_valid && takes_responses) responded(), moves = true;
+    if (top.ats_message_valid) messaged(), moves = true;
+    if (completing) completed();
     idle = moves ? 0 : idle + 1;
     serve();
     offer();
@@ -178,13 +221,14 @@ class Iommu : public Run {
       top.translate_request_device_id = one.device;
       top.translate_request_process_id_valid = one.process >= 0, top.translate_request_process_id = one.process >= 0 ? one.process : 0;
       top.translate_request_privileged = one.privileged;
-      top.translate_request_is_write = one.access == WRITE, top.translate_request_execute = one.access == EXEC;
+      top.translate_request_is_write = one.access == WRITE || one.writes, top.translate_request_execute = one.access == EXEC;
+      top.translate_request_kind = one.kind, top.translate_request_is_CXL = one.is_CXL;
       asking = true;
     }
     top.translate_request_valid = asking;
-    handing = handing || (!messages.empty() && !chance(options.stalls));
+    handing = handing || (!to_hand.empty() && !chance(options.stalls));
     top.mrif_writes_valid = handing;
-    if (handing) top.mrif_writes_cookie = messages.front(), top.mrif_writes_data = requests[asked_with[messages.front()]].data;
+    if (handing) top.mrif_writes_cookie = to_hand.front(), top.mrif_writes_data = requests[asked_with[to_hand.front()]].data;
     top.mrif_done_ready = takes_done = !chance(options.stalls);
     top.bursts_ready = takes_bursts = !chance(options.stalls);
     top.operands_ready = takes_operands = !chance(options.stalls);
@@ -200,6 +244,46 @@ class Iommu : public Run {
       top.read_data_first = beat.first, top.read_data_last = beat.last, top.read_data_status = beat.status;
     }
     top.write_done_valid = ended;
+    offer_messages();
+  }
+
+  void offer_messages() {
+    if (!sending && !page_requests.empty() && !chance(options.gaps)) {
+      const PageRequest &one = page_requests.front();
+      top.page_request_page = one.page, top.page_request_device_id = one.device;
+      top.page_request_process_id_valid = one.process >= 0, top.page_request_process_id = one.process >= 0 ? one.process : 0;
+      top.page_request_privileged = one.privileged, top.page_request_execute = one.execute, top.page_request_group = one.group;
+      top.page_request_reads = one.reads, top.page_request_writes = one.writes, top.page_request_is_last = one.is_last;
+      sending = true;
+    }
+    top.page_request_valid = sending;
+    top.group_response_ready = takes_responses = !chance(options.stalls);
+    completing = !completions.empty() && completions.front().due <= cycle;
+    top.invalidation_completion_valid = completing;
+    if (completing) {
+      const Completion &one = completions.front();
+      top.invalidation_completion_RID = one.of.RID, top.invalidation_completion_itags = 1u << one.of.itag;
+      top.invalidation_completion_DSV = one.of.segment >= 0, top.invalidation_completion_DSEG = one.of.segment >= 0 ? one.of.segment : 0;
+      top.invalidation_completion_count = one.count & 7;
+    }
+  }
+
+  void responded() {
+    responses.push_back(GroupResponse{top.group_response_device_id, top.group_response_process_id_valid ?
+        int32_t(top.group_response_process_id) : -1, uint16_t(top.group_response_group), uint16_t(top.group_response_code)});
+  }
+
+  void messaged() {
+    messages.push_back(Message{top.ats_message_payload, top.ats_message_PV ? int32_t(top.ats_message_PID) : -1,
+        top.ats_message_DSV ? int32_t(top.ats_message_DSEG) : -1, uint16_t(top.ats_message_RID), uint8_t(top.ats_message_code),
+        uint8_t(top.ats_message_itag), 0});
+    if (top.ats_message_code != INVALIDATION) return;
+    const unsigned count = 1 + random.below(8);
+    completions.push_back(Completion{messages.back(), cycle + 1 + random.below(uint32_t(options.latency + options.jitter) + 1), count, count});
+  }
+
+  void completed() {
+    if (!--completions.front().left) completions.pop_front();
   }
 
   void accepted() {
@@ -221,10 +305,14 @@ class Iommu : public Run {
     answer.page = top.translate_response_page, answer.cause = top.translate_response_cause, answer.fault = top.translate_response_fault;
     answer.readable = top.translate_response_readable, answer.writable = top.translate_response_writable;
     answer.size_log2 = top.translate_response_size_log2, answer.PBMT = top.translate_response_PBMT;
+    answer.status = top.translate_response_status, answer.executable = top.translate_response_executable;
+    answer.privileged = top.translate_response_privileged, answer.is_global = top.translate_response_is_global;
+    answer.CXL_io = top.translate_response_CXL_io, answer.untranslated_only = top.translate_response_untranslated_only;
+    if (top.translate_response_kind != requests[asked_with[cookie]].kind) return fail("an answer of another kind to cookie %u", cookie);
     answer.answered = cycle;
     const Request &one = requests[asked_with[cookie]];
     if (!answer.fault && answer.size_log2 == MRIF_LOG2 && one.access == WRITE && one.iova % 4 == 0)
-      messages.push_back(cookie);
+      to_hand.push_back(cookie);
     else
       over(cookie);
   }
@@ -237,9 +325,9 @@ class Iommu : public Run {
   }
 
   void handed_over() {
-    const unsigned cookie = messages.front();
+    const unsigned cookie = to_hand.front();
     storing.emplace_back(cookie, asked_with[cookie]);
-    messages.pop_front();
+    to_hand.pop_front();
     handing = false;
     over(cookie);
   }
@@ -362,14 +450,17 @@ class Iommu : public Run {
   bool is_asked[COOKIES] = {};
   std::map<std::pair<uint64_t, uint64_t>, Read> reads;  // by (cycle in which it is served, order)
   std::deque<Beat> beats;
-  std::deque<unsigned> messages;  // cookies of what is to be handed over
+  std::deque<unsigned> to_hand;  // cookies of what is to be handed over
   std::deque<std::pair<unsigned, uint64_t>> storing;  // cookie and number of what was handed over
+  std::deque<PageRequest> page_requests;
+  std::deque<Completion> completions;
   Store store;
   uint64_t order = 0, older = 0, fence_end = 0;
   std::deque<uint64_t> operands;  // of bursts that are to come
   unsigned come = 0, cookie_of_write = 0, idle = 0;
   bool asking = false, takes_bursts = false, takes_operands = false, takes_data = false, takes_fence = false, takes_done = false;
   bool answering = false, handing = false, writing = false, ended = false, fencing = false, fenced = false;
+  bool sending = false, completing = false, takes_responses = false;
 };
 
 }  // namespace
@@ -391,6 +482,10 @@ uint64_t iommu_left(Iommu *iommu) { return iommu->requests.size() - iommu->next 
 uint64_t iommu_answers(Iommu *iommu, const Answer **answers) { return *answers = iommu->answers.data(), iommu->answers.size(); }
 uint64_t iommu_stores(Iommu *iommu, const Store **stores) { return *stores = iommu->stores.data(), iommu->stores.size(); }
 uint64_t iommu_updates(Iommu *iommu, const Update **updates) { return *updates = iommu->updates.data(), iommu->updates.size(); }
+void iommu_send(Iommu *iommu, const PageRequest *sent, uint64_t count) { iommu->send(sent, count); }
+uint64_t iommu_responses(Iommu *iommu, const GroupResponse **responses) { return *responses = iommu->responses.data(), iommu->responses.size(); }
+uint64_t iommu_messages(Iommu *iommu, const Message **messages) { return *messages = iommu->messages.data(), iommu->messages.size(); }
 void iommu_forget(Iommu *iommu) { iommu->forget(); }
+void iommu_forget_sent(Iommu *iommu) { iommu->responses.clear(), iommu->messages.clear(); }
 
 }  // extern "C"

@@ -16,25 +16,34 @@ from amaranth.lib import data
 from ..models.host import Delay, MemoryRead, MemoryWrite
 from ..models.host import run as run_software
 from ..models.memory import AccessFault
+from ..rtl.iommu.features import Features
+from ..rtl.iommu.unit import Iommu
 from ..rtl.tlp.layouts import BurstStatus, ConfigState
 from .builds import library
 
-__all__ = ["ANSWER", "REQUEST", "STORE", "UPDATE", "BrokenRule", "CompiledIommu", "MarkedMemory", "build"]
+__all__ = ["ANSWER", "PAGE_REQUEST", "REQUEST", "STORE", "UPDATE", "BrokenRule", "CompiledIommu", "MarkedMemory", "build"]
 
 _SOURCE = Path(__file__).with_name("compiled_iommu.cpp")
 WIDTH = 64  # of the wall port: what C++ takes
-# Ports that C++ finds in any case: where the unit has none, nothing ever comes out of them.
-INPUTS = {"mrif_writes_valid": 1, "mrif_writes_cookie": 8, "mrif_writes_data": 32, "mrif_done_ready": 1, "operands_ready": 1}
-OUTPUTS = {"mrif_writes_ready": 1, "mrif_done_valid": 1, "mrif_done_cookie": 8, "mrif_done_status": 3,
-           "operands_valid": 1, "operands_data": 64, "operands_keep": 8, "operands_first": 1, "operands_last": 1}  # fmt: skip
-
-# As in compiled_iommu.cpp. ``process`` is -1 without a process_id; ``access`` is 0 read, 1 write, 2 execute; ``data`` is that of a write.
+# As in compiled_iommu.cpp. ``process`` is -1 without a process_id, ``segment`` without a segment; ``access`` is 0 read, 1 write, 2 execute;
+# ``data`` is that of a write. With ATS: ``kind`` is that of ``rtl/iommu/layouts.py``, ``writes`` says that a translation request asks for
+# write permission, too.
 REQUEST = np.dtype({
-    "names": ["iova", "device", "process", "access", "privileged", "data"], "formats": ["<u8", "<u4", "<i4", "u1", "u1", "<u4"],
-    "offsets": [0, 8, 12, 16, 17, 20], "itemsize": 24})  # fmt: skip
+    "names": ["iova", "device", "process", "access", "privileged", "kind", "writes", "is_CXL", "data"],
+    "formats": ["<u8", "<u4", "<i4", "u1", "u1", "u1", "u1", "u1", "<u4"], "offsets": [0, 8, 12, 16, 17, 18, 19, 20, 24],
+    "itemsize": 32})  # fmt: skip
 # ``stored``: 1 more than the BurstStatus of a dword that was handed over, else 0.
 ANSWER = np.dtype([("page", "<u8"), ("asked", "<u8"), ("answered", "<u8"), ("cause", "<u2"), ("fault", "u1"), ("readable", "u1"),
-                   ("writable", "u1"), ("size_log2", "u1"), ("PBMT", "u1"), ("stored", "u1")])  # fmt: skip
+                   ("writable", "u1"), ("size_log2", "u1"), ("PBMT", "u1"), ("stored", "u1"), ("status", "u1"), ("executable", "u1"),
+                   ("privileged", "u1"), ("is_global", "u1"), ("CXL_io", "u1"), ("untranslated_only", "u1"),
+                   ("padding", "<u2")])  # fmt: skip
+PAGE_REQUEST = np.dtype({
+    "names": ["page", "device", "process", "group", "privileged", "execute", "reads", "writes", "is_last"],
+    "formats": ["<u8", "<u4", "<i4", "<u2", "u1", "u1", "u1", "u1", "u1"], "offsets": [0, 8, 12, 16, 18, 19, 20, 21, 22],
+    "itemsize": 24})  # fmt: skip
+GROUP_RESPONSE = np.dtype([("device", "<u4"), ("process", "<i4"), ("group", "<u2"), ("code", "<u2")])
+MESSAGE = np.dtype([("payload", "<u8"), ("process", "<i4"), ("segment", "<i4"), ("RID", "<u2"), ("code", "u1"), ("itag", "u1"),
+                    ("padding", "<u4")])  # fmt: skip
 STORE = np.dtype([("cycle", "<u8"), ("address", "<u8"), ("length", "<u4"), ("status", "<u4"), ("data", "V64")])
 UPDATE = np.dtype([(name, "<u8") for name in ("cycle", "address", "compare", "swap", "found")])
 
@@ -61,8 +70,20 @@ def build(unit):
 def _wrapper(unit):
     """Return the Verilog around ``unit``: a port for each field of each stream, all inputs from registers, never a reset.
 
-    MSI-X and AtomicOps are on; inputs that are no streams and not ``config`` are 0.
+    MSI-X and AtomicOps are on; inputs that are no streams and not ``config`` are 0. Ports that a unit with every feature has are there,
+    too: nothing ever comes out of them.
     """
+    ports, lines = _ports(unit)
+    found = {port.split()[-1] for port in ports}
+    every = _ports(Iommu(width=WIDTH, features=Features(**dict.fromkeys(Features.flags(), True))))[0]
+    more = [port for port in every if port.split()[-1] not in found]
+    ports, lines = ports + more, lines + [f"assign {port.split()[-1]} = 0;" for port in more if port.startswith("output")]
+    body = "\n  ".join(lines)
+    return f"module iommu ({', '.join(ports)});\n  {body}\nendmodule\n"
+
+
+def _ports(unit):
+    """Return the wrapper's ports for ``unit``, and its lines."""
     ports, registers, joined = ["input clk"], [], [".clk(clk)", ".rst(1'b0)"]
 
     def held(name, width):
@@ -90,13 +111,7 @@ def _wrapper(unit):
                 ports += [f"output [{bits - 1}:0] {field}" for field, bits in fields]
             joined.append(f".{name}({{{', '.join([held(*one) if is_input else one[0] for one in fields][::-1])}}})")
     lines = [f"reg [{width - 1}:0] {name}_held = 0;\n  always @(posedge clk) {name}_held <= {name};" for name, width in registers]
-    there = {port.split()[-1] for port in ports}
-    for way, names in (("input", INPUTS), ("output", OUTPUTS)):
-        missing = {name: width for name, width in names.items() if name not in there}
-        ports += [f"{way} [{width - 1}:0] {name}" for name, width in missing.items()]
-        lines += [f"assign {name} = 0;" for name in missing if way == "output"]
-    body = "\n  ".join([*lines, f"top top ({', '.join(joined)});"])
-    return f"module iommu ({', '.join(ports)});\n  {body}\nendmodule\n"
+    return ports, [*lines, f"top top ({', '.join(joined)});"]
 
 
 def _fields(names):
@@ -115,8 +130,9 @@ def _library(path):
         ("options", ctypes.POINTER(_Options), [iommu]), ("counts", ctypes.POINTER(_Counts), [iommu]), ("error", ctypes.c_char_p, [iommu]),
         ("run", u64, [iommu, u64, number]), ("access", u64, [iommu, u32, u32, number, u64]), ("ask", None, [iommu, iommu, u64]),
         ("left", u64, [iommu]), ("answers", u64, [iommu, ctypes.POINTER(iommu)]), ("stores", u64, [iommu, ctypes.POINTER(iommu)]),
-        ("updates", u64, [iommu, ctypes.POINTER(iommu)]),
-        ("forget", None, [iommu]),
+        ("updates", u64, [iommu, ctypes.POINTER(iommu)]), ("forget", None, [iommu]), ("send", None, [iommu, iommu, u64]),
+        ("responses", u64, [iommu, ctypes.POINTER(iommu)]), ("messages", u64, [iommu, ctypes.POINTER(iommu)]),
+        ("forget_sent", None, [iommu]),
     ):  # fmt: skip
         function = getattr(library, f"iommu_{name}")
         function.restype, function.argtypes = result, arguments
@@ -177,7 +193,8 @@ class CompiledIommu:
     """An IOMMU of :mod:`ringwall.rtl.iommu.unit` with requesters, a memory, and a gate that drains when told.
 
     Answers are taken at once; then an aligned dword for an interrupt file in memory is handed over. A fence ends when every request that
-    was accepted before it is answered, and its dword taken.
+    was accepted before it is answered, and its dword taken. With ATS functions complete each invalidation after a while, in one part or
+    several.
 
     Parameters
     ----------
@@ -228,6 +245,22 @@ class CompiledIommu:
         requests = np.ascontiguousarray(requests, REQUEST)
         self._library.iommu_ask(self._iommu, requests.ctypes.data, len(requests))
 
+    def send(self, page_requests):
+        """Let ``page_requests`` (an array of ``PAGE_REQUEST``) be sent behind all others."""
+        page_requests = np.ascontiguousarray(page_requests, PAGE_REQUEST)
+        self._library.iommu_send(self._iommu, page_requests.ctypes.data, len(page_requests))
+
+    def sent(self):
+        """Return group responses of the IOMMU, and messages of commands, since the last call (arrays)."""
+        found = [self._taken("responses", GROUP_RESPONSE), self._taken("messages", MESSAGE)]
+        self._library.iommu_forget_sent(self._iommu)
+        return found
+
+    def _taken(self, name, kind):
+        place = ctypes.c_void_p()
+        count = getattr(self._library, f"iommu_{name}")(self._iommu, ctypes.byref(place))
+        return np.frombuffer(ctypes.string_at(place, count * kind.itemsize) if count else b"", kind)
+
     def step(self, cycles):
         """Let cycles pass."""
         self._library.iommu_run(self._iommu, cycles, 0)
@@ -245,12 +278,7 @@ class CompiledIommu:
 
         All must be answered.
         """
-        found = []
-        for name, kind in (("answers", ANSWER), ("stores", STORE), ("updates", UPDATE)):
-            place = ctypes.c_void_p()
-            count = getattr(self._library, f"iommu_{name}")(self._iommu, ctypes.byref(place))
-            raw = ctypes.string_at(place, count * kind.itemsize) if count else b""
-            found.append(np.frombuffer(raw, kind))
+        found = [self._taken(name, kind) for name, kind in (("answers", ANSWER), ("stores", STORE), ("updates", UPDATE))]
         if self.left:
             raise AssertionError(f"{self.left} requests are not answered")
         self._library.iommu_forget(self._iommu)

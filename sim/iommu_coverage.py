@@ -3,11 +3,11 @@
 import re
 from collections import Counter
 
-from ..models.iommu.commands import IodirInvalDdt, IodirInvalPdt, IofenceC, IotinvalGvma, IotinvalVma
+from ..models.iommu.commands import AtsInval, AtsPrgr, IodirInvalDdt, IodirInvalPdt, IofenceC, IotinvalGvma, IotinvalVma
 from ..models.iommu.entries import PTE_D
 from ..models.iommu.faults import Cause, TransactionType
 
-__all__ = ["Coverage", "refused_message", "through", "updated"]
+__all__ = ["Coverage", "refused_message", "through", "updated", "with_devices"]
 
 _NAMED_BY_ACCESS = {1: 1, 12: 1, 20: 1, 5: 2, 13: 2, 21: 2, 7: 3, 15: 3, 23: 3, 264: 3, 271: 3}  # cause -> TTYP
 _DETAIL = re.compile(r" 0x[0-9a-f]+| \d+ bits$| LVL\d supports$|(?<=^bits) [\d:]+| of level \d| \d+(?= at)")
@@ -53,6 +53,7 @@ def _checks(has, processes):
     """Yield rows and reasons likewise: of device and process contexts. [RVIOMMU1.0 3.1.4, 3.2.4]"""
     no_flat, all_modes = (None if has.MSI_FLAT else "MSI_FLAT is 0"), has.Sv48 and has.Sv57
     reasons = {
+        **({2: "ATS is 1"} if has.ATS else {}), **({6: "T2GPA is 1"} if has.T2GPA else {}),
         10: "each iosatp.MODE is offered" if all_modes else None, 14: "each iohgatp.MODE is offered" if has.Sv57x4 else None,
         15: "fctl.GXL is 0", 16: no_flat, 17: None if has.Sv39x4 else "iohgatp.MODE can be Bare only", 21: "counted as 19: END is 0",
         18: "AMO_HWAD is 1" if has.AMO_HWAD else None, 22: "QOSID is 0: RCID and MCID are reserved bits of check 1", 23: no_flat,
@@ -115,6 +116,18 @@ def _around(has, processes):
     if has.AMO_HWAD:
         yield from (f"{stage} stage: {bit} set" for stage in ("first", "second") if stage == "first" or has.Sv39x4 for bit in "AD")
         yield "update: the entry has changed"
+    yield from with_devices(has) if has.ATS else ()
+
+
+def with_devices(has):
+    """Yield rows of devices that cache translations, and of their page requests."""
+    yield from (f"completion {how}" for how in ("SC", "SC, no access", "UR", "CA"))
+    yield from ("translated request, passed", *(["translated request, looked up"] if has.T2GPA else []))
+    yield from (f"{command}{operands}" for command in ("ATS.INVAL", "ATS.PRGR") for operands in ("", " PV", " DSV", " PV DSV"))
+    yield from (f"group response {how}" for how in ("SUCCESS", "SUCCESS, PASID", "INVALID_REQUEST", "RESPONSE_FAILURE",
+                                                    "RESPONSE_FAILURE, PASID"))  # fmt: skip
+    yield from (f"page request, cause {cause}" for cause in (257, 258, 259, 260))
+    yield from ("pqcsr.pqmf", "pqcsr.pqof")
 
 
 def updated(steps):
@@ -197,6 +210,10 @@ class Coverage:
                 name, operands = "IODIR.INVAL_DDT", (("DV", device_id),)
             case IodirInvalPdt(device_id):
                 name, operands = "IODIR.INVAL_PDT", (("DV", device_id),)
+            case AtsInval(pid=pid, segment=segment):
+                name, operands = "ATS.INVAL", (("PV", pid), ("DSV", segment))
+            case AtsPrgr(pid=pid, segment=segment):
+                name, operands = "ATS.PRGR", (("PV", pid), ("DSV", segment))
             case IofenceC():
                 name, operands = "IOFENCE.C", (("AV", command.address),)
         self.counts[" ".join([name, *(operand for operand, value in operands if value is not None)])] += 1

@@ -4,7 +4,7 @@ import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from ..models.host import Delay, MemoryRead, MemoryWrite
-from ..models.iommu.registers import OFFSET, REGISTERS
+from ..models.iommu.registers import Capabilities, register_list
 from ..models.memory import GuestMemory
 from ..rtl.tlp.layouts import BurstStatus, ConfigState
 from .burst_bus import BurstMemory
@@ -13,7 +13,7 @@ from .stream import Stream, cycle, pack, start
 
 __all__ = ["IommuHost"]
 
-_WIDTH = {register.name: register.width // 8 for register in REGISTERS}
+_PLACE = {one.name: (one.offset, one.width // 8) for one in register_list(Capabilities(ATS=True))}
 
 
 class IommuHost:
@@ -65,11 +65,12 @@ class IommuHost:
 
     async def read(self, name):
         """Read a register by name."""
-        return await self.bus.read(OFFSET[name], _WIDTH[name])
+        return await self.bus.read(*_PLACE[name])
 
     async def write(self, name, value):
         """Write a register by name."""
-        await self.bus.write(OFFSET[name], int(value), _WIDTH[name])
+        offset, size = _PLACE[name]
+        await self.bus.write(offset, int(value), size)
 
     async def perform(self, software):
         """Run a generator over operations of ``models.host`` whose BAR is at 0; return what it returns."""

@@ -3,7 +3,8 @@
 from copy import copy
 from dataclasses import replace
 
-from ..models.iommu.commands import IodirInvalDdt, IodirInvalPdt, IotinvalGvma, IotinvalVma
+from ..models.iommu.ats import PageRequest
+from ..models.iommu.commands import AtsInval, AtsPrgr, IodirInvalDdt, IodirInvalPdt, IotinvalGvma, IotinvalVma
 from ..models.iommu.entries import (
     PTE_A,
     PTE_D,
@@ -27,12 +28,19 @@ from ..models.iommu.entries import (
 from ..models.iommu.faults import AccessType
 from ..models.iommu.hpm import EventSelector
 from ..models.iommu.tables import Allocator, DeviceContext, DeviceDirectory, GuestView, MsiTable, PageTable, ProcessDirectory
+from ..models.iommu.walk import RequestKind
 from ..rtl.tlp.layouts import BurstStatus
 from .iommu_decks import MORE_CONTEXT_DEFECTS
 
-__all__ = ["ACCESS", "World"]
+__all__ = ["ACCESS", "ASKED", "World"]
 
 ACCESS = (AccessType.READ, AccessType.WRITE, AccessType.EXEC)
+# What is asked, by number: access, kind, no_write, is_cxl; the first three are those of a device without translations of its own.
+ASKED = (
+    *((access, kind, False, False) for kind in (RequestKind.UNTRANSLATED, RequestKind.TRANSLATED) for access in ACCESS),
+    *((access, RequestKind.ATS, no_write, is_cxl) for access in ACCESS[::2] for no_write in (False, True) for is_cxl in (False, True)),
+)  # fmt: skip
+UNTRANSLATED, TRANSLATED, ATS = ((0, 0, 1, 1, 2), (3, 4, 5), tuple(range(6, len(ASKED))))
 PIDS = (0, 1, 0xFF, 0x100, 0x1FFFF, 0x20000, 0xFFFFF)
 PID_BITS = (0, 8, 17, 20)
 GUEST_POOL, GUEST_PAGES = 0x20_0000, 448
@@ -140,7 +148,7 @@ class _Device:
         rng, has = world.rng, world.features
         self.device_id, self.directory, self.space, self.processes = device_id, None, None, {}
         self.guest = guest = rng.choice([None, *world.guests]) if rng.random() < 0.6 or not world.guests else rng.choice(world.guests)
-        context = DeviceContext(DTF=rng.random() < 0.2, SADE=world.SADE, GADE=world.GADE)
+        context = DeviceContext(DTF=rng.random() < 0.2, SADE=world.SADE, GADE=world.GADE, **world.device_bits(guest))
         levels = [n for n, name in enumerate(("PD8", "PD17", "PD20"), 1) if name in has]
         if rng.random() < (0.6 if levels else 0.15):
             context = replace(context, PDTV=True, DPE=rng.random() < 0.5)
@@ -256,6 +264,15 @@ class World:
         file = rng.choice(self.file_pages) + 512 * rng.randrange(8) if rng.random() < 0.85 else rng.getrandbits(56) & -512
         notice = rng.choice(self.notices) if rng.random() < 0.85 else rng.getrandbits(56) & -4096
         return MsiPte(mrif_address=file, notice_address=notice, nid=rng.getrandbits(11), **fields)
+
+    def device_bits(self, guest):
+        """Return fields of a context about what the device may send, and whether it is answered guest addresses."""
+        rng = self.rng
+        if not self.capabilities.ATS or rng.random() < 0.15:
+            return {"EN_ATS": False, "EN_PRI": False, "PRPR": False, "T2GPA": False}
+        may_send = rng.random() < 0.7
+        return {"EN_ATS": True, "EN_PRI": may_send, "PRPR": may_send and rng.random() < 0.5,
+                "T2GPA": bool(guest) and self.capabilities.T2GPA and rng.random() < 0.6}  # fmt: skip
 
     def space(self, guest):
         """Return an address space, new or one that others have."""
@@ -520,6 +537,7 @@ class World:
         else:
             device.space = space = self._some_space(device.guest)
             device.context = replace(device.context, DTF=rng.random() < 0.3, PSCID=space.PSCID, **space.fsc)
+        device.context = replace(device.context, **self.device_bits(device.guest))
         self.directory.set(device.device_id, device.context)
         self._ask_again(one)
         commands = [IodirInvalDdt(device.device_id if rng.random() < 0.8 else None)]
@@ -608,7 +626,7 @@ class World:
         self._recent = self.rng.sample(self._recent, min(count, len(self._recent)))
 
     def request(self, *, is_racing=False, is_focused=False):
-        """Return (device, process or None, is supervisor, access, page address) of a request worth making.
+        """Return (device, process or None, is supervisor, number in ``ASKED``, page address) of a request worth making.
 
         With ``is_racing`` for no global page, so that contexts may change under it; with ``is_focused`` a recent one.
         """
@@ -628,10 +646,33 @@ class World:
                 iova = rng.choice([*self.common, iova ^ 1 << rng.randrange(64), iova ^ 1 << rng.randrange(12, 20)])
             iova &= MASK64 & -4096
             self._recent = [*self._recent[-40:], (device, number, pid, iova)]
+        kinds = rng.choice([UNTRANSLATED, TRANSLATED, ATS]) if self.capabilities.ATS else UNTRANSLATED
+        if kinds is TRANSLATED and device.guest:
+            found = next((gpa for _, guest, gpa in self._gpas() if guest is device.guest), None) if rng.random() < 0.6 else None
+            gpa, size = rng.choice(device.guest.targets)
+            iova = (gpa + rng.randrange(size) if found is None else found) & MASK64 & -4096
         # A page that is global in one space is not there, or another, in others: software must not ask for it.
         if any(iova in pages and (is_racing or owner is not space) for pages, owner in self.global_pages):
             return self.request(is_racing=is_racing)  # another
-        return number, pid, rng.random() < 0.25, rng.choice((0, 0, 1, 1, 2)), iova
+        return number, pid, rng.random() < 0.25, rng.choice(kinds), iova
+
+    def message(self):
+        """Return a page request or a stop marker."""
+        rng = self.rng
+        device = rng.choice(self._recent)[1] if rng.random() < 0.6 else rng.choice([*self.devices, *self.bad]).device_id
+        if rng.random() < 0.02:
+            device = rng.getrandbits(24)
+        reads, writes, is_last, priv, is_exec = (rng.random() < 0.6 for _ in range(5))
+        pid = rng.choice([None, *PIDS])
+        return PageRequest(device, rng.getrandbits(52) << 12, rng.getrandbits(9), reads, writes, is_last, pid, priv, is_exec)
+
+    def to_devices(self):
+        """Return ATS commands."""
+        rng = self.rng
+        pid, segment, rid = rng.choice([None, rng.getrandbits(20)]), rng.choice([None, rng.getrandbits(8)]), rng.getrandbits(16)
+        return [rng.choice([AtsPrgr(rid, rng.getrandbits(9), rng.getrandbits(4), pid, segment),
+                            AtsInval(rid, rng.getrandbits(52) << 12, rng.random() < 0.5, rng.random() < 0.5, pid, segment)])
+                for _ in range(rng.choice([1, 3, 12]))]  # fmt: skip
 
 
 def _canonical(iova, bits):

@@ -5,22 +5,25 @@ import random
 import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge
 
+from ..models.iommu.ats import AtsStatus, translation_completion
 from ..models.iommu.entries import PTE_A, PTE_D, PTE_V
 from ..models.iommu.faults import AccessType, TranslationFault
 from ..models.iommu.registers import Capabilities
 from ..models.iommu.tables import Allocator, DeviceContext, DeviceDirectory, PageTable
-from ..models.iommu.walk import Iommu, PlainRegisters, Request
+from ..models.iommu.walk import Iommu, PlainRegisters, Request, RequestKind
 from ..models.memory import AccessFault, GuestMemory
+from ..rtl.iommu.features import Features
 from ..rtl.iommu.layouts import (
     FaultReport,
     Invalidate,
     InvalidateKind,
+    Kind,
     MemoryRead,
     MemoryReadData,
     MemoryUpdate,
     MrifTarget,
-    TranslateRequest,
-    TranslateResponse,
+    request_layout,
+    response_layout,
 )
 from ..rtl.spec.riscv_iommu import MRIF_LOG2
 from ..rtl.tlp.layouts import BurstStatus
@@ -31,6 +34,7 @@ __all__ = ["TranslatorBench"]
 
 POOL, POOL_BYTES = 0x8000_0000, 0x400_0000
 READ, WRITE, EXEC = AccessType.READ, AccessType.WRITE, AccessType.EXEC
+KINDS = {RequestKind.UNTRANSLATED: Kind.UNTRANSLATED, RequestKind.TRANSLATED: Kind.TRANSLATED, RequestKind.ATS: Kind.TRANSLATION}
 
 
 class Shadow:
@@ -75,6 +79,8 @@ class TranslatorBench:
         self.allocator = Allocator(self.memory, POOL, POOL_BYTES, rng=self.rng)
         self.capabilities = Capabilities(**dict.fromkeys(params().get("features", ()), True))
         self.features = self.capabilities.switched_on()
+        features = Features(**dict.fromkeys(params().get("features", ()), True))
+        self._request, self._response = request_layout(features), response_layout(features)
         self.directory = DeviceDirectory(self.memory, self.allocator, levels=params()["levels"], features=self.features,
                                          extended=self.capabilities.MSI_FLAT)  # fmt: skip
         self.shadow, self.updates, self.update_count = Shadow(self.memory), [], 0
@@ -155,14 +161,21 @@ class TranslatorBench:
                      status=status if n == len(words) - 1 else BurstStatus.OK)
                 for n, word in enumerate(words))
 
-    async def ask(self, cookie, device, iova, access=READ, pid=None, priv=False):
-        """Offer a request until it is taken."""
-        await self.request.put(self.packed(cookie, device, iova, access, pid, priv))
+    async def ask(self, *request, **more):
+        """Offer a request, as of `packed`, until it is taken."""
+        await self.request.put(self.packed(*request, **more))
 
-    @staticmethod
-    def packed(cookie, device, iova, access=READ, pid=None, priv=False):
-        return pack(TranslateRequest, device_id=device, is_write=access is WRITE, execute=access is EXEC, page=iova >> 12,
-                    offset=iova & 0xFFF, cookie=cookie, process_id_valid=pid is not None, process_id=pid or 0, privileged=priv)  # fmt: skip
+    def packed(self, cookie, device, iova, access=READ, pid=None, priv=False, **more):
+        fields = {"is_write": access is WRITE, "execute": access is EXEC} | more
+        return pack(self._request, device_id=device, page=iova >> 12, offset=iova & 0xFFF, cookie=cookie, process_id_valid=pid is not None,
+                    process_id=pid or 0, privileged=priv, **fields)  # fmt: skip
+
+    async def ask_for(self, cookie, request):
+        """Offer a request of the golden model until it is taken."""
+        more = {"kind": KINDS[request.kind], "is_CXL": request.is_cxl} if self.capabilities.ATS else {}
+        if request.kind is RequestKind.ATS:
+            more["is_write"] = not request.no_write
+        await self.ask(cookie, request.device_id, request.iova, request.access, request.pid, request.priv, **more)
 
     async def forget(self, kind=InvalidateKind.ALL, **operands):
         """Have an invalidation taken."""
@@ -174,7 +187,7 @@ class TranslatorBench:
         while len(self.answers) < count:
             await RisingEdge(self.dut.clk)
             assert cycle() - begun < cycles, f"{len(self.answers)} of {count} answers"
-        found = [unpack(TranslateResponse, payload) for payload in self.answers]
+        found = [unpack(self._response, payload) for payload in self.answers]
         self.answers.clear()
         return found
 
@@ -184,6 +197,31 @@ class TranslatorBench:
             return self.golden.translate(Request(device, iova, access, pid, priv))
         except TranslationFault as fault:
             return fault
+
+    def outcome(self, request):
+        """Return the golden translation, the fault or (of a translation request) the completion of ``request``; and its record, or None."""
+        if request.kind is RequestKind.ATS:
+            return translation_completion(self.golden, request)
+        try:
+            return self.golden.translate(request), None
+        except TranslationFault as fault:
+            return fault, self.golden.record(request, fault)
+
+    def judge_completion(self, answer, wanted, request):
+        """Check what a translation request was answered against ``wanted``, a result of `outcome`."""
+        what = f"{request}: {vars(answer)}, not {wanted}"
+        assert answer.status.name == wanted.status.name and answer.fault == (wanted.status is not AtsStatus.SUCCESS), what
+        if answer.fault:
+            return
+        assert answer.readable == wanted.readable and answer.executable == wanted.executable, what
+        is_open = self.capabilities.AMO_HWAD and (answer.size_log2 == 16 or answer.writable < wanted.writable)  # others set D, too
+        assert answer.writable == wanted.writable or is_open, what
+        assert answer.privileged == wanted.privileged, what
+        if answer.readable or answer.writable:
+            assert answer.size_log2 >= 12 and wanted.size >> answer.size_log2, what
+            assert answer.page == (wanted.address | request.iova & wanted.size - 1) >> 12, what
+            assert (answer.is_global, answer.CXL_io, answer.untranslated_only) == (
+                wanted.is_global, wanted.cxl_io, wanted.untranslated_only), what
 
     def judge(self, answer, wanted, what):
         """Check ``answer`` against ``wanted``, a result of `expected`."""

@@ -81,8 +81,10 @@ class Unit:
         return completion
 
     def receive(self, message: PageRequest) -> PrgResponse | None:
-        """Take a page request. [RVIOMMU1.0 3.7]"""
-        return self.page_requests.receive(message)
+        """Take a page request, counting its walk of the directory. [RVIOMMU1.0 3.7, 6.23]"""
+        response = self.page_requests.receive(message)
+        self.registers.count(self.iommu.events)
+        return response
 
     def run_commands(self) -> list[Command]:
         """Process commands until there is none, or the queue stops or waits; return them."""

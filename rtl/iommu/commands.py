@@ -5,10 +5,20 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..spec.riscv_iommu import EXTENDED_DDI, PDI
-from ..spec.riscv_iommu_registers import COMMAND_BYTES, DEVICE_ID_BITS, PAGE_BITS, Command, Mode, Opcode
+from ..spec.riscv_iommu_registers import COMMAND_BYTES, DEVICE_ID_BITS, PAGE_BITS, Ats, Command, Mode, Opcode
 from ..tlp.layouts import BurstStatus
+from .ats_messages import AtsMessages
 from .features import Features
-from .layouts import Invalidate, InvalidateKind, MemoryRead, MemoryReadData, MemoryWrite, MemoryWriteDone
+from .layouts import (
+    AtsMessage,
+    Invalidate,
+    InvalidateKind,
+    InvalidationCompletion,
+    MemoryRead,
+    MemoryReadData,
+    MemoryWrite,
+    MemoryWriteDone,
+)
 from .registers import QueueControl
 
 BATCH = 4  # commands that one read of an aligned 64-byte block brings
@@ -21,9 +31,13 @@ class Commands(wiring.Component):
     when all that came before it is done, an item at ``fence`` was answered at ``fenced`` (also without PR and PW), and its data, if any,
     is written. A command that this build does not have, with a reserved bit set, or with a device id too wide for ddtp sets cmd_ill,
     a failing read or write cqmf; cqh stays at the command, which is fetched anew when software has cleared the bit. An error on
-    a read counts for the first of up to 4 commands that it was to bring. cmd_to never comes (no ATS).
+    a read counts for the first of up to 4 commands that it was to bring.
 
-    A queue that is switched off goes off when the command at work, or the first of those that are being fetched, has ended.
+    With ATS: an ATS command is done when its message was taken; a fence waits for completions of all invalidations first, and if one has
+    timed out since the last fence sets cmd_to instead, once.
+
+    A queue that is switched off goes off when the command at work, or the first of those that are being fetched, has ended; it does not
+    wait for functions then.
 
     Latency: 1 cycle from the last word of a read to the first invalidation or fence. Throughput: an invalidation per cycle and a read per
     4 commands.
@@ -32,6 +46,8 @@ class Commands(wiring.Component):
     ----------
     features : :class:`.features.Features`
         IODIR.INVAL_PDT is there with process directories, for process_ids that fit the largest; device_ids are split as ``MSI_FLAT`` says.
+    itags, timeout_cycles
+        With ATS: see :class:`.ats_messages.AtsMessages`.
 
     Members
     -------
@@ -49,10 +65,15 @@ class Commands(wiring.Component):
         The gate.
     WSI, fence_done : ``In(1)``, ``Out(1)``
         With wires: fctl.WSI; pulse, a fence with WSI is done.
+    ats_message, invalidation_completion : ``Out(stream.Signature(AtsMessage))``, ``In(stream.Signature(InvalidationCompletion))``
+        With ATS: to and from functions.
+    timed_out : ``Out(1)``
+        With ATS: pulse, sets cmd_to.
     """
 
-    def __init__(self, *, features=Features()):
-        self.features = features
+    def __init__(self, *, features=Features(), itags=8, timeout_cycles=1 << 33):
+        self.features, self.itags, self.timeout_cycles = features, itags, timeout_cycles
+        self._messages = AtsMessages(itags=itags, timeout_cycles=timeout_cycles) if features.ATS else None
         super().__init__({
             "control": In(QueueControl()),
             "ddtp_mode": In(Mode),
@@ -64,6 +85,8 @@ class Commands(wiring.Component):
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
             **({"WSI": In(1), "fence_done": Out(1)} if features.has_wires else {}),
+            **({"ats_message": Out(stream.Signature(AtsMessage)), "invalidation_completion": In(stream.Signature(InvalidationCompletion)),
+                "timed_out": Out(1)} if features.ATS else {}),
         })
 
     def elaborate(self, platform):
@@ -84,7 +107,13 @@ class Commands(wiring.Component):
         ]
 
         is_invalidation, is_fence, wide = Signal(), Signal(), Signal()
-        self._judge(m, command, is_invalidation, is_fence, wide)
+        if self.features.ATS:
+            m.submodules.messages = messages = self._messages
+            is_ats, sends = Signal(), messages.command
+            wiring.connect(m, messages.message, wiring.flipped(self.ats_message))
+            wiring.connect(m, wiring.flipped(self.invalidation_completion), messages.completion)
+            m.d.comb += sends.payload.eq(command.raw)
+        self._judge(m, command, is_invalidation, is_fence, is_ats if self.features.ATS else None, wide)
         fence = command.iofence
         m.d.comb += [
             self.write.p.address.eq(fence.ADDR << 2), self.write.p.length_bytes.eq(4), self.write.p.data.eq(fence.DATA),
@@ -130,11 +159,25 @@ class Commands(wiring.Component):
                             m.d.comb += control.memory_fault.eq(1)
                             m.next = "AWAIT"
             with m.State("EXECUTE"):
-                m.d.comb += [self.invalidate.valid.eq(is_invalidation), self.fence.valid.eq(is_fence)]
+                may_fence = is_fence & ~messages.is_waiting & ~messages.has_timed_out if self.features.ATS else is_fence
+                m.d.comb += [self.invalidate.valid.eq(is_invalidation), self.fence.valid.eq(may_fence)]
                 with m.If(is_invalidation):
                     m.d.comb += done.eq(self.invalidate.ready)
                     with m.If(self.invalidate.ready):
                         go_on()
+                if self.features.ATS:
+                    with m.Elif(is_ats):
+                        m.d.comb += [sends.valid.eq(messages.has_itag | sends.p.func3[0]), done.eq(sends.valid & sends.ready)]
+                        with m.If(done):
+                            go_on()
+                        with m.Elif(~sends.valid & ~runs):
+                            m.next = "AWAIT"
+                    with m.Elif(is_fence & messages.is_waiting):
+                        with m.If(~runs):
+                            m.next = "AWAIT"
+                    with m.Elif(is_fence & messages.has_timed_out):
+                        m.d.comb += [messages.told.eq(1), self.timed_out.eq(1)]
+                        m.next = "AWAIT"
                 with m.Elif(is_fence):
                     with m.If(self.fence.ready):
                         m.next = "DRAIN"
@@ -164,8 +207,8 @@ class Commands(wiring.Component):
                         m.next = "AWAIT"
         return m
 
-    def _judge(self, m, command, is_invalidation, is_fence, wide):
-        """Tell invalidations and fences; what is neither is illegal. Fill the invalidation. [RVIOMMU1.0 4.1.1 to 4.1.3]"""
+    def _judge(self, m, command, is_invalidation, is_fence, is_ats, wide):
+        """Tell invalidations, fences and ATS commands; what is none is illegal. Fill the invalidation. [RVIOMMU1.0 4.1.1 to 4.1.4]"""
         tlb, fence, directory, out = command.iotinval, command.iofence, command.iodir, self.invalidate.p
         features, widths = self.features, dict(DEVICE_ID_BITS)
         if features.MSI_FLAT:
@@ -190,11 +233,14 @@ class Commands(wiring.Component):
             Opcode.IOFENCE: (fence.func3, fence.WSI & (~self.WSI if features.has_wires else 1), fence.reserved_14, fence.reserved_126),
             Opcode.IODIR: (directory.reserved_10, directory.reserved_32, directory.reserved_34, directory.reserved_64, wide, *process),
         }  # fmt: skip
+        targets = {Opcode.IOTINVAL: is_invalidation, Opcode.IOFENCE: is_fence, Opcode.IODIR: is_invalidation, Opcode.ATS: is_ats}
+        if features.ATS:
+            ats = Ats(command.raw)
+            reserved[Opcode.ATS] = (ats.reserved_10, ats.reserved_34, ats.func3[1:])
         with m.Switch(tlb.opcode):
             for opcode, bits in reserved.items():
                 with m.Case(opcode):
-                    target = is_fence if opcode is Opcode.IOFENCE else is_invalidation
-                    m.d.comb += target.eq(~Cat(*bits).any())
+                    m.d.comb += targets[opcode].eq(~Cat(*bits).any())
         with m.If(tlb.opcode == Opcode.IODIR):
             m.d.comb += [out.kind.eq(InvalidateKind.DDT), out.av.eq(0), out.pscv.eq(0), out.gv.eq(0)]
             if features.has_processes:

@@ -20,6 +20,7 @@ def context_layout(features):
         **({"msi_on": 1, "msi_ppn": 44, "msi_mask": features.guest_page_bits, "msi_pattern": features.guest_page_bits}
            if features.MSI_FLAT else {}),
         **({"SADE": 1, "GADE": 1} if features.AMO_HWAD else {}),
+        **({"EN_ATS": 1, "EN_PRI": 1, "PRPR": 1} if features.ATS else {}), **({"T2GPA": 1} if features.T2GPA else {}),
     })  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..spec.riscv_iommu_registers import OFFSET, PAGE_BITS, DebugControl, DebugResponse
 from .features import Features
 from .iotlb import superpages
-from .layouts import TranslateRequest, TranslateResponse
+from .layouts import request_layout, response_layout
 from .registers import Bank
 
 COOKIE = 255  # of the debug request: nobody else's
@@ -33,20 +33,20 @@ class Debug(wiring.Component):
     -------
     bank : ``In(Bank())``
         The registers.
-    request, response : ``In(stream.Signature(TranslateRequest))``, ``Out(stream.Signature(TranslateResponse))``
+    request, response : ``In(stream.Signature(request_layout(features)))``, ``Out(stream.Signature(response_layout(features)))``
         Of the gate, which does not use ``COOKIE``.
-    translate_request, translate_response : ``Out(stream.Signature(TranslateRequest))``, ``In(stream.Signature(TranslateResponse))``
-        Of the translator.
+    translate_request, translate_response : ``Out(stream.Signature(...))``, ``In(stream.Signature(...))``
+        Likewise, of the translator.
     """
 
     def __init__(self, *, features=Features()):
         self.features = features
         super().__init__({
             "bank": In(Bank()),
-            "request": In(stream.Signature(TranslateRequest)),
-            "response": Out(stream.Signature(TranslateResponse)),
-            "translate_request": Out(stream.Signature(TranslateRequest)),
-            "translate_response": In(stream.Signature(TranslateResponse)),
+            "request": In(stream.Signature(request_layout(features))),
+            "response": Out(stream.Signature(response_layout(features))),
+            "translate_request": Out(stream.Signature(request_layout(features))),
+            "translate_response": In(stream.Signature(response_layout(features))),
         })
 
     def elaborate(self, platform):

@@ -1,16 +1,14 @@
 """The fault queue: fault reports to records in memory."""
 
-from amaranth import Array, Cat, Const, Module, Signal
+from amaranth import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..spec.riscv_iommu_registers import PAGE_BITS, RECORD_BYTES, FaultRecord
+from ..spec.riscv_iommu_registers import FaultRecord
 from ..stream.queue import Queue
-from ..tlp.layouts import BurstStatus
 from .layouts import FaultReport, MemoryWrite, MemoryWriteDone
+from .records import RecordWriter
 from .registers import QueueControl
-
-WORDS = RECORD_BYTES // 8
 
 
 class Faults(wiring.Component):
@@ -57,40 +55,21 @@ class Faults(wiring.Component):
         m.submodules.waiting = waiting = Queue(FaultReport, self.depth)
         wiring.connect(m, wiring.flipped(self.reports), waiting.i)
         control, report = self.control, waiting.o
-        record, word, full = Signal(FaultRecord), Signal(range(WORDS)), Signal()
-        m.d.comb += [
-            full.eq(((control.tail + 1) & control.mask) == control.head),
-            self.write.p.address.eq(Cat(Const(0, PAGE_BITS), control.base) | (control.tail << (RECORD_BYTES - 1).bit_length())),
-            self.write.p.length_bytes.eq(RECORD_BYTES),
-            self.write.p.data.eq(Array(record.as_value().word_select(n, 64) for n in range(WORDS))[word]),
-            self.write.p.last.eq(word == WORDS - 1),
-        ]
+        writer = RecordWriter(m, self, FaultRecord)
+        record = writer.record
         with m.FSM():
             with m.State("TAKE"):
                 m.d.comb += report.ready.eq(1)
                 m.d.sync += [
-                    control.on.eq(control.enable), word.eq(0),
+                    control.on.eq(control.enable), writer.word.eq(0),
                     record.CAUSE.eq(report.p.cause), record.TTYP.eq(report.p.ttyp), record.DID.eq(report.p.device_id),
                     record.PV.eq(report.p.process_id_valid), record.PID.eq(report.p.process_id), record.PRIV.eq(report.p.privileged),
                     record.iotval.eq(report.p.iotval), record.iotval2.eq(report.p.iotval2),
                 ]  # fmt: skip
                 with m.If(report.valid & control.on & control.enable & ~control.stopped):
-                    with m.If(full):
+                    with m.If(writer.full):
                         m.d.comb += control.refused.eq(1)
                     with m.Else():
                         m.next = "WRITE"
-            with m.State("WRITE"):
-                m.d.comb += self.write.valid.eq(1)
-                with m.If(self.write.ready):
-                    m.d.sync += word.eq(word + 1)
-                    with m.If(self.write.p.last):
-                        m.next = "WAIT_DONE"
-            with m.State("WAIT_DONE"):
-                m.d.comb += self.write_done.ready.eq(1)
-                with m.If(self.write_done.valid):
-                    with m.If(self.write_done.p.status == BurstStatus.OK):
-                        m.d.comb += control.step.eq(1)
-                    with m.Else():
-                        m.d.comb += control.memory_fault.eq(1)
-                    m.next = "TAKE"
+            writer.add_states(m, then="TAKE", failed="TAKE")
         return m

@@ -27,6 +27,9 @@ class Features:
         It is recorded by AtomicOps; needs MSI_MRIF.
     AMO_HWAD : :class:`bool`
         Contexts may ask that A and D of leaf entries be set, by AtomicOps. [RVIOMMU1.0 3.4]
+    ATS, T2GPA : :class:`bool`
+        Translation requests, translated requests, ATS commands and page requests; devices are answered GPAs where contexts say so, which
+        needs ATS and a second stage. [RVIOMMU1.0 3.6, 3.7]
     NL, S : :class:`bool`
         Invalidations of non-leaf entries too, and of ranges: either forgets all addresses. [RVIOMMU1.0 9.2, 9.3]
     HPM, counters : :class:`bool`, :class:`int`
@@ -55,6 +58,8 @@ class Features:
     MSI_MRIF: bool = False
     AMO_MRIF: bool = False
     AMO_HWAD: bool = False
+    ATS: bool = False
+    T2GPA: bool = False
     NL: bool = False
     S: bool = False
     HPM: bool = False
@@ -71,7 +76,7 @@ class Features:
         if self.IGS not in (IGS_MSI, IGS_WSI, IGS_BOTH):
             raise ValueError(f"IGS must be 0, 1 or 2, not {self.IGS!r}")
         for name, needed in (("Sv57", "Sv48"), ("Sv48x4", "Sv39x4"), ("Sv57x4", "Sv48x4"), ("MSI_FLAT", "Sv39x4"),
-                             ("MSI_MRIF", "MSI_FLAT"), ("AMO_MRIF", "MSI_MRIF")):  # fmt: skip
+                             ("MSI_MRIF", "MSI_FLAT"), ("AMO_MRIF", "MSI_MRIF"), ("T2GPA", "ATS"), ("T2GPA", "Sv39x4")):  # fmt: skip
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"{needed} must be there for {name}, not {getattr(self, needed)!r}")
 

@@ -13,9 +13,26 @@ from .counters import Counters
 from .faults import Faults
 from .features import Features
 from .interrupts import Interrupts
-from .layouts import Events, FaultReport, Invalidate, MemoryRead, MemoryReadData, MemoryUpdate, MrifDone, MrifTarget, MrifWrite
+from .layouts import (
+    AtsMessage,
+    Events,
+    FaultReport,
+    GroupResponse,
+    Invalidate,
+    InvalidationCompletion,
+    MemoryRead,
+    MemoryReadData,
+    MemoryUpdate,
+    MrifDone,
+    MrifTarget,
+    MrifWrite,
+    PageRequest,
+    request_layout,
+    response_layout,
+)
 from .memory_port import MemoryPort
 from .mrif import Mrif
+from .page_requests import PageRequests
 from .registers import PPN_BITS, Bank, Registers
 
 
@@ -78,6 +95,8 @@ class ProgrammingInterface(wiring.Component):
         Bits of burst data per beat.
     strict, vectors, queue_log2_max, physical_address_bits, features
         See :class:`.registers.Registers`.
+    itags, timeout_cycles
+        See :class:`.ats_messages.AtsMessages`.
 
     Members
     -------
@@ -108,15 +127,21 @@ class ProgrammingInterface(wiring.Component):
         With HPM: what :class:`.counters.Counters` counts.
     debug : ``Out(Bank())``
         With DBG: for :class:`.debug.Debug`.
+    ats_message, invalidation_completion, page_request, group_response : streams
+        With ATS, to and from devices: see :class:`.ats_messages.AtsMessages` and :class:`.page_requests.PageRequests`.
+    locate, located : ``Out(stream.Signature(request_layout(features)))``, ``In(stream.Signature(response_layout(features)))``
+        With ATS, for the translator: requests of page requests for their contexts, and the answers.
     wires : ``Out(vectors)``
         With wire interrupts.
     """
 
-    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56,
-                 features=Features()):  # fmt: skip
+    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, physical_address_bits=56, features=Features(), itags=8,
+                 timeout_cycles=1 << 33):  # fmt: skip
         self.width, self.features = width, features
-        # Readers: translator, commands, Mrif. Writers: commands, faults, interrupts, Mrif.
-        self._port = MemoryPort(width=width, readers=2 + features.MSI_MRIF, writers=2 + features.has_messages + features.MSI_MRIF,
+        self._commands = Commands(features=features, itags=itags, timeout_cycles=timeout_cycles)
+        # Readers: translator, commands, Mrif. Writers: commands, faults, interrupts, page requests, Mrif.
+        self._port = MemoryPort(width=width, readers=2 + features.MSI_MRIF,
+                                writers=2 + features.has_messages + features.ATS + features.MSI_MRIF,
                                 updaters=(*([0] if features.AMO_HWAD else []), *([2] if features.AMO_MRIF else [])))  # fmt: skip
         self._mrif = Mrif(atomics=features.AMO_MRIF, physical_address_bits=physical_address_bits) if features.MSI_MRIF else None
         self._registers = Registers(strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
@@ -142,13 +167,21 @@ class ProgrammingInterface(wiring.Component):
                 "mrif_done": Out(stream.Signature(MrifDone)), "mrif_busy": Out(1)} if features.MSI_MRIF else {}),
             **({"requests": In(Events), "walks": In(Events)} if features.HPM else {}),
             **({"debug": Out(Bank())} if features.DBG else {}),
+            **({
+                "ats_message": Out(stream.Signature(AtsMessage)),
+                "invalidation_completion": In(stream.Signature(InvalidationCompletion)),
+                "page_request": In(stream.Signature(PageRequest)),
+                "group_response": Out(stream.Signature(GroupResponse)),
+                "locate": Out(stream.Signature(request_layout(features))),
+                "located": In(stream.Signature(response_layout(features))),
+            } if features.ATS else {}),
             **({"wires": Out(vectors)} if features.has_wires else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.registers, m.submodules.port = registers, port = self._registers, self._port
-        m.submodules.commands, m.submodules.faults = commands, faults = Commands(features=self.features), Faults()
+        m.submodules.commands, m.submodules.faults = commands, faults = self._commands, Faults()
         m.submodules.fences = fences = FenceShare(count=2)
 
         outer = wiring.flipped
@@ -180,6 +213,8 @@ class ProgrammingInterface(wiring.Component):
             m.d.comb += [
                 self.wires.eq(registers.wires), commands.WSI.eq(registers.WSI), registers.fence_done.eq(commands.fence_done),
             ]  # fmt: skip
+        if self.features.ATS:
+            self._queue_pages(m, registers, port, commands)
         if self.features.DBG:
             wiring.connect(m, registers.debug, outer(self.debug))
         if self.features.HPM:
@@ -189,6 +224,18 @@ class ProgrammingInterface(wiring.Component):
                 registers.overflow.eq(counters.overflow), counters.requests.eq(self.requests), counters.walks.eq(self.walks),
             ]  # fmt: skip
         return m
+
+    def _queue_pages(self, m, registers, port, commands):
+        """Messages to and from devices."""
+        m.submodules.page_requests = pages = PageRequests(features=self.features)
+        outer, ours = wiring.flipped, 2 + self.features.has_messages
+        for one, other in ((registers.pages, pages.control), (pages.write, port.write[ours]), (port.write_done[ours], pages.write_done),
+                           (outer(self.page_request), pages.page_request), (pages.group_response, outer(self.group_response)),
+                           (pages.request, outer(self.locate)), (outer(self.located), pages.response),
+                           (commands.ats_message, outer(self.ats_message)),
+                           (outer(self.invalidation_completion), commands.invalidation_completion)):  # fmt: skip
+            wiring.connect(m, one, other)
+        m.d.comb += [pages.has_failed.eq(registers.pages_failed), registers.timed_out.eq(commands.timed_out)]
 
     def _send_messages(self, m, registers, port, others, faults):
         """Interrupts by messages, whose faults are recorded too."""

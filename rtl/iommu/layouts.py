@@ -4,7 +4,17 @@ from amaranth import unsigned
 from amaranth.lib import data, enum
 
 from ..spec.riscv_iommu import MRIF_LOG2
+from ..spec.riscv_iommu_registers import MessageCode, ResponseCode
 from ..tlp.layouts import BurstStatus
+
+
+class Kind(enum.Enum, shape=2):
+    """What is asked. [RVIOMMU1.0 2.3]"""
+
+    UNTRANSLATED = 0
+    TRANSLATED = 1
+    TRANSLATION = 2  # a translation request
+    MESSAGE = 3  # whether the device may send page requests
 
 
 class TranslateRequest(data.Struct):
@@ -57,6 +67,7 @@ class MrifTarget(data.Struct):
     privileged: unsigned(1)
     iotval: unsigned(64)  # the IOVA
     is_silent: unsigned(1)  # DTF: faults are not recorded
+    is_translated: unsigned(1)  # the request was a translated one
 
 
 class MrifWrite(data.Struct):
@@ -71,6 +82,88 @@ class MrifDone(data.Struct):
 
     cookie: unsigned(8)
     status: BurstStatus
+
+
+class AtsStatus(enum.Enum, shape=3):
+    """How a translation request ends. [PCIe5 2.2.9]"""
+
+    SUCCESS = 0
+    UNSUPPORTED_REQUEST = 1
+    COMPLETER_ABORT = 4
+
+
+def _more(struct, **members):
+    return data.StructLayout({name: field.shape for name, field in data.Layout.cast(struct)} | members)
+
+
+def request_layout(features):
+    """Return the layout of a request: :class:`TranslateRequest`, or with ATS more of it.
+
+    ``kind`` : what it is. A translation request reads; ``is_write``: it asks for write permission, too (NW is 0), ``execute``: for execute
+    permission, too, which counts with a process_id only. ``is_CXL``: it is of a CXL device of type 1 or 2.
+    """
+    return _more(TranslateRequest, kind=Kind, is_CXL=1) if features.ATS else TranslateRequest
+
+
+def response_layout(features):
+    """Return the layout of an answer: :class:`TranslateResponse`, or with ATS more of it. [RVIOMMU1.0 3.6]
+
+    ``kind`` is that of the request. Of a translation request: ``status``, with which ``fault`` is 0 for SUCCESS; R, W, Exe of the
+    completion are ``readable``, ``writable``, ``executable``, without which ``page`` means nothing; the others are its Priv, Global,
+    CXL.io, U. Its N and AMA are 0. ``PRPR`` is that of the device when it may send page requests.
+    """
+    if not features.ATS:
+        return TranslateResponse
+    return _more(TranslateResponse, kind=Kind, status=AtsStatus, executable=1, privileged=1, is_global=1, CXL_io=1, untranslated_only=1,
+                 PRPR=1)  # fmt: skip
+
+
+class AtsMessage(data.Struct):
+    """Message to a function: an invalidation request, or a group response that software made. [RVIOMMU1.0 4.1.4]"""
+
+    code: MessageCode
+    RID: unsigned(16)
+    DSV: unsigned(1)
+    DSEG: unsigned(8)  # 0 without DSV
+    PV: unsigned(1)
+    PID: unsigned(20)  # 0 without PV
+    itag: unsigned(5)  # of an invalidation request
+    payload: unsigned(64)  # bytes 8 to 15 of the message, as PAYLOAD of the command has them
+
+
+class InvalidationCompletion(data.Struct):
+    """Message of a function: of ``count`` (0: 8) for each ITag one has come."""
+
+    RID: unsigned(16)
+    DSV: unsigned(1)
+    DSEG: unsigned(8)
+    itags: unsigned(32)  # a bit for each
+    count: unsigned(3)
+
+
+class PageRequest(data.Struct):
+    """Page request message, or stop marker: last, without reads and writes. [RVIOMMU1.0 4.3]"""
+
+    device_id: unsigned(24)
+    process_id_valid: unsigned(1)
+    process_id: unsigned(20)
+    privileged: unsigned(1)
+    execute: unsigned(1)
+    reads: unsigned(1)
+    writes: unsigned(1)
+    is_last: unsigned(1)
+    group: unsigned(9)
+    page: unsigned(52)
+
+
+class GroupResponse(data.Struct):
+    """Group response that the IOMMU itself makes. [RVIOMMU1.0 3.7]"""
+
+    device_id: unsigned(24)
+    process_id_valid: unsigned(1)
+    process_id: unsigned(20)  # 0 without process_id_valid
+    group: unsigned(9)
+    code: ResponseCode
 
 
 class MemoryRead(data.Struct):

@@ -33,7 +33,7 @@ class QueueControl(wiring.Signature):
 
     base : page number of the queue; mask : entries - 1; head, tail : indices; enable : software wants it on; stopped : an error bit
     is 1. From the queue: on : level; step : pulse, its own index moves on by one; memory_fault, refused : pulses that set cqmf and
-    cmd_ill, or fqmf and fqof.
+    cmd_ill, fqmf and fqof, or pqmf and pqof.
     """
 
     def __init__(self):
@@ -63,17 +63,21 @@ class Bank(wiring.Signature):
 class _Queue:
     """State of one queue's registers: base, csr, and two indices of which ``own`` ("head" or "tail") is the hardware's."""
 
-    def __init__(self, name, own, control, has_fence_bit=False):
+    def __init__(self, name, own, control, has_fence_bit=False, has_timeout=False):
         self.ppn, self.log2 = Signal(PPN_BITS, name=f"{name}_ppn"), Signal(4, name=f"{name}_log2")  # entries: 2 ** (log2 + 1)
         self.index = {side: Signal(INDEX_BITS, name=f"{name}_{side}") for side in ("head", "tail")}
         self.enable, self.interrupt_enable = Signal(name=f"{name}_enable"), Signal(name=f"{name}_interrupt_enable")
         self.memory_fault, self.refused = Signal(name=f"{name}_memory_fault"), Signal(name=f"{name}_refused")
         self.has_fence_bit, self.fence_w_ip = has_fence_bit, Signal(name=f"{name}_fence_w_ip") if has_fence_bit else Const(0, 1)
+        self.has_timeout, self.timed_out = has_timeout, Signal(name=f"{name}_timed_out") if has_timeout else Const(0, 1)
+        self.stopped = self.memory_fault | self.refused
+        if has_timeout:
+            self.stopped |= self.timed_out
         self.own, self.other, self.control = own, "tail" if own == "head" else "head", control
         self.is_commands = own == "head"
         self.busy = self.enable ^ control.on
         self.mask = Cat(Const(1, 1), *(self.log2 >= n for n in range(1, INDEX_BITS)))
-        self.event = self.interrupt_enable & (self.memory_fault | self.refused | self.fence_w_ip)
+        self.event = self.interrupt_enable & (self.stopped | self.fence_w_ip)
 
     def base_word(self):
         return Cat(self.log2, Const(0, PPN_LOW - 4), self.ppn)
@@ -82,6 +86,7 @@ class _Queue:
         csr = Signal(QueueCsr)
         error = csr.cmd_ill if self.is_commands else csr.stopped
         return csr, [
+            *([csr.stopped.eq(self.timed_out)] if self.has_timeout else []),
             csr.enable.eq(self.enable), csr.interrupt_enable.eq(self.interrupt_enable), csr.memory_fault.eq(self.memory_fault),
             error.eq(self.refused), csr.fence_w_ip.eq(self.fence_w_ip), csr.on.eq(self.control.on), csr.busy.eq(self.busy),
         ]  # fmt: skip
@@ -125,6 +130,8 @@ class Registers(wiring.Component):
         See above.
     commands, faults : ``Out(QueueControl())``
         The two queues.
+    pages, pages_failed, timed_out : ``Out(QueueControl())``, ``Out(1)``, ``In(1)``
+        With ATS: the page-request queue, pqmf; a pulse sets cmd_to.
     interrupt : ``Out(16)``
         Pulses: a bit of ipsr with this vector became 1, and fctl.WSI is 0. It and what begins with ``msi`` are there with messages.
     msi_masked : ``Out(16)``
@@ -163,6 +170,7 @@ class Registers(wiring.Component):
             "drained": In(stream.Signature(0)),
             "commands": Out(QueueControl()),
             "faults": Out(QueueControl()),
+            **({"pages": Out(QueueControl()), "pages_failed": Out(1), "timed_out": In(1)} if features.ATS else {}),
             **({
                 "interrupt": Out(MSI_ENTRIES),
                 "msi_masked": Out(MSI_ENTRIES, init=(1 << MSI_ENTRIES) - 1),
@@ -179,8 +187,11 @@ class Registers(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         features = self.features
-        cq, fq = _Queue("cq", "head", self.commands, features.has_wires), _Queue("fq", "tail", self.faults)
-        vectors = [Signal(4, name=name) for name in ("civ", "fiv", "pmiv")[: 3 if features.HPM else 2]]
+        cq = _Queue("cq", "head", self.commands, features.has_wires, features.ATS)
+        fq = _Queue("fq", "tail", self.faults)
+        queues = {"cq": cq, "fq": fq, **({"pq": _Queue("pq", "tail", self.pages)} if features.ATS else {})}
+        has_vector = [True, True, features.HPM, features.ATS][: 4 if features.ATS else 3 if features.HPM else 2]
+        vectors = [Signal(4, name=name) if has else Const(0, 4) for name, has in zip(("civ", "fiv", "pmiv", "piv"), has_vector)]
         banks = [getattr(self, name) for name, has in (("counters", features.HPM), ("debug", features.DBG)) if has]
         draining = Signal()
 
@@ -190,14 +201,18 @@ class Registers(wiring.Component):
         capabilities = Capabilities.const({
             "version": VERSION, "PAS": self.physical_address_bits, **features.capabilities})  # fmt: skip
         (cqcsr, cq_parts), (fqcsr, fq_parts) = cq.csr_word(), fq.csr_word()
-        ipsr = Signal(len(vectors))  # pmip, fip, cip
+        ipsr = Signal(len(vectors))  # pip, pmip, fip, cip
         ddtp_busy = self.drain.valid | draining
         m.d.comb += [*cq_parts, *fq_parts, at.eq(request.offset[3:12])]
+        if features.ATS:
+            pq = queues["pq"]
+            pqcsr, pq_parts = pq.csr_word()
+            m.d.comb += [*pq_parts, self.pages_failed.eq(pq.memory_fault)]
         words = {
             "capabilities": capabilities,
             "ddtp": Cat(self.ddtp_mode, ddtp_busy, Const(0, PPN_LOW - 5), self.ddtp_ppn),
-            "cqb": cq.base_word(), "cqh": Cat(cq.index["head"], Const(0, 16), cq.index["tail"]),
-            "fqb": fq.base_word(), "fqh": Cat(fq.index["head"], Const(0, 16), fq.index["tail"]),
+            **{word: value for name, queue in queues.items() for word, value in (
+                (f"{name}b", queue.base_word()), (f"{name}h", Cat(queue.index["head"], Const(0, 16), queue.index["tail"])))},
             "cqcsr": Cat(cqcsr, fqcsr), "icvec": Cat(vectors), **({"fctl": Cat(Const(0, 1), self.WSI)} if features.has_wires else {}),
         }  # fmt: skip
         with m.Switch(at):
@@ -206,6 +221,8 @@ class Registers(wiring.Component):
                     m.d.comb += now.eq(value)
             with m.Case(OFFSET["ipsr"] // 8):
                 m.d.comb += now[32:].eq(ipsr)
+                if features.ATS:
+                    m.d.comb += now[:32].eq(pqcsr)
             if features.has_messages:
                 with m.Case(PENDING_ARRAY // 8):
                     m.d.comb += now.eq(self.msi_pending)
@@ -221,19 +238,27 @@ class Registers(wiring.Component):
             low.eq(write & request.byte_enable[:4].any()),
             high.eq(write & request.byte_enable[4:].any()),
         ]
-        self._keep_queue(m, cq, "cqb", "cqcsr", "cqh", at, low, high, new, ones)
-        self._keep_queue(m, fq, "fqb", "fqcsr", "fqh", at, low, high, new, ones)
+        for name, queue in queues.items():
+            self._keep_queue(m, queue, f"{name}b", f"{name}csr", f"{name}h", at, low, high, new, ones)
         self._keep_ddtp(m, (at == OFFSET["ddtp"] // 8) & ~ddtp_busy, low, high, new, draining)
         with m.If(low & (at == OFFSET["icvec"] // 8)):
-            m.d.sync += [vector.eq(new.word_select(n, 4) & (self.vectors - 1)) for n, vector in enumerate(vectors)]
+            m.d.sync += [vectors[n].eq(new.word_select(n, 4) & (self.vectors - 1)) for n, has in enumerate(has_vector) if has]
         if features.IGS == IGS_BOTH:
-            may_change = (self.ddtp_mode == Mode.OFF) & ~(cq.enable | self.commands.on | fq.enable | self.faults.on)
+            is_used = cq.enable | self.commands.on | fq.enable | self.faults.on
+            if features.ATS:
+                is_used |= pq.enable | self.pages.on
+            may_change = (self.ddtp_mode == Mode.OFF) & ~is_used
             with m.If(low & (at == OFFSET["fctl"] // 8) & may_change):
                 m.d.sync += self.WSI.eq(new[1])
 
         # ipsr: a bit cleared by software is set again at once while its condition holds.
         kept, raised = Signal.like(ipsr), Signal.like(ipsr)
-        causes = Cat(cq.event, fq.event | (fq.interrupt_enable & self.faults.step), self.overflow if features.HPM else [])
+        causes = [cq.event, fq.event | (fq.interrupt_enable & self.faults.step)]
+        if features.HPM or features.ATS:
+            causes.append(self.overflow if features.HPM else Const(0, 1))
+        if features.ATS:
+            causes.append(pq.event | (pq.interrupt_enable & self.pages.step))
+        causes = Cat(causes)
         m.d.comb += kept.eq(Mux(high & (at == OFFSET["ipsr"] // 8), ipsr & ~ones[32:], ipsr))
         m.d.comb += raised.eq(causes & ~kept)
         m.d.sync += ipsr.eq(kept | causes)
@@ -322,7 +347,7 @@ class Registers(wiring.Component):
         control = queue.control
         m.d.comb += [
             control.base.eq(queue.ppn), control.mask.eq(queue.mask), control.head.eq(queue.index["head"]),
-            control.tail.eq(queue.index["tail"]), control.enable.eq(queue.enable), control.stopped.eq(queue.memory_fault | queue.refused),
+            control.tail.eq(queue.index["tail"]), control.enable.eq(queue.enable), control.stopped.eq(queue.stopped),
         ]  # fmt: skip
         own, other = queue.index[queue.own], queue.index[queue.other]
         with m.If(control.step):
@@ -338,7 +363,7 @@ class Registers(wiring.Component):
                 size_mask.eq(Cat(Const(1, 1), *(log2 >= n for n in range(1, INDEX_BITS)))),
             ]
             m.d.sync += [queue.ppn.eq(ppn), queue.log2.eq(log2), own.eq(own & size_mask), other.eq(other & size_mask)]
-        half, seen, clear = (low, new[:32], ones[:32]) if queue.is_commands else (high, new[32:], ones[32:])
+        half, seen, clear = (high, new[32:], ones[32:]) if OFFSET[csr] % 8 else (low, new[:32], ones[:32])
         with m.If(half & (at == OFFSET[csr] // 8) & ~queue.busy):
             seen, clear = QueueCsr(seen), QueueCsr(clear)
             error = clear.cmd_ill if queue.is_commands else clear.stopped
@@ -350,9 +375,14 @@ class Registers(wiring.Component):
                 m.d.sync += [queue.memory_fault.eq(0), queue.refused.eq(0), own.eq(0)]
             if queue.has_fence_bit:
                 m.d.sync += queue.fence_w_ip.eq(queue.fence_w_ip & ~clear.fence_w_ip & ~(seen.enable & ~queue.enable))
+            if queue.has_timeout:
+                m.d.sync += queue.timed_out.eq(queue.timed_out & ~clear.stopped & ~(seen.enable & ~queue.enable))
         if queue.has_fence_bit:
             with m.If(self.fence_done):
                 m.d.sync += queue.fence_w_ip.eq(1)
+        if queue.has_timeout:
+            with m.If(self.timed_out):
+                m.d.sync += queue.timed_out.eq(1)
         with m.If(control.memory_fault):
             m.d.sync += queue.memory_fault.eq(1)
         with m.If(control.refused):

@@ -15,15 +15,16 @@ from .layouts import (
     FaultReport,
     Invalidate,
     InvalidateKind,
+    Kind,
     MemoryRead,
     MemoryReadData,
     MemoryUpdate,
     MrifTarget,
-    TranslateRequest,
-    TranslateResponse,
+    request_layout,
+    response_layout,
 )
 from .walker import Walker
-from .walker_rules import is_canonical, is_guest_page, is_refused, needs_process
+from .walker_rules import is_canonical, is_guest_page, is_refused, needs_process, passes_first
 
 
 class Translator(wiring.Component):
@@ -31,7 +32,8 @@ class Translator(wiring.Component):
 
     Answers come out of order, by cookie. An invalidation that was accepted is effective for every request that is accepted later: caches
     forget, and what walks in flight bring neither fills a cache nor serves such a request. With ddtp Bare every page is its own
-    translation. [RVIOMMU1.0 3.3]
+    translation. Translation requests always walk, and fill no cache but those of contexts: the device keeps what it is answered.
+    [RVIOMMU1.0 3.3, 3.6]
 
     Latency: 2 cycles from request accepted to response valid when cached, 4 when only the second level has it; a miss 8 cycles more than
     its reads, 10 behind a second level. Throughput: one request per cycle; the answer of a miss or of the second level takes the place of
@@ -52,7 +54,7 @@ class Translator(wiring.Component):
 
     Members
     -------
-    request, response : ``In(stream.Signature(TranslateRequest))``, ``Out(stream.Signature(TranslateResponse))``
+    request, response : ``In(stream.Signature(request_layout(features)))``, ``Out(stream.Signature(response_layout(features)))``
         Translation; whoever asks takes answers at once.
     memory_read, memory_read_data : streams
         The walker's reads.
@@ -92,10 +94,10 @@ class Translator(wiring.Component):
         self._contexts = ContextCache(entries=context_entries, ports=2, layout=context_layout(features))
         self._processes = ContextCache(entries=context_entries, ports=2, layout=Process) if features.has_processes else None
         self._walker = Walker(walks=walks, physical_address_bits=physical_address_bits, features=features)
-        self._missed = Queue(TranslateRequest, misses)
+        self._missed = Queue(request_layout(features), misses)
         super().__init__({
-            "request": In(stream.Signature(TranslateRequest)),
-            "response": Out(stream.Signature(TranslateResponse)),
+            "request": In(stream.Signature(request_layout(features))),
+            "response": Out(stream.Signature(response_layout(features))),
             "memory_read": Out(stream.Signature(MemoryRead)),
             "memory_read_data": In(stream.Signature(MemoryReadData)),
             **({"memory_update": Out(stream.Signature(MemoryUpdate)), "atomics": In(1)} if features.AMO_HWAD else {}),
@@ -157,10 +159,10 @@ class Translator(wiring.Component):
         m.d.comb += iotlb.forget_vpn.eq(order.page)
 
         # First cycle: contexts and IOTLB are read. Second cycle: decide. Then the response, unless the walker's answer goes first.
-        request, go = Signal(TranslateRequest), Signal()
+        request, go = Signal(request_layout(features)), Signal()
         context = Signal(context_layout(features))
         # What the walker gives back never waits for a place in front of the walker: it is held here until the first cycle is free.
-        held, is_held, gives_back = Signal(TranslateRequest), Signal(), Signal()
+        held, is_held, gives_back = Signal(request_layout(features)), Signal(), Signal()
         with m.If(go):
             m.d.sync += is_held.eq(0)
         with m.Elif(walker.retry.valid & ~is_held):
@@ -174,16 +176,19 @@ class Translator(wiring.Component):
         ]
         space, now = Signal(self._space()), Signal(self._space())
         m.d.comb += self._resolve(m, request, context, contexts.found[0], now)
-        valid, asked = Signal(), Signal(TranslateRequest)
+        valid, asked = Signal(), Signal(request_layout(features))
         with m.If(go):
             m.d.sync += [valid.eq(gives_back | self.request.valid), asked.eq(request), space.eq(now)]
         found = iotlb.found
         m.d.comb += iotlb.space.eq(space.tag)
         passes, found_ours, hits, permitted = Signal(), Signal(), Signal(), Signal()
+        is_bare = self.ddtp_mode == spec.BARE
+        if features.ATS:
+            is_bare &= asked.kind == Kind.UNTRANSLATED
         in_directory = (self.ddtp_mode != spec.OFF) & (self.ddtp_mode != spec.BARE)
         self._judge(m, asked, space, found, permitted)
         m.d.comb += [
-            passes.eq((self.ddtp_mode == spec.BARE) | (in_directory & space.is_known & space.is_bare)),
+            passes.eq(is_bare | (in_directory & space.is_known & space.is_bare)),
             found_ours.eq(self._is_sought(in_directory, space) & found.hit),
             hits.eq(found_ours & permitted),
             iotlb.discard.eq(valid & found_ours & ~permitted & go),  # the walk brings what memory says now
@@ -195,7 +200,7 @@ class Translator(wiring.Component):
             unanswered.eq(valid & ~passes & ~hits),
             passed_on.eq(asked),
         ]
-        answer = Signal(TranslateResponse)
+        answer = Signal(response_layout(features))
         m.d.comb += self._told(answer, asked, found, passes)
         with m.If(passes):
             m.d.comb += [answer.page.eq(asked.page), answer.size_log2.eq(63), answer.PBMT.eq(0)]
@@ -203,7 +208,7 @@ class Translator(wiring.Component):
         free = Signal()
         ahead = walker.o.valid
         if self._second is not None:
-            second_answers, second_answer = Signal(), Signal(TranslateResponse)
+            second_answers, second_answer = Signal(), Signal(response_layout(features))
             ahead = walker.o.valid | second_answers
             second_hits = self._join_second(m, in_directory, free, second_answers, second_answer)
             m.d.comb += [onward.p.vpn.eq(asked.page), onward.p.space.eq(space.tag), onward.p.asked.space.eq(space)]
@@ -230,7 +235,7 @@ class Translator(wiring.Component):
 
     def _asked(self):
         """Return the layout of a request with what the contexts say about it."""
-        return data.StructLayout({"request": TranslateRequest, "space": self._space()})
+        return data.StructLayout({"request": request_layout(self.features), "space": self._space()})
 
     def _join_second(self, m, in_directory, free, answers, answer):
         """Look up what the first level has not answered, and pass on what is not found; return whether a request was.
@@ -287,7 +292,11 @@ class Translator(wiring.Component):
             answer.cookie.eq(asked.cookie), answer.readable.eq(passes | found.readable), answer.writable.eq(passes | found.writable),
             answer.page.eq(found.ppn), answer.size_log2.eq(found.size_log2),
         ]
-        return [*result, answer.PBMT.eq(found.PBMT)] if self.features.Svpbmt else result
+        if self.features.ATS:
+            result.append(answer.kind.eq(asked.kind))
+        if self.features.Svpbmt:
+            result.append(answer.PBMT.eq(found.PBMT))
+        return result
 
     def _space(self):
         """Return the layout of what the contexts say about a request."""
@@ -305,7 +314,7 @@ class Translator(wiring.Component):
             m.submodules.processes = processes = self._processes
             wiring.connect(m, self._walker.fill_process, processes.fill)
             process_id = Mux(request.process_id_valid, request.process_id, 0)
-            process, needed = processes.context[0], needs_process(context, request.process_id_valid, features)
+            process, needed = processes.context[0], needs_process(context, request, features)
             m.d.comb += [
                 processes.device_id[0].eq(request.device_id), processes.process_id[0].eq(process_id),
                 processes.device_id[1].eq(self._walker.device_id), processes.process_id[1].eq(self._walker.process_id),
@@ -317,17 +326,23 @@ class Translator(wiring.Component):
                     (kind == InvalidateKind.DDT) | (kind == InvalidateKind.PDT) | (kind == InvalidateKind.ALL))
             first_mode = Mux(context.PDTV, Mux(needed, process.fsc_mode, spec.MODE_BARE), context.fsc_mode)
             PSCID = Mux(needed, process.PSCID, context.PSCID)
-            is_known = context_found & (processes.found[0] | ~needed) & ~is_refused(
-                context, request.process_id_valid, request.process_id, features)
+            is_known = context_found & (processes.found[0] | ~needed) & ~is_refused(context, request, features)
             result += [
                 space.SUM.eq(process.SUM & needed), space.has_first.eq(first_mode != spec.MODE_BARE),
             ]
         else:
             is_known = context_found & ~request.process_id_valid & ~request.execute
+            if features.ATS:
+                is_known &= ~is_refused(context, request, features)
+        if features.ATS:
+            is_known &= (request.kind == Kind.UNTRANSLATED) | (request.kind == Kind.TRANSLATED)
+            first_mode = Mux(passes_first(request, features), spec.MODE_BARE, first_mode)
         has_first = first_mode != spec.MODE_BARE
         is_bare, fits = ~has_first, is_canonical(request.page, first_mode, features)
         if features.has_second_stage:
             has_second = context.guest_mode != spec.MODE_BARE
+            if features.ATS:
+                has_second &= (request.kind == Kind.UNTRANSLATED) | (context.T2GPA if features.T2GPA else 0)
             is_bare = ~has_first & ~has_second
             fits = Mux(has_first, fits, is_guest_page(request.page, context.guest_mode, features))
             PSCID = Mux(has_first, PSCID, 0)

@@ -6,13 +6,28 @@ from amaranth.lib.wiring import In, Out
 
 from ..regs.bus import RegisterBus
 from ..spec.riscv_iommu_registers import EventId
+from ..stream.arbiter import Arbiter
 from ..tlp.layouts import Burst, BurstData, BurstDone, ConfigState
 from .debug import Debug
 from .features import Features
 from .interface import ProgrammingInterface
-from .layouts import MrifDone, MrifWrite, TranslateRequest, TranslateResponse
+from .layouts import (
+    AtsMessage,
+    GroupResponse,
+    InvalidationCompletion,
+    Kind,
+    MrifDone,
+    MrifWrite,
+    PageRequest,
+    request_layout,
+    response_layout,
+)
 from .translator import Translator
 
+DEVICES = {  # streams to and from devices that cache translations
+    "ats_message": Out(stream.Signature(AtsMessage)), "invalidation_completion": In(stream.Signature(InvalidationCompletion)),
+    "page_request": In(stream.Signature(PageRequest)), "group_response": Out(stream.Signature(GroupResponse)),
+}  # fmt: skip
 COUNTERS = ("hit", "miss", "begun", "merged", "read")
 
 
@@ -29,13 +44,17 @@ class Iommu(wiring.Component):
         See :class:`.registers.Registers`.
     features : :class:`.features.Features`
         What there is beside the least.
+    itags, timeout_cycles
+        With ATS: see :class:`.ats_messages.AtsMessages`.
     translator
         Keyword parameters of :class:`.translator.Translator`.
 
     Members
     -------
-    translate_request, translate_response : ``In(stream.Signature(TranslateRequest))``, ``Out(stream.Signature(TranslateResponse))``
-        For the gate; with DBG the cookie 255 is not its.
+    translate_request : ``In(stream.Signature(request_layout(features)))``
+        Of the gate; with DBG the cookie 255 is not its. Its ``kind`` is never MESSAGE.
+    translate_response : ``Out(stream.Signature(response_layout(features)))``
+        For the gate.
     bus : ``In(RegisterBus())``
         BAR 0 of function 0.
     config : ``In(ConfigState)``
@@ -49,22 +68,27 @@ class Iommu(wiring.Component):
         With MSI_MRIF: dwords written to interrupt files in memory, and their ends; one at a time. See :class:`.mrif.Mrif`.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
         Of the gate. The fence waits for the unit's own older walks, too, and for messages whose transfer is over, but not yet recorded.
+    ats_message, invalidation_completion : ``Out(stream.Signature(AtsMessage))``, ``In(stream.Signature(InvalidationCompletion))``
+        With ATS: messages of commands to devices; completions of invalidations by them, always taken.
+    page_request, group_response : ``In(stream.Signature(PageRequest))``, ``Out(stream.Signature(GroupResponse))``
+        With ATS: messages of devices, one at a time; responses that the IOMMU itself makes.
     hit, miss, begun, merged, read : ``Out(1)``
         Pulses of the translator, for counters.
     wires : ``Out(vectors)``
         With wire interrupts: a level for each vector.
     """
 
-    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, features=Features(), **translator):
+    def __init__(self, *, width, strict=False, vectors=4, queue_log2_max=16, features=Features(), itags=8, timeout_cycles=1 << 33,
+                 **translator):  # fmt: skip
         self.width, self.strict, self.vectors, self.queue_log2_max = width, strict, vectors, queue_log2_max
         self.features = features
         self._translator = Translator(features=features, **translator)
         self._interface = ProgrammingInterface(width=width, strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
                                                physical_address_bits=self._translator.physical_address_bits,
-                                               features=features)  # fmt: skip
+                                               features=features, itags=itags, timeout_cycles=timeout_cycles)  # fmt: skip
         super().__init__({
-            "translate_request": In(stream.Signature(TranslateRequest)),
-            "translate_response": Out(stream.Signature(TranslateResponse)),
+            "translate_request": In(stream.Signature(request_layout(features))),
+            "translate_response": Out(stream.Signature(response_layout(features))),
             "bus": In(RegisterBus()),
             "config": In(ConfigState),
             "bursts": Out(stream.Signature(Burst)),
@@ -77,12 +101,15 @@ class Iommu(wiring.Component):
             "fenced": In(stream.Signature(0)),
             **{name: Out(1) for name in COUNTERS},
             **({"wires": Out(vectors)} if features.has_wires else {}),
+            **(DEVICES if features.ATS else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.interface, m.submodules.translator = interface, translator = self._interface, self._translator
         asks, answers = translator.request, translator.response
+        if self.features.ATS:
+            asks, answers = self._share(m, interface, asks, answers)
         if self.features.DBG:
             m.submodules.debug = debug = Debug(features=self.features)
             wiring.connect(m, interface.debug, debug.bank)
@@ -92,7 +119,8 @@ class Iommu(wiring.Component):
         for inner, name in ((asks, "translate_request"), (answers, "translate_response")):
             wiring.connect(m, inner, wiring.flipped(getattr(self, name)))
         hwad, mrif = self.features.AMO_HWAD, self.features.MSI_MRIF
-        more = [*(["operands"] if self.features.has_atomics else []), *(["mrif_writes", "mrif_done"] if mrif else [])]
+        more = [*(["operands"] if self.features.has_atomics else []), *(["mrif_writes", "mrif_done"] if mrif else []),
+                *(DEVICES if self.features.ATS else [])]  # fmt: skip
         for name in ("bus", "bursts", "write_data", "read_data", "write_done", "fence", *more):
             wiring.connect(m, getattr(interface, name), wiring.flipped(getattr(self, name)))
 
@@ -122,9 +150,26 @@ class Iommu(wiring.Component):
         if self.features.HPM:
             asked, request = translator.request.p, interface.requests
             is_taken = translator.request.valid & translator.request.ready & ~asked.is_prefetch
+            counted = {EventId.UNTRANSLATED_REQUEST: is_taken}
+            if self.features.ATS:
+                kinds = {EventId.UNTRANSLATED_REQUEST: Kind.UNTRANSLATED, EventId.TRANSLATED_REQUEST: Kind.TRANSLATED,
+                         EventId.ATS_TRANSLATION_REQUEST: Kind.TRANSLATION}  # fmt: skip
+                counted = {event: is_taken & (asked.kind == kind) for event, kind in kinds.items()}
             m.d.comb += [
                 interface.walks.eq(translator.events),
-                request.kinds[EventId.UNTRANSLATED_REQUEST].eq(is_taken), request.device_id.eq(asked.device_id),
+                *(request.kinds[event].eq(is_so) for event, is_so in counted.items()), request.device_id.eq(asked.device_id),
                 request.process_id_valid.eq(asked.process_id_valid), request.process_id.eq(asked.process_id),
             ]  # fmt: skip
         return m
+
+    def _share(self, m, interface, asks, answers):
+        """Let page requests ask the translator beside others; return its request and response streams for those."""
+        m.submodules.asks = both = Arbiter(request_layout(self.features), 2, direct=True)
+        others = stream.Signature(response_layout(self.features)).create()
+        is_ours = answers.p.kind == Kind.MESSAGE
+        wiring.connect(m, both.o, asks)
+        wiring.connect(m, interface.locate, both.i[1])
+        for target, is_for in ((interface.located, is_ours), (others, ~is_ours)):
+            m.d.comb += [target.payload.eq(answers.payload), target.valid.eq(answers.valid & is_for)]
+        m.d.comb += answers.ready.eq(Mux(is_ours, interface.located.ready, others.ready))
+        return both.i[0], others

@@ -34,7 +34,7 @@ first stage begins anew at its root, since its guest page is not known. [RVIOMMU
 """
 
 from amaranth import Array, Const, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
@@ -42,16 +42,27 @@ from ..spec import riscv_iommu as spec
 from .contexts import Process, context_layout
 from .features import Features
 from .iotlb import entry_layout
-from .layouts import Events, FaultReport, MemoryRead, MemoryReadData, MemoryUpdate, MrifTarget, TranslateRequest, TranslateResponse
+from .layouts import (
+    Events,
+    FaultReport,
+    Kind,
+    MemoryRead,
+    MemoryReadData,
+    MemoryUpdate,
+    MrifTarget,
+    request_layout,
+    response_layout,
+)
 from .walker_answer import answer_subject, answered_page
-from .walker_directory import find_process, judge_context, take_context
+from .walker_ats import is_translation
+from .walker_directory import find_process, judge_context, plan, take_context
 from .walker_entry import EntryAtWork, take_entry
 from .walker_events import tell_events
 from .walker_msi import translate_msi
 from .walker_read import ReadAtWork
-from .walker_rules import device_id_parts, is_canonical, is_refused, needs_process
+from .walker_rules import device_id_parts, is_canonical, is_refused, needs_process, passes_first
 from .walker_second import begin_second, combine
-from .walker_state import WAITER, Outcome, Phase, Waiter, Work, key_layout, walk_layout
+from .walker_state import Outcome, Phase, Work, key_layout, waiter_layout, walk_layout
 from .walker_tables import LeafTables
 from .walker_update import UpdateAtWork, update_entry
 
@@ -86,11 +97,11 @@ class Walker(wiring.Component):
 
     Members
     -------
-    i : ``In(stream.Signature(TranslateRequest))``
+    i : ``In(stream.Signature(request_layout(features)))``
         Requests.
-    o : ``Out(stream.Signature(TranslateResponse))``
+    o : ``Out(stream.Signature(response_layout(features)))``
         Answers, in any order.
-    retry : ``Out(stream.Signature(TranslateRequest))``
+    retry : ``Out(stream.Signature(request_layout(features)))``
         Requests that the IOTLB can answer now; not prefetches.
     memory_read, memory_read_data : streams
         8 to 64 bytes; ``cookie`` is the walk.
@@ -137,9 +148,9 @@ class Walker(wiring.Component):
         self.features = features
         context = context_layout(features)
         super().__init__({
-            "i": In(stream.Signature(TranslateRequest)),
-            "o": Out(stream.Signature(TranslateResponse)),
-            "retry": Out(stream.Signature(TranslateRequest)),
+            "i": In(stream.Signature(request_layout(features))),
+            "o": Out(stream.Signature(response_layout(features))),
+            "retry": Out(stream.Signature(request_layout(features))),
             "memory_read": Out(stream.Signature(MemoryRead)),
             "memory_read_data": In(stream.Signature(MemoryReadData)),
             **({"memory_update": Out(stream.Signature(MemoryUpdate)), "atomics": In(1)} if features.AMO_HWAD else {}),
@@ -186,7 +197,9 @@ class Walker(wiring.Component):
         cached = Signal(self.walks)  # not busy: what it found is in the IOTLB
         heads = Array(Signal(waiter_bits, name=f"head_{n}") for n in range(self.walks))
         tails = Array(Signal(waiter_bits, name=f"tail_{n}") for n in range(self.walks))
-        m.submodules.waiting = waiting = Memory(shape=Waiter, depth=self.waiters, init=[])
+        waiter = waiter_layout(features)
+        waiter_fields = [name for name, _ in data.Layout.cast(waiter)]
+        m.submodules.waiting = waiting = Memory(shape=waiter, depth=self.waiters, init=[])
         m.submodules.links = links = Memory(shape=waiter_bits, depth=self.waiters, init=[])
         read_waiter, write_waiter = waiting.read_port(domain="comb"), waiting.write_port()
         read_link, write_link = links.read_port(domain="comb"), links.write_port()
@@ -202,7 +215,7 @@ class Walker(wiring.Component):
                 m.d.comb += free_walk.eq(n)
 
         # The request at work.
-        asked, asked_key = Signal(TranslateRequest), Signal(key_layout(features))
+        asked, asked_key = Signal(request_layout(features)), Signal(key_layout(features))
         is_direct = Signal()  # the answer is for ``asked``, no walk is involved
 
         # Directories.
@@ -231,6 +244,14 @@ class Walker(wiring.Component):
             m.d.comb += [asked_key.is_write.eq(asked.is_write), asked_key.execute.eq(asked.execute & ~asked.is_write)]
             if processes:
                 m.d.comb += asked_key.supervisor.eq(asked.process_id_valid & asked.privileged)
+            if features.ATS:
+                with m.If(is_translation(asked)):
+                    m.d.comb += asked_key.execute.eq(asked.execute & asked.process_id_valid)
+                if processes:
+                    with m.If(passes_first(asked, features)):
+                        m.d.comb += asked_key.supervisor.eq(0)
+        if features.ATS:
+            m.d.comb += asked_key.kind.eq(asked.kind)
         may_share = 1 if processes else ~asked.process_id_valid  # a process_id is answered by the device context alone
         joins, joined = Signal(), Signal(walk_bits)
         is_cached, cached_at, context_comes = Signal(), Signal(walk_bits), Signal()
@@ -265,18 +286,18 @@ class Walker(wiring.Component):
         # Answers: of the walk's waiters one after the other, or of the request itself.
         waiter_at = Signal(waiter_bits)
         m.d.comb += [read_waiter.addr.eq(waiter_at), read_link.addr.eq(waiter_at)]
-        subject, subject_page, subject_device = Signal(Waiter), Signal(52), Signal(24)
+        subject, subject_page, subject_device = Signal(waiter), Signal(52), Signal(24)
         with m.If(is_direct):
             m.d.comb += [
-                *(subject[name].eq(asked[name]) for name in WAITER), subject_page.eq(asked.page), subject_device.eq(asked.device_id),
+                *(subject[name].eq(asked[name]) for name in waiter_fields), subject_page.eq(asked.page), subject_device.eq(asked.device_id),
             ]
         with m.Else():
             m.d.comb += [subject.eq(read_waiter.data), subject_page.eq(key.page), subject_device.eq(key.device_id)]
-        permitted, always_logged = answer_subject(m, work, self, subject, subject_page, subject_device, is_direct, translated)
+        permitted, always_logged, goes_to_file = answer_subject(m, work, self, subject, subject_page, subject_device, is_direct, translated)
 
         write_waiter_data = write_waiter.data
         m.d.comb += [
-            write_waiter.addr.eq(free_waiter), *(write_waiter_data[name].eq(asked[name]) for name in WAITER),
+            write_waiter.addr.eq(free_waiter), *(write_waiter_data[name].eq(asked[name]) for name in waiter_fields),
             write_link.addr.eq(tails[joined]), write_link.data.eq(free_waiter), self.retry.payload.eq(asked),
             write_row.addr.eq(at), write_row.data.eq(walk),
             self.fill.payload.eq(mapped),
@@ -288,7 +309,7 @@ class Walker(wiring.Component):
 
         passes = self.context.fsc_mode == spec.MODE_BARE
         if processes:
-            passes = ~needs_process(self.context, asked.process_id_valid, features) & (passes | self.context.PDTV)
+            passes = ~needs_process(self.context, asked, features) & (passes | self.context.PDTV)
         if two_stages:
             passes &= self.context.guest_mode == spec.MODE_BARE
 
@@ -323,9 +344,12 @@ class Walker(wiring.Component):
                     m.d.sync += direct(Outcome.FAULT, spec.ALL_DISALLOWED)
                 with m.Elif(self.mode == spec.BARE):
                     m.d.sync += [*direct(Outcome.MAPPED), work.identity.eq(1)]
+                    if features.ATS:
+                        with m.If(asked.kind != Kind.UNTRANSLATED):
+                            m.d.sync += direct(Outcome.FAULT, spec.TYPE_DISALLOWED)
                 with m.Elif(too_wide):
                     m.d.sync += direct(Outcome.FAULT, spec.TYPE_DISALLOWED)
-                with m.Elif(self.context_found & is_refused(self.context, asked.process_id_valid, asked.process_id, features)):
+                with m.Elif(self.context_found & is_refused(self.context, asked, features)):
                     m.d.sync += [*direct(Outcome.FAULT, spec.TYPE_DISALLOWED), dtf.eq(self.context.DTF)]
                 with m.Elif(self.context_found & passes):
                     m.d.sync += [*direct(Outcome.MAPPED), work.identity.eq(1)]
@@ -360,7 +384,7 @@ class Walker(wiring.Component):
                     if two_stages:
                         m.d.sync += [work.first.eq(~0), walk.reach.eq(~0), walk.G.eq(0), walk.PBMT.eq(0)]
                     with m.If(self.context_found):
-                        m.next = "PLAN" if processes else "BEGIN_TABLE"
+                        m.next = "PLAN" if processes or features.ATS else "BEGIN_TABLE"
                     with m.Elif(context_comes):
                         m.next = "PARK"
                     with m.Else():
@@ -407,7 +431,9 @@ class Walker(wiring.Component):
                     walk.phase.eq(Phase.FIRST), dtf.eq(context.DTF), walk.level.eq(Mux(table_known, 0, context.fsc_mode[:2] + 2)),
                     next_ppn.eq(Mux(table_known, tables.ppn, context.root_ppn)),
                 ]
-                with m.If((context.fsc_mode == spec.MODE_BARE) if processes or two_stages else Const(0, 1)):
+                if features.ATS:
+                    m.d.sync += walk.is_global.eq(table_known & tables.is_global)
+                with m.If((context.fsc_mode == spec.MODE_BARE) if processes or two_stages or features.ATS else Const(0, 1)):
                     m.d.sync += [outcome.eq(Outcome.MAPPED), work.identity.eq(1)]
                     m.next = "END_WALK"
                     if two_stages:
@@ -474,12 +500,17 @@ class Walker(wiring.Component):
             if updates:
                 update_entry(m, work, self, write_row, update)
             with m.State("KEEP_LEAF"):
+                keeps = mapped.readable & ~work.is_stale
+                if features.ATS:
+                    keeps &= ~is_translation(key)
                 m.next = "END_WALK"
                 with m.If(beyond(mapped.ppn)):
                     m.d.sync += fail(Outcome.ACCESS_FAULT)
-                with m.Elif(mapped.readable & ~work.is_stale):
+                with m.Elif(keeps):
                     m.d.comb += self.fill.valid.eq(1)
                     m.d.sync += cached.bit_select(at, 1).eq(1)
+            if processes or features.ATS:
+                plan(m, work)
             if processes:
                 find_process(m, work, self)
             if two_stages:
@@ -496,7 +527,7 @@ class Walker(wiring.Component):
             with m.State("ANSWER"):
                 m.d.comb += self.o.valid.eq(~subject.is_prefetch)
                 if features.MSI_MRIF:
-                    m.d.comb += self.mrif.valid.eq(work.is_mrif & permitted & ~subject.is_prefetch)
+                    m.d.comb += self.mrif.valid.eq(goes_to_file & permitted & ~subject.is_prefetch)
                 with m.If(self.o.ready | subject.is_prefetch):
                     m.next = "NEXT_WAITER"
                     with m.If(~permitted & ~subject.is_prefetch & (always_logged | ~dtf)):

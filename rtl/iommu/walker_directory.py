@@ -1,9 +1,10 @@
 """Device contexts and process contexts."""
 
-from amaranth import Cat, Mux, Signal
+from amaranth import Cat, Const, Mux, Signal
 
 from ..spec import riscv_iommu as spec
-from .walker_rules import is_refused, needs_process
+from .layouts import Kind
+from .walker_rules import is_refused, needs_process, passes_first
 from .walker_state import DDT, PDT, Outcome, Phase
 
 
@@ -23,8 +24,12 @@ def judge_context(m, work):
     guests = ((spec.MODE_BARE, True), (spec.MODE_SV39, features.Sv39x4), (spec.MODE_SV48, features.Sv48x4),
               (spec.MODE_SV57, features.Sv57x4))  # fmt: skip
     has_guest = found.iohgatp_mode != spec.MODE_BARE
+    ats = [found.EN_ATS, found.EN_PRI, found.T2GPA, found.PRPR]
+    if features.ATS:
+        no_guest_addresses = ~has_guest if features.T2GPA else 1
+        ats = [~found.EN_ATS & (found.T2GPA | found.EN_PRI), ~found.EN_PRI & found.PRPR, found.T2GPA & no_guest_addresses]
     faults = [
-        found.EN_ATS, found.EN_PRI, found.T2GPA, found.PRPR, *([] if features.AMO_HWAD else [found.GADE, found.SADE]),
+        *ats, *([] if features.AMO_HWAD else [found.GADE, found.SADE]),
         found.SBE, found.SXL, found.DPE & ~found.PDTV,
         found.tc_reserved.any(), found.tc_reserved_high.any(), found.ta_reserved.any(), found.ta_reserved_high.any(),
         found.fsc_reserved.any(),
@@ -35,6 +40,10 @@ def judge_context(m, work):
     ]
     if features.AMO_HWAD:
         kept |= {"SADE": found.SADE, "GADE": found.GADE}
+    if features.ATS:
+        kept |= {"EN_ATS": found.EN_ATS, "EN_PRI": found.EN_PRI, "PRPR": found.PRPR}
+    if features.T2GPA:
+        kept |= {"T2GPA": found.T2GPA}
     if features.has_processes:
         kept |= {"DPE": found.DPE}
     if features.has_second_stage:
@@ -71,7 +80,7 @@ def take_context(m, work, walker, found, is_bad, is_fetching, wake):
     with m.State("USE_CONTEXT"):
         m.d.comb += [walker.fill_context.valid.eq(~work.is_stale), wake.eq(is_fetching)]
         m.d.sync += is_fetching.eq(0)
-        if features.has_processes:
+        if features.has_processes or features.ATS:
             m.next = "PLAN"
         else:
             m.next = "BEGIN_TABLE"
@@ -84,25 +93,37 @@ def take_context(m, work, walker, found, is_bad, is_fetching, wake):
                     m.next = "END_WALK"
 
 
+def plan(m, work):
+    """Add the state that decides what the device context makes of the request. [RVIOMMU1.0 3.3 steps 7 to 13]"""
+    features, context, key = work.features, work.context, work.key
+    with m.State("PLAN"):
+        m.d.sync += work.dtf.eq(context.DTF)
+        m.next = "BEGIN_TABLE"
+        with m.If(is_refused(context, key, features)):
+            m.d.sync += work.fail(Outcome.FAULT, spec.TYPE_DISALLOWED)
+            m.next = "END_WALK"
+        if features.ATS:
+            with m.Elif(passes_first(key, features)):
+                m.d.sync += [context.fsc_mode.eq(spec.MODE_BARE), work.outcome.eq(Outcome.MAPPED), work.identity.eq(1)]
+                goes_on = (key.kind == Kind.TRANSLATED) & context.T2GPA if features.T2GPA else Const(0, 1)
+                with m.If(~goes_on):
+                    m.next = "END_WALK"
+        if features.has_processes:
+            with m.Elif(needs_process(context, key, features)):
+                m.next = "LOOK_PROCESS"
+            with m.Elif(context.PDTV):
+                m.d.sync += context.fsc_mode.eq(spec.MODE_BARE)
+
+
 def find_process(m, work, walker):
-    """Add the states that find process contexts. [RVIOMMU1.0 3.3 steps 7 to 16, 3.3.2]"""
-    features, walk, context, key, next_ppn, fail = work.features, work.walk, work.context, work.key, work.next_ppn, work.fail
+    """Add the states that find process contexts. [RVIOMMU1.0 3.3 steps 14 to 16, 3.3.2]"""
+    features, walk, context, key, next_ppn = work.features, work.walk, work.context, work.key, work.next_ppn
     directory, found = work.directory, spec.ProcessContext(Cat(work.doublewords[:2]))
     kept = walker.fill_process.payload
     m.d.comb += [
         kept.device_id.eq(key.device_id), kept.process_id.eq(key.process_id), kept.fsc_mode.eq(context.fsc_mode),
         kept.root_ppn.eq(context.root_ppn), kept.PSCID.eq(context.PSCID), kept.ENS.eq(walk.ENS), kept.SUM.eq(walk.SUM),
     ]
-    with m.State("PLAN"):
-        m.d.sync += work.dtf.eq(context.DTF)
-        m.next = "BEGIN_TABLE"
-        with m.If(is_refused(context, key.process_id_valid, key.process_id, features)):
-            m.d.sync += fail(Outcome.FAULT, spec.TYPE_DISALLOWED)
-            m.next = "END_WALK"
-        with m.Elif(needs_process(context, key.process_id_valid, features)):
-            m.next = "LOOK_PROCESS"
-        with m.Elif(context.PDTV):
-            m.d.sync += context.fsc_mode.eq(spec.MODE_BARE)
     with m.State("LOOK_PROCESS"):
         m.d.comb += walker.device_id.eq(key.device_id)
         with m.If(walker.process_found):

@@ -81,6 +81,8 @@ def take_entry(m, work, judged, read, update):
             m.d.sync += no_page
         with m.Elif(~judged.is_leaf):
             m.next = "READ"
+            if features.ATS:
+                m.d.sync += walk.is_global.eq(walk.is_global | (entry.G & ~is_second))
             if two_stages:
                 with m.If(~is_second):
                     work.access(m)

@@ -4,6 +4,7 @@ from amaranth import Const, Mux
 from amaranth.lib import data
 
 from ..spec import riscv_iommu as spec
+from .layouts import Kind
 
 # What a leaf of the first stage grants to users with ``U`` 1, to supervisors with 0 or SUM; ``is_bare``: to all, there is no first stage.
 Grant = data.StructLayout({"readable": 1, "writable": 1, "executable": 1, "U": 1, "is_bare": 1})
@@ -21,19 +22,34 @@ def device_id_parts(features):
     return spec.EXTENDED_DDI if features.MSI_FLAT else spec.DDI
 
 
-def needs_process(context, process_id_valid, features):
-    """Return whether a process context decides on a request. [RVIOMMU1.0 3.3 steps 10 to 13]"""
+def first_may_use(grant, execute, supervisor, SUM):
+    """Return whether the first stage has something for the privilege of a translation request. [RVIOMMU1.0 3.6, 3.2.3]"""
+    return grant.is_bare | Mux(supervisor, ~grant.U | (SUM & ~execute), grant.U)
+
+
+def passes_first(asked, features):
+    """Return whether ``asked``, a request or the key of a walk, has no use for a first stage. [RVIOMMU1.0 3.3 steps 6 to 9]"""
+    return (asked.kind == Kind.TRANSLATED) | (asked.kind == Kind.MESSAGE) if features.ATS else Const(0, 1)
+
+
+def needs_process(context, asked, features):
+    """Return whether a process context decides on ``asked``, a request or the key of a walk. [RVIOMMU1.0 3.3 steps 10 to 13]"""
     if not features.has_processes:
         return Const(0, 1)
-    return context.PDTV & (context.fsc_mode != spec.MODE_BARE) & (process_id_valid | context.DPE)
+    result = context.PDTV & (context.fsc_mode != spec.MODE_BARE) & (asked.process_id_valid | context.DPE)
+    return result & ~passes_first(asked, features) if features.ATS else result
 
 
-def is_refused(context, process_id_valid, process_id, features):
-    """Return whether the device context forbids the request's process_id. [RVIOMMU1.0 3.3 step 7]"""
-    if not features.has_processes:
-        return process_id_valid & ~context.PDTV
-    too_wide = ((context.fsc_mode == spec.MODE_PD8) & process_id[8:].any()) | ((context.fsc_mode == spec.MODE_PD17) & process_id[17:].any())
-    return process_id_valid & (~context.PDTV | too_wide)
+def is_refused(context, asked, features):
+    """Return whether the device context forbids what ``asked`` is, or its process_id. [RVIOMMU1.0 3.3 step 7, 3.7]"""
+    result = asked.process_id_valid & ~context.PDTV
+    if features.has_processes:
+        mode, process_id = context.fsc_mode, asked.process_id
+        too_wide = ((mode == spec.MODE_PD8) & process_id[8:].any()) | ((mode == spec.MODE_PD17) & process_id[17:].any())
+        result = asked.process_id_valid & (~context.PDTV | too_wide)
+    if features.ATS:
+        result = Mux(asked.kind == Kind.MESSAGE, ~context.EN_PRI, result | ((asked.kind != Kind.UNTRANSLATED) & ~context.EN_ATS))
+    return result
 
 
 def is_canonical(page, mode, features):

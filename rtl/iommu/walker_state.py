@@ -7,6 +7,7 @@ from ..spec import riscv_iommu as spec
 from ..tlp.layouts import BurstStatus
 from .contexts import context_layout
 from .iotlb import entry_layout
+from .layouts import Kind
 from .walker_rules import Grant
 
 
@@ -34,6 +35,7 @@ def key_layout(features):
     return data.StructLayout({
         "device_id": 24, "page": 52, "process_id_valid": 1, **({"process_id": 20} if features.has_processes else {}),
         **({"is_write": 1, "execute": 1, "supervisor": 1} if features.AMO_HWAD else {}),
+        **({"kind": Kind} if features.ATS else {}),
     })  # fmt: skip
 
 
@@ -42,7 +44,8 @@ def walk_layout(features):
 
     With AMO_HWAD: ``table`` is the page of the last access, ``is_updating`` says that it was an update and ``entry`` what that was to
     replace, ``failures`` counts updates that came too late. ``is_writing``: the second stage is asked, or was, whether the leaf table of
-    the first may be written; ``skipped``: it was asked nothing about that table, which was a known one.
+    the first may be written; ``skipped``: it was asked nothing about that table, which was a known one. With ATS ``is_global``: an entry
+    that led to the leaf table of the first stage has G.
     """
     return data.StructLayout({
         "key": key_layout(features), "phase": Phase, "level": 3, "context": context_layout(features),
@@ -51,6 +54,7 @@ def walk_layout(features):
            if features.has_second_stage else {}),
         **({"table": 44, "is_updating": 1, "entry": 64, "failures": 3} if features.AMO_HWAD else {}),
         **({"is_writing": 1, "skipped": 1} if features.AMO_HWAD and features.has_second_stage else {}),
+        **({"is_global": 1} if features.ATS else {}),
     })  # fmt: skip
 
 
@@ -67,7 +71,11 @@ class Waiter(data.Struct):
     offset: 12
 
 
-WAITER = tuple(name for name, _ in data.Layout.cast(Waiter))
+def waiter_layout(features):
+    """Return the layout of a request that waits: :class:`Waiter`, or with ATS more of it."""
+    if not features.ATS:
+        return Waiter
+    return data.StructLayout({name: field.shape for name, field in data.Layout.cast(Waiter)} | {"kind": Kind, "is_CXL": 1})
 
 
 class Outcome(enum.Enum, shape=3):

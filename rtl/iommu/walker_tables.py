@@ -11,6 +11,8 @@ class LeafTables:
     ----------
     known, ppn
         Signals: whether the table of the page at work is here, and where it lies.
+    is_global
+        With ATS: an entry that leads to it has G.
     """
 
     def __init__(self, m, work, count):
@@ -20,9 +22,11 @@ class LeafTables:
             "root": 44, "region": features.page_bits - 9, **({"mode": 2} if features.levels > 3 else {}),
             **({"is_second": 1, "GV": 1, "GSCID": 16} if two_stages else {}),
         })  # fmt: skip
-        self._tables = [Signal(data.StructLayout({"place": place, "ppn": 44}), name=f"table_{n}") for n in range(count)]
+        table = data.StructLayout({"place": place, "ppn": 44, **({"is_global": 1} if features.ATS else {})})
+        self._tables = [Signal(table, name=f"table_{n}") for n in range(count)]
         self._valid, self._turn = Signal(count), Signal(range(max(count, 2)))
         self.known, self.ppn, self._sought = Signal(), Signal(44), Signal(place)
+        self.is_global, self._walk = Signal(), work.walk if features.ATS else None
         sought = self._sought
         mode = Mux(is_second, context.guest_mode, context.fsc_mode) if two_stages else context.fsc_mode
         m.d.comb += [
@@ -36,12 +40,16 @@ class LeafTables:
         for n, table in enumerate(self._tables):
             with m.If(self._valid[n] & (table.place.as_value() == sought.as_value())):
                 m.d.comb += [self.known.eq(1), self.ppn.eq(table.ppn)]
+                if features.ATS:
+                    m.d.comb += self.is_global.eq(table.is_global)
 
     def keep(self, m, ppn):
         """Remember that the table of the page at work is ``ppn``, in place of the oldest."""
         for n, table in enumerate(self._tables):
             with m.If(self._turn == n):
                 m.d.sync += [table.place.eq(self._sought), table.ppn.eq(ppn), self._valid[n].eq(1)]
+                if self._walk is not None:
+                    m.d.sync += table.is_global.eq(self._walk.is_global)
         m.d.sync += self._turn.eq(Mux(self._turn == len(self._tables) - 1, 0, self._turn + 1))
 
     def forget(self, m):

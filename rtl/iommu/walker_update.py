@@ -3,7 +3,8 @@
 from amaranth import Const, Mux, Signal
 
 from ..spec import riscv_iommu as spec
-from .walker_rules import first_grants
+from .walker_ats import is_translation
+from .walker_rules import first_grants, first_may_use
 from .walker_state import Grant, Phase
 
 ENTRY_BITS = {name: field.offset for name, field in spec.PageTableEntry.as_shape()}
@@ -42,8 +43,14 @@ class UpdateAtWork:
                     granted.eq(Mux(is_write, entry.W, Mux(key.execute & ~is_implicit, entry.X, entry.R))),
                 ]
         self.is_granted, self.bits = granted, (1 << ENTRY_BITS["A"]) | (is_write << ENTRY_BITS["D"])
-        self.is_needed = ~entry.A | (is_write & ~entry.D)
         self.is_allowed = enabled & updates & work.demanded.bit_select(work.at, 1) & ~walk.failures.all()
+        if features.ATS:  # its permissions are collected, and D is set where it asks to write, and may
+            with m.If(is_translation(key) & ~(work.is_second & (is_implicit if features.has_second_stage else 0))):
+                m.d.comb += [
+                    is_write.eq(key.is_write & entry.W & self.is_allowed),
+                    granted.eq(work.is_second | first_may_use(leaf, key.execute, supervisor, SUM)),
+                ]
+        self.is_needed = ~entry.A | (is_write & ~entry.D)
 
     def begin(self, m, work):
         """Go on to the update of the entry at work; first to the second stage, if that must yet say whether the table may be written."""

@@ -9,7 +9,6 @@ REGISTER_SPACE = 4096  # bytes [RVIOMMU1.0 6.1]
 MSI_ENTRIES = 16  # of msi_cfg_tbl [RVIOMMU1.0 6.29]
 MSI_ENTRY_BYTES = 16
 COMMAND_BYTES = 16  # [RVIOMMU1.0 4.1]
-RECORD_BYTES = 32  # [RVIOMMU1.0 4.2]
 PAGE_BITS = 12
 PPN_LOW = 10  # lowest bit of PPN in ddtp, cqb, fqb [RVIOMMU1.0 6.5, 6.6, 6.9]
 VERSION = 0x10  # 1.0 [RVIOMMU1.0 6.3]
@@ -61,6 +60,12 @@ REGISTERS = (
 )
 # Those that there are with the features of these names.
 FEATURE_REGISTERS = {
+    "ATS": (
+        Register("pqb", 0x038, 64, "WARL"),
+        Register("pqh", 0x040, 32, "WARL"),
+        Register("pqt", 0x044, 32, "RO"),
+        Register("pqcsr", 0x050, 32, "RW"),
+    ),
     "HPM": (
         Register("iocountovf", 0x058, 32, "RO"),
         Register("iocountinh", 0x05C, 32, "WARL"),
@@ -116,13 +121,13 @@ class Capabilities(data.Struct):
 
 
 class QueueCsr(data.Struct):
-    """cqcsr and fqcsr: bits 9 and 8 are there in both, 11:10 in cqcsr only. [RVIOMMU1.0 6.15, 6.16]"""
+    """cqcsr, fqcsr and pqcsr: bits 9 and 8 are there in all, 11:10 in cqcsr only. [RVIOMMU1.0 6.15 to 6.17]"""
 
     enable: 1
     interrupt_enable: 1
     reserved_2: 6
-    memory_fault: 1  # cqmf, fqmf
-    stopped: 1  # cmd_to, fqof
+    memory_fault: 1  # cqmf, fqmf, pqmf
+    stopped: 1  # cmd_to, fqof, pqof
     cmd_ill: 1
     fence_w_ip: 1
     reserved_12: 4
@@ -188,6 +193,7 @@ class Opcode(enum.Enum, shape=7):
     IOTINVAL = 1
     IOFENCE = 2
     IODIR = 3
+    ATS = 4
 
 
 class Iotinval(data.Struct):
@@ -238,6 +244,27 @@ class Iodir(data.Struct):
     reserved_64: 64
 
 
+class Ats(data.Struct):
+    """ATS. [RVIOMMU1.0 4.1.4]"""
+
+    opcode: 7
+    func3: 3  # 0 INVAL, 1 PRGR
+    reserved_10: 2
+    PID: 20
+    PV: 1
+    DSV: 1
+    reserved_34: 6
+    RID: 16
+    DSEG: 8
+    PAYLOAD: 64
+
+
+# What of PAYLOAD a message has use for; an answer repeats RID at ``PAYLOAD_RID``. [RVIOMMU1.0 4.1.4]
+INVAL_PAYLOAD = (1 << 64) - (1 << 11) | 1
+PRGR_PAYLOAD = 0x1FF << 32 | 0xF << 44
+PAYLOAD_RID = 48
+
+
 class Command(data.Union):
     """One entry of the command queue. [RVIOMMU1.0 4.1]"""
 
@@ -260,3 +287,36 @@ class FaultRecord(data.Struct):
     reserved_96: 32
     iotval: 64
     iotval2: 64
+
+
+class PageRequestRecord(data.Struct):
+    """One entry of the page-request queue. [RVIOMMU1.0 4.3]"""
+
+    reserved_0: 12
+    PID: 20
+    PV: 1
+    PRIV: 1
+    EXEC: 1
+    reserved_35: 5
+    DID: 24
+    R: 1
+    W: 1
+    L: 1
+    group_index: 9
+    page: 52
+
+
+class MessageCode(enum.IntEnum, shape=8):
+    """Codes of PCI Express messages. [PCIe5 10.3, 10.4]"""
+
+    INVALIDATION_REQUEST = 1
+    PAGE_REQUEST = 4
+    GROUP_RESPONSE = 5
+
+
+class ResponseCode(enum.Enum, shape=4):
+    """How a group of page requests ended. [PCIe5 10.4.2]"""
+
+    SUCCESS = 0
+    INVALID_REQUEST = 1
+    RESPONSE_FAILURE = 15

@@ -6,7 +6,7 @@ import cocotb
 import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from ringwall.models.iommu.registers import REGISTERS, IommuMode, RegisterFile, register_list
+from ringwall.models.iommu.registers import CQ_ERRORS, REGISTERS, IommuMode, QueueCsr, RegisterFile, register_list
 from ringwall.models.iommu.registers import Capabilities as ModelCapabilities
 from ringwall.rtl.iommu.features import Features
 from ringwall.rtl.iommu.registers import Registers
@@ -31,6 +31,13 @@ def test_registers_with_wires(request, IGS, vectors):
         testcase=["every_register_as_the_model", "random_accesses_as_the_model"])  # fmt: skip
 
 
+@pytest.mark.parametrize("IGS", [0, 2])
+def test_registers_with_devices(request, IGS):
+    run(Registers(vectors=8, features=Features(IGS=IGS, HPM=IGS == 2, ATS=True)), module=__name__, node=request.node.nodeid,
+        params={"strict": False, "vectors": 8, "log2": 16, "IGS": IGS, "ATS": True},
+        testcase=["every_register_as_the_model", "random_accesses_as_the_model"])  # fmt: skip
+
+
 def test_registers_parameters():
     """IOMMU-REG-1: parameters out of range are refused with a sentence; both register lists agree name by name."""
     for bad, message in (({"vectors": 3}, "Vectors .*not 3"), ({"queue_log2_max": 17}, "Largest LOG2SZ .*not 17"),
@@ -39,6 +46,8 @@ def test_registers_parameters():
             Registers(**bad)
     ours = {(r.name, r.offset, r.width, r.access) for r in spec.REGISTERS}
     assert ours == {(r.name, r.offset, r.width, r.access) for r in REGISTERS}
+    more = {(r.name, r.offset, r.width, r.access) for r in register_list(ModelCapabilities(ATS=True))} - ours
+    assert more == {(r.name, r.offset, r.width, r.access) for r in spec.FEATURE_REGISTERS["ATS"]}
 
 
 class Bench:
@@ -48,7 +57,8 @@ class Bench:
         self.dut, self.rng = dut, rng
         p = params()
         self.IGS = p["IGS"]
-        self.capabilities = ModelCapabilities(IGS=self.IGS, HPM=self.IGS != 0)
+        self.has_ATS = p.get("ATS", False)
+        self.capabilities = ModelCapabilities(IGS=self.IGS, HPM=self.IGS != 0, ATS=self.has_ATS)
         self.mode = IommuMode.OFF if p["strict"] else IommuMode.BARE
         self.model = RegisterFile(self.capabilities, reset_mode=self.mode, vectors=p["vectors"], queue_log2_max=p["log2"])
         # the counters are another component's
@@ -69,6 +79,8 @@ class Bench:
             await RisingEdge(dut.clk)
             dut.commands__on.value = dut.commands__enable.value
             dut.faults__on.value = dut.faults__enable.value
+            if self.has_ATS:
+                dut.pages__on.value = dut.pages__enable.value
             bits = int(dut.interrupt.value) if self.IGS != 1 else 0
             self.interrupts += [n for n in range(16) if bits >> n & 1]
 
@@ -111,7 +123,7 @@ async def every_register_as_the_model(dut):
         assert await bench.bus.read(0x308 + 16 * n, 4) == 0
     for name, register in listed.items():
         size = register.width // 8
-        enables = name in ("cqcsr", "fqcsr")
+        enables = name in ("cqcsr", "fqcsr", "pqcsr")
         for value in (0, (1 << 8 * size) - 1, rng.getrandbits(8 * size), 0):
             await bench.write(register.offset, size, value)
             if value and not enables:
@@ -120,7 +132,8 @@ async def every_register_as_the_model(dut):
             for at in (4, 0):
                 await bench.write(register.offset + at, 4, rng.getrandbits(32))
                 await bench.compare(f"half {at} of {name}")
-    for offset in (0x00C, 0x038, 0x258, 0x270, 0x400, 0x408, 0x800, 0xFF8, *(() if bench.IGS else (0x058, 0x060)),
+    for offset in (0x00C, 0x258, 0x270, 0x400, 0x408, 0x800, 0xFF8, *(() if bench.IGS else (0x058, 0x060)),
+                   *(() if bench.has_ATS else (0x038, 0x050)),
                    *((0x300, 0x304, 0x308, 0x30C, 0x3F8) if bench.IGS == 1 else ())):  # fmt: skip
         await bench.bus.write(offset, 0xFFFF_FFFF)
         assert await bench.bus.read(offset, 4) == 0, f"nothing is at {offset:#x}"
@@ -141,13 +154,19 @@ async def random_accesses_as_the_model(dut):
               "commands__refused": lambda: model.command_error("cmd_ill"), "faults__step": model.fault_recorded,
               "faults__memory_fault": lambda: model.fault_queue_error("fqmf"),
               "faults__refused": lambda: model.fault_queue_error("fqof")}  # fmt: skip
+    if bench.has_ATS:
+        events |= {"pages__step": model.page_request_recorded, "pages__memory_fault": lambda: model.page_queue_error("pqmf"),
+                   "pages__refused": lambda: model.page_queue_error("pqof"),
+                   "timed_out": lambda: model.command_error("cmd_to")}  # fmt: skip
     if bench.IGS:
         events |= {"overflow": lambda: overflow(model), "fence_done": model.fence_signalled}
     seen_messages, seen_wires = 0, set()
     for n in range(250):
         if bench.IGS and rng.random() < 0.1:  # fctl can be changed
-            for offset in (0x10, 0x48, 0x4C):
+            for offset in (0x10, 0x48, 0x4C, *([0x50] if bench.has_ATS else [])):
                 await bench.write(offset, 4, 0)
+            if bench.has_ATS and rng.random() < 0.5:
+                await bench.write(0x50, 4, 1)
             await bench.write(8, 4, rng.getrandbits(32))
         model.messages.clear()
         bench.interrupts.clear()
@@ -177,6 +196,9 @@ async def random_accesses_as_the_model(dut):
             assert wires == sum(1 << wire for wire in model.wires), f"step {n}: {what}: wires {wires:#x}, not {set(model.wires)}"
             assert dut.WSI.value == model.fctl >> 1 & 1
             seen_wires.add(wires)
+        if bench.has_ATS:
+            assert dut.pages_failed.value == bool(model.pqcsr & QueueCsr.MF)
+            assert dut.commands__stopped.value == bool(model.cqcsr & CQ_ERRORS)
         assert int(dut.ddtp_mode.value) == model.mode
         assert int(dut.ddtp_ppn.value) == model.ddtp >> 10 & (1 << 44) - 1
     assert (seen_messages > 3 or bench.IGS == 1) and (len(seen_wires) > 2 or not bench.IGS)

@@ -7,6 +7,7 @@ import cocotb
 import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
 
+from ringwall.models.iommu.ats import TranslationCompletion
 from ringwall.models.iommu.defects import msi_pte_defects
 from ringwall.models.iommu.entries import SV39, SV39X4, SV48, SV48X4, SV57, SV57X4, MsiPte, ProcessContext
 from ringwall.models.iommu.faults import AccessType, TranslationFault
@@ -24,6 +25,7 @@ from ringwall.models.iommu.tables import (
     PageTable,
     ProcessDirectory,
 )
+from ringwall.models.iommu.walk import Request, RequestKind
 from ringwall.rtl.iommu.features import Features
 from ringwall.rtl.iommu.layouts import (
     Events,
@@ -385,7 +387,8 @@ FULL = ["Sv48", "Sv57", "Svpbmt", *SECOND_FEATURES, "PD8", "PD17", "PD20", "MSI_
 CARDS = {  # features, levels of the device directory, random worlds
     "full": (FULL, 3, 4), "guests": (["Sv39x4"], 2, 2), "processes": (["Sv48", "PD17", "PD8"], 1, 2),
     "large": (["Sv48", "Sv57", "Svpbmt"], 2, 2), "updates": ([*FULL, "MSI_MRIF", "AMO_HWAD"], 2, 4),
-    "second level": ([*FULL, "AMO_HWAD"], 1, 4),
+    "second level": ([*FULL, "AMO_HWAD"], 1, 4), "devices": ([*FULL, "MSI_MRIF", "ATS", "T2GPA"], 3, 4),
+    "devices, updates": ([*FULL, "AMO_HWAD", "ATS", "T2GPA"], 2, 4), "devices, least": (["ATS"], 1, 2),
 }  # fmt: skip
 PIDS = (0, 1, 0xFF, 0x100, 0x1FFFF, 0x20000, 0xFFFFF)
 GUEST_POOL, GUEST_PAGES = 0x20_0000, 256
@@ -431,6 +434,10 @@ class World:
         self.targets = [(rng.getrandbits(56) & -4096, 4096) for _ in range(6)]
         self.updates = "AMO_HWAD" in features
         context = DeviceContext(DTF=rng.random() < 0.2)
+        self.kinds = [RequestKind.UNTRANSLATED]
+        if "ATS" in features:
+            context = replace(context, EN_ATS=rng.random() < 0.9)
+            self.kinds = [*RequestKind, RequestKind.ATS]
         if self.updates:
             context = replace(context, SADE=rng.random() < 0.85, GADE=rng.random() < 0.85)
         if seconds and rng.random() < 0.8:
@@ -459,7 +466,7 @@ class World:
                 "pbmt": rng.choice([0, 0, 1, 2]) if "Svpbmt" in self.bench.features else 0}  # fmt: skip
 
     def _guest(self, scheme, context, GSCID):
-        rng = self.rng
+        rng, features = self.rng, self.bench.features
         self.second = PageTable(self.memory, self.allocator, scheme=scheme, features=self.bench.features)
         for n in range(GUEST_PAGES):
             self.second.map_page(GUEST_POOL + (n << 12), self.allocator.page(), perms=rng.choice(["rwxu", "ru"]),
@@ -475,6 +482,7 @@ class World:
             except ValueError:
                 continue  # it overlaps
             self.targets.append((gpa, size))
+        context = replace(context, T2GPA="T2GPA" in features and context.EN_ATS and rng.random() < 0.6)
         return context.with_second_stage(scheme, self.second.root, GSCID=GSCID)
 
     def _messages(self, context):
@@ -518,8 +526,8 @@ class World:
         self.context = DeviceContext.process_directory(directory.pdtp, **{
             name: getattr(context, name) for name in DeviceContext.__dataclass_fields__ if name not in ("PDTV", "fsc_mode", "fsc_ppn")})
 
-    def request(self):
-        """Return IOVA, access, process_id and privilege of a request worth making."""
+    def request(self, device):
+        """Return a request worth making."""
         rng = self.rng
         pid = rng.choice(list(self.spaces) if rng.random() < 0.95 else PIDS)
         places = self.spaces.get(pid, next(iter(self.spaces.values()))).places
@@ -528,7 +536,11 @@ class World:
             iova ^= 1 << rng.randrange(size_log2)
         if rng.random() < 0.05:
             iova ^= 1 << rng.randrange(64)
-        return iova & (1 << 64) - 1, rng.choice([READ, READ, WRITE, EXEC]), pid, rng.random() < 0.3
+        kind = rng.choice(self.kinds)
+        if kind is RequestKind.TRANSLATED and self.second:
+            iova = rng.choice(self.targets)[0] + rng.randrange(4096)
+        access = rng.choice([READ, EXEC] if kind is RequestKind.ATS else [READ, READ, WRITE, EXEC])
+        return Request(device, iova & (1 << 64) - 1, access, pid, rng.random() < 0.3, kind, rng.random() < 0.4, rng.random() < 0.5)
 
 
 @pytest.mark.parametrize("card", CARDS)
@@ -558,26 +570,34 @@ async def stages_are_the_golden_walk(dut):
             bench.reports.clear()
             for cookie in range(24):
                 device = rng.choice(list(worlds))
-                iova, access, pid, priv = worlds[device].request()
-                expected = bench.expected(device, iova, access, pid, priv)
-                what = f"world {world_number} round {round_number} device {device:#x} {iova:#x} {access} pid {pid} priv {priv}"
-                wanted[cookie] = expected, what, (device, iova, access, pid, priv)
-                await bench.ask(cookie, device, iova, access, pid, priv)
+                request = worlds[device].request(device)
+                expected, record = bench.outcome(request)
+                wanted[cookie] = request, expected
+                await bench.ask_for(cookie, request)
                 if isinstance(expected, TranslationFault):
                     seen[int(expected.cause)] += 1
-                    if expected.is_logged:
-                        reports.append((expected.cause, device, pid, iova, expected.iotval2))
+                elif isinstance(expected, TranslationCompletion):
+                    seen[expected.status.value, expected.readable] += 1
+                    mapped += expected.readable
                 else:
                     mapped += 1
+                if record is not None:
+                    pid = -1 if request.pid is None else request.pid
+                    reports.append((record.cause, record.ttyp, device, pid, record.priv, record.iotval, record.iotval2))
             for answer in await bench.answered(24, 8000):
-                expected, what, request = wanted.pop(answer.cookie)
-                bench.judge(answer, bench.expected(*request) if bench.updates else expected, what)  # what it set may be seen by others
+                request, expected = wanted.pop(answer.cookie)
+                if bench.updates:
+                    expected, _ = bench.outcome(request)  # what it set may be seen by others
+                if request.kind is RequestKind.ATS:
+                    bench.judge_completion(answer, expected, request)
+                else:
+                    bench.judge(answer, expected, f"world {world_number} round {round_number} {request}")
             await ClockCycles(dut.clk, 4)
             bench.check_updates()
             found = [unpack(FaultReport, report) for report in bench.reports]
-            assert sorted((r.cause, r.device_id, r.process_id if r.process_id_valid else -1, r.iotval, r.iotval2) for r in found) == sorted(
-                (int(cause), device, -1 if pid is None else pid, iova, iotval2) for cause, device, pid, iova, iotval2 in reports)
-    dut._log.info("%d mapped, faults %s", mapped, dict(sorted(seen.items())))
+            assert sorted((r.cause, r.ttyp, r.device_id, r.process_id if r.process_id_valid else -1, r.privileged, r.iotval, r.iotval2)
+                          for r in found) == sorted(tuple(map(int, report)) for report in reports)  # fmt: skip
+    dut._log.info("%d mapped, faults %s", mapped, dict(sorted(seen.items(), key=str)))
     assert mapped > 25 * params()["worlds"]
     assert bench.update_count > 30 * params()["worlds"] or not bench.capabilities.AMO_HWAD
     assert len(bench.files) > 4 * params()["worlds"] or not bench.capabilities.MSI_MRIF
@@ -969,7 +989,8 @@ async def events_are_the_golden_ones(dut):
             await bench.forget()
             told.clear()
             device = rng.choice(list(worlds))
-            cause = await bench.check(device, *worlds[device].request())
+            request = worlds[device].request(device)
+            cause = await bench.check(device, request.iova, request.access, request.pid, request.priv)
             wanted = Counter((event, (ids.device_id, ids.process_id, ids.gscid, ids.pscid)[: 4 if event in IDT_EVENTS else 2])
                              for event, ids in bench.golden.events if event is not Event.UNTRANSLATED_REQUEST)  # fmt: skip
             missing, more = wanted - Counter(told), Counter(told) - wanted
