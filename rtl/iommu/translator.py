@@ -33,8 +33,8 @@ class Translator(wiring.Component):
     translation. [RVIOMMU1.0 3.3]
 
     Latency: 2 cycles from request accepted to response valid when cached, 4 when only the second level has it; a miss 8 cycles more than
-    its reads, 10 behind a second level. Throughput: one request per cycle; the answer of a miss or of the second level takes the place of
-    one hit, and so does a request that comes back from the walker.
+    its reads and the lookup in a second level. Throughput: one request per cycle; the answer of a miss or of the second level takes the
+    place of one hit, and so does a request that comes back from the walker.
 
     Parameters
     ----------
