@@ -36,8 +36,8 @@ class Translator(wiring.Component):
     [RVIOMMU1.0 3.3, 3.6]
 
     Latency: 2 cycles from request accepted to response valid when cached, 4 when only the second level has it; a miss 8 cycles more than
-    its reads, 10 behind a second level. Throughput: one request per cycle; the answer of a miss or of the second level takes the place of
-    one hit, and so does a request that comes back from the walker.
+    its reads and the lookup in a second level. Throughput: one request per cycle; the answer of a miss or of the second level takes the
+    place of one hit, and so does a request that comes back from the walker.
 
     Parameters
     ----------
@@ -258,13 +258,12 @@ class Translator(wiring.Component):
         hits, has_place, age, last = Signal(), Signal(), Signal(2), Signal(self.features.page_bits)
         m.d.comb += [
             hits.eq(second.o.valid & self._is_sought(in_directory, space) & found.hit & permitted),
-            answers.eq(hits & ~asked.is_prefetch & ~walker.fill.valid),
-            has_place.eq(~walker.fill.valid & (asked.is_prefetch | (free & ~walker.o.valid))),
+            answers.eq(hits & ~asked.is_prefetch), has_place.eq((free & ~walker.o.valid) | asked.is_prefetch),
             second.o.ready.eq(Mux(hits, has_place, missed.i.ready | asked.is_prefetch)),
             missed.i.payload.eq(asked), missed.i.valid.eq(second.o.valid & ~hits),
             *self._told(answer, asked, found, 0),
             second.fill.payload.eq(walker.fill.payload), second.fill.valid.eq(walker.fill.valid), walker.fill.ready.eq(1),
-            iotlb.fill.payload.eq(Mux(walker.fill.valid, walker.fill.payload, entry)),
+            iotlb.fill.payload.eq(Mux(walker.fill.valid, walker.fill.payload, entry)),  # one of two at a time is lost
             iotlb.fill.valid.eq(walker.fill.valid | (hits & has_place & ((age == 0) | (last != entry.vpn)))),
         ]
         m.d.sync += age.eq(age - (age != 0))

@@ -173,7 +173,7 @@ def test_hits_beside_misses(latency, capsys):
             engine.begin(False, 16, **other)
             pending = 1 - engine.end(function=2) / 16 / (missing / FRESH)
             moved, way = count * traffic.get("size", PAGE), "write" if is_write else "read"
-            show(capsys, f"256 bits, {latency} cycles of memory: {moved // count} B {way} {moved / beside:.2f} bytes per cycle beside a function "
-                 f"with a miss pending {pending:.0%} of the time, {moved / alone:.2f} alone: {alone / beside:.3f}; to reach 0.9")  # fmt: skip
+            show(capsys, f"256 bits, {latency} cycles of memory: {moved // count} B {way} {moved / beside:.2f} bytes per cycle, a miss "
+                 f"is pending {pending:.0%} of the time, {moved / alone:.2f} alone: {alone / beside:.3f}; to reach 0.9")  # fmt: skip
             assert missing > beside and pending > 0.3
             assert alone / beside >= 0.9

@@ -47,8 +47,8 @@ def test_iommu(request, circuit, capsys):
 class IdleCard(wiring.Component):
     """The IOMMU and the gate that drains for it, with nothing to translate; ``step`` pulses when cqh moves."""
 
-    def __init__(self):
-        self._iommu, self._gate = Iommu(width=256), Gate(clients=1, functions=1)
+    def __init__(self, second_entries):
+        self._iommu, self._gate = Iommu(width=256, second_entries=second_entries), Gate(clients=1, functions=1)
         members = self._iommu.signature.members
         super().__init__({name: members[name] for name in ("bus", "config", "bursts", "write_data", "read_data", "write_done")}
                          | {"step": Out(1)})  # fmt: skip
@@ -64,8 +64,10 @@ class IdleCard(wiring.Component):
         return m
 
 
-def test_iommu_commands(request, capsys):
-    done = run(IdleCard(), module=__name__, node=request.node.nodeid, testcase=["an_address_forgotten", "everything_forgotten"])
+@pytest.mark.parametrize("second_entries", [0, 16])
+def test_iommu_commands(request, second_entries, capsys):
+    tests = ["an_address_forgotten", "everything_forgotten"]
+    done = run(IdleCard(second_entries), module=__name__, node=request.node.nodeid, testcase=tests)
     with capsys.disabled():
         print("", *(line[6:] for line in done.log.splitlines() if line.startswith("BENCH ")), sep="\n  ")
 

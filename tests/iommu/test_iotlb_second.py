@@ -6,7 +6,9 @@ import cocotb
 import pytest
 from cocotb.triggers import RisingEdge
 
+from ringwall.rtl.config import IommuConfig
 from ringwall.rtl.iommu.features import Features
+from ringwall.rtl.iommu.iotlb import Iotlb
 from ringwall.rtl.iommu.iotlb_second import SecondIotlb
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import pack, start, unpack
@@ -31,6 +33,17 @@ def test_parameters_are_checked(bad):
     """IOMMU-TLB2-1: sizes that make no sense are refused with a sentence."""
     with pytest.raises(ValueError, match=r"must be .*, not"):
         SecondIotlb(**{"entries": 64} | bad)
+
+
+def test_reach_is_checked():
+    """IOMMU-TLB2-7: a card's IOTLB has at most 256 entries, and names what brings more; its second level has at most 4,096."""
+    assert IommuConfig(second_entries=4096).entries == 256
+    for make, bad in ((IommuConfig, {"entries": 512}), (Iotlb, {"entries": 512})):
+        with pytest.raises(ValueError, match=r"256, more by second_entries, not 512"):
+            make(**bad)
+    for bad in (8, 100, 8192):
+        with pytest.raises(ValueError, match=r"must be 0 or a power of two between 16 and 4096, not"):
+            IommuConfig(second_entries=bad)
 
 
 class Bench:

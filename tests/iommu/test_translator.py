@@ -349,14 +349,30 @@ async def the_second_level_answers(dut):
     await ClockCycles(dut.clk, 8)
     for n in range(8):
         await bench.check(3, n << 12)
-    bench.read_count, took = 0, Counter()
+    bench.read_count, took, hits = 0, Counter(), []
+
+    async def count():
+        while True:
+            await RisingEdge(dut.clk)
+            if dut.hit.value:
+                hits.append(cycle())
+
+    cocotb.start_soon(count())
     for n in [0, *range(8)] * 3:
         await bench.ask(1, 3, n << 12)
         begun = cycle()
         bench.times.clear()
         assert (await bench.answered(1))[0].page == 0x90 + n
         took[bench.times[0] - begun] += 1
-    assert bench.read_count == 0 and took.keys() == {2, 4} and took[4] >= 12, took
+    assert bench.read_count == 0 and took.keys() == {2, 4} and took[4] >= 12 and len(hits) == took.total(), took
+    # A prefetch brings it back to the first level, and is not answered.
+    for n in (0, 4) * 2:
+        await bench.request.put(pack(TranslateRequest, device_id=3, page=n, is_prefetch=1, cookie=9))
+        await ClockCycles(dut.clk, 8)
+        await bench.ask(1, 3, n << 12)
+        begun = cycle()
+        bench.times.clear()
+        assert [answer.cookie for answer in await bench.answered(1)] == [1] and bench.times[0] - begun == 2
     # Back to back, beside a miss: one per cycle.
     bench.latency = lambda: 60
     table.map_page(1 << 30, 0x70000)
