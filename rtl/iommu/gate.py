@@ -5,10 +5,12 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..tlp.layouts import AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint
+from ..spec import pcie
+from ..tlp.layouts import Addressing, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint
 from .layouts import TranslateRequest, TranslateResponse
 
 COOKIES = 256  # of a translation request
+UNTRANSLATED_LOG2 = 63  # size of a translation in an answer that says: the page is its own
 MAX_FUNCTIONS = 8  # of one device number [PCIe5 2.2.6.2]
 
 
@@ -21,6 +23,16 @@ class _Verdict(data.Struct):
     page: 52
 
 
+class _HostVerdict(data.Struct):
+    """What a cache of the host's translations said about a burst."""
+
+    fault: 1
+    readable: 1
+    writable: 1
+    translated: 1
+    page: 52
+
+
 class Gate(wiring.Component):
     """Translates every burst of every client, or lets it pass where its function bypasses, or refuses it.
 
@@ -29,6 +41,9 @@ class Gate(wiring.Component):
     with verdict FAULT, its address unchanged. Nothing leaves with verdict OK without a permission for its direction that was
     given after the burst entered; an AtomicOp needs both and is translated as a write. ``client``, ``is_wall``, ``verdict`` and
     ``epoch`` of what enters are ignored: what leaves from port p has client p + 1.
+
+    With ``host_ats`` the translator is a cache of the host's translations: what leaves has an :func:`..tlp.layouts.addressing`, translated
+    unless it was bypassed or the answer says that the page is its own.
 
     A hint becomes a prefetch in a cycle in which no burst enters, and vanishes if its function bypasses.
 
@@ -51,6 +66,10 @@ class Gate(wiring.Component):
         False: every function bypasses, nothing is ever asked of a translator.
     count_bits : :class:`int`
         Width of the counts: 2 to 16.
+    host_ats : :class:`bool`
+        True: what leaves goes to a host that translates.
+    messages : tuple of :class:`int`
+        Ports whose bursts are interrupts: they are never translated here.
 
     Members
     -------
@@ -77,7 +96,7 @@ class Gate(wiring.Component):
         If a number is out of range.
     """
 
-    def __init__(self, *, clients, functions, depth=8, has_iommu=True, count_bits=12):
+    def __init__(self, *, clients, functions, depth=8, has_iommu=True, count_bits=12, host_ats=False, messages=()):
         if depth not in (2, 4, 8, 16, 32, 64):
             raise ValueError(f"Depth must be a power of two between 2 and 64, not {depth!r}")
         if clients not in range(1, COOKIES // depth + 1):
@@ -87,7 +106,7 @@ class Gate(wiring.Component):
         if count_bits not in range(2, 17):
             raise ValueError(f"Bits of a count must be 2 to 16, not {count_bits!r}")
         self.clients, self.functions, self.depth = clients, functions, depth
-        self.has_iommu, self.count_bits = has_iommu, count_bits
+        self.has_iommu, self.count_bits, self.host_ats, self.messages = has_iommu, count_bits, host_ats, tuple(messages)
         super().__init__({
             "bursts": In(stream.Signature(Burst)).array(clients),
             "o": Out(stream.Signature(Burst)),
@@ -107,7 +126,7 @@ class Gate(wiring.Component):
         ports, slot_bits = self.clients, (self.depth - 1).bit_length()
         places = ports * self.depth
         m.submodules.waiting = waiting = Memory(shape=Burst, depth=places, init=[])
-        m.submodules.verdicts = verdicts = Memory(shape=_Verdict, depth=places, init=[])
+        m.submodules.verdicts = verdicts = Memory(shape=_HostVerdict if self.host_ats else _Verdict, depth=places, init=[])
         put, get = ([Signal(slot_bits + 1, name=f"{name}_{n}") for n in range(ports)] for name in ("put", "get"))
         decided = [Signal(self.depth, name=f"decided_{n}") for n in range(ports)]  # verdict is there, a bit per slot
         bypassed = [Signal(self.depth, name=f"bypassed_{n}") for n in range(ports)]
@@ -126,7 +145,7 @@ class Gate(wiring.Component):
             burst = self.bursts[n]
             function = burst.p.function[: (self.functions - 1).bit_length()]
             m.d.comb += [
-                passing[n].eq(self.bypass.bit_select(function, 1) if self.has_iommu else 1),
+                passing[n].eq(self.bypass.bit_select(function, 1) if self.has_iommu and n not in self.messages else 1),
                 wanted[n].eq(burst.valid & ((put[n] - get[n])[: slot_bits + 1] != self.depth) & room.bit_select(function, 1)
                              & (passing[n] | asks)),
                 burst.ready.eq(enters[n]),
@@ -185,6 +204,8 @@ class Gate(wiring.Component):
             judged.data.writable.eq(response.p.writable),
             judged.data.page.eq(response.p.page),
         ]
+        if self.host_ats:
+            m.d.comb += judged.data.translated.eq(response.p.size_log2 != UNTRANSLATED_LOG2)
 
         # Leave: a client whose oldest burst has its verdict, round robin.
         burst_out, verdict_out = waiting.read_port(transparent_for=(write,)), verdicts.read_port(transparent_for=(judged,))
@@ -228,6 +249,10 @@ class Gate(wiring.Component):
             m.d.comb += self.o.p.verdict.eq(BurstStatus.FAULT)
         with m.Elif(~out_passes):
             m.d.comb += self.o.p.address.eq(Cat(burst_out.data.address[:12], verdict.page))
+
+        if self.host_ats:
+            address = Signal(Addressing)
+            m.d.comb += [address.at.eq(Mux(~out_passes & verdict.translated, pcie.AT_TRANSLATED, 0)), self.o.p.pasid.eq(address)]
 
         self._count(m, epoch, entering, entry, room)
         return m
