@@ -996,13 +996,13 @@ class Host:
         return self._functions[number]
 
     def assume_enabled(self, number: int = 0, *, mps: int | None = None, mrrs: int | None = None, ext_tag: bool | None = None,
-                       atomics: bool = False, ten_bit_tags: bool = False) -> None:  # fmt: skip
+                       atomics: bool = False, ten_bit_tags: bool = False, ats: bool = False) -> None:  # fmt: skip
         """Take a function as enumerated and enabled without having done it: for parts of a card that have no configuration space."""
         sizes = [size.bit_length() - 8 for size in (mps or self.mps, mrrs or self.mrrs)]
         function = self.function(number)
         function.values = {_COMMAND: [_BUS_MASTER | 2], _DEVICE_CONTROL: [
             _RESET_CONTROL & 0x0FFF | sizes[0] << 5 | sizes[1] << 12 | (_EXT_TAG if (self.ext_tag if ext_tag is None else ext_tag) else 0)],
-            _DEVICE_CONTROL_2: [atomics << 6 | ten_bit_tags << 12], _VFS: [0]}  # fmt: skip
+            _DEVICE_CONTROL_2: [atomics << 6 | ten_bit_tags << 12], _VFS: [0], _ATS: [ats << 15]}  # fmt: skip
         function.refresh()
 
     def attach(self, number: int, physical: int) -> None:

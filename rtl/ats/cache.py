@@ -48,9 +48,18 @@ class TranslationCache(wiring.Component):
         Wall port of the requester.
     hit, miss, sent : ``Out(1)``
         Pulses for counters: pages found, pages not found, translation requests.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If a size is out of range.
     """
 
     def __init__(self, *, width, entries=64, ways=4, requests=8, waiting=64):
+        if requests not in range(1, 17):
+            raise ValueError(f"Translation requests in flight must be between 1 and 16, not {requests!r}")
+        if waiting not in range(2, 257):
+            raise ValueError(f"Requests that wait must be between 2 and 256, not {waiting!r}")
         self.width, self.entries, self.ways, self.requests, self.waiting = width, entries, ways, requests, waiting
         self._store = Iotlb(entries=entries, ways=ways, features=FEATURES)
         self._requests = TranslationRequests(width=width, count=requests)
