@@ -110,7 +110,7 @@ class TranslationCache(wiring.Component):
         is_known, hits, passes, answers, waits = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             store.space.PSCID.eq(asked.function), requests.sought.eq(asked),
-            passes.eq(~self.enable.bit_select(asked.function, 1) | asked.page[PAGE_BITS:].any()),
+            passes.eq(asked.page[PAGE_BITS:].any()),
             is_known.eq(found.hit & ~passes),
             hits.eq(is_known & (found.U | Mux(asked.is_write, found.writable, found.readable))),
             answers.eq(passes | hits | requests.is_answered),

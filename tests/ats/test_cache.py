@@ -52,6 +52,7 @@ class Host:
         self.regions, self.asked, self.open, self.answers, self.sent = [], {}, {}, 0, []
         self.enabled, self.disabled_since = [1] * 8, [0] * 8  # last cycle in which it was 0
         self.fails, self.keeps_clean = 0, False  # of 10 requests; NW gives no permission to write
+        self.hold = False
         self.failed = {}  # (function, page) -> cycle of the last failure
 
     async def begin(self):
@@ -182,31 +183,30 @@ class Host:
             for item in due:
                 if item[3] is None and rng.randrange(8) == 0:
                     item[3] = item[2].history[-1][1]
-            ready = [item for item in due if item[0] <= now]
+            ready = [item for item in due if item[0] <= now and not self.hold]
             self.read_data._valid(int(bool(ready)))
             if ready:
                 item = rng.choice(ready)
                 due.remove(item)
                 value = item[3] or item[2].history[-1][1]
                 value = replace(value, writable=value.writable and not item[4])
-                status = rng.choice(failures) if rng.randrange(10) < self.fails else BurstStatus.OK
-                if status is not BurstStatus.OK:
+                status, entry = BurstStatus.OK, translation_entry(value)
+                if rng.randrange(10) < self.fails:
                     self.failed[item[5]] = now
-                self.read_data._payload(pack(BurstData(width), data=int.from_bytes(translation_entry(value), "little"), keep=0xFF,
-                                             first=1, last=1, cookie=item[1], status=status))  # fmt: skip
+                    status, entry = rng.choice(failures), rng.randbytes(7) + b"\x03"
+                self.read_data._payload(pack(BurstData(width), data=int.from_bytes(entry, "little"), keep=0xFF, first=1, last=1,
+                                             cookie=item[1], status=status))  # fmt: skip
 
 
 def make_regions(host):
-    """Map regions of every size that an entry can code, some side by side."""
-    rng = host.rng
+    """Map regions of every size that an entry can code, some side by side, at the same addresses for all functions."""
+    base = host.rng.getrandbits(30) << 10
     for function in range(FUNCTIONS):
-        at = rng.getrandbits(30) << 9
-        for pages in (1, 1, 1, 2, 8, 16, 32, 512, 1024):
+        at = base
+        for pages in (1, 1, 1, 2, 8, 16, 32, 512, 1024, 1 << 18, 1 << 20):
             at = (at + pages - 1) // pages * pages
             host.map(function, at, pages)
             at += pages
-        host.map(function, 1 << 40, 1 << 18)
-        host.map(function, 1 << 41, 1 << 20)
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
@@ -217,16 +217,18 @@ async def answers_are_the_hosts(dut):
     rng = host.rng
     make_regions(host)
     changed = []
-    for n in range(1500):
-        region = rng.choice(host.regions[: 4 + n // 40])
-        page = region.first + rng.randrange(region.pages)
+    for n in range(2000):
+        if n % 100 == 0:
+            hot = rng.sample(host.regions, 5)
+        region = rng.choice(hot)
+        page = region.first + rng.choice((0, region.pages // 2, region.pages - 1))
         await host.ask(region.function, page, rng.randrange(2), is_prefetch=rng.randrange(8) == 0)
         if rng.randrange(30) == 0:
             await host.ask(region.function, page | 1 << rng.randrange(45, 52), 0)
         if rng.randrange(12) == 0:
-            changed.append(rng.choice(host.regions))
+            changed.append(rng.choice(hot))
             host.change(changed[-1])
-        if changed and rng.randrange(12) == 0:
+        if changed and rng.randrange(8) == 0:
             region = changed.pop(0)
             await host.forget(region if region.pages == 1 else None)
         if rng.randrange(60) == 0:
@@ -269,9 +271,32 @@ async def a_page_is_asked_for_once(dut):
         await host.idle()
     assert len(host.sent) == 1
     for _ in range(3):
-        await host.ask(1, 5, 0)
+        for _ in range(4):
+            await host.ask(1, 5, 0)
         await host.idle()
     assert host.sent[1:] == [(1, 5, 1)] * 3
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def more_pages_than_requests(dut):
+    """ATS-CACHE-4: pages beyond the requests in flight wait until one of those is over, also when all of them end at once; a hit passes."""
+    host = await Host(dut, random.Random(cocotb.RANDOM_SEED), latency=1).begin()
+    for page in range(16):
+        host.change(host.map(2, page, 1), readable=True, writable=True)
+    await host.ask(2, 0, 1)
+    await host.idle()
+    host.hold = True
+    for page in range(1, 16):
+        await host.ask(2, page, 1)
+    await ClockCycles(dut.clk, 30)
+    assert len(host.sent) == 1 + REQUESTS
+    answers = host.answers
+    await host.ask(2, 0, 0)
+    await ClockCycles(dut.clk, 4)
+    assert host.answers == answers + 1
+    host.hold = False
+    await host.idle()
+    assert len(host.sent) == 16
 
 
 def test_parameters():

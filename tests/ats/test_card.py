@@ -1,6 +1,7 @@
 """A whole card that caches the translations of its host's IOMMU; every use of one is judged."""
 
 import cocotb
+from cocotb.triggers import ClockCycles
 
 from ringwall.models.host import ConfigRead, ConfigWrite, Fault, MemoryRead, enable_ats, enable_msix
 from ringwall.models.iommu.commands import AtsInval
@@ -12,11 +13,11 @@ from ringwall.sim.run import run
 
 OK, IOERR = 0, 1
 SECTOR, FRAME = 512, 4096
-EXPRESS, DEVICE_STATUS = 0x10, 0x14  # capability ID; place in BAR 0
+EXPRESS, SRIOV, DEVICE_STATUS = 0x10, 0x10, 0x14  # capability IDs; place in BAR 0
 BARS = range(0x10, 0x20, 4)
 CONFIG = EndpointConfig(
     width=64, iommu=None, host_ats=HostAtsConfig(entries=16, ways=2, requests=4), completion_timeout_cycles=3000, tags=32, wall_tags=8,
-    read_buffer_bytes=4096, disks=(BlkConfig(capacity_sectors=256, queue_size=64),))  # fmt: skip
+    read_buffer_bytes=4096, disks=(BlkConfig(capacity_sectors=256, queue_size=64, virtual_functions=1),))  # fmt: skip
 
 
 def test_card(request):
@@ -159,4 +160,33 @@ async def untranslated_until_enabled(dut):
         assert (asked >= 8) == (is_on is True), f"{is_on}: {asked} requests"
         assert bool(news[TlpType.MRD, TRANSLATED]) == bool(news[TlpType.MWR, TRANSLATED]) == (is_on is True)
         assert bool(news[TlpType.MRD, UNTRANSLATED]) == (is_on is not True)
+    card.finish()
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def functions_are_apart(dut):
+    """SYS-ATS-6: a disk and its virtual function use the same addresses, which lead elsewhere; each has an ATS Enable and invalidations of
+    its own; an Invalidate Request for the virtual one, once it is gone, is answered by nobody."""
+    card, disk = await up(dut)
+    await card.enable_virtual(0, 1)
+    other = await card.disk(1, queue_size=64, buffer_pages=90)
+    await traffic(card, other, 1)
+    assert card.kinds[TlpType.MRD, UNTRANSLATED] > 0
+    await card.port.run(enable_ats(card.functions[1]))
+    before = card.kinds[TlpType.MRD, UNTRANSLATED]
+    loads = [cocotb.start_soon(traffic(card, one, 3)) for one in (disk, other)]
+    while not all(load.done() for load in loads):
+        one = card.rng.choice((disk, other))
+        await card.invalidate(one, card.rng.choice(sorted(one.memory.frames)) * FRAME)
+    for load in loads:
+        await load
+    assert card.kinds[TlpType.MRD, UNTRANSLATED] == before
+    assert disk.memory.frames.items().isdisjoint(other.memory.frames.items())
+    assert disk.memory.frames.keys() == other.memory.frames.keys()
+    sriov = card.functions[0].ext_capabilities[SRIOV][0]
+    await card.port.perform(ConfigWrite(0, sriov + 8, 2, 0))
+    count = card.host_iommu.invalidated
+    await card.port.run(card.iommu.submit([AtsInval(card.host.bus << 8 | n) for n in (1, 0)]))
+    await ClockCycles(dut.clk, 1000)
+    assert card.host_iommu.invalidated == count + 1
     card.finish()
