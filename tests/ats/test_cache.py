@@ -18,14 +18,15 @@ from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, pack, start, unpack
 
 PAGE = 4096
-WAITING, REQUESTS, FUNCTIONS = 32, 4, 3
+WAITING, FUNCTIONS = 32, 3
+SETTLES = 3  # cycles from the fall of Enable until the cache has forgotten
 PASS = "pass"
 
 
-@pytest.mark.parametrize("width", [64, 256])
-def test_cache(request, width):
-    run(TranslationCache(width=width, entries=16, ways=2, requests=REQUESTS, waiting=WAITING), module=__name__,
-        node=request.node.nodeid, params={"width": width})  # fmt: skip
+@pytest.mark.parametrize(("width", "requests"), [(64, 4), (256, 1)])
+def test_cache(request, width, requests):
+    run(TranslationCache(width=width, entries=16, ways=2, requests=requests, waiting=WAITING), module=__name__,
+        node=request.node.nodeid, params={"width": width, "requests": requests})  # fmt: skip
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Host:
     def __init__(self, dut, rng, latency=60):
         self.dut, self.rng, self.latency, self.edge = dut, rng, latency, RisingEdge(dut.clk)
         self.regions, self.asked, self.open, self.answers, self.sent = [], {}, {}, 0, []
-        self.enabled, self.disabled_since = [1] * 8, [0] * 8  # last cycle in which it was 0
+        self.enabled, self.last = [1] * 8, {(n, bit): 0 for n in range(8) for bit in (0, 1)}  # last cycle in which Enable was 0, and 1
         self.fails, self.keeps_clean = 0, False  # of 10 requests; NW gives no permission to write
         self.hold = False
         self.failed = {}  # (function, page) -> cycle of the last failure
@@ -123,8 +124,7 @@ class Host:
             await self.edge
             now = cycle()
             for n in range(8):
-                if not self.enabled[n]:
-                    self.disabled_since[n] = now
+                self.last[n, self.enabled[n]] = now
             if self.response.read_valid():
                 answer = unpack(TranslateResponse, self.response.read_payload())
                 self.judge(answer, now, *self.open.pop(answer.cookie))
@@ -141,8 +141,9 @@ class Host:
         got = "fault" if answer.fault else PASS if passes else (answer.page, answer.readable, answer.writable)
         if passes:
             assert answer.page == page
-            if page >> 45 or self.disabled_since[function] >= since - 1:
+            if page >> 45 or self.last[function, 0] >= since - 1:
                 return
+        assert self.last[function, 1] >= since - SETTLES, "translated though ATS is not enabled"
         region = self.region_of(function, page)
         found = region.values(forgotten, now)
         has_failed = got == "fault" and self.failed.get((function, page), -1000) >= since - 2 * WAITING
@@ -176,6 +177,7 @@ class Host:
                 assert how.at == pcie.AT_TRANSLATION_REQUEST
                 assert (burst.length_bytes, burst.is_write, burst.is_wall, burst.address % PAGE) == (8, 0, 1, 0)
                 assert burst.cookie not in [item[1] for item in due]
+                assert self.last[burst.function, 1] >= now - SETTLES
                 self.sent.append((burst.function, burst.address // PAGE, how.no_write))
                 region = self.region_of(burst.function, burst.address // PAGE)
                 place = burst.function, burst.address // PAGE
@@ -289,7 +291,7 @@ async def more_pages_than_requests(dut):
     for page in range(1, 16):
         await host.ask(2, page, 1)
     await ClockCycles(dut.clk, 30)
-    assert len(host.sent) == 1 + REQUESTS
+    assert len(host.sent) == 1 + params()["requests"]
     answers = host.answers
     await host.ask(2, 0, 0)
     await ClockCycles(dut.clk, 4)
@@ -297,6 +299,31 @@ async def more_pages_than_requests(dut):
     host.hold = False
     await host.idle()
     assert len(host.sent) == 16
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def answers_are_forgotten_too(dut):
+    """ATS-CACHE-5: mappings change and all is forgotten while answers come, each for several requests: who asks after that gets none."""
+    host = await Host(dut, random.Random(cocotb.RANDOM_SEED), latency=12).begin()
+    rng = host.rng
+    for page in range(6):
+        host.map(2, page, 1)
+
+    async def ask(count):
+        for _ in range(count):
+            await host.ask(2, rng.randrange(6), rng.randrange(2))
+
+    for _ in range(200):
+        host.hold = True
+        await ask(10)
+        host.hold = False
+        more = cocotb.start_soon(ask(16))
+        await ClockCycles(dut.clk, rng.randrange(24))
+        for region in host.regions:
+            host.change(region, readable=True, writable=True, untranslated_only=False)
+        await host.forget()
+        await more
+        await host.idle()
 
 
 def test_parameters():
