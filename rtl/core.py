@@ -9,7 +9,7 @@ from .config import IOMMU_VECTORS
 from .function.collector import ErrorCollector
 from .function.config_space import ConfigSpace
 from .function.decoder import AddressDecoder
-from .function.description import PcieCapability, physical_count, virtual_functions_of
+from .function.description import AtsCapability, PcieCapability, virtual_functions_of
 from .function.errors import Errors
 from .iommu.gate import Gate
 from .iommu.unit import Iommu
@@ -27,7 +27,6 @@ __all__ = ["Activity", "Core"]
 
 MAX_REQUEST_BYTES = 1024  # payload of a request that is held whole, also if the functions' Max_Payload_Size is less
 WALL_BUFFER_BYTES = 1024
-INVALIDATIONS = 32  # of each physical function that wait [PCIe5 10.5.1.2]
 ANSWER_SETTLES = 3  # cycles from the answer to a configuration write until what it forbids is no longer offered anew
 
 
@@ -274,8 +273,9 @@ class Core(wiring.Component):
 
         if has_ats:
             ats = add("ats", HostAts(
-                width=width, functions=count, depth=INVALIDATIONS * physical_count(descriptions), entries=self.host_ats.entries,
-                ways=self.host_ats.ways, requests=self.host_ats.requests, waiting=gate.clients * gate.depth))
+                width=width, functions=count, depth=sum(f.capability(AtsCapability).queue_depth for f in descriptions if not f.is_virtual),
+                entries=self.host_ats.entries, ways=self.host_ats.ways, requests=self.host_ats.requests,
+                waiting=gate.clients * gate.depth))
             for source, sink in (
                 (gate.translate_request, ats.translate_request), (ats.translate_response, gate.translate_response),
                 (ats.fence, gate.fence), (gate.fenced, ats.fenced), (ats.bursts, requester.wall),

@@ -47,7 +47,7 @@ class TranslationCache(wiring.Component):
     bursts, read_data : ``Out(stream.Signature(Burst))``, ``In(stream.Signature(BurstData(width)))``
         Wall port of the requester.
     hit, miss, sent : ``Out(1)``
-        Pulses for counters: pages found, pages not found, translation requests.
+        Pulses for counters: pages found, pages that are asked for, translation requests sent.
 
     Raises
     ------
