@@ -1,15 +1,19 @@
 """A whole card that caches the translations of its host's IOMMU; every use of one is judged."""
 
+from dataclasses import replace
+
 import cocotb
-from cocotb.triggers import ClockCycles
+from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.host import ConfigRead, ConfigWrite, Fault, MemoryRead, enable_ats, enable_msix
 from ringwall.models.iommu.commands import AtsInval
-from ringwall.models.tlp import TRANSLATED, TRANSLATION_REQUEST, UNTRANSLATED, TlpType
+from ringwall.models.tlp import TRANSLATED, TRANSLATION_REQUEST, UNTRANSLATED, Tlp, TlpType, encode
 from ringwall.rtl.config import BlkConfig, EndpointConfig, HostAtsConfig
+from ringwall.rtl.core import Activity
 from ringwall.rtl.verilog import RawCard
 from ringwall.sim.host_ats import HostAtsCard
 from ringwall.sim.run import run
+from ringwall.sim.stream import reader
 
 OK, IOERR = 0, 1
 SECTOR, FRAME = 512, 4096
@@ -135,13 +139,24 @@ async def faults_end_requests(dut):
     card.finish()
 
 
+async def count_misses(dut, pulses):
+    """Append to ``pulses`` for each page that the cache does not have."""
+    activity, mask = reader(dut.activity), 1 << Activity.as_shape()["iotlb_miss"].offset
+    edge = RisingEdge(dut.clk)
+    while True:
+        await edge
+        if activity() & mask:
+            pulses.append(1)
+
+
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def untranslated_until_enabled(dut):
     """SYS-ATS-5: without ATS Enable the IOMMU translates what comes, nothing is asked; enabled, disabled and enabled again the disk
     works, the cache begins empty each time, and so it does after a function level reset."""
     card, disk = await up(dut, ats=False)
     info, kinds, iommu = card.functions[0], card.kinds, card.host_iommu
-    perform, run = card.port.perform, card.port.run
+    perform, run, pulses = card.port.perform, card.port.run, []
+    cocotb.start_soon(count_misses(dut, pulses))
     for is_on in (None, True, False, True, "reset"):
         if is_on == "reset":
             bars = [await perform(ConfigRead(0, at, 4)) for at in BARS]
@@ -155,11 +170,34 @@ async def untranslated_until_enabled(dut):
         elif is_on is not None:
             await run(enable_ats(info, is_on=is_on))
         before, asked = kinds.copy(), iommu.requests
+        pulses.clear()
         await traffic(card, disk, 1)
         asked, news = iommu.requests - asked, kinds - before
         assert (asked >= 8) == (is_on is True), f"{is_on}: {asked} requests"
+        assert bool(pulses) == (is_on is True), "the cache is not asked without Enable"
         assert bool(news[TlpType.MRD, TRANSLATED]) == bool(news[TlpType.MWR, TRANSLATED]) == (is_on is True)
         assert bool(news[TlpType.MRD, UNTRANSLATED]) == (is_on is not True)
+    card.finish()
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def hostile_messages_change_nothing(dut):
+    """SYS-ATS-7: under load Invalidate Requests of wrong length, without body, to absent functions, routed otherwise, poisoned, malformed,
+    and completions and responses that nobody waits for: none is answered, the disk works on, invalidations too."""
+    card, disk = await up(dut)
+    good = Tlp(TlpType.MSGD, length_dw=2, message_code=1, message_routing=2, address=card.host.bus << 56, data=bytes(8))
+    bad = [replace(good, length_dw=n, data=bytes(4 * n)) for n in (1, 3, 32)]
+    bad += [replace(good, type=TlpType.MSG, length_dw=0, data=b""), replace(good, message_routing=0), replace(good, poisoned=True),
+            replace(good, tc=3), replace(good, address=card.host.bus << 56 | 5 << 48), replace(good, message_code=2),
+            replace(good, message_code=5)]  # fmt: skip
+    load = cocotb.start_soon(traffic(card, disk, 2))
+    while not load.done():
+        card.link.send(encode(card.rng.choice(bad)))
+        await ClockCycles(dut.clk, card.rng.randrange(200))
+        if card.rng.randrange(8) == 0:
+            await card.invalidate(disk)
+    await load
+    assert card.host_iommu.invalidated == card.host.statistics.messages > 3
     card.finish()
 
 
