@@ -142,7 +142,7 @@ class TranslationCache(wiring.Component):
         # All that waits is looked up again when there are answers, or when there is room for what found none.
         looks, decided, left_out = Signal(), Signal(), Signal()
         m.d.comb += [
-            looks.eq((to_decide == 0) & (requests.has_answers | (left_out & requests.has_free))),
+            looks.eq((to_decide == 0) & (requests.has_answers | (left_out & requests.has_room))),
             requests.begins.eq(looks),
             decided.eq(valid & is_old & go),
             requests.release.eq((decided & (to_decide == 1)) | (looks & (count == 0))),

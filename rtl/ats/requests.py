@@ -44,15 +44,15 @@ class TranslationRequests(wiring.Component):
     Members
     -------
     sought : ``In(Asked)``
-        A page below 2 ** 57 that is wanted; the three outputs below are about it, combinationally.
-    is_answered, is_pending, has_room : ``Out(1)``
-        There is an answer for it; it is asked for; it could be.
+        A page below 2 ** 57 that is wanted; the outputs below are about it, combinationally.
+    is_answered, is_pending : ``Out(1)``
+        There is an answer for it; it is asked for.
     answer : ``Out(Answer)``
         With ``is_answered``.
     ask : ``In(1)``
-        Ask for what is sought; only with ``has_room``, without the other two.
-    has_answers, has_free : ``Out(1)``
-        There are answers; there is room.
+        Ask for what is sought; only with ``has_room``, if it is neither.
+    has_answers, has_room : ``Out(1)``
+        There are answers; there is room for one more request.
     release : ``In(1)``
         All answers that were there at the last ``begins`` have been used.
     begins : ``In(1)``
@@ -72,8 +72,8 @@ class TranslationRequests(wiring.Component):
     def __init__(self, *, width, count):
         self.width, self.count = width, count
         super().__init__({
-            "sought": In(Asked), "is_answered": Out(1), "is_pending": Out(1), "has_room": Out(1), "answer": Out(Answer),
-            "ask": In(1), "has_answers": Out(1), "has_free": Out(1), "release": In(1), "begins": In(1),
+            "sought": In(Asked), "is_answered": Out(1), "is_pending": Out(1), "answer": Out(Answer),
+            "ask": In(1), "has_answers": Out(1), "has_room": Out(1), "release": In(1), "begins": In(1),
             "enable": In(MAX_FUNCTIONS), "forget": In(1),
             "bursts": Out(stream.Signature(Burst)),
             "read_data": In(stream.Signature(BurstData(width))),
@@ -104,8 +104,8 @@ class TranslationRequests(wiring.Component):
             with m.If(idle[n]):
                 m.d.comb += free.eq(n)
         m.d.comb += [
-            self.is_answered.eq(answered.any()), self.is_pending.eq(pending.any()), self.has_free.eq(idle.any()),
-            self.has_room.eq(self.has_free), self.has_answers.eq(Cat(slot.state == State.DONE for slot in slots).any()),
+            self.is_answered.eq(answered.any()), self.is_pending.eq(pending.any()), self.has_room.eq(idle.any()),
+            self.has_answers.eq(Cat(slot.state == State.DONE for slot in slots).any()),
         ]  # fmt: skip
         with m.If(self.ask):
             new = slots[free]

@@ -1,14 +1,18 @@
 """What a card with host ATS can be."""
 
+from dataclasses import asdict
+from types import SimpleNamespace
+
 import pytest
 
 from ringwall.rtl.config import EndpointConfig, HostAtsConfig, IommuConfig
 from ringwall.rtl.verilog import UltraScaleCard
+from ringwall.sim.linux.judge import config_of
 
 
 def test_parameters():
     """ATS-CONFIG-1: a card has an IOMMU, or a cache for its host's, never both; it is not behind the hard block; sizes out of range are
-    refused with a sentence."""
+    refused with a sentence; the header of a log brings it back."""
     for make, message in (
         (lambda: EndpointConfig(host_ats=HostAtsConfig()), "must have none of its own, not IommuConfig"),
         (lambda: EndpointConfig(iommu=IommuConfig(), host_ats=HostAtsConfig()), "must have none of its own, not IommuConfig"),
@@ -19,4 +23,6 @@ def test_parameters():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             make()
-    assert EndpointConfig(iommu=None, host_ats=HostAtsConfig()).first_disk == 0
+    config = EndpointConfig(iommu=None, host_ats=HostAtsConfig(entries=32))
+    assert config.first_disk == 0
+    assert config_of(SimpleNamespace(parameters={"config": repr(asdict(config))})) == config
