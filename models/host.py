@@ -13,10 +13,13 @@ import random
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .memory import AccessFault
-from .tlp import CplStatus, MalformedTlp, Tlp, TlpType, decode, memory_read, memory_write, stray_bits
+from .tlp import TRANSLATION_REQUEST, UNTRANSLATED, CplStatus, MalformedTlp, Tlp, TlpType, decode, memory_read, memory_write, stray_bits
+
+if TYPE_CHECKING:
+    from .host_iommu import HostIommu
 
 
 def _check_size(size: int, sizes: tuple[int, ...]) -> None:
@@ -258,6 +261,8 @@ _RESET_CONTROL = 0x2810  # Device Control after reset: RO and NS enabled, MRRS 5
 _COMMAND, _BUS_MASTER = 0x04, 0x0004  # [PCIe5 7.5.1.1.3]
 _DEVICE_CONTROL, _DEVICE_CONTROL_2 = 8, 0x28  # offsets in the PCI Express capability
 _EXT_TAG, _FLR = 1 << 8, 1 << 15
+_ATS = -2  # stands for Control of the ATS capability [PCIe5 10.5.1.3]
+_ATS_CAP, _ATS_ENABLE, _INVALIDATION_COMPLETION = 0x0F, 1 << 15, 0x02  # extended capability; bit of Control; message code
 _VFS, _VF_ENABLE = -1, 1 << 0  # stands for Control of the SR-IOV capability, whose place differs; a bit of it [PCIe5 9.3.3.3]
 
 
@@ -272,15 +277,16 @@ class _Function:
     VF Enable and whose reset end it as well. [PCIe5 9.2.2, 9.3.5.4]
     """
 
-    __slots__ = ("atomics", "bars", "before", "bus_master", "ext_tag", "grace", "mps", "mrrs", "msix", "name", "no_snoop", "payload",
-                 "pcie", "physical", "relaxed_ordering", "sriov", "ten_bit_tags", "values", "virtual", "was_master")  # fmt: skip
+    __slots__ = ("atomics", "ats", "ats_enabled", "bars", "before", "bus_master", "ext_tag", "grace", "mps", "mrrs", "msix", "name",
+                 "no_snoop", "payload", "pcie", "physical", "relaxed_ordering", "sriov", "ten_bit_tags", "values", "virtual",
+                 "was_master")  # fmt: skip
 
     def __init__(self, name: str):
         self.name = name
-        self.pcie = self.sriov = 0  # offsets of the capabilities, 0 while they are unknown
+        self.pcie = self.sriov = self.ats = 0  # offsets of the capabilities, 0 while they are unknown
         self.physical: _Function | None = None
         self.virtual: list[_Function] = []
-        self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL], _DEVICE_CONTROL_2: [0], _VFS: [0]}
+        self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL], _DEVICE_CONTROL_2: [0], _VFS: [0], _ATS: [0]}
         self.bars: list[tuple[int, int]] = []  # (address, size)
         self.msix: _MsixShadow | None = None
         self.grace = 0
@@ -296,6 +302,7 @@ class _Function:
         source = self.physical or self
         commands, controls = self.values[_COMMAND], source.values[_DEVICE_CONTROL]
         self.bus_master = any(value & _BUS_MASTER for value in commands)
+        self.ats_enabled = any(value & _ATS_ENABLE for value in self.values[_ATS])
         sizes = [128 << min(value >> 5 & 7, 5) for value in controls]
         self.mps, self.payload = max(sizes), min(sizes)  # what the card may send; what it surely takes
         controls = controls + source.before
@@ -312,7 +319,8 @@ class _Function:
     def written(self, operation: ConfigWrite) -> tuple[int, int] | None:
         """Return (which register, its new value) when the write concerns one that is followed."""
         places = ((_COMMAND, _COMMAND, True), (_DEVICE_CONTROL, self.pcie + _DEVICE_CONTROL, self.pcie),
-                  (_DEVICE_CONTROL_2, self.pcie + _DEVICE_CONTROL_2, self.pcie), (_VFS, self.sriov + 8, self.sriov))  # fmt: skip
+                  (_DEVICE_CONTROL_2, self.pcie + _DEVICE_CONTROL_2, self.pcie), (_VFS, self.sriov + 8, self.sriov),
+                  (_ATS, self.ats + 6, self.ats))  # fmt: skip
         for which, offset, is_known in places:
             if is_known and operation.offset < offset + 2 and offset < operation.offset + operation.size:
                 raw = bytearray(self.values[which][-1].to_bytes(2, "little"))
@@ -339,7 +347,8 @@ class _Function:
                 self.before, self.was_master = values[:n], self.bus_master
             del values[:n]
             if self.before:
-                self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL & ~0xE0 | value & 0xE0], _DEVICE_CONTROL_2: [0], _VFS: [0]}
+                self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL & ~0xE0 | value & 0xE0], _DEVICE_CONTROL_2: [0], _VFS: [0],
+                               _ATS: [0]}  # fmt: skip
                 self.msix = self.msix and _MsixShadow(self.msix.address, self.msix.count)
             if self.before or (which == _VFS and not value & _VF_ENABLE):
                 for function in self.virtual:
@@ -352,7 +361,7 @@ class _Function:
     def vanish(self) -> None:
         """A virtual function ends; as after a reset, what it has sent by then may still come."""
         self.was_master, self.grace = self.bus_master, 1
-        self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL], _DEVICE_CONTROL_2: [0], _VFS: [0]}
+        self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL], _DEVICE_CONTROL_2: [0], _VFS: [0], _ATS: [0]}
         self.bars, self.msix = [], self.msix and _MsixShadow(self.msix.address, self.msix.count)
         self.refresh()
 
@@ -417,6 +426,7 @@ class Statistics:
 _PADDING = b"\xEE" * 4  # what a completion holds beside the bytes that were asked for: nothing to rely on
 _KNOWN_MESSAGES = {0x02, 0x04, 0x10, 0x12, 0x14, 0x18, 0x1B, *range(0x20, 0x28), 0x30, 0x31, 0x33, 0x7E, 0x7F}  # [PCIe5 F]
 _CRS_RETRIES = 100
+_ACCESSES = frozenset({TlpType.MRD, TlpType.MWR, TlpType.FETCHADD, TlpType.SWAP, TlpType.CAS})
 
 
 class Host:
@@ -442,6 +452,8 @@ class Host:
         Whether `enumerate` enables tags of 8 bits.
     msi_window : tuple of :class:`int`
         (address, length) of the interrupt controller: writes there are interrupts.
+    iommu : :class:`.host_iommu.HostIommu` or None
+        In front of memory, behind the interrupt controller; without, only untranslated requests are understood.
 
     Attributes
     ----------
@@ -462,7 +474,7 @@ class Host:
 
     def __init__(self, memory: Memory, *, rng: random.Random, policy: CompletionPolicy | None = None, bus: int = 1, mps: int = 256,
                  mrrs: int = 512, rcb: int = 64, ext_tag: bool = True,
-                 msi_window: tuple[int, int] = (0xFEE0_0000, 0x10_0000)):  # fmt: skip
+                 msi_window: tuple[int, int] = (0xFEE0_0000, 0x10_0000), iommu: HostIommu | None = None):  # fmt: skip
         for name, value in (("Max_Payload_Size", mps), ("Max_Read_Request_Size", mrrs)):
             if value not in (128, 256, 512, 1024, 2048, 4096):
                 raise ValueError(f"{name} must be a power of two between 128 and 4096, not {value!r}")
@@ -470,6 +482,7 @@ class Host:
             raise ValueError(f"Read completion boundary must be 64 or 128, not {rcb!r}")
         if not 0 <= bus < 256:
             raise ValueError(f"Bus number must be between 0 and 255, not {bus!r}")
+        self.iommu = iommu
         self.memory, self.rng, self.policy = memory, rng, policy or CompletionPolicy()
         self.bus, self.mps, self.mrrs, self.rcb, self.ext_tag, self.msi_window = bus, mps, mrrs, rcb, ext_tag, msi_window
         self.window_32, self.window_64 = [0xE000_0000, 0xFE00_0000], [0x10_0000_0000, 0x20_0000_0000]  # what is left for BARs
@@ -564,7 +577,10 @@ class Host:
                     data = data[operation.offset % 4 :][: operation.size]
                 pending.result = int.from_bytes(data, "little")
         elif isinstance(operation, ConfigWrite) and pending._change:
-            self.function(operation.function).end(pending._change, status)
+            function = self.function(operation.function)
+            function.end(pending._change, status)
+            if self.iommu is not None and not function.ats_enabled:
+                self.iommu.forget(self.bus << 8 | operation.function)
 
     def _complete(self, tlp: Tlp) -> list[Reply]:
         """Take a completion of the card. [PCIe5 2.2.9, 2.3.2]"""
@@ -669,14 +685,27 @@ class Host:
             function.bus_master = True  # one broken rule is enough
         if tlp.tc or tlp.at or tlp.ido or tlp.td or tlp.pasid is not None or tlp.relaxed_ordering or tlp.no_snoop or tlp.poisoned:
             self._check_attributes(tlp, function)
+        is_refused, asked = False, tlp
+        if self.iommu is not None and kind in _ACCESSES and tlp.at != TRANSLATION_REQUEST and not self._is_message(tlp):
+            routed, fault = self.iommu.routed(tlp)
+            is_refused, tlp = routed is None, routed or tlp
+            if fault:
+                self._broken(fault, tlp)
         if kind is TlpType.MWR:
-            self._write(tlp, function)
+            if not is_refused:
+                self._write(tlp, function)
             return []
         if kind is TlpType.MSG or kind is TlpType.MSGD:
             self.statistics.messages += 1
             self.messages.append(tlp)
             if tlp.message_code not in _KNOWN_MESSAGES:
                 self._broken("message with an unknown code", tlp)
+            if tlp.message_code == _INVALIDATION_COMPLETION:
+                fault = "nobody asked for it"
+                if self.iommu is not None:
+                    fault = self.iommu.completed(tlp, self.ROUTING_ID, list(self.outstanding.values()))
+                if fault:
+                    self._broken(f"Invalidate Completion: {fault}", tlp)
             return []
         key = (tlp.requester_id, tlp.tag)
         if key in self.outstanding:
@@ -688,10 +717,16 @@ class Host:
             self._broken("tag of 10 bits has 00 in bits 9:8 [PCIe5 2.2.6.2]", tlp)
         elif tlp.tag > 31 and not function.ext_tag:
             self._broken("tag is wider than enabled", tlp)
-        self.outstanding[key] = tlp
+        self.outstanding[key] = asked
         if len(self.outstanding) > self.statistics.most_outstanding:
             self.statistics.most_outstanding = len(self.outstanding)
-        if kind is TlpType.MRD:
+        if is_refused:
+            start, length = tlp.byte_span()
+            self.statistics.unsupported += 1
+            completions, late = [self._refusal(tlp, CplStatus.UR, length or 1, start & 0x7F)], None
+        elif self.iommu is not None and kind is TlpType.MRD and tlp.at == TRANSLATION_REQUEST:
+            completions, late = self._translate(tlp, function)
+        elif kind is TlpType.MRD:
             completions, late = self._read(tlp, function)
         elif kind in (TlpType.FETCHADD, TlpType.SWAP, TlpType.CAS):
             completions, late = self._atomic(tlp, function)
@@ -709,8 +744,10 @@ class Host:
         self.violations.append(f"{rule}: {tlp}")
 
     def _check_attributes(self, tlp: Tlp, function: _Function) -> None:
+        has_ats = self.iommu is not None and (function.ats_enabled or function.grace)
         for is_broken, rule in (
-            (tlp.at, "address type is not 'untranslated'"), (tlp.tc, "traffic class is not 0"), (tlp.ido, "IDO is not enabled"),
+            (tlp.at and not has_ats, "address type is not 'untranslated'"),
+            (tlp.tc, "traffic class is not 0"), (tlp.ido, "IDO is not enabled"),
             (tlp.td, "digest is not enabled"), (tlp.pasid is not None, "PASID is not enabled"), (tlp.poisoned, "request is poisoned"),
             (tlp.relaxed_ordering and not function.relaxed_ordering, "Relaxed Ordering is not enabled"),
             (tlp.no_snoop and not function.no_snoop, "No Snoop is not enabled"),
@@ -746,6 +783,11 @@ class Host:
                     self.memory.write(at, bytes([byte]), source=function.name)
         except AccessFault as fault:
             self._broken(f"write refused by memory ({fault.reason})", tlp)
+
+    def _is_message(self, tlp: Tlp) -> bool:
+        """Whether a request goes to the interrupt controller, untranslated as it must. [PCIe5 6.1.4]"""
+        window, size = self.msi_window
+        return tlp.type is TlpType.MWR and tlp.at == UNTRANSLATED and window <= tlp.address < window + size
 
     def _interrupt(self, tlp: Tlp, function: _Function) -> None:
         """[PCIe5 6.1.4]: one dword, all of it enabled; no other write of the function follows it up or overtakes it."""
@@ -788,6 +830,24 @@ class Host:
                 fault.times -= 1
                 return self._spoil(tlp, completions, fault)
         return completions, None
+
+    def _translate(self, tlp: Tlp, function: _Function) -> tuple[list[Tlp], tuple[int, int] | None]:
+        """Answer a translation request; returns as `_read`. [PCIe5 10.2.3]"""
+        if not function.bus_master and not function.grace:
+            self._broken("translation request without bus master", tlp)
+        assert self.iommu is not None
+        status, data, fault = self.iommu.translated(tlp)
+        if fault:
+            self._broken(f"translation request: {fault}", tlp)
+        if status is not CplStatus.SC:
+            return [self._refusal(tlp, status, 4 * tlp.length_dw, 0)], None
+        found = [Tlp(TlpType.CPLD, tc=tlp.tc, length_dw=len(data) // 4, requester_id=tlp.requester_id, tag=tlp.tag,
+                     completer_id=self.ROUTING_ID, byte_count=len(data), data=data)]  # fmt: skip
+        for fault in self.policy.faults:
+            if fault.times > 0 and fault.match(tlp):
+                fault.times -= 1
+                return self._spoil(tlp, found, fault)
+        return found, None
 
     def _atomic(self, tlp: Tlp, function: _Function) -> tuple[list[Tlp], tuple[int, int] | None]:
         """Do an AtomicOp, whose answer is what memory held before; returns as `_read`. [PCIe5 2.2.7, 6.15]"""
@@ -936,13 +996,13 @@ class Host:
         return self._functions[number]
 
     def assume_enabled(self, number: int = 0, *, mps: int | None = None, mrrs: int | None = None, ext_tag: bool | None = None,
-                       atomics: bool = False, ten_bit_tags: bool = False) -> None:  # fmt: skip
+                       atomics: bool = False, ten_bit_tags: bool = False, ats: bool = False) -> None:  # fmt: skip
         """Take a function as enumerated and enabled without having done it: for parts of a card that have no configuration space."""
         sizes = [size.bit_length() - 8 for size in (mps or self.mps, mrrs or self.mrrs)]
         function = self.function(number)
         function.values = {_COMMAND: [_BUS_MASTER | 2], _DEVICE_CONTROL: [
             _RESET_CONTROL & 0x0FFF | sizes[0] << 5 | sizes[1] << 12 | (_EXT_TAG if (self.ext_tag if ext_tag is None else ext_tag) else 0)],
-            _DEVICE_CONTROL_2: [atomics << 6 | ten_bit_tags << 12], _VFS: [0]}  # fmt: skip
+            _DEVICE_CONTROL_2: [atomics << 6 | ten_bit_tags << 12], _VFS: [0], _ATS: [ats << 15]}  # fmt: skip
         function.refresh()
 
     def attach(self, number: int, physical: int) -> None:
@@ -1091,6 +1151,7 @@ def _look_behind(info: FunctionInfo, host: Host) -> Software:
     yield from _walk_ext_capabilities(info)
     if _PCIE_CAP in info.capabilities:
         host.function(number).pcie = info.capabilities[_PCIE_CAP][0]
+        host.function(number).ats = info.ext_capabilities.get(_ATS_CAP, [0])[0]
         device = yield ConfigRead(number, info.capabilities[_PCIE_CAP][0] + 4, 4)
         info.mps_supported = 128 << min(device & 7, 5)
     if _MSIX_CAP in info.capabilities:
@@ -1331,3 +1392,11 @@ def enable_msix(info: FunctionInfo, vectors: int, *, message_address: int | None
         yield MemoryWrite(table + 16 * n + 12, 4, int(n >= vectors))
     yield ConfigWrite(info.function, msix.offset + 2, 2, 0x8000)
     return messages
+
+
+def enable_ats(info: FunctionInfo, *, is_on: bool = True) -> Software:
+    """Let the function cache translations of 4 KiB and more, or no longer; returns how many invalidations it can hold. [PCIe5 10.5.1]"""
+    at = info.ext_capabilities[_ATS_CAP][0]
+    depth = (yield ConfigRead(info.function, at + 4, 2)) & 0x1F
+    yield ConfigWrite(info.function, at + 6, 2, _ATS_ENABLE if is_on else 0)
+    return depth or 32

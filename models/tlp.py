@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
-__all__ = ["PAGE", "CplStatus", "MalformedTlp", "Pasid", "Tlp", "TlpType", "decode", "encode", "memory_read", "memory_write",
-           "stray_bits"]  # fmt: skip
+__all__ = ["PAGE", "TRANSLATED", "TRANSLATION_REQUEST", "UNTRANSLATED", "CplStatus", "MalformedTlp", "Pasid", "Tlp", "TlpType", "decode",
+           "encode", "memory_read", "memory_write", "stray_bits"]  # fmt: skip
 
+UNTRANSLATED, TRANSLATION_REQUEST, TRANSLATED = 0, 1, 2  # address types [PCIe5 10.2.1]
 PAGE = 4096  # a request never crosses a naturally aligned block of this many bytes [PCIe5 2.2.7]
 MAX_DW = 1024  # dwords of one TLP's payload or request [PCIe5 2.2.2]
 
@@ -107,6 +108,10 @@ class Tlp:
         1 to 1024; 0 for TLPs whose Length is reserved.
     address : :class:`int`
         Memory and I/O: byte address with bits 1:0 = 0. Messages: header bytes 8 to 15 as one number.
+    at : :class:`int`
+        Address type: 0 untranslated, 1 translation request, 2 translated. [PCIe5 10.2.1]
+    no_write : :class:`bool`
+        NW of a translation request, bit 0 of the address in the header. [PCIe5 10.2.2]
     completer_id : :class:`int`
         Of completions; the destination of configuration requests.
     status : :class:`CplStatus` or :class:`int`
@@ -135,6 +140,7 @@ class Tlp:
     first_be: int = 0
     last_be: int = 0
     address: int = 0
+    no_write: bool = False
     completer_id: int = 0
     status: CplStatus | int = CplStatus.SC
     bcm: bool = False
@@ -192,7 +198,7 @@ class Tlp:
         else:
             start, length = self.byte_span()
             text += f" {start:#x}+{length}"
-        marks = [name for name in ("poisoned", "relaxed_ordering", "no_snoop", "ido", "td") if getattr(self, name)]
+        marks = [name for name in ("poisoned", "relaxed_ordering", "no_snoop", "ido", "td", "no_write") if getattr(self, name)]
         marks += [f"{name}={getattr(self, name)}" for name in ("tc", "at", "pasid") if getattr(self, name)]
         return " ".join([text, *marks])
 
@@ -276,6 +282,7 @@ def _header(tlp: Tlp) -> list[int]:
         address = tlp.address
         if tlp.first_be >> 4 or tlp.last_be >> 4 or address & 3:
             raise _misfit(tlp)
+        address |= tlp.no_write
         dw1 |= tlp.last_be << 4 | tlp.first_be
         if form == _CONFIG_LIKE:
             if tlp.register >> 12 or tlp.register & 3 or tlp.completer_id >> 16:
@@ -372,7 +379,8 @@ def decode(dwords: Sequence[int]) -> Tlp:
             _check_enables(address, length, first, last)
             if (address & PAGE - 1) + 4 * length > PAGE:
                 raise MalformedTlp(f"{kind.name} of {length} dwords at {address:#x} crosses 4 KiB")
-        return Tlp(requester_id=dw1 >> 16, first_be=first, last_be=last, address=address, **common)
+        no_write = kind is TlpType.MRD and common["at"] == TRANSLATION_REQUEST and bool(dwords[header - 1] & 1)
+        return Tlp(requester_id=dw1 >> 16, first_be=first, last_be=last, address=address, no_write=no_write, **common)
     if length != 1 or last:
         raise MalformedTlp(f"{kind.name} of {length} dwords with last byte enables {last:04b}: must be 1 and 0000")
     if pasid is not None:

@@ -6,6 +6,7 @@ from .function.description import (
     AcsCapability,
     AerCapability,
     AriCapability,
+    AtsCapability,
     Bar,
     FunctionDescription,
     MsixCapability,
@@ -70,6 +71,26 @@ class IommuConfig(Features):
 
 
 @dataclass(frozen=True)
+class HostAtsConfig:
+    """An address-translation cache towards the host's IOMMU, for all functions of the card. [PCIe5 10]
+
+    ``entries``, ``ways``: translations of 4 KiB. ``requests``: translation requests in flight.
+    """
+
+    entries: int = 64
+    ways: int = 4
+    requests: int = 8
+
+    def __post_init__(self):
+        if self.entries not in [1 << n for n in range(4, 13)]:
+            raise ValueError(f"Entries of a translation cache must be a power of two between 16 and 4096, not {self.entries!r}")
+        if self.ways not in (1, 2, 4, 8):
+            raise ValueError(f"Ways of a translation cache must be 1, 2, 4 or 8, not {self.ways!r}")
+        if self.requests not in range(1, 17):
+            raise ValueError(f"Translation requests in flight must be between 1 and 16, not {self.requests!r}")
+
+
+@dataclass(frozen=True)
 class BlkConfig:
     """A virtio-blk function on a RAM store: its size, its serial number, its largest queue, its MSI-X vectors.
 
@@ -96,7 +117,9 @@ class EndpointConfig:
     width : :class:`int`
         Bits of the data path: 64, 128, 256 or 512.
     iommu : :class:`IommuConfig` or None
-        With an IOMMU it is function 0, and the disks follow; without, the disks begin at 0 and their DMA is not translated.
+        With an IOMMU it is function 0, and the disks follow; without, the disks begin at 0 and their DMA is not translated by the card.
+    host_ats : :class:`HostAtsConfig` or None
+        Instead of an IOMMU: all functions have the ATS capability, and cache translations of the host's IOMMU while it is enabled.
     disks : tuple of :class:`BlkConfig`
         virtio-blk functions; their virtual functions get the numbers behind all of them, disk by disk.
     strict : :class:`bool`
@@ -119,6 +142,7 @@ class EndpointConfig:
 
     width: int = 256
     iommu: IommuConfig | None = field(default_factory=IommuConfig)
+    host_ats: HostAtsConfig | None = None
     disks: tuple[BlkConfig, ...] = (BlkConfig(),)
     strict: bool = False
     tags: int = 256
@@ -134,6 +158,8 @@ class EndpointConfig:
             raise ValueError(f"Functions of a card must be between 1 and 8, with at least one disk, not {len(self.all_disks)!r} disks")
         if self.strict and self.iommu is None:
             raise ValueError(f"A strict card must have an IOMMU, not {self.iommu!r}")
+        if self.host_ats is not None and self.iommu is not None:
+            raise ValueError(f"A card with a cache for the host's IOMMU must have none of its own, not {self.iommu!r}")
         if self.read_buffer_bytes is None:
             object.__setattr__(self, "read_buffer_bytes", 32768 if self.width == 512 else 16384)
         if self.serial_number not in range(1 << 64):
@@ -152,7 +178,8 @@ class EndpointConfig:
     @property
     def extended(self):
         """Extended capabilities that each function has."""
-        return (AerCapability(), SerialNumber(self.serial_number), *((AcsCapability(), AriCapability()) if self.functions > 1 else ()))
+        return (AerCapability(), SerialNumber(self.serial_number), *((AcsCapability(), AriCapability()) if self.functions > 1 else ()),
+                *((AtsCapability(),) if self.host_ats is not None else ()))  # fmt: skip
 
     @property
     def all_disks(self):

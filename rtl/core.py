@@ -4,17 +4,19 @@ from amaranth import Cat, Module, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from .ats.unit import HostAts
 from .config import IOMMU_VECTORS
 from .function.collector import ErrorCollector
 from .function.config_space import ConfigSpace
 from .function.decoder import AddressDecoder
-from .function.description import PcieCapability, virtual_functions_of
+from .function.description import AtsCapability, PcieCapability, virtual_functions_of
 from .function.errors import Errors
 from .iommu.gate import Gate
 from .iommu.unit import Iommu
 from .regs.bus import RegisterBus
 from .regs.router import Merger, Range, Router
 from .spec import pcie
+from .stream.arbiter import Arbiter
 from .tlp.completer import Completer
 from .tlp.layouts import Burst, BurstData, BurstDone, ConfigState, Hint, Malformed, TlpBeat
 from .tlp.receiver import Receiver
@@ -57,7 +59,9 @@ class Core(wiring.Component):
     registers : tuple of tuples of :class:`.regs.router.Range`
         What each of ``buses`` serves.
     iommu : :class:`.config.IommuConfig` or None
-        None: all DMA is physical.
+        None: all DMA is physical, or the host's to translate.
+    host_ats : :class:`.config.HostAtsConfig` or None
+        Instead of ``iommu``: a cache of the host's translations for functions with ATS Enable; they have the ATS capability.
     strict, tags, wall_tags, completion_timeout_cycles
         As for :class:`.config.EndpointConfig`.
 
@@ -83,17 +87,18 @@ class Core(wiring.Component):
     interrupt : ``In(functions)``
         For Interrupt Status.
     bypass : ``In(functions)``
-        1: DMA of the function is physical.
+        1: DMA of the function is physical, or the host's to translate.
     stop, stopped : ``In(functions)``, ``Out(functions)``
         Of the requester.
     activity : ``Out(Activity)``
         For counters; nothing about rings.
     """
 
-    def __init__(self, *, width, functions, clients, registers, iommu, strict, tags, wall_tags, completion_timeout_cycles):
+    def __init__(self, *, width, functions, clients, registers, iommu, strict, tags, wall_tags, completion_timeout_cycles,
+                 host_ats=None):  # fmt: skip
         self.width, self.functions, self.clients, self.registers = width, tuple(functions), tuple(clients), tuple(registers)
         self.iommu, self.strict, self.tags, self.wall_tags = iommu, strict, tags, wall_tags
-        self.completion_timeout_cycles = completion_timeout_cycles
+        self.completion_timeout_cycles, self.host_ats = completion_timeout_cycles, host_ats
         if iommu is not None and iommu.DBG and len(self.clients) > 31:  # one cookie of the gate's is the debug request's
             raise ValueError(f"Clients of a card with debug translation must be at most 31, not {len(self.clients)!r}")
         count, tlps, beats = len(self.functions), stream.Signature(TlpBeat(width)), stream.Signature(BurstData(width))
@@ -138,13 +143,14 @@ class Core(wiring.Component):
         longest = max(MAX_REQUEST_BYTES, 128 << max(codes))  # a request is held until it is whole
         receiver = add("receiver", Receiver(width=width, depth=max(64, longest * 8 // width)))
         transmitter = add("transmitter", Transmitter(width=width))
-        completer = add("completer", Completer(width=width, functions=count))
+        has_ats = self.host_ats is not None
+        completer = add("completer", Completer(width=width, functions=count, host_ats=has_ats))
         wall = ReadClient("wall", False, WALL_BUFFER_BYTES, atomics=self.iommu is not None and self.iommu.has_atomics)
         has_files = self.iommu is not None and self.iommu.MSI_MRIF  # interrupt files in memory
         readers = (wall, *self.clients)
         requester = add("requester", Requester(
             width=width, clients=readers, functions=count, tags=self.tags, wall_tags=self.wall_tags,
-            completion_timeout_cycles=self.completion_timeout_cycles, diverts=has_files))
+            completion_timeout_cycles=self.completion_timeout_cycles, diverts=has_files, host_ats=has_ats))
         for source, sink in (
             (wiring.flipped(self.received), receiver.i), (transmitter.o, wiring.flipped(self.to_send)),
             (receiver.requests, completer.requests), (receiver.completions, requester.completions),
@@ -194,6 +200,10 @@ class Core(wiring.Component):
         wiring.connect(m, errors.updates, space.updates)
         wiring.connect(m, collector.reports, errors.reports)
         beat, message = receiver.completions, transmitter.messages
+        if has_ats:
+            tellers = add("tellers", Arbiter(TlpBeat(width), 2))
+            wiring.connect(m, tellers.o, transmitter.messages)
+            message = tellers.i[0]
         m.d.comb += [
             collector.malformed.eq(self.malformed),
             collector.completer.eq(completer.events),
@@ -230,7 +240,9 @@ class Core(wiring.Component):
             wiring.connect(m, ours, wiring.flipped(theirs))
 
         # The wall. The gate is told no bus and device: the function number alone is the device_id.
-        gate = add("gate", Gate(clients=len(self.clients), functions=count, has_iommu=self.iommu is not None, diverts=has_files))
+        messages = [n for n, client in enumerate(self.clients) if client.messages] if has_ats else []
+        gate = add("gate", Gate(clients=len(self.clients), functions=count, has_iommu=self.iommu is not None or has_ats,
+                                diverts=has_files, host_ats=has_ats, messages=messages))  # fmt: skip
         m.d.comb += gate.bypass.eq(self.bypass)
         for n in range(len(self.clients)):
             for ours, theirs in ((gate.bursts[n], self.bursts[n]), (requester.write_data[n + 1], self.write_data[n]),
@@ -266,6 +278,25 @@ class Core(wiring.Component):
                 self.activity.walk.eq(iommu.begun),
                 self.activity.walk_read.eq(iommu.read),
             ]
+
+        if has_ats:
+            ats = add("ats", HostAts(
+                width=width, functions=count, depth=sum(f.capability(AtsCapability).queue_depth for f in descriptions if not f.is_virtual),
+                entries=self.host_ats.entries, ways=self.host_ats.ways, requests=self.host_ats.requests,
+                waiting=gate.clients * gate.depth))
+            for source, sink in (
+                (gate.translate_request, ats.translate_request), (ats.translate_response, gate.translate_response),
+                (ats.fence, gate.fence), (gate.fenced, ats.fenced), (ats.bursts, requester.wall),
+                (requester.read_data[0], ats.read_data), (completer.invalidations, ats.invalidations), (ats.messages, tellers.i[1]),
+            ):
+                wiring.connect(m, source, sink)
+            enable = Cat(settings.ats_enable for settings in space.settings)
+            m.d.comb += [
+                ats.enable.eq(enable), requester.ats.eq(enable), gate.bypass.eq(self.bypass | ~enable),
+                completer.present.eq(errors.present),
+                *(ats.config[n].eq(space.state[n]) for n in range(count)),
+                self.activity.iotlb_hit.eq(ats.hit), self.activity.iotlb_miss.eq(ats.miss), self.activity.walk.eq(ats.sent),
+            ]  # fmt: skip
 
         m.d.comb += self.activity.tags_in_flight.eq(requester.tags_in_flight)
         return m

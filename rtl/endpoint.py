@@ -93,14 +93,14 @@ class Endpoint(wiring.Component):
             readers += [
                 ReadClient(f"ring {n}", False, RING_BUFFER_BYTES),
                 ReadClient(f"data {n}", True, config.read_buffer_bytes),
-                ReadClient(f"msix {n}", False, 0),
+                ReadClient(f"msix {n}", False, 0, messages=True),
             ]
         m.submodules.core = core = Core(
             width=width, functions=descriptions, clients=readers,
             registers=[*((Range(n, REGISTERS_BAR, 0, REGISTERS_BYTES),) for n in numbers),
                        tuple(Range(n, MSIX_BAR, 0, MSIX_BYTES) for n in numbers)],
             iommu=config.iommu, strict=config.strict, tags=config.tags, wall_tags=config.wall_tags,
-            completion_timeout_cycles=config.completion_timeout_cycles)
+            completion_timeout_cycles=config.completion_timeout_cycles, host_ats=config.host_ats)
         wiring.connect(m, wiring.flipped(self.received), core.received)
         wiring.connect(m, core.to_send, wiring.flipped(self.to_send))
         m.d.comb += [

@@ -116,6 +116,8 @@ class UltraScaleCard(wiring.Component):
         self.config = config
         if config.functions != config.physical_functions:
             raise ValueError(f"A card behind the hard block must have no virtual functions, not {config.all_disks!r}")
+        if config.host_ats is not None:
+            raise ValueError(f"A card behind the hard block must have no cache for the host's IOMMU, not {config.host_ats!r}")
         if config.tags > 256:
             raise ValueError(f"Tags behind the hard block must be at most 256, it has no 10-bit tags, not {config.tags!r}")
         self._phy = UltraScalePhy(width=config.width, functions=mirrored_functions(descriptions_of(config)), **options)

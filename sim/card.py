@@ -1,6 +1,7 @@
 """A whole card in a simulation, with a model host, its software and the golden model around it."""
 
 import random
+from typing import ClassVar
 
 import cocotb
 
@@ -175,6 +176,9 @@ class Card:
         Further parameters of :class:`.tlp_bus.RawLink`.
     """
 
+    port_kind = HostPort
+    context: ClassVar = {}  # fields of the disks' device contexts beside their table
+
     def __init__(self, dut, config, *, seed, latency=250, policy=None, log=None, link=None, mps=256, mrrs=512):
         self.dut, self.config, self.rng = dut, config, random.Random(seed)
         self.session = Session(seed=seed, log=log, cycle=cycle)
@@ -194,7 +198,7 @@ class Card:
     def connect(self):
         """Start the link; for a card that runs already, in front of :meth:`enumerate`."""
         self.link = RawLink(self.dut, **self.link_options)
-        self.port = HostPort(self.host, self.link, observe=self._observe)
+        self.port = self.port_kind(self.host, self.link, observe=self._observe)
         self.link.start()
 
     async def enumerate(self):
@@ -264,7 +268,7 @@ class Card:
             self.map(table, memory, area[0], buffer_pages)
             message = info.msix.message_address & -PAGE
             table.map_page(message, message, perms="rwu")
-            self.iommu.directory.set(function, DeviceContext.sv39(table.root, PSCID=self._next_pscid))
+            self.iommu.directory.set(function, DeviceContext.sv39(table.root, PSCID=self._next_pscid, **self.context))
             self._next_pscid += 1
             await self.port.run(self.iommu.invalidate_context(function))
         elif self.iommu is not None:

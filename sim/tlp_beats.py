@@ -5,7 +5,7 @@ import itertools
 
 import cocotb
 
-from ..models.tlp import CplStatus, Tlp, TlpType
+from ..models.tlp import TRANSLATION_REQUEST, CplStatus, Tlp, TlpType
 from ..rtl.tlp.layouts import TlpBeat
 from .stream import cycle, pack, sleep, unpack
 
@@ -36,7 +36,7 @@ def to_beats(width, tlp):
 
 
 def from_beats(width, payloads):
-    """Return the memory request or completion that ``payloads`` (ints of ``TlpBeat``) are, judged by nothing but their framing."""
+    """Return the memory request, completion or message that ``payloads`` (ints of ``TlpBeat``) are, judged by their framing alone."""
     layout = TlpBeat(width)
     beats = [unpack(layout, payload) for payload in payloads]
     for n, beat in enumerate(beats):
@@ -46,12 +46,14 @@ def from_beats(width, payloads):
     content = b"".join((beat.data & (1 << 32 * beat.dword_count) - 1).to_bytes(4 * beat.dword_count, "little") for beat in beats)
     if h.fmt & 2 and len(content) != 4 * h.length_dw:
         raise AssertionError(f"{len(content)} bytes of payload, the header says {h.length_dw} dwords")
+    routing = h.type & 7 if h.type >> 3 == TlpType.MSG.value[0] >> 3 else 0
+    no_write = h.at == TRANSLATION_REQUEST and h.address & 1
     return Tlp(
-        _CODES[h.type, bool(h.fmt & 2)], tc=h.tc, relaxed_ordering=bool(h.relaxed_ordering), no_snoop=bool(h.no_snoop),
+        _CODES[h.type - routing, bool(h.fmt & 2)], tc=h.tc, relaxed_ordering=bool(h.relaxed_ordering), no_snoop=bool(h.no_snoop),
         ido=bool(h.id_based_ordering), at=h.at, poisoned=bool(h.poisoned), td=bool(h.digest), length_dw=h.length_dw,
-        requester_id=h.requester_id, tag=h.tag, first_be=h.first_be, last_be=h.last_be, address=h.address,
-        completer_id=h.completer_id, status=h.status, bcm=bool(h.byte_count_modified), byte_count=h.byte_count,
-        lower_address=h.lower_address, data=content,
+        requester_id=h.requester_id, tag=h.tag, first_be=h.first_be, last_be=h.last_be, address=h.address - no_write,
+        no_write=bool(no_write), message_code=h.message_code, message_routing=routing, completer_id=h.completer_id, status=h.status,
+        bcm=bool(h.byte_count_modified), byte_count=h.byte_count, lower_address=h.lower_address, data=content,
     )  # fmt: skip
 
 

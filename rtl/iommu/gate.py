@@ -5,10 +5,12 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..tlp.layouts import DIVERTED, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint
+from ..spec import pcie
+from ..tlp.layouts import DIVERTED, Addressing, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint
 from .layouts import TranslateRequest, TranslateResponse, is_mrif
 
 COOKIES = 256  # of a translation request
+UNTRANSLATED_LOG2 = 63  # size of a translation in an answer that says: the page is its own
 MAX_FUNCTIONS = 8  # of one device number [PCIe5 2.2.6.2]
 
 
@@ -18,6 +20,16 @@ class _Verdict(data.Struct):
     fault: 1
     readable: 1
     writable: 1
+    page: 52
+
+
+class _HostVerdict(data.Struct):
+    """What a cache of the host's translations said about a burst."""
+
+    fault: 1
+    readable: 1
+    writable: 1
+    translated: 1
     page: 52
 
 
@@ -32,6 +44,9 @@ class Gate(wiring.Component):
 
     With ``diverts`` a write of an aligned dword to an interrupt file in memory leaves with verdict DIVERTED, any other burst to one with
     FAULT. One is under way at a time; until it is over its client waits, so that what the client does later is seen later.
+
+    With ``host_ats`` the translator is a cache of the host's translations: what leaves has an :func:`..tlp.layouts.addressing`, translated
+    unless it was bypassed or the answer says that the page is its own.
 
     A hint becomes a prefetch in a cycle in which no burst enters, and vanishes if its function bypasses.
 
@@ -56,6 +71,10 @@ class Gate(wiring.Component):
         The translator may answer that a page is an interrupt file in memory.
     count_bits : :class:`int`
         Width of the counts: 2 to 16.
+    host_ats : :class:`bool`
+        True: what leaves goes to a host that translates.
+    messages : tuple of :class:`int`
+        Ports whose bursts are interrupts: they are never translated here.
 
     Members
     -------
@@ -84,7 +103,7 @@ class Gate(wiring.Component):
         If a number is out of range.
     """
 
-    def __init__(self, *, clients, functions, depth=8, has_iommu=True, diverts=False, count_bits=12):
+    def __init__(self, *, clients, functions, depth=8, has_iommu=True, diverts=False, count_bits=12, host_ats=False, messages=()):
         if depth not in (2, 4, 8, 16, 32, 64):
             raise ValueError(f"Depth must be a power of two between 2 and 64, not {depth!r}")
         if clients not in range(1, COOKIES // depth + 1):
@@ -95,6 +114,7 @@ class Gate(wiring.Component):
             raise ValueError(f"Bits of a count must be 2 to 16, not {count_bits!r}")
         self.clients, self.functions, self.depth = clients, functions, depth
         self.has_iommu, self.diverts, self.count_bits = has_iommu, diverts, count_bits
+        self.host_ats, self.messages = host_ats, tuple(messages)
         super().__init__({
             "bursts": In(stream.Signature(Burst)).array(clients),
             "o": Out(stream.Signature(Burst)),
@@ -115,7 +135,7 @@ class Gate(wiring.Component):
         ports, slot_bits = self.clients, (self.depth - 1).bit_length()
         places = ports * self.depth
         m.submodules.waiting = waiting = Memory(shape=Burst, depth=places, init=[])
-        m.submodules.verdicts = verdicts = Memory(shape=_Verdict, depth=places, init=[])
+        m.submodules.verdicts = verdicts = Memory(shape=_HostVerdict if self.host_ats else _Verdict, depth=places, init=[])
         put, get = ([Signal(slot_bits + 1, name=f"{name}_{n}") for n in range(ports)] for name in ("put", "get"))
         decided = [Signal(self.depth, name=f"decided_{n}") for n in range(ports)]  # verdict is there, a bit per slot
         bypassed = [Signal(self.depth, name=f"bypassed_{n}") for n in range(ports)]
@@ -141,7 +161,7 @@ class Gate(wiring.Component):
             if self.diverts:  # nobody asks with the cookie of a burst that is under way
                 wants &= ~held[n]
             m.d.comb += [
-                passing[n].eq(self.bypass.bit_select(function, 1) if self.has_iommu else 1),
+                passing[n].eq(self.bypass.bit_select(function, 1) if self.has_iommu and n not in self.messages else 1),
                 wanted[n].eq(wants & (passing[n] | asks)),
                 burst.ready.eq(enters[n]),
             ]  # fmt: skip
@@ -199,6 +219,8 @@ class Gate(wiring.Component):
             judged.data.writable.eq(response.p.writable),
             judged.data.page.eq(response.p.page),
         ]
+        if self.host_ats:
+            m.d.comb += judged.data.translated.eq(response.p.size_log2 != UNTRANSLATED_LOG2)
 
         # Leave: a client whose oldest burst has its verdict, round robin.
         burst_out, verdict_out = waiting.read_port(transparent_for=(write,)), verdicts.read_port(transparent_for=(judged,))
@@ -261,6 +283,10 @@ class Gate(wiring.Component):
                 m.d.comb += self.o.p.verdict.eq(DIVERTED)
             with m.If(self.diverted_over | (is_to_file & ~is_dword & self.o.valid & self.o.ready)):
                 m.d.sync += diverting.eq(0)
+
+        if self.host_ats:
+            address = Signal(Addressing)
+            m.d.comb += [address.at.eq(Mux(~out_passes & verdict.translated, pcie.AT_TRANSLATED, 0)), self.o.p.pasid.eq(address)]
 
         self._count(m, epoch, entering, entry, room)
         return m

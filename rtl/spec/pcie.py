@@ -13,10 +13,14 @@ TYPE_SWAP = 0b01101
 TYPE_CAS = 0b01110
 TYPE_MESSAGE = 0b10000  # the low three bits route it
 
-ROUTED_TO_ROOT = 0b000  # low three bits of a message's type [PCIe5 2.2.8]
+ROUTED_TO_ROOT, ROUTED_BY_ID = 0b000, 0b010  # low three bits of a message's type [PCIe5 2.2.8]
 MESSAGE_VENDOR_0, MESSAGE_VENDOR_1 = 0x7E, 0x7F  # message codes [PCIe5 2.2.8.6]
 # Messages that every endpoint accepts: Unlock, PM_Active_State_Nak, PME_Turn_Off, Ignored, Set_Slot_Power_Limit. [PCIe5 2.2.8]
 MESSAGES_ACCEPTED = (0x00, 0x14, 0x19, 0x40, 0x41, 0x43, 0x44, 0x45, 0x47, 0x48, 0x50)
+
+MESSAGE_INVALIDATE, MESSAGE_INVALIDATED = 0x01, 0x02  # Invalidate Request, Invalidate Completion [PCIe5 10.3.1, 10.3.2]
+
+AT_TRANSLATION_REQUEST, AT_TRANSLATED = 0b01, 0b10  # address type; 0 is untranslated [PCIe5 10.2.1]
 
 FMT_4DW = 0  # bit numbers of Fmt [PCIe5 2.2.1]
 FMT_DATA = 1

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..regs.bus import RegisterBus
 from ..spec import pcie
 from .codec import is_config, is_message
-from .layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse, Header, TlpBeat
+from .layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse, Header, Invalidation, TlpBeat
 
 MAX_READ_BYTES = 128  # one completion of any Max_Payload_Size; a longer read of a BAR is answered with Completer Abort
 
@@ -36,6 +36,8 @@ class Completer(wiring.Component):
     used that did not come. A request that is refused and poisoned is an unsupported one; a message is unsupported unless every
     endpoint must accept it or vendors say what it means, type 1. [PCIe5 2.2.8, 2.3.1, 2.7.2, 6.2.3.2.3]
 
+    With ``host_ats`` Invalidate Requests of two dwords to functions that are ``present`` go to ``invalidations``. [PCIe5 10.3.1]
+
     Latency: from a request to its completion 3 cycles for configuration, 6 for a read of one word and 2 more for each further one,
     besides the time of those it asks. Throughput: one request at a time; nothing it waits for depends on DMA.
 
@@ -45,6 +47,8 @@ class Completer(wiring.Component):
         Data width in bits.
     functions : :class:`int`
         Functions of the card.
+    host_ats : :class:`bool`
+        They have ATS.
 
     Members
     -------
@@ -62,10 +66,14 @@ class Completer(wiring.Component):
         For completer IDs.
     events : ``Out(CompleterEvents)``
         Pulses.
+    invalidations : ``Out(stream.Signature(Invalidation))``
+        With ``host_ats``: one Invalidate Request at a time.
+    present : ``In(functions)``
+        With ``host_ats``: the function is there.
     """
 
-    def __init__(self, *, width, functions):
-        self.width, self.functions = width, functions
+    def __init__(self, *, width, functions, host_ats=False):
+        self.width, self.functions, self.host_ats = width, functions, host_ats
         super().__init__({
             "requests": In(stream.Signature(TlpBeat(width))),
             "completions": Out(stream.Signature(TlpBeat(width))),
@@ -76,6 +84,7 @@ class Completer(wiring.Component):
             "registers": Out(RegisterBus()),
             "state": In(ConfigState).array(functions),
             "events": Out(CompleterEvents),
+            **({"invalidations": Out(stream.Signature(Invalidation)), "present": In(functions)} if host_ats else {}),
         })
 
     def elaborate(self, platform):
@@ -179,6 +188,13 @@ class Completer(wiring.Component):
         m.d.comb += [self.events.function.eq(place.function), self.events.is_for_all.eq(~is_claimed), self.events.header.eq(kept)]
         is_accepted = Cat(header.message_code == code for code in (*pcie.MESSAGES_ACCEPTED, pcie.MESSAGE_VENDOR_1)).any()
 
+        if self.host_ats:  # its body is drawn as a header is: byte 0 is the highest
+            body, order = Cat(beat.data[8 * n : 8 * n + 8] for n in reversed(range(8))), self.invalidations.p
+            m.d.comb += [
+                order.function.eq(kept.address[48:51]), order.requester_id.eq(kept.requester_id), order.itag.eq(kept.tag),
+                order.page.eq(body[12:]), order.is_range.eq(body[11]),
+            ]  # fmt: skip
+
         with m.FSM():
             with m.State("TAKE"):  # the beat stays at the input until the request has been served
                 is_memory, is_register = header.type == pcie.TYPE_MEMORY, is_config(header) | (header.type == pcie.TYPE_IO)
@@ -208,10 +224,23 @@ class Completer(wiring.Component):
                             m.next = "REFUSE"
                     with m.Elif(is_memory | is_atomic | (header.type == pcie.TYPE_MEMORY_LOCKED)):
                         m.next = "ASK_DECODER"
+                    if self.host_ats:
+                        invalidates = self._invalidates(m, header)
+                        with m.Elif(invalidates):
+                            m.d.comb += events["poisoned"].eq(is_poisoned)
+                            m.d.sync += [place.function.eq(header.address[48:51]), is_claimed.eq(1)]
+                            m.next = "DROP"
+                            with m.If(~is_poisoned):
+                                m.next = "INVALIDATE"
                     with m.Elif(is_message(header) & is_accepted):
                         m.d.comb += events["poisoned"].eq(is_poisoned)
                         m.next = "DROP"
 
+            if self.host_ats:
+                with m.State("INVALIDATE"):
+                    m.d.comb += self.invalidations.valid.eq(1)
+                    with m.If(self.invalidations.ready):
+                        m.next = "DROP"
             with m.State("ASK_CONFIG"):
                 m.d.comb += self.config_requests.valid.eq(1)
                 with m.If(self.config_requests.ready):
@@ -326,3 +355,12 @@ class Completer(wiring.Component):
                 with m.If(self.requests.valid & beat.last):
                     m.next = "TAKE"
         return m
+
+    def _invalidates(self, m, header):
+        """Return whether ``header`` is one of an Invalidate Request to a function that is there. [PCIe5 10.3.1]"""
+        function = header.address[48:51]
+        is_there = (function < self.functions) & self.present.bit_select(function, 1)
+        return (
+            (header.type == pcie.TYPE_MESSAGE | pcie.ROUTED_BY_ID) & (header.message_code == pcie.MESSAGE_INVALIDATE)
+            & header.fmt[pcie.FMT_DATA] & (header.length_dw == 2) & is_there
+        )  # fmt: skip

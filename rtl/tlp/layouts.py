@@ -116,6 +116,18 @@ class Burst(data.Struct):
     atomic: AtomicKind  # with ``is_write`` 0
 
 
+class Addressing(data.Struct):
+    """What the low bits of ``pasid`` are behind the gate of a card with host ATS, whose requests carry no PASID. [PCIe5 10.2.1, 10.2.2]"""
+
+    at: unsigned(2)
+    no_write: unsigned(1)  # of a translation request
+
+
+def addressing(burst):
+    """Return the :class:`Addressing` of a burst."""
+    return Addressing(burst.pasid[: Addressing.as_shape().size])
+
+
 class Hint(data.Struct):
     """A page that a function will soon ask for: worth translating now, and of no consequence if not."""
 
@@ -189,6 +201,19 @@ class ConfigResponse(data.Struct):
 
     data: unsigned(32)
     unsupported: unsigned(1)
+
+
+class Invalidation(data.Struct):
+    """An Invalidate Request: ``function`` forgets translations. [PCIe5 10.3.1]
+
+    ``is_range``: the low bits of ``page`` say how many pages; the range of 2 << n has n ones there.
+    """
+
+    function: unsigned(3)
+    requester_id: unsigned(16)  # who is told of the end
+    itag: unsigned(5)
+    page: unsigned(52)
+    is_range: unsigned(1)
 
 
 class DecodeRequest(data.Struct):

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..stream.queue import Queue
 from .cutter import Cutter, Piece
-from .layouts import AtomicKind, Burst, BurstData, BurstRetired, BurstStatus, ConfigState
+from .layouts import AtomicKind, Burst, BurstData, BurstRetired, BurstStatus, ConfigState, addressing
 from .read_buffer import RowRead
 from .tags import TagEnd
 
@@ -47,6 +47,8 @@ class ReadFront(wiring.Component):
         Number of functions.
     atomics : :class:`bool`
         False: every AtomicOp is refused.
+    host_ats : :class:`bool`
+        Bursts have an :func:`.layouts.addressing`.
 
     Members
     -------
@@ -60,6 +62,8 @@ class ReadFront(wiring.Component):
         Of each function.
     live : ``In(functions)``
         1: the function may send requests.
+    ats : ``In(functions)``
+        With ``host_ats``; 1: the function may send requests that are not untranslated.
     free, dead : ``In(TagSets)``
         There is a tag in a set; none of a set will come back.
     space, refusable : ``In(1)``
@@ -74,14 +78,15 @@ class ReadFront(wiring.Component):
         Why it is refused.
     """
 
-    def __init__(self, *, reads, functions, atomics=False):
-        self.reads, self.functions, self.atomics = reads, functions, atomics
+    def __init__(self, *, reads, functions, atomics=False, host_ats=False):
+        self.reads, self.functions, self.atomics, self.host_ats = reads, functions, atomics, host_ats
         super().__init__({
             "bursts": In(stream.Signature(Burst)),
             "room": Out(1),
             "cleared": In(1),
             "config": In(ConfigState).array(functions),
             "live": In(functions),
+            **({"ats": In(functions)} if host_ats else {}),
             "free": In(TagSets),
             "dead": In(TagSets),
             "space": In(1),
@@ -134,6 +139,9 @@ class ReadFront(wiring.Component):
             ready.eq(head.valid & (in_order != 0)),
             self.status.eq(burst.verdict),
         ]
+        if self.host_ats:
+            with m.If(addressing(burst).at.any() & ~self.ats.bit_select(burst.function, 1)):
+                m.d.comb += live.eq(0)
         is_atomic, illegal = burst.atomic != AtomicKind.NONE, Signal()
         m.d.comb += illegal.eq(is_atomic)
         if self.atomics:
@@ -227,7 +235,7 @@ class RowStreamer(wiring.Component):
         return m
 
 
-def _line_members(width, rows, index_bits, functions):
+def _line_members(width, rows, index_bits, functions, host_ats):
     """Members of a line, as in :class:`OrderedLine`."""
     return {
         "bursts": In(stream.Signature(Burst)),
@@ -235,6 +243,7 @@ def _line_members(width, rows, index_bits, functions):
         "cleared": In(1),
         "config": In(ConfigState).array(functions),
         "live": In(functions),
+        **({"ats": In(functions)} if host_ats else {}),
         "free": In(TagSets),
         "dead": In(TagSets),
         "wanted": Out(1),
@@ -248,10 +257,12 @@ def _line_members(width, rows, index_bits, functions):
 
 def _make_front(m, line):
     """Add the front of ``line`` to ``m``, joined to the members of the same names."""
-    m.submodules.front = front = ReadFront(reads=line.reads, functions=line.functions, atomics=line.atomics)
+    m.submodules.front = front = ReadFront(reads=line.reads, functions=line.functions, atomics=line.atomics, host_ats=line.host_ats)
     wiring.connect(m, wiring.flipped(line.bursts), front.bursts)
     for config, its_config in zip(line.config, front.config):
         m.d.comb += its_config.eq(config)
+    if line.host_ats:
+        m.d.comb += front.ats.eq(line.ats)
     m.d.comb += [
         line.room.eq(front.room),
         front.cleared.eq(line.cleared),
@@ -313,10 +324,12 @@ class OrderedLine(wiring.Component):
         First row of the client's ring and its size in rows: a power of two of at least 4096 bytes, at a multiple of itself.
     reads : :class:`int`
         Bursts that wait without holding up others.
+    host_ats : :class:`bool`
+        As in :class:`ReadFront`.
 
     Members
     -------
-    bursts, room, cleared, config, live, free, dead, wanted, granted
+    bursts, room, cleared, config, live, ats, free, dead, wanted, granted
         As in :class:`ReadFront`.
     request : ``Out(ReadRequest(rows, index_bits))``
         What is wanted.
@@ -330,10 +343,10 @@ class OrderedLine(wiring.Component):
 
     atomics = False
 
-    def __init__(self, *, width, rows, index_bits, functions, client, base, region, reads):
+    def __init__(self, *, width, rows, index_bits, functions, client, base, region, reads, host_ats=False):
         self.width, self.buffer_rows, self.index_bits, self.functions = width, rows, index_bits, functions
-        self.client, self.base, self.region, self.reads = client, base, region, reads
-        super().__init__(_line_members(width, rows, index_bits, functions))
+        self.client, self.base, self.region, self.reads, self.host_ats = client, base, region, reads, host_ats
+        super().__init__(_line_members(width, rows, index_bits, functions, host_ats))
 
     @staticmethod
     def pieces(width, region):
@@ -486,7 +499,7 @@ class UnorderedLine(wiring.Component):
         The wall's: no burst is reported in ``retired``.
     atomics : :class:`bool`
         Its reads may be AtomicOps; an AtomicOp waits for its operand.
-    width, rows, index_bits, functions, client, reads : :class:`int`
+    width, rows, index_bits, functions, client, reads, host_ats
         As in :class:`OrderedLine`.
 
     Members
@@ -497,11 +510,13 @@ class UnorderedLine(wiring.Component):
         As in :class:`OrderedLine`.
     """
 
-    def __init__(self, *, width, rows, index_bits, functions, client, base, slots, reads, wall=False, atomics=False):
+    def __init__(self, *, width, rows, index_bits, functions, client, base, slots, reads, wall=False, atomics=False,
+                 host_ats=False):  # fmt: skip
         self.width, self.buffer_rows, self.index_bits, self.functions = width, rows, index_bits, functions
         self.client, self.base, self.slots, self.reads, self.wall, self.atomics = client, base, slots, reads, wall, atomics
+        self.host_ats = host_ats
         operands = {"operands": In(stream.Signature(BurstData(width)))} if atomics else {}
-        super().__init__(_line_members(width, rows, index_bits, functions) | operands)
+        super().__init__(_line_members(width, rows, index_bits, functions, host_ats) | operands)
 
     def elaborate(self, platform):
         m = Module()

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from ..spec import pcie
 from ..stream.arbiter import Arbiter
 from ..stream.queue import Queue
-from .layouts import DIVERTED, AtomicKind, Burst, BurstData, BurstDone, BurstRetired, BurstStatus, ConfigState, TlpBeat
+from .layouts import DIVERTED, AtomicKind, Burst, BurstData, BurstDone, BurstRetired, BurstStatus, ConfigState, TlpBeat, addressing
 from .read_buffer import Over, ReadBuffer
 from .read_lines import SLOT_BYTES, OrderedLine, ReadRequest, UnorderedLine
 from .tags import TagEvents, TagTable, ten_bit_name
@@ -42,6 +42,8 @@ class ReadClient:
         same: its operands come by ``wall_operands``.
     relaxed : :class:`bool`
         Its bursts may ask for Relaxed Ordering and No Snoop: bulk data. Rings, interrupts and the wall must not (R16).
+    messages : :class:`bool`
+        Its bursts are interrupts: a host that translates gets them untranslated. [PCIe5 6.1.4]
     reads : :class:`int`
         Read bursts of the client that wait at the requester without holding up others: a client with no more than this many
         reads outstanding never holds up the gate's stream.
@@ -58,6 +60,7 @@ class ReadClient:
     reads: int = 32
     atomics: bool = False
     relaxed: bool = False
+    messages: bool = False
 
     def __post_init__(self):
         low, high = (4096, 65536) if self.ordered else (128, 16384)
@@ -102,6 +105,10 @@ class Requester(wiring.Component):
     With ``diverts`` a write of an aligned dword that the gate lets leave as DIVERTED is not sent: its dword is given away when everything
     in front of it was accepted into the transmit order; it is retired then, and done when ``diverted_end`` says so. One at a time.
 
+    With ``host_ats`` bursts have an :func:`.layouts.addressing`: the address type of their requests. Reads of the wall are then translation
+    requests, 8 bytes at a multiple of 4096, that one completion answers. Those and translated requests of a function whose ``ats`` is 0
+    are not sent, as if it were no bus master. [PCIe5 10.2]
+
     Stop: while ``stop`` is 1 for a function nothing is sent for it; ``stopped`` is 1 when besides every burst accepted for it has been
     answered and the answer taken. A stop also starts the recovery of the function's quarantined tags.
 
@@ -127,6 +134,8 @@ class Requester(wiring.Component):
         Largest Max_Payload_Size in bytes that is used, whatever the host sets.
     diverts : :class:`bool`
         The gate may say DIVERTED.
+    host_ats : :class:`bool`
+        Requests may be translated.
 
     Members
     -------
@@ -148,6 +157,8 @@ class Requester(wiring.Component):
         Memory Writes; Memory Reads (one beat without data each) and AtomicOps.
     config : ``In(ConfigState).array(functions)``
         Of each function.
+    ats : ``In(functions)``
+        With ``host_ats``: ATS Enable of each function.
     retired_reads, retired_writes : ``Out(stream.Signature(BurstRetired))``
         Each burst of the gate that is over, once. The receiver is always ready.
     stop, stopped : ``In(functions)``, ``Out(functions)``
@@ -174,7 +185,7 @@ class Requester(wiring.Component):
     """
 
     def __init__(self, *, width, clients, functions, tags=256, wall_tags=8, completion_timeout_cycles=2_500_000, max_payload=512,
-                 diverts=False):
+                 diverts=False, host_ats=False):  # fmt: skip
         clients = tuple(clients)
         if width not in WIDTHS:
             raise ValueError(f"Width must be 64, 128, 256 or 512 bits, not {width!r}")
@@ -188,6 +199,7 @@ class Requester(wiring.Component):
             raise ValueError(f"Largest payload must be a power of two between 128 and 4096, not {max_payload!r}")
         self.width, self.clients, self.functions, self.max_payload, self.diverts = width, clients, functions, max_payload, diverts
         self.tags, self.wall_tags, self.completion_timeout_cycles = tags, wall_tags, completion_timeout_cycles
+        self.host_ats = host_ats
         # Rings at multiples of their size: the largest first.
         row_bytes = width // 8
         self._base, rows = {}, 0
@@ -211,6 +223,7 @@ class Requester(wiring.Component):
             "posted": Out(stream.Signature(TlpBeat(width))),
             "non_posted": Out(stream.Signature(TlpBeat(width))),
             "config": In(ConfigState).array(functions),
+            **({"ats": In(functions)} if host_ats else {}),
             "retired_reads": Out(stream.Signature(BurstRetired)),
             "retired_writes": Out(stream.Signature(BurstRetired)),
             "stop": In(functions),
@@ -229,7 +242,7 @@ class Requester(wiring.Component):
         m.submodules.table = table = self._table
         m.submodules.writes = writes = WritePath(width=self.width, clients=len(self.clients), functions=self.functions,
                                                  max_payload_code=(self.max_payload // 128).bit_length() - 1,
-                                                 diverts=self.diverts)  # fmt: skip
+                                                 diverts=self.diverts, host_ats=self.host_ats)  # fmt: skip
         live = Signal(self.functions)
         m.d.comb += live.eq(Cat(config.bus_master for config in self.config) & ~self.stop)
 
@@ -254,7 +267,8 @@ class Requester(wiring.Component):
     def _make_lines(self, m, table, live):
         """Add a line for each client that reads; return them by client."""
         lines = {}
-        shared = {"width": self.width, "rows": self._rows, "index_bits": self._index_bits, "functions": self.functions}
+        shared = {"width": self.width, "rows": self._rows, "index_bits": self._index_bits, "functions": self.functions,
+                  "host_ats": self.host_ats}  # fmt: skip
         for n, base in sorted(self._base.items()):
             client = self.clients[n]
             own = {"client": n, "base": base, "reads": client.reads}
@@ -275,6 +289,8 @@ class Requester(wiring.Component):
                 line.dead.long.eq(table.dead.long if n else 1),
                 line.dead.wide.eq(table.dead.wide if n else 1),
             ]
+            if self.host_ats:
+                m.d.comb += line.ats.eq(self.ats)
             if n:
                 m.d.comb += [line.free.long.eq(table.long_tags.valid), line.free.wide.eq(table.wide_tags.valid)]
         return lines
@@ -284,6 +300,8 @@ class Requester(wiring.Component):
         may_write, taken = [], []
         over = writes.over
         m.d.comb += writes.live.eq(live)
+        if self.host_ats:
+            m.d.comb += writes.ats.eq(self.ats)
         for config, its_config in zip(self.config, writes.config):
             m.d.comb += its_config.eq(config)
         wiring.connect(m, writes.posted, wiring.flipped(self.posted))
@@ -476,6 +494,9 @@ class Requester(wiring.Component):
                 opened.p.row.eq(request.row),
                 opened.p.index.eq(request.index),
             ]
+            if self.host_ats:  # the answer to a translation request is one completion, as an AtomicOp's [PCIe5 10.2.2, 10.2.3]
+                address, asks = addressing(burst), addressing(burst).at == pcie.AT_TRANSLATION_REQUEST
+                m.d.sync += [header.at.eq(address.at), header.address[0].eq(asks & address.no_write), opened.p.atomic.eq(is_atomic | asks)]
         for f in range(self.functions):
             count = Signal(range(self.tags + 1), name=f"requests{f}")
             begins, ends = granted.any() & (burst.function == f), table.ended.valid & (table.ended.p.function == f)

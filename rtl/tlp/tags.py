@@ -90,7 +90,7 @@ class TimeoutSetting(data.Struct):
 def Opened(rows, index_bits):
     """Layout: a read request that has just been sent. ``row`` is the first of the read buffer for its data, ``index`` the client's own.
 
-    ``ten_bit``: the tag in it was of 10 bits. ``atomic``: it is an AtomicOp.
+    ``ten_bit``: the tag in it was of 10 bits. ``atomic``: it is an AtomicOp or a translation request.
     """
     return data.StructLayout({
         "tag": 10, "ten_bit": 1, "atomic": 1, "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16,
@@ -157,8 +157,8 @@ class TagTable(wiring.Component):
     - TIMEOUT when they did not come in time.
 
     A completion counts only if its tag is in flight, its Requester ID is the request's, Byte Count and Lower Address are
-    what is still missing, its length is not more than that, and all its dwords are there. That of an AtomicOp brings all of it, and
-    its Lower Address is reserved. Any other is dropped whole and
+    what is still missing, its length is not more than that, and all its dwords are there. That of an AtomicOp or a translation request
+    brings all of it, and its Lower Address does not matter. Any other is dropped whole and
     reported as unexpected; it changes nothing, so the request it was for ends by timeout. [PCIe5 2.3.2, 6.2.3.2.4.5]
 
     A tag is free again after its end, except after TIMEOUT: it is quarantined until its last completion arrives, or until

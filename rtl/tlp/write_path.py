@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..spec import pcie
 from ..stream.queue import Queue
 from .cutter import Cutter
-from .layouts import DIVERTED, Burst, BurstData, BurstStatus, ConfigState, TlpBeat
+from .layouts import DIVERTED, Burst, BurstData, BurstStatus, ConfigState, TlpBeat, addressing
 
 WAITING_BURSTS = 8  # of each class
 HEADERS = 32  # TLPs whose data is complete and that wait to be sent
@@ -45,6 +45,8 @@ class WritePath(wiring.Component):
         Largest Max_Payload_Size that is used: 128 << code bytes.
     diverts : :class:`bool`
         The gate may say DIVERTED.
+    host_ats : :class:`bool`
+        Bursts have an :func:`.layouts.addressing`.
 
     Members
     -------
@@ -56,6 +58,8 @@ class WritePath(wiring.Component):
         Of each function.
     live : ``In(functions)``
         1: the function may send requests.
+    ats : ``In(functions)``
+        With ``host_ats``; 1: the function may send requests that are not untranslated.
     posted : ``Out(stream.Signature(TlpBeat(width)))``
         TLPs.
     over : ``Out(stream.Signature(WriteOver, always_ready=True))``
@@ -64,15 +68,16 @@ class WritePath(wiring.Component):
         With ``diverts``: dwords, byte 0 in bits 7:0, each to be taken in front of the next; a pulse: one does not come (RESET).
     """
 
-    def __init__(self, *, width, clients, functions, max_payload_code, diverts=False):
+    def __init__(self, *, width, clients, functions, max_payload_code, diverts=False, host_ats=False):
         self.width, self.clients, self.functions, self.max_payload_code = width, clients, functions, max_payload_code
-        self.diverts = diverts
+        self.diverts, self.host_ats = diverts, host_ats
         super().__init__({
             "wall": In(stream.Signature(Burst)),
             "gate": In(stream.Signature(Burst)),
             "data": In(stream.Signature(BurstData(width))).array(clients),
             "config": In(ConfigState).array(functions),
             "live": In(functions),
+            **({"ats": In(functions)} if host_ats else {}),
             "posted": Out(stream.Signature(TlpBeat(width))),
             "over": Out(stream.Signature(WriteOver, always_ready=True)),
             **({"diverted": Out(stream.Signature(32)), "diverted_lost": Out(1)} if diverts else {}),
@@ -125,7 +130,7 @@ class WritePath(wiring.Component):
 
         header_layout = data.StructLayout({
             "over": WriteOver, "address": 64, "length_dw": 11, "first_be": 4, "last_be": 4, "relaxed_ordering": 1, "no_snoop": 1,
-            "last": 1,
+            "last": 1, **({"at": 2} if self.host_ats else {}),
         })  # fmt: skip
         pulled = Signal(data.StructLayout({
             "valid": 1, "data": self.width, "shift": lanes_log2, "emit": 1, "last": 1, "header": header_layout,
@@ -150,6 +155,7 @@ class WritePath(wiring.Component):
                 pulled.header.over.is_wall.eq(piece.burst.is_wall),
                 pulled.header.over.cookie.eq(piece.burst.cookie),
                 pulled.header.over.status.eq(piece.burst.verdict),
+                *([pulled.header.at.eq(addressing(piece.burst).at)] if self.host_ats else []),
             ]
 
         # Turn the first dword to lane 0, and join each row with the next.
@@ -205,6 +211,9 @@ class WritePath(wiring.Component):
             m.d.comb += fate.eq(h.over.status)
         with m.Elif(~sending & ~self.live.bit_select(h.over.function, 1)):
             m.d.comb += fate.eq(BurstStatus.RESET)
+        if self.host_ats:
+            with m.Elif(~sending & h.at.any() & ~self.ats.bit_select(h.over.function, 1)):
+                m.d.comb += fate.eq(BurstStatus.RESET)
         if self.diverts:
             with m.Elif(is_diverted):
                 m.d.comb += fate.eq(DIVERTED)
@@ -249,5 +258,6 @@ class WritePath(wiring.Component):
                 o.p.header.first_be.eq(h.first_be),
                 o.p.header.last_be.eq(h.last_be),
                 o.p.header.address.eq(Cat(Const(0, 2), h.address[2:])),
+                *([o.p.header.at.eq(h.at)] if self.host_ats else []),
             ]
         return m

@@ -16,6 +16,7 @@ from ...models.config_space import (
     acs_capability,
     aer_capability,
     ari_capability,
+    ats_capability,
     msix_capability,
     pcie_capability,
     power_capability,
@@ -32,7 +33,7 @@ from ...models.virtio.rules import RULES
 from ...models.virtio.split import SplitLayout
 from ...models.virtio.transport import PciTransport
 from ...models.virtio.wire import KEPT_BYTES, READABLE_LAST, TOO_LONG, WireJudge
-from ...rtl.config import BlkConfig, EndpointConfig, IommuConfig
+from ...rtl.config import BlkConfig, EndpointConfig, HostAtsConfig, IommuConfig
 from ..log import read_log
 from ..ring_checker import DoubtfulBlkDevice
 from ..scoreboard import Checker, Mismatch, Scoreboard
@@ -64,6 +65,7 @@ def config_of(header):
         parts = ast.literal_eval(text)
         parts["disks"] = tuple(BlkConfig(**disk) for disk in parts["disks"])
         parts["iommu"] = parts["iommu"] and IommuConfig(**parts["iommu"])
+        parts["host_ats"] = parts.get("host_ats") and HostAtsConfig(**parts["host_ats"])
         return EndpointConfig(**parts)
     except (ValueError, TypeError, KeyError, SyntaxError) as error:
         raise ValueError(f"The header of a log must tell the configuration of a card, not {text!r}") from error
@@ -84,7 +86,8 @@ def describe_functions(config):
         aer = aer_capability(uncorrectable=REPORTED, correctable=CORRECTED, severity=FATAL)
         ari = ari_capability(0 if is_virtual or following >= config.physical_functions else following)
         return (aer, *(() if is_virtual else (serial_number_capability(config.serial_number),)),
-                *((acs_capability(), ari) if has_several else ()))  # fmt: skip
+                *((acs_capability(), ari) if has_several else ()),
+                *((ats_capability(queue_depth=32),) if config.host_ats is not None else ()))  # fmt: skip
 
     first = {"link_control_2": 3, "link_control_2_rw": 0xF}  # function 0 speaks for the link
     if config.iommu is not None:

@@ -4,7 +4,7 @@ import pytest
 
 from ringwall.models import config_space as model
 from ringwall.models.capabilities import EXT_ARI, EXT_DSN, EXT_PASID, EXT_PRI
-from ringwall.rtl.config import BlkConfig, EndpointConfig
+from ringwall.rtl.config import BlkConfig, EndpointConfig, HostAtsConfig
 from ringwall.rtl.endpoint import descriptions_of
 from ringwall.rtl.function import description as rtl
 from ringwall.sim.linux.judge import describe_functions
@@ -125,10 +125,11 @@ def test_readings_of_virtual_functions(ours, extended, theirs, theirs_extended):
 
 
 @pytest.mark.parametrize("totals", [(0,), (2,), (0, 2), (1, 3), (2, 0, 1)])
-@pytest.mark.parametrize("has_iommu", [True, False])
-def test_readings_of_cards(totals, has_iommu):
+@pytest.mark.parametrize("options", [{}, {"iommu": None}, {"iommu": None, "host_ats": HostAtsConfig()}], ids=["own", "none", "host"])
+def test_readings_of_cards(totals, options):
     """FUNC-READ-3 (R54, R57): each function of whole cards, virtual ones too, is what the judge of foreign hosts expects, bit by bit."""
-    config = EndpointConfig(**({} if has_iommu else {"iommu": None}), disks=tuple(BlkConfig(virtual_functions=n) for n in totals))
+    config = EndpointConfig(**options, disks=tuple(BlkConfig(virtual_functions=n) for n in totals))
+    has_iommu = config.first_disk
     ours, spaces = descriptions_of(config), [model.ConfigSpace(one) for one in describe_functions(config)]
     spaces += [model.ConfigSpace(space.description.virtual, physical=space)
                for space, total in zip(spaces[has_iommu:], totals) for _ in range(total)]  # fmt: skip

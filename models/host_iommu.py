@@ -1,0 +1,174 @@
+"""The IOMMU of a host between its memory and a card that caches translations: the card's side of it in TLPs. [PCIe5 10]
+
+What is translated, and how a translation request ends, `iommu.unit.Unit` says; here that becomes completions and messages, and what the
+card may still use is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .iommu.ats import AtsStatus, TranslationCompletion
+from .iommu.commands import MessageCode
+from .iommu.faults import AccessType, TranslationFault
+from .iommu.unit import Unit
+from .iommu.walk import Request, RequestKind
+from .memory import Iova
+from .tlp import TRANSLATED, UNTRANSLATED, CplStatus, Tlp, TlpType
+
+__all__ = ["HostIommu", "translation_entry"]
+
+_STATUS = {AtsStatus.SUCCESS: CplStatus.SC, AtsStatus.UNSUPPORTED_REQUEST: CplStatus.UR, AtsStatus.COMPLETER_ABORT: CplStatus.CA}
+ENTRY_BYTES = 8  # of one translation [PCIe5 10.2.3.2]
+ROUTED_BY_ID = 0b010
+BODY_BYTES = 8  # of an Invalidate Request [PCIe5 10.3.1]
+
+
+def translation_entry(found: TranslationCompletion) -> bytes:
+    """Return the 8 bytes of one translation, as the specification draws them: byte 0 is the highest. [PCIe5 10.2.3.2]"""
+    page, is_range = found.page_and_s
+    value = (page << 12 | is_range << 11 | found.no_snoop << 10 | found.is_global << 5 | found.privileged << 4 | found.executable << 3
+             | found.untranslated_only << 2 | found.writable << 1 | found.readable)  # fmt: skip
+    return value.to_bytes(ENTRY_BYTES, "big")
+
+
+@dataclass(frozen=True)
+class _Grant:
+    """A translation that a function was given."""
+
+    requester_id: int
+    iova: int
+    size: int
+    address: int
+    readable: bool
+    writable: bool
+
+
+@dataclass(frozen=True)
+class _Invalidation:
+    """An Invalidate Request under way; what was granted by ``after`` is forgotten when it is complete."""
+
+    requester_id: int
+    start: int
+    size: int
+    after: int
+
+
+class HostIommu:
+    """Answers translation requests, leads other requests to memory, sends invalidations, judges completions and uses.
+
+    A translated request must use a translation that its function was given and that no completed invalidation covers, unless it was given
+    again since that was sent. [PCIe5 10.3.3]
+
+    Parameters
+    ----------
+    unit : :class:`Unit`
+        Its device_id is the function number: it serves one bus.
+
+    Attributes
+    ----------
+    routed_to : :class:`Tlp` or None
+        The last memory request as memory saw it; None when it was refused.
+    requests, uses, untranslated, invalidated : :class:`int`
+        Translation requests, translated requests, others, Invalidate Completions so far.
+    """
+
+    def __init__(self, unit: Unit):
+        self.unit = unit
+        self.routed_to: Tlp | None = None
+        self.requests = self.uses = self.untranslated = self.invalidated = 0
+        self._now = 0
+        self._grants: dict[_Grant, int] = {}  # when given last
+        self._under_way: dict[int, _Invalidation] = {}  # by ITag
+
+    def translated(self, tlp: Tlp) -> tuple[CplStatus, bytes, str]:
+        """Answer a translation request by one translation: status, data, and the rule that it breaks or "". [PCIe5 10.2.2, 10.2.3]"""
+        self.requests += 1
+        fault = ""
+        if tlp.length_dw % 2 or tlp.length_dw > 32:
+            fault = f"length is {tlp.length_dw} dwords"
+        elif (tlp.first_be, tlp.last_be) != (15, 15):
+            fault = "byte enables are not all ones"
+        elif tlp.address % 4096:
+            fault = "address is not aligned, which the card promised"
+        request = Request(tlp.requester_id & 0xFF, Iova(tlp.address), AccessType.READ, kind=RequestKind.ATS, no_write=tlp.no_write)
+        found = self.unit.complete(request)
+        if found.status is AtsStatus.SUCCESS and (found.readable or found.writable) and not found.untranslated_only:
+            start = tlp.address // found.size * found.size
+            self._now += 1
+            self._grants[_Grant(tlp.requester_id, start, found.size, found.address, found.readable, found.writable)] = self._now
+        return _STATUS[found.status], translation_entry(found) if found.status is AtsStatus.SUCCESS else b"", fault
+
+    def routed(self, tlp: Tlp) -> tuple[Tlp | None, str]:
+        """Return a memory request with its physical address, None when it is refused, and the rule that it breaks or ""."""
+        kind = RequestKind.TRANSLATED if tlp.at == TRANSLATED else RequestKind.UNTRANSLATED
+        start, fault = self._start(tlp), ""
+        if tlp.at == TRANSLATED:
+            self.uses += 1
+            if not self._is_granted(tlp):
+                fault = "translated address that the function does not have"
+        else:
+            self.untranslated += 1
+        access = AccessType.READ if tlp.type is TlpType.MRD else AccessType.WRITE
+        try:
+            found = self.unit.translate(Request(tlp.requester_id & 0xFF, Iova(start), access, kind=kind))
+            self.routed_to = replace(tlp, address=found.spa - start % 4, at=UNTRANSLATED)
+        except TranslationFault:
+            self.routed_to = None
+        return self.routed_to, fault
+
+    @staticmethod
+    def _start(tlp: Tlp) -> int:
+        """Return the address of the first byte of a memory request."""
+        return tlp.byte_span()[0] if tlp.type in (TlpType.MRD, TlpType.MWR) else tlp.address
+
+    def _is_granted(self, tlp: Tlp) -> bool:
+        """Whether the function has a translation that permits its translated request."""
+        start, writes, reads = self._start(tlp), tlp.type is not TlpType.MRD, tlp.type is not TlpType.MWR
+        return any(grant.requester_id == tlp.requester_id and 0 <= start - grant.address < grant.size and (grant.readable or not reads)
+                   and (grant.writable or not writes) for grant in self._grants)  # fmt: skip
+
+    def invalidations(self, routing_id: int) -> list[Tlp]:
+        """Return the Invalidate Requests that commands asked for since the last time, from ``routing_id``. [PCIe5 10.3.1]"""
+        made = []
+        for message in self.unit.commands.sent:
+            if message.code is not MessageCode.INVALIDATION_REQUEST or message.itag is None:
+                raise ValueError(f"A message of this IOMMU must be an Invalidate Request, not {message!r}")
+            body = message.payload
+            page = body >> 12
+            size = ((page ^ page + 1) + 1 if body >> 11 & 1 else 1) << 12
+            self._under_way[message.itag] = _Invalidation(message.rid, body >> 12 << 12 & -size, size, self._now)
+            made.append(Tlp(TlpType.MSGD, length_dw=2, requester_id=routing_id, tag=message.itag, address=message.rid << 48,
+                            message_code=MessageCode.INVALIDATION_REQUEST, message_routing=ROUTED_BY_ID,
+                            data=body.to_bytes(BODY_BYTES, "big")))  # fmt: skip
+        self.unit.commands.sent.clear()
+        return made
+
+    def completed(self, tlp: Tlp, routing_id: int, outstanding: Sequence[Tlp]) -> str:
+        """Take an Invalidate Completion; return the rule that it breaks or "". [PCIe5 10.3.2, 10.3.3]
+
+        ``outstanding``: requests whose answer the card does not have yet; of those none may use what is forgotten.
+        """
+        vector, count = tlp.address & 0xFFFF_FFFF, tlp.address >> 32 & 7
+        if tlp.type is not TlpType.MSG or tlp.message_routing != ROUTED_BY_ID or tlp.tag or tlp.address >> 35 & 0x1FFF:
+            return "type, routing or reserved fields are not as they must be"
+        if tlp.address >> 48 != routing_id:
+            return f"it is for {tlp.address >> 48:#06x}"
+        if not self.unit.commands.invalidation_completed(tlp.requester_id, vector, count):
+            return f"ITags {vector:#x} are not under way for {tlp.requester_id:#06x}"
+        for itag in [itag for itag in range(32) if vector >> itag & 1]:
+            order = self._under_way.pop(itag)
+            self.invalidated += 1
+            gone = [grant for grant, when in self._grants.items() if when <= order.after and grant.requester_id == order.requester_id
+                    and grant.iova < order.start + order.size and order.start < grant.iova + grant.size]  # fmt: skip
+            for grant in gone:
+                del self._grants[grant]
+        for read in outstanding:
+            if read.at == TRANSLATED and read.requester_id == tlp.requester_id and not self._is_granted(read):
+                return f"a request that uses what is forgotten has no answer yet: {read}"
+        return ""
+
+    def forget(self, requester_id: int) -> None:
+        """The function has no translations any more: its ATS Enable is 0, it was reset."""
+        self._grants = {grant: when for grant, when in self._grants.items() if grant.requester_id != requester_id}

@@ -1,0 +1,159 @@
+"""The translation cache in front of the host: pages that are known are answered at once, others wait for the host's answer."""
+
+from amaranth import Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..iommu.gate import UNTRANSLATED_LOG2
+from ..iommu.iotlb import Iotlb
+from ..iommu.layouts import TranslateRequest, TranslateResponse
+from ..stream.queue import Queue
+from ..tlp.layouts import Burst, BurstData
+from .layouts import FEATURES, MAX_FUNCTIONS, PAGE_BITS, Asked
+from .requests import TranslationRequests
+
+
+class TranslationCache(wiring.Component):
+    """Translates a page per cycle as long as the host's answers are cached; what is not waits beside, without holding up others.
+
+    Answers come out of order, by cookie. One with size 2 ** 63 says that the page must be accessed untranslated: the host says so, the
+    address is beyond what can be cached (2 ** 57), or the function has no ``enable``. An invalidation at ``forget`` is effective for every
+    request that is accepted later. A page whose cached permission does not suffice is asked for anew. [PCIe5 10.2, 10.3]
+
+    Requests for a page that is asked for wait together. When answers have come all that waits is looked up once more, in its order.
+
+    Latency: 2 cycles from request accepted to response valid when cached; a miss 8 cycles more than the host. Throughput: one request per
+    cycle, less one for each that waits whenever an answer comes.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Bits of burst data per beat.
+    entries, ways : :class:`int`
+        Translations of 4 KiB; see :class:`..iommu.iotlb.Iotlb`.
+    requests : :class:`int`
+        Translation requests in flight: 1 to 16.
+    waiting : :class:`int`
+        Requests that wait: as many as can be unanswered, at least 2.
+
+    Members
+    -------
+    request, response : ``In(stream.Signature(TranslateRequest))``, ``Out(stream.Signature(TranslateResponse))``
+        For the gate; ``device_id`` is the function number. A fault has cause 0.
+    enable : ``In(8)``
+        ATS Enable of each function.
+    forget, forget_av, forget_page : ``In(1)``, ``In(1)``, ``In(52)``
+        Forget everything, or with ``forget_av`` one page at least.
+    bursts, read_data : ``Out(stream.Signature(Burst))``, ``In(stream.Signature(BurstData(width)))``
+        Wall port of the requester.
+    hit, miss, sent : ``Out(1)``
+        Pulses for counters: pages found, pages that are asked for, translation requests sent.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If a size is out of range.
+    """
+
+    def __init__(self, *, width, entries=64, ways=4, requests=8, waiting=64):
+        if requests not in range(1, 17):
+            raise ValueError(f"Translation requests in flight must be between 1 and 16, not {requests!r}")
+        if waiting not in range(2, 257):
+            raise ValueError(f"Requests that wait must be between 2 and 256, not {waiting!r}")
+        self.width, self.entries, self.ways, self.requests, self.waiting = width, entries, ways, requests, waiting
+        self._store = Iotlb(entries=entries, ways=ways, features=FEATURES)
+        self._requests = TranslationRequests(width=width, count=requests)
+        self._waiting = Queue(Asked, waiting)
+        super().__init__({
+            "request": In(stream.Signature(TranslateRequest)),
+            "response": Out(stream.Signature(TranslateResponse)),
+            "enable": In(MAX_FUNCTIONS),
+            "forget": In(1), "forget_av": In(1), "forget_page": In(52),
+            "bursts": Out(stream.Signature(Burst)),
+            "read_data": In(stream.Signature(BurstData(width))),
+            "hit": Out(1), "miss": Out(1), "sent": Out(1),
+        })  # fmt: skip
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.store, m.submodules.requests, m.submodules.waiting = store, requests, waiting = (
+            self._store, self._requests, self._waiting)  # fmt: skip
+        wiring.connect(m, requests.bursts, wiring.flipped(self.bursts))
+        wiring.connect(m, wiring.flipped(self.read_data), requests.read_data)
+        wiring.connect(m, requests.fill, store.fill)
+        m.d.comb += [
+            requests.enable.eq(self.enable), requests.forget.eq(self.forget), self.sent.eq(requests.sent),
+            store.forget.eq(self.forget), store.forget_av.eq(self.forget_av), store.forget_vpn.eq(self.forget_page),
+        ]  # fmt: skip
+
+        # First cycle: what waits goes before what is new, while it is looked through.
+        count, to_look_up, to_decide = (Signal(range(self.waiting + 1), name=name) for name in ("count", "to_look_up", "to_decide"))
+        go, comes, again = Signal(), Signal(), Signal()
+        first = Signal(Asked)
+        asks = self.request.p
+        m.d.comb += [
+            again.eq(to_look_up != 0),
+            comes.eq(Mux(again, waiting.o.valid, self.request.valid)),
+            self.request.ready.eq(go & ~again), waiting.o.ready.eq(go & again),
+            first.function.eq(asks.device_id), first.page.eq(asks.page), first.is_write.eq(asks.is_write), first.cookie.eq(asks.cookie),
+            store.advance.eq(go),
+        ]  # fmt: skip
+        with m.If(again):
+            m.d.comb += first.eq(waiting.o.payload)
+        m.d.comb += store.vpn.eq(first.page)
+        valid, is_old, is_prefetch, asked = Signal(), Signal(), Signal(), Signal(Asked)
+        with m.If(go):
+            m.d.sync += [valid.eq(comes), is_old.eq(again), is_prefetch.eq(asks.is_prefetch & ~again), asked.eq(first)]
+
+        # Second cycle: decide.
+        found, answer = store.found, requests.answer
+        is_known, hits, passes, answers, waits = Signal(), Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            store.space.PSCID.eq(asked.function), requests.sought.eq(asked),
+            passes.eq(asked.page[PAGE_BITS:].any()),
+            is_known.eq(found.hit & ~passes),
+            hits.eq(is_known & (found.U | Mux(asked.is_write, found.writable, found.readable))),
+            answers.eq(passes | hits | requests.is_answered),
+            waits.eq(valid & ~answers),
+            store.discard.eq(valid & is_known & ~hits & go),
+            requests.ask.eq(waits & ~requests.is_pending & requests.has_room & go),
+            waiting.i.valid.eq(waits & ~is_prefetch & go), waiting.i.payload.eq(asked),
+            go.eq(~valid | ~answers | is_prefetch | ~self.response.valid | self.response.ready),
+            self.hit.eq(valid & hits & go), self.miss.eq(requests.ask),
+        ]  # fmt: skip
+        response = self.response.payload
+        with m.If(~self.response.valid | self.response.ready):
+            m.d.sync += [
+                self.response.valid.eq(valid & answers & ~is_prefetch), response.cookie.eq(asked.cookie), response.fault.eq(0),
+                response.page.eq(found.ppn), response.readable.eq(found.readable), response.writable.eq(found.writable),
+                response.size_log2.eq(12),
+            ]  # fmt: skip
+            with m.If(~hits):
+                m.d.sync += [
+                    response.page.eq(answer.page), response.readable.eq(answer.readable), response.writable.eq(answer.writable),
+                    response.fault.eq(answer.fault & ~passes),
+                ]  # fmt: skip
+            with m.If(passes | Mux(hits, found.U, answer.untranslated & ~answer.fault)):
+                m.d.sync += [
+                    response.page.eq(asked.page), response.readable.eq(1), response.writable.eq(1),
+                    response.size_log2.eq(UNTRANSLATED_LOG2),
+                ]  # fmt: skip
+
+        # All that waits is looked up again when there are answers, or when there is room for what found none.
+        looks, decided, left_out = Signal(), Signal(), Signal()
+        m.d.comb += [
+            looks.eq((to_decide == 0) & (requests.has_answers | (left_out & requests.has_room))),
+            requests.begins.eq(looks),
+            decided.eq(valid & is_old & go),
+            requests.release.eq((decided & (to_decide == 1)) | (looks & (count == 0))),
+        ]
+        puts, takes = waiting.i.valid, waiting.o.ready & waiting.o.valid
+        m.d.sync += [
+            count.eq(count + puts - takes),
+            to_look_up.eq(Mux(looks, count, to_look_up - takes)), to_decide.eq(Mux(looks, count, to_decide - decided)),
+        ]
+        with m.If(looks):
+            m.d.sync += left_out.eq(0)
+        with m.If(puts & ~requests.is_pending & ~requests.has_room):
+            m.d.sync += left_out.eq(1)
+        return m

@@ -1,0 +1,98 @@
+"""Invalidate Requests of the host: forget, wait for what used the old translations, say so. [PCIe5 10.3]"""
+
+from amaranth import Array, Cat, Const, Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..spec import pcie
+from ..stream.queue import Queue
+from ..tlp.layouts import ConfigState, Invalidation, TlpBeat
+from .layouts import MAX_FUNCTIONS
+
+COMPLETIONS = 1  # Completion Count: one for each request, in the one traffic class [PCIe5 10.3.2]
+
+
+class Invalidations(wiring.Component):
+    """Serves Invalidate Requests in their order, and answers each with one Invalidate Completion.
+
+    The completion is offered after the fence that followed ``forget`` has ended: every read that used a forgotten translation has its
+    data, every write has been accepted into the transmit order. Translations are forgotten for all functions, also when ATS Enable of
+    one falls. A range forgets everything. [PCIe5 10.3.2, 10.3.3]
+
+    Latency: 2 cycles from a request to ``forget`` when none is at work; then that of the fence, and 1.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Bits of TLP data per beat.
+    functions : :class:`int`
+        Functions of the card.
+    depth : :class:`int`
+        Requests that wait: 32 for each function that announces so many.
+
+    Members
+    -------
+    i : ``In(stream.Signature(Invalidation))``
+        Requests.
+    messages : ``Out(stream.Signature(TlpBeat(width)))``
+        Invalidate Completions.
+    config : ``In(ConfigState).array(functions)``
+        For requester IDs.
+    enable : ``In(8)``
+        ATS Enable of each function.
+    forget, forget_av, forget_page : ``Out(1)``, ``Out(1)``, ``Out(52)``
+        For the cache.
+    fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
+        Of the gate.
+    """
+
+    def __init__(self, *, width, functions, depth=32):
+        self.width, self.functions, self.depth = width, functions, depth
+        super().__init__({
+            "i": In(stream.Signature(Invalidation)),
+            "messages": Out(stream.Signature(TlpBeat(width))),
+            "config": In(ConfigState).array(functions),
+            "enable": In(MAX_FUNCTIONS),
+            "forget": Out(1), "forget_av": Out(1), "forget_page": Out(52),
+            "fence": Out(stream.Signature(0)),
+            "fenced": In(stream.Signature(0)),
+        })  # fmt: skip
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.waiting = waiting = Queue(Invalidation, self.depth)
+        wiring.connect(m, wiring.flipped(self.i), waiting.i)
+        order, message = waiting.o.payload, self.messages.payload
+        was_enabled, is_disabled = Signal(MAX_FUNCTIONS), Signal()
+        m.d.sync += [was_enabled.eq(self.enable), is_disabled.eq((was_enabled & ~self.enable).any())]
+        itags = Signal(32)
+        m.d.comb += itags.bit_select(order.itag, 1).eq(1)
+        ids = Array(Cat(self.config[n].device, self.config[n].bus) for n in range(self.functions))
+        m.d.comb += [
+            self.forget.eq(is_disabled), self.forget_av.eq(~order.is_range & ~is_disabled), self.forget_page.eq(order.page),
+            message.header.fmt.eq(1 << pcie.FMT_4DW),
+            message.header.type.eq(pcie.TYPE_MESSAGE | pcie.ROUTED_BY_ID),
+            message.header.message_code.eq(pcie.MESSAGE_INVALIDATED),
+            message.header.requester_id.eq(Cat(order.function, ids[order.function])),
+            message.header.address.eq(Cat(itags, Const(COMPLETIONS, 16), order.requester_id)),
+            message.first.eq(1), message.last.eq(1),
+        ]  # fmt: skip
+        with m.FSM():
+            with m.State("FORGET"):
+                with m.If(waiting.o.valid):
+                    m.d.comb += self.forget.eq(1)
+                    m.next = "FENCE"
+            with m.State("FENCE"):
+                m.d.comb += self.fence.valid.eq(1)
+                with m.If(self.fence.ready):
+                    m.next = "DRAIN"
+            with m.State("DRAIN"):
+                m.d.comb += self.fenced.ready.eq(1)
+                with m.If(self.fenced.valid):
+                    m.next = "COMPLETE"
+            with m.State("COMPLETE"):
+                m.d.comb += self.messages.valid.eq(1)
+                with m.If(self.messages.ready):
+                    m.d.comb += waiting.o.ready.eq(1)
+                    m.next = "FORGET"
+        return m

@@ -1,0 +1,191 @@
+"""Translation requests in flight: sent, answered, made anew when what comes is too old. [PCIe5 10.2]"""
+
+from amaranth import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..iommu.iotlb import SUPERPAGES, entry_layout
+from ..spec import pcie
+from ..tlp.layouts import Addressing, Burst, BurstData, BurstStatus
+from .layouts import FEATURES, FRAME_BITS, MAX_FUNCTIONS, PAGE_BITS, Answer, Asked
+
+ENTRY_BYTES = 8  # of a translation completion [PCIe5 10.2.3.2]
+
+
+class State(enum.Enum, shape=2):
+    """Of a request."""
+
+    FREE = 0
+    SEND = 1
+    SENT = 2
+    DONE = 3  # its answer is there, for whoever waits
+
+
+class TranslationRequests(wiring.Component):
+    """Asks the host for pages, and keeps each answer until ``release``.
+
+    A request concerns one page: 8 bytes, NW as long as nobody wants to write. Every other end than a completion of an entry (Unsupported
+    Request, Completer Abort, timeout, the function's reset) is a fault, and so is an entry that permits nothing. An answer that came
+    across ``forget`` is not used: the request is made anew, or, for a function without ``enable``, answered by "untranslated".
+    [PCIe5 10.2.3, 10.3.3]
+
+    Good answers fill the store with the largest page that it knows inside of what the host gave; an entry beyond 2 ** 56 is answered by
+    "untranslated".
+
+    Latency: 2 cycles from ``ask`` to ``bursts``, 3 from ``read_data`` to ``fill`` and ``is_answered``. Throughput: a request per cycle.
+
+    Parameters
+    ----------
+    width : :class:`int`
+        Bits of burst data per beat.
+    count : :class:`int`
+        Requests in flight: 1 to 16.
+
+    Members
+    -------
+    sought : ``In(Asked)``
+        A page below 2 ** 57 that is wanted; the outputs below are about it, combinationally.
+    is_answered, is_pending : ``Out(1)``
+        There is an answer for it; it is asked for.
+    answer : ``Out(Answer)``
+        With ``is_answered``.
+    ask : ``In(1)``
+        Ask for what is sought; only with ``has_room``, if it is neither.
+    has_answers, has_room : ``Out(1)``
+        There are answers; there is room for one more request.
+    release : ``In(1)``
+        All answers that were there at the last ``begins`` have been used.
+    begins : ``In(1)``
+        Whoever waits is looked through from now on.
+    enable : ``In(8)``
+        ATS Enable of each function.
+    forget : ``In(1)``
+        What has been asked by now is too old.
+    bursts, read_data : ``Out(stream.Signature(Burst))``, ``In(stream.Signature(BurstData(width)))``
+        Wall port of the requester.
+    fill : ``Out(stream.Signature(entry_layout(FEATURES)))``
+        For the store; always taken.
+    sent : ``Out(1)``
+        Pulse: a request was sent.
+    """
+
+    def __init__(self, *, width, count):
+        self.width, self.count = width, count
+        super().__init__({
+            "sought": In(Asked), "is_answered": Out(1), "is_pending": Out(1), "answer": Out(Answer),
+            "ask": In(1), "has_answers": Out(1), "has_room": Out(1), "release": In(1), "begins": In(1),
+            "enable": In(MAX_FUNCTIONS), "forget": In(1),
+            "bursts": Out(stream.Signature(Burst)),
+            "read_data": In(stream.Signature(BurstData(width))),
+            "fill": Out(stream.Signature(entry_layout(FEATURES))),
+            "sent": Out(1),
+        })  # fmt: skip
+
+    def elaborate(self, platform):
+        m = Module()
+        layout = data.StructLayout({
+            "state": State, "function": 3, "page": PAGE_BITS, "no_write": 1, "stale": 1, "seen": 1, "answer": Answer,
+        })  # fmt: skip
+        slots = Array(Signal(layout, name=f"slot_{n}") for n in range(self.count))
+
+        # Look up: at most one answer fits, or several that say the same of the page.
+        sought, free = self.sought, Signal(range(self.count))
+        answered, pending, idle = Signal(self.count), Signal(self.count), Signal(self.count)
+        for n, slot in reversed(list(enumerate(slots))):
+            fits = Signal(name=f"fits_{n}")
+            m.d.comb += [
+                fits.eq((slot.function == sought.function) & (slot.page == sought.page[:PAGE_BITS]) & ~(sought.is_write & slot.no_write)),
+                answered[n].eq(fits & (slot.state == State.DONE)),
+                pending[n].eq(fits & ((slot.state == State.SEND) | (slot.state == State.SENT))),
+                idle[n].eq(slot.state == State.FREE),
+            ]
+            with m.If(answered[n]):
+                m.d.comb += self.answer.eq(slot.answer)
+            with m.If(idle[n]):
+                m.d.comb += free.eq(n)
+        m.d.comb += [
+            self.is_answered.eq(answered.any()), self.is_pending.eq(pending.any()), self.has_room.eq(idle.any()),
+            self.has_answers.eq(Cat(slot.state == State.DONE for slot in slots).any()),
+        ]  # fmt: skip
+        with m.If(self.ask):
+            new = slots[free]
+            m.d.sync += [
+                new.state.eq(State.SEND), new.function.eq(sought.function), new.page.eq(sought.page), new.no_write.eq(~sought.is_write),
+                new.stale.eq(0), new.seen.eq(0),
+            ]  # fmt: skip
+
+        # Send.
+        burst, waiting = self.bursts.payload, Signal(self.count)
+        chosen, next_one = Signal(range(self.count)), Signal(layout)
+        m.d.comb += waiting.eq(Cat(slot.state == State.SEND for slot in slots))
+        for n in reversed(range(self.count)):
+            with m.If(waiting[n]):
+                m.d.comb += [chosen.eq(n), next_one.eq(slots[n])]
+        takes, is_enabled = Signal(), self.enable.bit_select(next_one.function, 1)
+        m.d.comb += takes.eq(waiting.any() & (~self.bursts.valid | self.bursts.ready))
+        address = Signal(Addressing)
+        m.d.comb += [address.at.eq(pcie.AT_TRANSLATION_REQUEST), address.no_write.eq(next_one.no_write)]
+        with m.If(self.bursts.ready):
+            m.d.sync += self.bursts.valid.eq(0)
+        with m.If(takes):
+            m.d.sync += [
+                self.bursts.valid.eq(is_enabled), burst.address.eq(Cat(Const(0, 12), next_one.page)), burst.length_bytes.eq(ENTRY_BYTES),
+                burst.is_wall.eq(1), burst.function.eq(next_one.function), burst.pasid.eq(address), burst.cookie.eq(chosen),
+                slots[chosen].state.eq(Mux(is_enabled, State.SENT, State.DONE)),
+                slots[chosen].answer.eq(Const({"untranslated": 1}, Answer)), slots[chosen].seen.eq(0),
+            ]  # fmt: skip
+        m.d.comb += self.sent.eq(self.bursts.valid & self.bursts.ready)
+
+        # An entry comes; a cycle later it is taken apart, and kept and stored in the next.
+        beat, raw = self.read_data.payload, Signal(64)
+        got, at, number = Signal(), Signal(range(self.count)), Signal(64)
+        failed = Signal()
+        m.d.comb += [
+            self.read_data.ready.eq(1),
+            raw.eq(Cat(beat.data[8 * n : 8 * n + 8] for n in reversed(range(ENTRY_BYTES)))),  # byte 0 is the highest [PCIe5 10.2.3.2]
+        ]
+        m.d.sync += [
+            got.eq(self.read_data.valid), at.eq(beat.cookie), number.eq(raw), failed.eq(beat.status != BurstStatus.OK),
+        ]  # fmt: skip
+        page, is_range, mask = number[12:], number[11], Signal(52)
+        readable, writable, untranslated = number[0], number[1], number[2]
+        ours, is_beyond = Signal(layout), Signal()
+        m.d.comb += [ours.eq(slots[at]), mask.eq(Mux(is_range, page ^ (page + 1), 0))]
+        frame, reach = Signal(52), Signal(range(len(SUPERPAGES) + 1))
+        m.d.comb += [frame.eq((page & ~mask) | (ours.page & mask)), is_beyond.eq(page[FRAME_BITS:].any())]
+        for n, (low, _) in enumerate(SUPERPAGES, 1):
+            with m.If(mask[low - 1]):  # the range has 2 ** low pages at least
+                m.d.comb += reach.eq(n)
+        permits_nothing = failed | ~(readable | writable)
+        is_used, answer = Signal(), Signal(Answer)
+        m.d.comb += [
+            is_used.eq(got & ~ours.stale & ~self.forget),
+            answer.page.eq(frame), answer.readable.eq(readable), answer.writable.eq(writable),
+            answer.untranslated.eq(untranslated | is_beyond), answer.fault.eq(permits_nothing),
+        ]  # fmt: skip
+        with m.If(got):
+            with m.If(is_used):
+                m.d.sync += [slots[at].state.eq(State.DONE), slots[at].answer.eq(answer), slots[at].seen.eq(0)]
+            with m.Else():
+                m.d.sync += [slots[at].state.eq(State.SEND), slots[at].stale.eq(0)]
+        entry = self.fill.payload
+        m.d.sync += [
+            self.fill.valid.eq(is_used & ~permits_nothing),
+            entry.vpn.eq(ours.page), entry.PSCID.eq(ours.function), entry.ppn.eq(frame), entry.readable.eq(readable),
+            entry.writable.eq(writable), entry.reach.eq(reach), entry.U.eq(untranslated | is_beyond),
+        ]  # fmt: skip
+
+        # Answers end, or are too old.
+        for slot in slots:
+            with m.If(slot.state == State.DONE):
+                with m.If(self.begins):
+                    m.d.sync += slot.seen.eq(1)
+                with m.If(self.release & slot.seen):
+                    m.d.sync += slot.state.eq(State.FREE)
+        with m.If(self.forget):
+            for n, slot in enumerate(slots):
+                with m.If(slot.state == State.DONE):
+                    m.d.sync += slot.state.eq(State.SEND)
+                with m.If((slot.state == State.SENT) & ~(got & (at == n))):
+                    m.d.sync += slot.stale.eq(1)
+        return m

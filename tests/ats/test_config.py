@@ -1,0 +1,28 @@
+"""What a card with host ATS can be."""
+
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+
+from ringwall.rtl.config import EndpointConfig, HostAtsConfig, IommuConfig
+from ringwall.rtl.verilog import UltraScaleCard
+from ringwall.sim.linux.judge import config_of
+
+
+def test_parameters():
+    """ATS-CONFIG-1: a card has an IOMMU, or a cache for its host's, never both; it is not behind the hard block; sizes out of range are
+    refused with a sentence; the header of a log brings it back."""
+    for make, message in (
+        (lambda: EndpointConfig(host_ats=HostAtsConfig()), "must have none of its own, not IommuConfig"),
+        (lambda: EndpointConfig(iommu=IommuConfig(), host_ats=HostAtsConfig()), "must have none of its own, not IommuConfig"),
+        (lambda: EndpointConfig(iommu=None, host_ats=HostAtsConfig(), strict=True), "strict card must have an IOMMU, not None"),
+        (lambda: UltraScaleCard(EndpointConfig(iommu=None, host_ats=HostAtsConfig())), "no cache for the host's IOMMU, not HostAtsConfig"),
+        (lambda: HostAtsConfig(entries=8), "between 16 and 4096, not 8"), (lambda: HostAtsConfig(ways=3), "1, 2, 4 or 8, not 3"),
+        (lambda: HostAtsConfig(requests=17), "between 1 and 16, not 17"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            make()
+    config = EndpointConfig(iommu=None, host_ats=HostAtsConfig(entries=32))
+    assert config.first_disk == 0
+    assert config_of(SimpleNamespace(parameters={"config": repr(asdict(config))})) == config
