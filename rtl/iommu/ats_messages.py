@@ -16,7 +16,7 @@ class AtsMessages(wiring.Component):
 
     A completion counts for each of its ITags when all are under way to that function, and in that segment if the command had one; any
     other changes nothing. A request is complete with the last of as many as they say (0: 8). What is not complete when ``timeout_cycles``
-    and at most half as many more are over has timed out, and its ITag is free.
+    and at most half as many more are over has timed out, and its ITag is free. Whether EN_ATS of a function lets it complete is not asked.
 
     Latency: a cycle from ATS.INVAL to ``message``, none from ATS.PRGR. Throughput: an ATS.INVAL in 2 cycles, a completion per cycle.
 

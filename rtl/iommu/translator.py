@@ -308,6 +308,8 @@ class Translator(wiring.Component):
         """Return assignments of ``space``: where ``request`` is to be looked up, if the caches know that. [RVIOMMU1.0 3.3]"""
         features = self.features
         first_mode, PSCID, is_known = context.fsc_mode, context.PSCID, context_found
+        if features.ATS:
+            first_mode = Mux(passes_first(request, features), spec.MODE_BARE, first_mode)
         result = []
         if features.has_processes:
             m.submodules.processes = processes = self._processes
@@ -323,7 +325,7 @@ class Translator(wiring.Component):
                 kind = self.invalidate.payload.kind
                 m.d.comb += processes.forget.eq(
                     (kind == InvalidateKind.DDT) | (kind == InvalidateKind.PDT) | (kind == InvalidateKind.ALL))
-            first_mode = Mux(context.PDTV, Mux(needed, process.fsc_mode, spec.MODE_BARE), context.fsc_mode)
+            first_mode = Mux(context.PDTV, Mux(needed, process.fsc_mode, spec.MODE_BARE), first_mode)
             PSCID = Mux(needed, process.PSCID, context.PSCID)
             is_known = context_found & (processes.found[0] | ~needed) & ~is_refused(context, request, features)
             result += [
@@ -335,7 +337,6 @@ class Translator(wiring.Component):
                 is_known &= ~is_refused(context, request, features)
         if features.ATS:
             is_known &= (request.kind == Kind.UNTRANSLATED) | (request.kind == Kind.TRANSLATED)
-            first_mode = Mux(passes_first(request, features), spec.MODE_BARE, first_mode)
         has_first = first_mode != spec.MODE_BARE
         is_bare, fits = ~has_first, is_canonical(request.page, first_mode, features)
         if features.has_second_stage:

@@ -76,7 +76,7 @@ class Walker(wiring.Component):
     Entries that lead to leaf tables are remembered, of both stages: then the next page costs one read, or two with two stages. Prefetches
     are dropped when there is no walk for them or one runs already, and never answered or reported.
     Every other request is answered, or given back, exactly once; every refused one is reported, if its context does not forbid it (DTF).
-    Supported: Off, Bare, 1 to 3 directory levels, first stage Bare or Sv39 with Svnapot, and what ``features`` say; no ATS.
+    Supported: Off, Bare, 1 to 3 directory levels, first stage Bare or Sv39 with Svnapot, and what ``features`` say.
     iotval2 of a guest page fault has all bits of the guest address. [RVIOMMU1.0 3.3]
 
     Latency, with nothing else to do and without features: 4 cycles from a request accepted to its first read offered, 4 from the data of an

@@ -13,12 +13,14 @@ from ringwall.models.iommu.tables import Allocator, DeviceContext, DeviceDirecto
 from ringwall.models.iommu.unit import Unit
 from ringwall.models.memory import AccessFault, GuestMemory
 from ringwall.rtl.iommu.features import Features
-from ringwall.rtl.iommu.layouts import GroupResponse, Kind, PageRequest, request_layout, response_layout
+from ringwall.rtl.iommu.layouts import GroupResponse, Kind, MemoryWriteDone, PageRequest, request_layout, response_layout
+from ringwall.rtl.iommu.page_requests import PageRequests
 from ringwall.rtl.iommu.unit import Iommu
+from ringwall.rtl.spec.riscv_iommu_registers import ResponseCode
 from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.sim.iommu_host import IommuHost
 from ringwall.sim.run import params, run
-from ringwall.sim.stream import Stream, cycle, pack, random_ready, unpack
+from ringwall.sim.stream import Stream, cycle, pack, random_ready, start, unpack
 
 POOL, FAULTS, PAGES, MESSAGES = 0x8000_0000, 0x9000_0000, 0xA000_0000, 0xB000_0000
 ASKS, SAYS = request_layout(Features(ATS=True)), response_layout(Features(ATS=True))
@@ -32,6 +34,10 @@ def test_page_requests(request, features):
     run(Iommu(width=64, features=Features(**dict.fromkeys(features, True))), module=__name__, node=request.node.nodeid,
         params={"features": features},
         testcase=[*TESTS, *(["kinds_are_counted"] if "HPM" in features else [])])  # fmt: skip
+
+
+def test_page_requests_alone(request):
+    run(PageRequests(features=Features(ATS=True)), module=__name__, node=request.node.nodeid, testcase="off_waits_for_the_record")
 
 
 class World(GuestMemory):
@@ -164,7 +170,7 @@ async def messages_are_the_golden_ones(dut):
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def record_before_tail(dut):
-    """IOMMU-PRI-2: when pqt has moved the record is there; off waits for the write under way, then messages are answered at once."""
+    """IOMMU-PRI-2: when pqt has moved the record is there; after an overflow nothing is queued until software says so, nor when off."""
     bench = await Bench(dut, 64).enable(5)
     bench.answers.clear()
     messages = [Message(1, n << 12, n, True, is_last=True, pid=n) for n in range(16)]
@@ -180,14 +186,14 @@ async def record_before_tail(dut):
         for n in range(seen, tail):
             assert bench.memory.read(PAGES + 16 * n, 16) == messages[n].pack(), f"pqt is {tail}"
         seen = tail
-    await bench.send(messages[0])
-    before = len(bench.bursts)
-    while len(bench.bursts) == before:  # its write is under way
-        await ClockCycles(dut.clk, 1)
-    await bench.bus.write(0x50, 0, 4)
-    bench.golden.registers.write(0x50, 4, 0)
-    await bench.until_register("pqcsr", lambda value: not value & 3 << 16, "pqon to fall")
-    assert await bench.read("pqt") == 17
+    await bench.turn_on(1)
+    for n, code in enumerate([set(), {PrgCode.SUCCESS}]):
+        await bench.send(messages[n])
+        assert await bench.compare("a queue of two entries") == code
+    await bench.both(0x40, 4, 1)
+    await bench.send(messages[3])
+    assert await bench.compare("no longer full, but it was") == {PrgCode.SUCCESS}
+    await bench.both(0x50, 4, 0)
     await bench.send(messages[3])
     assert await bench.compare("off") == {PrgCode.RESPONSE_FAILURE}
 
@@ -238,3 +244,32 @@ async def kinds_are_counted(dut):
     await ClockCycles(dut.clk, 200)
     assert [await bench.bus.read(0x68 + 8 * n, 8) for n in range(4)] == [*kinds.values(), 3]
     assert bench.golden.registers.read(0x68 + 8 * 3, 8) == 3
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def off_waits_for_the_record(dut):
+    """IOMMU-PRI-4: switched off while a record is written the queue stays on until the write has ended; then messages are answered."""
+    messages, asks, answers, writes, done, says = await start(dut, "page_request", "request", "response", "write", "write_done",
+                                                              "group_response")  # fmt: skip
+    dut.control__mask.value, dut.control__enable.value = 7, 1
+
+    async def send():
+        await messages.put(pack(PageRequest, device_id=1, reads=1, is_last=1))
+        await asks.get()
+        await answers.put(pack(SAYS, kind=Kind.MESSAGE))
+
+    await send()
+    await ClockCycles(dut.clk, 3)
+    dut.control__enable.value = 0
+    for _ in range(2):
+        await ClockCycles(dut.clk, 9)
+        assert dut.control__on.value == 1
+        await writes.get()
+    await ClockCycles(dut.clk, 9)
+    assert dut.control__on.value == 1
+    await done.put(pack(MemoryWriteDone, status=BurstStatus.OK))
+    await ClockCycles(dut.clk, 2)
+    assert dut.control__on.value == 0
+    await send()
+    assert unpack(GroupResponse, await says.get()).code == ResponseCode.RESPONSE_FAILURE
+    assert not dut.write__valid.value
