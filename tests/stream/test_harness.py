@@ -250,9 +250,10 @@ async def tied_streams_work(dut):
         await start(dut, "nobody")
 
 
-def test_still(request):
-    """SIM-RUN-12: in Icarus an output is known from the start, also when nothing that it depends on ever changes."""
-    run(Still(), module=__name__, node=request.node.nodeid, sim="icarus", testcase="level_is_known")
+@pytest.mark.parametrize("sim", ["icarus", "verilator"])
+def test_still(request, sim):
+    """SIM-RUN-12: an output is known from the start, also when nothing that it depends on ever changes, or nothing at all."""
+    run(Still(), module=__name__, node=request.node.nodeid, sim=sim, testcase="level_is_known")
 
 
 @cocotb.test(timeout_time=100, timeout_unit="us")

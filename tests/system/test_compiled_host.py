@@ -389,6 +389,13 @@ def test_waves(tmp_path, monkeypatch):
         CompiledCard(CONFIG, waves=tmp_path / "nowhere" / "x.fst")
 
 
+def test_constants(tmp_path):
+    """SYS-COMPHOST-10: a circuit with bits that would stay 0, as nothing ever sets them, is refused with a sentence."""
+    verilog = TINY.replace("  always @(posedge", "  always @*\n    count[3:2] = 2'h2;\n  always @(posedge")
+    with pytest.raises(RuntimeError, match=r"count\[3:2\] is constant"):
+        compile_library(tmp_path, top="card", verilog=verilog, **compiled._surroundings(CONFIG.width, False))
+
+
 def test_compiler_is_there():
     """SYS-COMPHOST-8: what the library needs is installed, and an installed package has its source."""
     assert shutil.which("c++")
