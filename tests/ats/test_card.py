@@ -17,7 +17,7 @@ from ringwall.sim.stream import reader
 
 OK, IOERR = 0, 1
 SECTOR, FRAME = 512, 4096
-EXPRESS, SRIOV, DEVICE_STATUS = 0x10, 0x10, 0x14  # capability IDs; place in BAR 0
+EXPRESS, SRIOV, ATS, DEVICE_STATUS = 0x10, 0x10, 0x0F, 0x14  # capability IDs; place in BAR 0
 BARS = range(0x10, 0x20, 4)
 CONFIG = EndpointConfig(
     width=64, iommu=None, host_ats=HostAtsConfig(entries=16, ways=2, requests=4), completion_timeout_cycles=3000, tags=32, wall_tags=8,
@@ -137,6 +137,31 @@ async def faults_end_requests(dut):
         assert good.status == OK, kind
     assert not any(fault.times for fault in card.host.policy.faults)
     card.finish()
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def what_waits_is_not_used_later(dut):
+    """SYS-ATS-8: ATS Enable of a disk falls under load and rises while the link takes nothing: what waited since before is not sent."""
+    card, disk = await up(dut)
+    await card.enable_virtual(0, 1)
+    other = await card.disk(1, queue_size=64, buffer_pages=90)
+    control, perform = card.functions[0].ext_capabilities[ATS][0] + 6, card.port.perform
+    card.observers.clear()  # what is dropped leaves its requests half done: the host alone judges
+    for _ in range(4):
+        for one in (disk, other):
+            for sector in range(0, 96, 16):
+                one.blk.read(sector, 16 * SECTOR)
+            await one.offer()
+        await ClockCycles(dut.clk, card.rng.randrange(300, 2500))
+        await perform(ConfigWrite(0, control, 2, 0))
+        card.link.ready = lambda: False
+        on = cocotb.start_soon(perform(ConfigWrite(0, control, 2, 1 << 15)))
+        await ClockCycles(dut.clk, 300)
+        card.link.ready = None
+        await on
+        await ClockCycles(dut.clk, 4000)
+        for one in (disk, other):
+            await one.restart()
 
 
 async def count_misses(dut, pulses):
