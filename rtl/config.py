@@ -82,8 +82,8 @@ class HostAtsConfig:
     requests: int = 8
 
     def __post_init__(self):
-        if self.entries not in [1 << n for n in range(4, 13)]:
-            raise ValueError(f"Entries of a translation cache must be a power of two between 16 and 4096, not {self.entries!r}")
+        if self.entries not in [1 << n for n in range(4, 9)]:
+            raise ValueError(f"Entries of a translation cache must be a power of two between 16 and 256, not {self.entries!r}")
         if self.ways not in (1, 2, 4, 8):
             raise ValueError(f"Ways of a translation cache must be 1, 2, 4 or 8, not {self.ways!r}")
         if self.requests not in range(1, 17):

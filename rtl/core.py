@@ -290,9 +290,9 @@ class Core(wiring.Component):
                 (requester.read_data[0], ats.read_data), (completer.invalidations, ats.invalidations), (ats.messages, tellers.i[1]),
             ):
                 wiring.connect(m, source, sink)
-            enable = Cat(settings.ats_enable for settings in space.settings)
             m.d.comb += [
-                ats.enable.eq(enable), requester.ats.eq(enable), gate.bypass.eq(self.bypass | ~enable),
+                ats.enable.eq(Cat(settings.ats_enable for settings in space.settings)), requester.ats.eq(ats.usable),
+                gate.bypass.eq(self.bypass | ~ats.usable),
                 completer.present.eq(errors.present),
                 *(ats.config[n].eq(space.state[n]) for n in range(count)),
                 self.activity.iotlb_hit.eq(ats.hit), self.activity.iotlb_miss.eq(ats.miss), self.activity.walk.eq(ats.sent),

@@ -17,7 +17,7 @@ class Invalidations(wiring.Component):
 
     The completion is offered after the fence that followed ``forget`` has ended: every read that used a forgotten translation has its
     data, every write has been accepted into the transmit order. Translations are forgotten for all functions, also when ATS Enable of
-    one falls. A range forgets everything. [PCIe5 10.3.2, 10.3.3]
+    one falls: that one is not ``usable`` until a fence has ended that followed. A range forgets everything. [PCIe5 10.3.2, 10.3.3]
 
     Latency: 2 cycles from a request to ``forget`` when none is at work; then that of the fence, and 1.
 
@@ -38,8 +38,8 @@ class Invalidations(wiring.Component):
         Invalidate Completions.
     config : ``In(ConfigState).array(functions)``
         For requester IDs.
-    enable : ``In(8)``
-        ATS Enable of each function.
+    enable, usable : ``In(8)``, ``Out(8)``
+        ATS Enable of each function; the same, and nothing waits that was translated before it was 0 for the last time.
     forget, forget_av, forget_page : ``Out(1)``, ``Out(1)``, ``Out(52)``
         For the cache.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
@@ -52,7 +52,7 @@ class Invalidations(wiring.Component):
             "i": In(stream.Signature(Invalidation)),
             "messages": Out(stream.Signature(TlpBeat(width))),
             "config": In(ConfigState).array(functions),
-            "enable": In(MAX_FUNCTIONS),
+            "enable": In(MAX_FUNCTIONS), "usable": Out(MAX_FUNCTIONS),
             "forget": Out(1), "forget_av": Out(1), "forget_page": Out(52),
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
@@ -64,8 +64,10 @@ class Invalidations(wiring.Component):
         wiring.connect(m, wiring.flipped(self.i), waiting.i)
         order, message = waiting.o.payload, self.messages.payload
         was_enabled, is_disabled = Signal(MAX_FUNCTIONS), Signal()
-        m.d.sync += [was_enabled.eq(self.enable), is_disabled.eq((was_enabled & ~self.enable).any())]
-        itags = Signal(32)
+        fell, fallen, drained = (Signal(MAX_FUNCTIONS, name=name) for name in ("fell", "fallen", "drained"))
+        m.d.comb += [fell.eq(was_enabled & ~self.enable), self.usable.eq(self.enable & ~(fallen | drained))]
+        m.d.sync += [was_enabled.eq(self.enable), is_disabled.eq(fell.any()), fallen.eq(fallen | fell)]
+        itags, is_order = Signal(32), Signal()  # the fence is that of a request
         m.d.comb += itags.bit_select(order.itag, 1).eq(1)
         ids = Array(Cat(self.config[n].device, self.config[n].bus) for n in range(self.functions))
         m.d.comb += [
@@ -81,15 +83,23 @@ class Invalidations(wiring.Component):
             with m.State("FORGET"):
                 with m.If(waiting.o.valid):
                     m.d.comb += self.forget.eq(1)
+                    m.d.sync += is_order.eq(1)
+                    m.next = "FENCE"
+                with m.Elif(fallen.any()):
+                    m.d.sync += is_order.eq(0)
                     m.next = "FENCE"
             with m.State("FENCE"):
                 m.d.comb += self.fence.valid.eq(1)
                 with m.If(self.fence.ready):
+                    m.d.sync += [drained.eq(fallen), fallen.eq(fell)]
                     m.next = "DRAIN"
             with m.State("DRAIN"):
                 m.d.comb += self.fenced.ready.eq(1)
                 with m.If(self.fenced.valid):
-                    m.next = "COMPLETE"
+                    m.d.sync += drained.eq(0)
+                    m.next = "FORGET"
+                    with m.If(is_order):
+                        m.next = "COMPLETE"
             with m.State("COMPLETE"):
                 m.d.comb += self.messages.valid.eq(1)
                 with m.If(self.messages.ready):

@@ -20,7 +20,7 @@ class Asked(data.Struct):
 
 
 class Answer(data.Struct):
-    """What the host said about a page; without a fault."""
+    """What the host said about a page; without ``fault`` the rest counts."""
 
     page: unsigned(52)  # meaningless with ``untranslated``
     readable: unsigned(1)

@@ -38,8 +38,8 @@ class HostAts(wiring.Component):
         From the completer, to the transmitter.
     config : ``In(ConfigState).array(functions)``
         Of each function.
-    enable : ``In(8)``
-        ATS Enable of each function.
+    enable, usable : ``In(8)``, ``Out(8)``
+        ATS Enable of each function; whether it may be used, see :class:`.invalidations.Invalidations`.
     hit, miss, sent : ``Out(1)``
         Pulses of the cache.
     """
@@ -57,7 +57,7 @@ class HostAts(wiring.Component):
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
             "config": In(ConfigState).array(functions),
-            "enable": In(MAX_FUNCTIONS),
+            "enable": In(MAX_FUNCTIONS), "usable": Out(MAX_FUNCTIONS),
             **{name: Out(1) for name in COUNTERS},
         })
 
@@ -72,7 +72,7 @@ class HostAts(wiring.Component):
         for n in range(self.functions):
             m.d.comb += orders.config[n].eq(self.config[n])
         m.d.comb += [
-            cache.enable.eq(self.enable), orders.enable.eq(self.enable), cache.forget.eq(orders.forget),
+            orders.enable.eq(self.enable), self.usable.eq(orders.usable), cache.enable.eq(orders.usable), cache.forget.eq(orders.forget),
             cache.forget_av.eq(orders.forget_av), cache.forget_page.eq(orders.forget_page),
             *(getattr(self, name).eq(getattr(cache, name)) for name in COUNTERS),
         ]  # fmt: skip

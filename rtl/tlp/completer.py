@@ -39,7 +39,8 @@ class Completer(wiring.Component):
     With ``host_ats`` Invalidate Requests of two dwords to functions that are ``present`` go to ``invalidations``. [PCIe5 10.3.1]
 
     Latency: from a request to its completion 3 cycles for configuration, 6 for a read of one word and 2 more for each further one,
-    besides the time of those it asks. Throughput: one request at a time; nothing it waits for depends on DMA.
+    besides the time of those it asks. Throughput: one request at a time; nothing it waits for depends on DMA,
+    but an Invalidate Request that finds no room.
 
     Parameters
     ----------

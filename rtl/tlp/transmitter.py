@@ -24,7 +24,8 @@ class Transmitter(wiring.Component):
     Members
     -------
     posted, non_posted, completions, messages : ``In(stream.Signature(TlpBeat(width)))``
-        TLPs; one that has begun comes without bubbles. Messages are posted TLPs that do not care about the order of others.
+        TLPs; one that has begun comes without bubbles. Messages are posted TLPs too; one that must be behind
+        others is offered when those were accepted.
     o : ``Out(stream.Signature(TlpBeat(width)))``
         To the link adapter.
     """

@@ -248,7 +248,8 @@ async def answers_are_the_hosts(dut):
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def a_page_is_asked_for_once(dut):
     """ATS-CACHE-2: requests for a page that is asked for wait for its answer; a second request follows only for a write behind NW; what is
-    cached, also in larger pages and by a prefetch, is answered after 2 cycles without one; a page without permission is not cached."""
+    cached, also in larger pages and by a prefetch, is answered after 2 cycles without one, a miss 8 after the host; a page
+    without permission is not cached."""
     host = await Host(dut, random.Random(cocotb.RANDOM_SEED), latency=40).begin()
     host.keeps_clean = True
     free = {"readable": True, "writable": True, "untranslated_only": False}
@@ -277,6 +278,11 @@ async def a_page_is_asked_for_once(dut):
             await host.ask(1, 5, 0)
         await host.idle()
     assert host.sent[1:] == [(1, 5, 1)] * 3
+    host.latency = 1  # it answers in the next cycle
+    await host.ask(1, 5, 0)
+    taken = cycle()
+    await host.idle()
+    assert cycle() - taken == 8 + 1
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

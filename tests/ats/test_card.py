@@ -17,7 +17,7 @@ from ringwall.sim.stream import reader
 
 OK, IOERR = 0, 1
 SECTOR, FRAME = 512, 4096
-EXPRESS, SRIOV, DEVICE_STATUS = 0x10, 0x10, 0x14  # capability IDs; place in BAR 0
+POWER, EXPRESS, SRIOV, ATS, DEVICE_STATUS = 0x01, 0x10, 0x10, 0x0F, 0x14  # capability IDs; place in BAR 0
 BARS = range(0x10, 0x20, 4)
 CONFIG = EndpointConfig(
     width=64, iommu=None, host_ats=HostAtsConfig(entries=16, ways=2, requests=4), completion_timeout_cycles=3000, tags=32, wall_tags=8,
@@ -139,6 +139,82 @@ async def faults_end_requests(dut):
     card.finish()
 
 
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def what_waits_is_not_used_later(dut):
+    """SYS-ATS-8: ATS Enable of a disk falls under load and rises while the link takes nothing: what waited since before is not sent."""
+    card, disk = await up(dut)
+    await card.enable_virtual(0, 1)
+    other = await card.disk(1, queue_size=64, buffer_pages=90)
+    control, perform = card.functions[0].ext_capabilities[ATS][0] + 6, card.port.perform
+    card.observers.clear()  # what is dropped leaves its requests half done: the host alone judges
+    for _ in range(4):
+        for one in (disk, other):
+            for sector in range(0, 96, 16):
+                one.blk.read(sector, 16 * SECTOR)
+            await one.offer()
+        await ClockCycles(dut.clk, card.rng.randrange(300, 2500))
+        await perform(ConfigWrite(0, control, 2, 0))
+        card.link.ready = lambda: False
+        on = cocotb.start_soon(perform(ConfigWrite(0, control, 2, 1 << 15)))
+        await ClockCycles(dut.clk, 300)
+        card.link.ready = None
+        await on
+        await ClockCycles(dut.clk, 4000)
+        for one in (disk, other):
+            await one.restart()
+
+
+async def put_back(card, bars):
+    """Bring function 0 back as it was in front of a reset, ATS off; its BARs were ``bars``."""
+    info, perform = card.functions[0], card.port.perform
+    for at, value in zip(BARS, bars):
+        await perform(ConfigWrite(0, at, 4, value))
+    while await perform(MemoryRead(info.bars[0].address + DEVICE_STATUS, 1)) == 0xFF:
+        await perform(ConfigWrite(0, 4, 2, 6))
+    await card.port.run(enable_msix(info, 2))
+
+
+@cocotb.test(timeout_time=8, timeout_unit="ms")
+async def ends_of_a_function_under_load(dut):
+    """SYS-ATS-9: bus master off, D3hot and a function level reset at any moment while pages are asked for and invalidated: nothing is sent
+    that may not be, invalidations are completed, the disk works afterwards."""
+    card, disk = await up(dut)
+    info, perform, run = card.functions[0], card.port.perform, card.port.run
+    rid, power = card.host.bus << 8, info.capabilities[POWER][0] + 4
+    bars = [await perform(ConfigRead(0, at, 4)) for at in BARS]
+    card.observers.clear()  # what is given up leaves its requests half done: the host alone judges
+    for n in range(12):
+        await run(enable_ats(info))
+        for sector in range(0, 96, 16):
+            disk.blk.read(sector, 16 * SECTOR)
+        await disk.offer()
+        await ClockCycles(dut.clk, card.rng.randrange(20, 1500))
+        await run(card.iommu.submit([AtsInval(rid, (1 << 63) - FRAME, is_range=True)] * card.rng.randrange(3)))
+        match n % 3:
+            case 0:
+                await perform(ConfigWrite(0, 4, 2, 2))
+            case 1:
+                await perform(ConfigWrite(0, power, 2, 3))
+            case 2:
+                await perform(ConfigWrite(0, info.capabilities[EXPRESS][0] + 8, 2, 1 << 15))
+        await perform(ConfigRead(0, 0, 4))  # its answer is the end of what the card may still send
+        await run(card.iommu.fence())
+        await ClockCycles(dut.clk, card.rng.randrange(400))
+        if n % 3 == 1:
+            await perform(ConfigWrite(0, power, 2, 0))
+        await perform(ConfigWrite(0, 4, 2, 6))
+        if n % 3:
+            await put_back(card, bars)
+        await disk.restart()
+        data = card.rng.randbytes(16 * SECTOR)
+        write = disk.blk.write(0, data)
+        await disk.done([write])
+        read = disk.blk.read(0, len(data))
+        await disk.done([read])
+        assert (write.status, read.status, read.data) == (OK, OK, data)
+    assert card.host_iommu.invalidated > 6
+
+
 async def count_misses(dut, pulses):
     """Append to ``pulses`` for each page that the cache does not have."""
     activity, mask = reader(dut.activity), 1 << Activity.as_shape()["iotlb_miss"].offset
@@ -161,11 +237,7 @@ async def untranslated_until_enabled(dut):
         if is_on == "reset":
             bars = [await perform(ConfigRead(0, at, 4)) for at in BARS]
             await perform(ConfigWrite(0, info.capabilities[EXPRESS][0] + 8, 2, 1 << 15))
-            for at, value in zip(BARS, bars):
-                await perform(ConfigWrite(0, at, 4, value))
-            while await perform(MemoryRead(info.bars[0].address + DEVICE_STATUS, 1)) == 0xFF:
-                await perform(ConfigWrite(0, 4, 2, 6))
-            await run(enable_msix(info, 2))
+            await put_back(card, bars)
             await disk.restart()
         elif is_on is not None:
             await run(enable_ats(info, is_on=is_on))

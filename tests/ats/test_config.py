@@ -18,7 +18,8 @@ def test_parameters():
         (lambda: EndpointConfig(iommu=IommuConfig(), host_ats=HostAtsConfig()), "must have none of its own, not IommuConfig"),
         (lambda: EndpointConfig(iommu=None, host_ats=HostAtsConfig(), strict=True), "strict card must have an IOMMU, not None"),
         (lambda: UltraScaleCard(EndpointConfig(iommu=None, host_ats=HostAtsConfig())), "no cache for the host's IOMMU, not HostAtsConfig"),
-        (lambda: HostAtsConfig(entries=8), "between 16 and 4096, not 8"), (lambda: HostAtsConfig(ways=3), "1, 2, 4 or 8, not 3"),
+        (lambda: HostAtsConfig(entries=8), "between 16 and 256, not 8"), (lambda: HostAtsConfig(entries=512), "256, not 512"),
+        (lambda: HostAtsConfig(ways=3), "1, 2, 4 or 8, not 3"),
         (lambda: HostAtsConfig(requests=17), "between 1 and 16, not 17"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -32,7 +32,8 @@ class Path(wiring.Component):
         self.width = width
         super().__init__({
             "requests": In(stream.Signature(TlpBeat(width))), "messages": Out(stream.Signature(TlpBeat(width))),
-            "fence": Out(stream.Signature(0)), "fenced": In(stream.Signature(0)), "enable": In(8), "events": Out(CompleterEvents),
+            "fence": Out(stream.Signature(0)), "fenced": In(stream.Signature(0)), "enable": In(8), "usable": Out(8),
+            "events": Out(CompleterEvents),
             "forget": Out(1), "forget_av": Out(1), "forget_page": Out(52),
         })  # fmt: skip
 
@@ -47,6 +48,7 @@ class Path(wiring.Component):
         state = ConfigState.const({"bus": BUS, "device": DEVICE})
         m.d.comb += [
             completer.present.eq(~(1 << ABSENT)), self.events.eq(completer.events), orders.enable.eq(self.enable),
+            self.usable.eq(orders.usable),
             *(getattr(self, name).eq(getattr(orders, name)) for name in ("forget", "forget_av", "forget_page")),
             *(config.eq(state) for config in (*orders.config, *completer.state)),
         ]  # fmt: skip
@@ -188,3 +190,41 @@ async def floods_wait(dut):
     await b.until(len(sent))
     await task
     assert [item for item in b.seen if isinstance(item, Tlp)] == [completion(tlp) for tlp in sent]
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def enable_waits_for_a_fence(dut):
+    """ATS-INV-4: a function whose ATS Enable fell may use it again when a fence has ended that began behind the last fall, also one of an
+    Invalidate Request; that forgets all; others may go on."""
+    b = await Bench(dut, random.Random(cocotb.RANDOM_SEED)).begin()
+    dut.enable.value = 0b1111
+    await ClockCycles(dut.clk, 20)
+    assert (dut.usable.value, b.seen) == (0b1111, [])
+    b.hold = True
+    for _ in range(2):  # the second fence is for the second fall
+        dut.enable.value = 0b1011
+        await ClockCycles(dut.clk, 20)
+        dut.enable.value = 0b1111
+        await ClockCycles(dut.clk, 60)
+        assert dut.usable.value == 0b1011
+    assert b.seen == [("forget", None), "fence", ("forget", None)]
+    b.hold = False
+    await ClockCycles(dut.clk, 100)
+    assert dut.usable.value == 0b1111
+    assert b.seen[3:] == ["fenced", "fence", "fenced"]
+    b.seen.clear()
+    b.hold = True
+    tlp = order(b.rng)
+    await b.send(tlp)
+    await ClockCycles(dut.clk, 60)
+    dut.enable.value = 0b1110
+    await ClockCycles(dut.clk, 2)
+    dut.enable.value = 0b1111
+    await b.send(tlp)
+    b.hold = False
+    await b.until(1)
+    assert dut.usable.value == 0b1110
+    await b.until(2)
+    await ClockCycles(dut.clk, 20)
+    assert dut.usable.value == 0b1111
+    assert b.seen.count("fence") == 2
