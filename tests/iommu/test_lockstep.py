@@ -34,7 +34,7 @@ def test_lockstep(build):
 
 def test_lockstep_with_devices():
     """IOMMU-LOCK-6: worlds of devices that cache translations: completions, translated requests, ATS commands, page requests, races."""
-    run = Lockstep(Iommu(width=64, features=Features(**dict.fromkeys(DEVICES, True))), rng=random.Random(1))
+    run = Lockstep(Iommu(width=64, features=Features(**dict.fromkeys(DEVICES, True)), **SECOND), rng=random.Random(1))
     wanted = set(with_devices(run.capabilities))
     run.play(10_000)
     while wanted & set(run.coverage.empty()) and run.requests < 30_000:
