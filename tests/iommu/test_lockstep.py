@@ -15,7 +15,7 @@ SECOND = {"entries": 16, "ways": 4, "second_entries": 64, "second_generation_bit
 BUILDS = {  # features, parameters, requests
     "default": ((), {}, 45_000), "full": (FULL, SECOND, 85_000),
 }  # fmt: skip
-DEVICES = (*FULL, "ATS", "T2GPA")
+DEVICES = (*FULL, "ATS", "T2GPA", "DBG", "NL", "S")
 
 
 @pytest.mark.parametrize("build", BUILDS)
