@@ -112,7 +112,7 @@ class Iommu : public Run {
  public:
   Iommu(const Options &options, uint8_t *memory, const uint8_t *marks)
       : options(options), random(options.seed), top(&context), memory(memory), marks(marks) {
-    for (unsigned n = 0; n < COOKIES; n++) free_cookies.push_back(n);
+    for (unsigned n = 0; n < COOKIES - 1; n++) free_cookies.push_back(n);  // the last is that of debug requests
     top.translate_response_ready = top.bus_response_ready = top.ats_message_ready = 1;
     edge();
   }

@@ -454,8 +454,9 @@ class Lockstep:
         self.iommu.ask(array)
         answers, stores, updates = self._taken()
         outcomes = self._outcomes(asked, updates)
-        updates_are_on = self.world.SADE or self.world.GADE  # each begins its walk anew
-        self._count(asked, {} if updates_are_on else outcomes)
+        # An update begins its walk anew; without AMO_HWAD a walk for many goes on behind what one of them may not.
+        walks_more = self.world.SADE or self.world.GADE or not self.capabilities.AMO_HWAD
+        self._count(asked, {} if walks_more else outcomes)
         self._judge(asked, array, answers, stores, lambda n, answer: [outcomes[asked[n]]])
         self._justify(updates, [outcomes.values()])
         with self.seen.latest():

@@ -33,7 +33,8 @@ class MemoryPort(wiring.Component):
 
     Reads go out in any mix and are answered to the reader that asked, with its cookie. Writes are collected whole before their burst is
     issued; one is at work at a time, from its first beat until its data has left; it is done when the requester says so. A write is 4
-    bytes at a multiple of 4, or a multiple of 8 bytes at a multiple of 8. Readers and writers take their answers without waiting.
+    bytes at a multiple of 4, or a multiple of 8 bytes at a multiple of 8. An answer that is not taken holds up those behind it: nobody
+    lets one wait for an answer to another, but a reader may for its next read to be taken.
     An update is a CAS, answered as a read of its reader; its operands leave in front of its burst. [PCIe5 6.15]
 
     Throughput: 1 read per cycle; 8 bytes of read data per cycle; 1 write and 1 update at a time.

@@ -73,7 +73,6 @@ class Translator(wiring.Component):
     hit, miss, begun, merged, read : ``Out(1)``
         Pulses for counters: translations found in the IOTLB, of either level, requests for the walker, walks begun, requests that joined a
         walk, reads.
-
     events : ``Out(Events)``
         With HPM, see :class:`.walker.Walker`.
 

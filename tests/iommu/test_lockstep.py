@@ -15,7 +15,7 @@ SECOND = {"entries": 16, "ways": 4, "second_entries": 64, "second_generation_bit
 BUILDS = {  # features, parameters, requests
     "default": ((), {}, 45_000), "full": (FULL, SECOND, 85_000),
 }  # fmt: skip
-DEVICES = (*FULL, "ATS", "T2GPA")
+DEVICES = (*FULL, "ATS", "T2GPA", "DBG", "NL", "S")
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -34,7 +34,7 @@ def test_lockstep(build):
 
 def test_lockstep_with_devices():
     """IOMMU-LOCK-6: worlds of devices that cache translations: completions, translated requests, ATS commands, page requests, races."""
-    run = Lockstep(Iommu(width=64, features=Features(**dict.fromkeys(DEVICES, True))), rng=random.Random(1))
+    run = Lockstep(Iommu(width=64, features=Features(**dict.fromkeys(DEVICES, True)), **SECOND), rng=random.Random(1))
     wanted = set(with_devices(run.capabilities))
     run.play(10_000)
     while wanted & set(run.coverage.empty()) and run.requests < 30_000:

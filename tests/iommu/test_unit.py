@@ -13,12 +13,13 @@ from ringwall.models.iommu.walk import Iommu as Golden
 from ringwall.models.iommu.walk import PlainRegisters, Request
 from ringwall.rtl.iommu.layouts import TranslateRequest, TranslateResponse
 from ringwall.rtl.iommu.unit import Iommu
-from ringwall.rtl.tlp.layouts import BurstStatus
+from ringwall.rtl.tlp.layouts import Burst, BurstStatus
 from ringwall.sim.iommu_host import IommuHost
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, pack, unpack
 
 POOL, DATA = 0x8000_0000, 0x1_0000_0000
+WALKS = 8  # as the unit has by default
 READ, WRITE = AccessType.READ, AccessType.WRITE
 
 
@@ -222,3 +223,22 @@ async def fences_wait_for_prefetches(dut):
         bench.latency = lambda: 20
         await bench.perform(bench.driver.invalidate_context(0x08))
     assert await bench.translate(0x08, iova) == DATA
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def reads_that_memory_must_take(dut):
+    """IOMMU-UNIT-6: while memory answers nothing it is asked a read for each walk and one for the command queue, and no more."""
+    bench = await Bench(dut, params()["width"]).enable(random.Random(cocotb.RANDOM_SEED))
+    pages = [0x1000_0000 + 0x4000_0000 * n for n in range(12)]
+    for iova in pages:
+        bench.tables[0x08].map_page(iova, DATA + iova, perms="rwu")
+    assert await bench.translate(0x08, pages[0]) == DATA + pages[0]
+    bench.latency, asked = lambda: 1500, []
+    cocotb.start_soon(Stream(dut, "bursts").watch(asked))
+    cookies = [await bench.ask(0x08, iova, READ) for iova in pages[1:]]
+    task = cocotb.start_soon(bench.perform(bench.driver.fence()))
+    await ClockCycles(dut.clk, 1000)
+    assert [unpack(Burst, burst).is_write for burst in asked] == [0] * (WALKS + 1)
+    bench.latency = lambda: 20
+    await task
+    await bench.until(lambda: all(cookie in bench.answers for cookie in cookies), "the answers")

@@ -10,7 +10,7 @@ from ringwall.rtl.iommu.features import Features
 from ringwall.rtl.iommu.unit import Iommu
 from ringwall.sim.iommu_lockstep import Lockstep
 
-from ..iommu.test_lockstep import BUILDS, DEVICES
+from ..iommu.test_lockstep import BUILDS, DEVICES, SECOND
 
 FULL = BUILDS["full"][0]
 SMALL = {"entries": 8, "ways": 2, "superpage_entries": 2, "walks": 2, "context_entries": 2, "misses": 2}
@@ -18,9 +18,9 @@ UNITS = {  # features, parameters, requests
     "default": ((), {}, 2_000_000),
     "full": (FULL, {}, 3_500_000),
     "small": (FULL, {**SMALL, "strict": True}, 1_500_000),
-    "guests": (("Sv39x4", "MSI_FLAT"), {"entries": 128, "ways": 8}, 1_000_000),
-    "processes": (("Sv48", "PD8", "PD17"), {"walks": 4, "second_entries": 64}, 1_000_000),
-    "devices": (DEVICES, {"itags": 3}, 500_000),
+    "guests": (("Sv39x4", "MSI_FLAT", "HPM"), {"entries": 128, "ways": 8}, 1_000_000),
+    "processes": (("Sv48", "PD8", "PD17", "HPM"), {"walks": 4, "second_entries": 64}, 1_000_000),
+    "devices": (DEVICES, {**SECOND, "itags": 3}, 500_000),
     "types": (("Svpbmt", "Sv48", "Sv39x4", "Sv48x4", "PD20"), {"queue_log2_max": 12}, 500_000),
 }  # fmt: skip
 PART = 200_000  # requests of a seed
