@@ -39,8 +39,9 @@ PHASES = {"bring-up": "bring-up", "write": "image to the card", "read": "image f
 
 def make_image(path, seed, kib):
     """Make an ext4 file system of ``kib`` KiB with a few files at ``path``; the same ``seed`` gives the same bytes."""
-    tool = shutil.which("mke2fs", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]))
-    if tool is None:
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    tool, editor = (shutil.which(name, path=places) for name in ("mke2fs", "debugfs"))
+    if tool is None or editor is None:
         raise BadSetting("mke2fs is not installed: type 'apt-get install e2fsprogs', or give an image with IMAGE=path.")
     rng, path = random.Random(seed), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,15 @@ def make_image(path, seed, kib):
             tool, "-q", "-t", "ext4", "-b", "1024", "-L", "ringwall", "-U", f"00000000-0000-4000-8000-{unique}",
             "-E", f"hash_seed=00000000-0000-4000-9000-{unique},root_owner=0:0", "-d", str(Path(folder, "tree")), str(path), str(kib),
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"E2FSPROGS_FAKE_TIME": "1000000000"})
+        environment = os.environ | {"E2FSPROGS_FAKE_TIME": "1000000000"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        # When a copied file was changed last is when it was made here, which no option of mke2fs hides.
+        names = [place.relative_to(Path(folder, "tree")) for place in Path(folder, "tree").rglob("*")]
+        fields = "".join(f"set_inode_field /{name} {field} 1000000000\nset_inode_field /{name} {field}_extra 0\n"
+                         for name in ["", *names] for field in ("ctime", "atime", "crtime"))  # fmt: skip
+    if not done.returncode:
+        done = subprocess.run([editor, "-w", "-f", "-", str(path)], input=fields, env=environment, capture_output=True, text=True,
+                              check=False)  # fmt: skip
     if done.returncode:
         raise BadSetting(f"mke2fs did not make an image: {done.stderr.strip()}")
     return path

@@ -286,7 +286,7 @@ class Gate(wiring.Component):
 
         if self.host_ats:
             address = Signal(Addressing)
-            m.d.comb += [address.at.eq(Mux(~out_passes & verdict.translated, pcie.AT_TRANSLATED, 0)), self.o.p.pasid.eq(address)]
+            m.d.comb += [address.at.eq(Mux(out_passes | ~verdict.translated, 0, pcie.AT_TRANSLATED)), self.o.p.pasid.eq(address)]
 
         self._count(m, epoch, entering, entry, room)
         return m

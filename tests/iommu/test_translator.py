@@ -403,7 +403,7 @@ FULL = ["Sv48", "Sv57", "Svpbmt", *SECOND_FEATURES, "PD8", "PD17", "PD20", "MSI_
 CARDS = {  # features, levels of the device directory, random worlds
     "full": (FULL, 3, 4), "guests": (["Sv39x4"], 2, 2), "processes": (["Sv48", "PD17", "PD8"], 1, 2),
     "large": (["Sv48", "Sv57", "Svpbmt"], 2, 2), "updates": ([*FULL, "MSI_MRIF", "AMO_HWAD"], 2, 4),
-    "second level": ([*FULL, "AMO_HWAD"], 1, 4), "devices": ([*FULL, "MSI_MRIF", "ATS", "T2GPA"], 3, 4),
+    "second level": ([*FULL, "AMO_HWAD"], 1, 4), "devices": ([*FULL, "ATS", "T2GPA"], 3, 4),
     "devices, updates": ([*FULL, "AMO_HWAD", "ATS", "T2GPA"], 2, 4), "devices, least": (["ATS"], 1, 2),
 }  # fmt: skip
 PIDS = (0, 1, 0xFF, 0x100, 0x1FFFF, 0x20000, 0xFFFFF)

@@ -390,7 +390,7 @@ def test_waves(tmp_path, monkeypatch):
 
 
 def test_constants(tmp_path):
-    """SYS-COMPHOST-10: a circuit with bits that would stay 0, as nothing ever sets them, is refused with a sentence."""
+    """SYS-COMPHOST-11: a circuit with bits that would stay 0, as nothing ever sets them, is refused with a sentence."""
     verilog = TINY.replace("  always @(posedge", "  always @*\n    count[3:2] = 2'h2;\n  always @(posedge")
     with pytest.raises(RuntimeError, match=r"count\[3:2\] is constant"):
         compile_library(tmp_path, top="card", verilog=verilog, **compiled._surroundings(CONFIG.width, False))
