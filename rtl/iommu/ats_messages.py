@@ -38,7 +38,7 @@ class AtsMessages(wiring.Component):
     is_waiting : ``Out(1)``
         A request is under way.
     has_timed_out, told : ``Out(1)``, ``In(1)``
-        One has since ``told`` was 1.
+        One has since ``told`` was 1, also while the command queue was off.
 
     Raises
     ------

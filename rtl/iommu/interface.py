@@ -139,9 +139,10 @@ class ProgrammingInterface(wiring.Component):
                  timeout_cycles=1 << 33):  # fmt: skip
         self.width, self.features = width, features
         self._commands = Commands(features=features, itags=itags, timeout_cycles=timeout_cycles)
-        # Readers: translator, commands, Mrif. Writers: commands, faults, interrupts, page requests, Mrif.
-        self._port = MemoryPort(width=width, readers=2 + features.MSI_MRIF,
-                                writers=2 + features.has_messages + features.ATS + features.MSI_MRIF,
+        there = {"interrupts": features.has_messages, "pages": features.ATS, "mrif": features.MSI_MRIF}
+        self._writers = ["commands", "faults", *(name for name, is_there in there.items() if is_there)]
+        # Readers: translator, commands, Mrif.
+        self._port = MemoryPort(width=width, readers=2 + features.MSI_MRIF, writers=len(self._writers),
                                 updaters=(*([0] if features.AMO_HWAD else []), *([2] if features.AMO_MRIF else [])))  # fmt: skip
         self._mrif = Mrif(atomics=features.AMO_MRIF, physical_address_bits=physical_address_bits) if features.MSI_MRIF else None
         self._registers = Registers(strict=strict, vectors=vectors, queue_log2_max=queue_log2_max,
@@ -228,7 +229,7 @@ class ProgrammingInterface(wiring.Component):
     def _queue_pages(self, m, registers, port, commands):
         """Messages to and from devices."""
         m.submodules.page_requests = pages = PageRequests(features=self.features)
-        outer, ours = wiring.flipped, 2 + self.features.has_messages
+        outer, ours = wiring.flipped, self._writers.index("pages")
         for one, other in ((registers.pages, pages.control), (pages.write, port.write[ours]), (port.write_done[ours], pages.write_done),
                            (outer(self.page_request), pages.page_request), (pages.group_response, outer(self.group_response)),
                            (pages.request, outer(self.locate)), (outer(self.located), pages.response),
@@ -256,8 +257,9 @@ class ProgrammingInterface(wiring.Component):
         """Record messages of devices in memory; return their faults and those of the translator."""
         m.submodules.mrif = mrif = self._mrif
         m.submodules.mrif_reports = reports = Arbiter(FaultReport, 2)
-        for one, other in ((port.read[2], mrif.read), (port.read_data[2], mrif.read_data), (port.write[-1], mrif.write),
-                           (port.write_done[-1], mrif.write_done), (wiring.flipped(self.mrif_targets), mrif.targets),
+        ours = self._writers.index("mrif")
+        for one, other in ((port.read[2], mrif.read), (port.read_data[2], mrif.read_data), (port.write[ours], mrif.write),
+                           (port.write_done[ours], mrif.write_done), (wiring.flipped(self.mrif_targets), mrif.targets),
                            (wiring.flipped(self.mrif_writes), mrif.writes), (mrif.ended, wiring.flipped(self.mrif_done)),
                            (wiring.flipped(self.reports), reports.i[0]), (mrif.reports, reports.i[1]),
                            *([(port.update[-1], mrif.update)] if self.features.AMO_MRIF else [])):  # fmt: skip

@@ -93,7 +93,7 @@ class PageRequests(wiring.Component):
                 with m.If(~control.on | ~control.enable | self.has_failed):
                     m.d.sync += code.eq(ResponseCode.RESPONSE_FAILURE)
                 with m.Elif(control.stopped | writer.full):
-                    m.d.comb += control.refused.eq(1)
+                    m.d.comb += control.refused.eq(~control.stopped)
                     m.d.sync += code.eq(ResponseCode.SUCCESS)
                 with m.Else():
                     m.next = "WRITE"
