@@ -4,7 +4,7 @@ from collections import Counter
 from typing import ClassVar
 
 from ..models.events import Operation
-from ..models.host import MemoryRead, MemoryWrite, enable_ats, enable_pri
+from ..models.host import ConfigRead, ConfigWrite, MemoryRead, MemoryWrite, enable_ats, enable_msix, enable_pri
 from ..models.host_iommu import HostIommu
 from ..models.iommu.ats import PAGE_REQUEST_BYTES
 from ..models.iommu.commands import AtsInval, AtsPrgr, IotinvalVma
@@ -20,6 +20,8 @@ __all__ = ["FRAME", "SECTOR", "HostAtsCard", "host_ats_config"]
 
 REGISTERS, REGISTERS_BYTES = 0x5000_0000, 4096  # of the host's IOMMU: no TLP leads there
 FRAME, SECTOR = 4096, 512
+EXPRESS, DEVICE_STATUS = 0x10, 0x14  # capability ID; place in BAR 0
+BARS = range(0x10, 0x20, 4)
 
 
 def host_ats_config():
@@ -145,3 +147,15 @@ class HostAtsCard(Card):
             reads = [(sector, disk.blk.read(sector, len(data))) for sector, data in image.items()]
             await disk.done([request for _, request in reads])
             assert all(request.data == image[sector] for sector, request in reads)
+
+    async def level_reset(self, disk):
+        """Do a function level reset of function 0, which is ``disk``, and bring it up again, without ATS."""
+        info, perform = self.functions[0], self.port.perform
+        bars = [await perform(ConfigRead(0, at, 4)) for at in BARS]
+        await perform(ConfigWrite(0, info.capabilities[EXPRESS][0] + 8, 2, 1 << 15))
+        for at, value in zip(BARS, bars):
+            await perform(ConfigWrite(0, at, 4, value))
+        while await perform(MemoryRead(info.bars[0].address + DEVICE_STATUS, 1)) == 0xFF:
+            await perform(ConfigWrite(0, 4, 2, 6))
+        await self.port.run(enable_msix(info, 2))
+        await disk.restart()

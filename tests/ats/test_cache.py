@@ -221,7 +221,7 @@ def make_regions(host):
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def answers_are_the_hosts(dut):
     """ATS-CACHE-1: random pages, sizes and permissions; mappings change, are forgotten page by page or all, requests fail, Enable toggles:
-    each request is answered once, by what was true since what it forgot."""
+    each request is answered once, by what was true since what it forgot; with patience for pages those of a client in their order."""
     host = await Host(dut, random.Random(cocotb.RANDOM_SEED)).begin()
     rng = host.rng
     make_regions(host)

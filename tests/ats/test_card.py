@@ -5,7 +5,7 @@ from dataclasses import replace
 import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from ringwall.models.host import ConfigRead, ConfigWrite, Fault, MemoryRead, enable_ats, enable_msix
+from ringwall.models.host import ConfigWrite, Fault, enable_ats
 from ringwall.models.iommu.commands import AtsInval
 from ringwall.models.tlp import TRANSLATED, TRANSLATION_REQUEST, UNTRANSLATED, Tlp, TlpType, encode
 from ringwall.rtl.core import Activity
@@ -15,8 +15,7 @@ from ringwall.sim.run import run
 from ringwall.sim.stream import reader
 
 OK, IOERR = 0, 1
-EXPRESS, SRIOV, DEVICE_STATUS = 0x10, 0x10, 0x14  # capability IDs; place in BAR 0
-BARS = range(0x10, 0x20, 4)
+SRIOV = 0x10  # capability ID
 CONFIG = host_ats_config()
 
 
@@ -133,18 +132,11 @@ async def untranslated_until_enabled(dut):
     works, the cache begins empty each time, and so it does after a function level reset."""
     card, disk = await up(dut, ats=False)
     info, kinds, iommu = card.functions[0], card.kinds, card.host_iommu
-    perform, run, pulses = card.port.perform, card.port.run, []
+    run, pulses = card.port.run, []
     cocotb.start_soon(count_misses(dut, pulses))
     for is_on in (None, True, False, True, "reset"):
         if is_on == "reset":
-            bars = [await perform(ConfigRead(0, at, 4)) for at in BARS]
-            await perform(ConfigWrite(0, info.capabilities[EXPRESS][0] + 8, 2, 1 << 15))
-            for at, value in zip(BARS, bars):
-                await perform(ConfigWrite(0, at, 4, value))
-            while await perform(MemoryRead(info.bars[0].address + DEVICE_STATUS, 1)) == 0xFF:
-                await perform(ConfigWrite(0, 4, 2, 6))
-            await run(enable_msix(info, 2))
-            await disk.restart()
+            await card.level_reset(disk)
         elif is_on is not None:
             await run(enable_ats(info, is_on=is_on))
         before, asked = kinds.copy(), iommu.requests

@@ -115,11 +115,11 @@ async def invalidations_do_not_wait_for_pages(dut):
 @cocotb.test(timeout_time=4, timeout_unit="ms")
 async def requests_without_pages_end(dut):
     """SYS-PRI-3: a page that does not come ends its request in an error: Invalid Request, Success for a page that is still not there, no
-    response for the patience, Enable cleared, Response Failure and a reserved code, which stop all until enabled anew; Status says so, and
-    the next request works."""
+    response for the patience, Enable or ATS Enable cleared, Response Failure and a reserved code, which stop all until enabled anew; Status
+    says so, and the next request works."""
     card, disk = await up(dut)
     run, info = card.port.run, card.functions[0]
-    for kind in ("invalid", "still absent", "silence", "disable", FAILURE, 7):
+    for kind in ("invalid", "still absent", "silence", "disable", "no ATS", FAILURE, 7):
         bad, page = await absent(card, disk)
         card.answers, asked = False, card.host_iommu.paged
         done, start = cocotb.start_soon(disk.done([bad], may_fail=True)), cycle()
@@ -130,6 +130,9 @@ async def requests_without_pages_end(dut):
         match kind:
             case "silence":
                 pass
+            case "no ATS":
+                await run(enable_ats(info, is_on=False))
+                await run(enable_ats(info))
             case "disable":
                 await run(disable_pri(info))
                 assert await run(pri_status(info)) == 0, "stopped though a response is missing"
@@ -141,7 +144,7 @@ async def requests_without_pages_end(dut):
         assert bad.status == IOERR, kind
         assert (cycle() - start > PATIENCE) == (kind == "silence"), kind
         assert await run(pri_status(info)) & ~STOPPED == status
-        if kind in ("silence", "disable"):
+        if kind in ("silence", "disable", "no ATS"):
             await card.answer_page(0, group, SUCCESS)
         card.show(0, page)
         if isinstance(kind, int):
@@ -189,7 +192,7 @@ async def hostile_responses_change_nothing(dut):
 @cocotb.test(timeout_time=4, timeout_unit="ms")
 async def resets_end_waiting(dut):
     """SYS-PRI-5: a device reset ends a request that waits for its page long before its patience, whose place stays taken until its
-    response; PRI Reset while disabled gives places back, after which an old response is unexpected."""
+    response; PRI Reset while disabled and a function level reset give places back, after which an old response is unexpected."""
     card, disk = await up(dut)
     run, info = card.port.run, card.functions[0]
     card.answers = False
@@ -213,13 +216,25 @@ async def resets_end_waiting(dut):
     good, _ = await absent(card, disk)
     await disk.done([good])
     assert good.status == OK
+    card.answers, asked = False, card.host_iommu.paged
+    _, page = await absent(card, disk)
+    await disk.offer()
+    assert await card.port.until(lambda: card.host_iommu.paged > asked, 3000)
+    before = cycle()
+    await card.level_reset(disk)
+    assert cycle() - before < PATIENCE * 3 // 4
+    (_, _, group, *_), = await card.page_requests()
+    assert await run(pri_status(info)) == STOPPED
+    await card.answer_page(0, group)
+    await ClockCycles(dut.clk, 200)
+    assert await run(pri_status(info)) == STOPPED | SURPRISED
     card.finish()
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")
 async def virtual_functions_share_the_interface(dut):
     """SYS-PRI-6: a disk and its virtual function, which has no Page Request Interface of its own, both have their pages brought in under
-    one allocation; each response goes to whoever asked."""
+    one allocation; responses for the other one, with an index that is in use, change nothing."""
     card, disk = await up(dut, alignment=1)
     await card.enable_virtual(0, 1)
     other = await card.disk(1, queue_size=64, buffer_pages=90)
@@ -229,7 +244,13 @@ async def virtual_functions_share_the_interface(dut):
         for page in sorted(one.memory.frames)[16:]:
             card.hide(one, page * FRAME)
         await card.invalidate(one)
-    for load in [cocotb.start_soon(card.traffic(one, 1)) for one in (disk, other)]:
+    loads = [cocotb.start_soon(card.traffic(one, 1)) for one in (disk, other)]
+    while not all(load.done() for load in loads):
+        for rid, group in card.host_iommu.pages:
+            card.link.send(encode(Tlp(TlpType.MSG, requester_id=card.host.ROUTING_ID, message_code=5, message_routing=2,
+                                      address=(rid ^ 1) << 48 | INVALID << 44 | group << 32)))  # fmt: skip
+        await ClockCycles(dut.clk, 50)
+    for load in loads:
         await load
     assert {function for function, *_ in card.seen} == {0, 1}
     assert len(card.seen) == card.host_iommu.paged > 12
