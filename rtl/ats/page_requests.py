@@ -160,7 +160,8 @@ class PageRequests(wiring.Component):
             with m.If(is_heard & matches[n]):
                 m.d.comb += [self.over.valid.eq(is_waited_for), self.over.p.slot.eq(entry.slot)]
                 m.d.sync += entry.state.eq(State.FREE)
-            with m.If(ends.bit_select(owner_of[entry.function], 1) | in_reset[entry.function]):
+            is_forgotten = ends.bit_select(owner_of[entry.function], 1) | in_reset[entry.function]
+            with m.If((entry.state != State.FREE) & is_forgotten):
                 m.d.sync += entry.state.eq(State.FREE)
 
         return m

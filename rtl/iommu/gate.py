@@ -245,7 +245,7 @@ class Gate(wiring.Component):
             m.d.comb += judged.data.translated.eq(response.p.size_log2 != UNTRANSLATED_LOG2)
         if self.late_count:
             m.d.comb += judged.data.epoch.eq(epoch)
-            out_epoch, passers = Signal(), Signal(ports)  # of a burst that is not translated; whose leaves now is none
+            out_epoch, passers = Signal(), Signal(ports)  # of a burst that passes untranslated; the client whose burst does so now
 
         # Leave: a client whose oldest burst has its verdict, round robin.
         burst_out, verdict_out = waiting.read_port(transparent_for=(write,)), verdicts.read_port(transparent_for=(judged,))
