@@ -222,6 +222,8 @@ class ConfigSpace(Registers):
         if pri is not None and register == pri + 4:
             if (old ^ new) & 1:
                 self.events.append(ConfigEvent(Change.PRI_ENABLED if new & 1 else Change.PRI_DISABLED))
+            if new & 1 and not old & 1:
+                self.replace_bits(pri + 4, 3 << 16, 0)  # enabled anew, its flags are 0 [PCIe5 10.5.2.2]
             if new & 1:
                 self.replace_bits(pri + 4, 1 << 24, 0)  # Stopped, which the function sets again with set_bits
             elif value & 2:

@@ -263,6 +263,7 @@ _DEVICE_CONTROL, _DEVICE_CONTROL_2 = 8, 0x28  # offsets in the PCI Express capab
 _EXT_TAG, _FLR = 1 << 8, 1 << 15
 _ATS = -2  # stands for Control of the ATS capability [PCIe5 10.5.1.3]
 _ATS_CAP, _ATS_ENABLE, _INVALIDATION_COMPLETION = 0x0F, 1 << 15, 0x02  # extended capability; bit of Control; message code
+_PRI_CAP, _PRI_ENABLE, _PRI_RESET, _PRI_STOPPED, _PAGE_REQUEST = 0x13, 1 << 0, 1 << 1, 1 << 8, 0x04  # likewise
 _VFS, _VF_ENABLE = -1, 1 << 0  # stands for Control of the SR-IOV capability, whose place differs; a bit of it [PCIe5 9.3.3.3]
 
 
@@ -706,6 +707,10 @@ class Host:
                     fault = self.iommu.completed(tlp, self.ROUTING_ID, list(self.outstanding.values()))
                 if fault:
                     self._broken(f"Invalidate Completion: {fault}", tlp)
+            if tlp.message_code == _PAGE_REQUEST:
+                fault = "nobody takes it" if self.iommu is None else self.iommu.page_requested(tlp)
+                if fault:
+                    self._broken(f"Page Request: {fault}", tlp)
             return []
         key = (tlp.requester_id, tlp.tag)
         if key in self.outstanding:
@@ -1400,3 +1405,27 @@ def enable_ats(info: FunctionInfo, *, is_on: bool = True) -> Software:
     depth = (yield ConfigRead(info.function, at + 4, 2)) & 0x1F
     yield ConfigWrite(info.function, at + 6, 2, _ATS_ENABLE if is_on else 0)
     return depth or 32
+
+
+def enable_pri(info: FunctionInfo, most: int) -> Software:
+    """Let the function have up to ``most`` page requests in flight; returns how many it may have. [PCIe5 10.5.2]
+
+    RuntimeError when it has not stopped.
+    """
+    at = info.ext_capabilities[_PRI_CAP][0]
+    if not (yield ConfigRead(info.function, at + 6, 2)) & _PRI_STOPPED:
+        raise RuntimeError("A Page Request Interface must have stopped before it is enabled")
+    count = min(most, (yield ConfigRead(info.function, at + 8, 4)))
+    yield ConfigWrite(info.function, at + 12, 4, count)
+    yield ConfigWrite(info.function, at + 4, 2, _PRI_ENABLE)
+    return count
+
+
+def disable_pri(info: FunctionInfo, *, resets: bool = False) -> Software:
+    """Let the function send no more page requests, or have it forget those in flight as well. [PCIe5 10.5.2]"""
+    yield ConfigWrite(info.function, info.ext_capabilities[_PRI_CAP][0] + 4, 2, _PRI_RESET if resets else 0)
+
+
+def pri_status(info: FunctionInfo) -> Software:
+    """Return Status of the Page Request Interface. [PCIe5 10.5.2.3]"""
+    return (yield ConfigRead(info.function, info.ext_capabilities[_PRI_CAP][0] + 6, 2))

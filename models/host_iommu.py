@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .iommu.ats import AtsStatus, TranslationCompletion
-from .iommu.commands import MessageCode
+from .iommu.ats import AtsStatus, PageRequest, TranslationCompletion
+from .iommu.commands import AtsMessage, AtsPrgr, MessageCode
 from .iommu.faults import AccessType, TranslationFault
 from .iommu.unit import Unit
 from .iommu.walk import Request, RequestKind
@@ -21,7 +21,7 @@ __all__ = ["HostIommu", "translation_entry"]
 
 _STATUS = {AtsStatus.SUCCESS: CplStatus.SC, AtsStatus.UNSUPPORTED_REQUEST: CplStatus.UR, AtsStatus.COMPLETER_ABORT: CplStatus.CA}
 ENTRY_BYTES = 8  # of one translation [PCIe5 10.2.3.2]
-ROUTED_BY_ID = 0b010
+ROUTED_TO_ROOT, ROUTED_BY_ID = 0b000, 0b010
 BODY_BYTES = 8  # of an Invalidate Request [PCIe5 10.3.1]
 
 
@@ -70,14 +70,19 @@ class HostIommu:
     ----------
     routed_to : :class:`Tlp` or None
         The last memory request as memory saw it; None when it was refused.
-    requests, uses, untranslated, invalidated : :class:`int`
-        Translation requests, translated requests, others, Invalidate Completions so far.
+    requests, uses, untranslated, invalidated, paged : :class:`int`
+        Translation requests, translated requests, others, Invalidate Completions, page requests so far.
+    allocation : :class:`int`
+        Page requests that the card may have in flight; 0 while none of its Page Request Interfaces is enabled.
+    pages : set of tuple of :class:`int`
+        Page requests without a response: (requester ID, group).
     """
 
     def __init__(self, unit: Unit):
         self.unit = unit
         self.routed_to: Tlp | None = None
-        self.requests = self.uses = self.untranslated = self.invalidated = 0
+        self.requests = self.uses = self.untranslated = self.invalidated = self.paged = 0
+        self.allocation, self.pages = 0, set[tuple[int, int]]()
         self._now = 0
         self._grants: dict[_Grant, int] = {}  # when given last
         self._under_way: dict[int, _Invalidation] = {}  # by ITag
@@ -129,12 +134,37 @@ class HostIommu:
         return any(grant.requester_id == tlp.requester_id and 0 <= start - grant.address < grant.size and (grant.readable or not reads)
                    and (grant.writable or not writes) for grant in self._grants)  # fmt: skip
 
-    def invalidations(self, routing_id: int) -> list[Tlp]:
-        """Return the Invalidate Requests that commands asked for since the last time, from ``routing_id``. [PCIe5 10.3.1]"""
+    def page_requested(self, tlp: Tlp) -> str:
+        """Take a Page Request; return the rule that it breaks or "". The IOMMU's own response is sent with the others. [PCIe5 10.4.1]"""
+        self.paged += 1
+        group, key = tlp.address >> 3 & 0x1FF, (tlp.requester_id, tlp.address >> 3 & 0x1FF)
+        if tlp.type is not TlpType.MSG or tlp.message_routing != ROUTED_TO_ROOT or tlp.tag:
+            return "type, routing or reserved fields are not as they must be"
+        if not tlp.address & 3 or not tlp.address & 4:
+            return "it asks for no access, or is not the last of its group"
+        if key in self.pages:
+            return f"group {group} has no response yet"
+        self.pages.add(key)
+        if len(self.pages) > self.allocation:
+            return f"{len(self.pages)} are in flight, {self.allocation} are allocated"
+        response = self.unit.receive(PageRequest(tlp.requester_id & 0xFF, tlp.address & ~0xFFF, group, bool(tlp.address & 1),
+                                                 bool(tlp.address & 2), is_last=True))  # fmt: skip
+        if response is not None:
+            payload = AtsPrgr(tlp.requester_id, group, response.code).payload | tlp.requester_id << 48
+            self.unit.commands.sent.append(AtsMessage(MessageCode.PAGE_REQUEST_GROUP_RESPONSE, tlp.requester_id, payload))
+        return ""
+
+    def messages(self, routing_id: int) -> list[Tlp]:
+        """Return the Invalidate Requests and PRG Responses that were asked for since the last time. [PCIe5 10.3.1, 10.4.2]"""
         made = []
         for message in self.unit.commands.sent:
+            if message.code is MessageCode.PAGE_REQUEST_GROUP_RESPONSE:
+                self.pages.discard((message.rid, message.payload >> 32 & 0x1FF))
+                made.append(Tlp(TlpType.MSG, requester_id=routing_id, address=message.payload, message_code=message.code,
+                                message_routing=ROUTED_BY_ID))  # fmt: skip
+                continue
             if message.code is not MessageCode.INVALIDATION_REQUEST or message.itag is None:
-                raise ValueError(f"A message of this IOMMU must be an Invalidate Request, not {message!r}")
+                raise ValueError(f"A message of this IOMMU must be an Invalidate Request or a PRG Response, not {message!r}")
             body = message.payload
             page = body >> 12
             size = ((page ^ page + 1) + 1 if body >> 11 & 1 else 1) << 12

@@ -12,6 +12,7 @@ from .function.description import (
     MsixCapability,
     PcieCapability,
     PowerCapability,
+    PriCapability,
     SerialNumber,
 )
 from .iommu.features import Features
@@ -74,12 +75,16 @@ class IommuConfig(Features):
 class HostAtsConfig:
     """An address-translation cache towards the host's IOMMU, for all functions of the card. [PCIe5 10]
 
-    ``entries``, ``ways``: translations of 4 KiB. ``requests``: translation requests in flight.
+    ``entries``, ``ways``: translations of 4 KiB. ``requests``: translation requests in flight. ``page_requests``: page requests in flight,
+    below ``requests``; 0: the functions have no Page Request Interface. ``page_patience_cycles``: how long one waits for its response at
+    least, and not twice as long; the default is 100 ms at 250 MHz.
     """
 
     entries: int = 64
     ways: int = 4
     requests: int = 8
+    page_requests: int = 0
+    page_patience_cycles: int = 25_000_000
 
     def __post_init__(self):
         if self.entries not in [1 << n for n in range(4, 9)]:
@@ -88,6 +93,10 @@ class HostAtsConfig:
             raise ValueError(f"Ways of a translation cache must be 1, 2, 4 or 8, not {self.ways!r}")
         if self.requests not in range(1, 17):
             raise ValueError(f"Translation requests in flight must be between 1 and 16, not {self.requests!r}")
+        if self.page_requests not in range(self.requests):
+            raise ValueError(f"Page requests in flight must be fewer than translation requests, not {self.page_requests!r}")
+        if self.page_patience_cycles not in range(2, 1 << 32):
+            raise ValueError(f"Patience for a page must be between 2 and 2 ** 32 - 1 cycles, not {self.page_patience_cycles!r}")
 
 
 @dataclass(frozen=True)
@@ -178,8 +187,9 @@ class EndpointConfig:
     @property
     def extended(self):
         """Extended capabilities that each function has."""
+        pages = 0 if self.host_ats is None else self.host_ats.page_requests
         return (AerCapability(), SerialNumber(self.serial_number), *((AcsCapability(), AriCapability()) if self.functions > 1 else ()),
-                *((AtsCapability(),) if self.host_ats is not None else ()))  # fmt: skip
+                *((AtsCapability(),) if self.host_ats is not None else ()), *((PriCapability(pages),) if pages else ()))  # fmt: skip
 
     @property
     def all_disks(self):

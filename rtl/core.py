@@ -11,6 +11,7 @@ from .function.config_space import ConfigSpace
 from .function.decoder import AddressDecoder
 from .function.description import AtsCapability, PcieCapability, virtual_functions_of
 from .function.errors import Errors
+from .function.updates import PageFlags, UpdateMerger
 from .iommu.gate import Gate
 from .iommu.unit import Iommu
 from .regs.bus import RegisterBus
@@ -144,7 +145,8 @@ class Core(wiring.Component):
         receiver = add("receiver", Receiver(width=width, depth=max(64, longest * 8 // width)))
         transmitter = add("transmitter", Transmitter(width=width))
         has_ats = self.host_ats is not None
-        completer = add("completer", Completer(width=width, functions=count, host_ats=has_ats))
+        has_pages = has_ats and self.host_ats.page_requests > 0
+        completer = add("completer", Completer(width=width, functions=count, host_ats=has_ats, has_pri=has_pages))
         wall = ReadClient("wall", False, WALL_BUFFER_BYTES, atomics=self.iommu is not None and self.iommu.has_atomics)
         has_files = self.iommu is not None and self.iommu.MSI_MRIF  # interrupt files in memory
         readers = (wall, *self.clients)
@@ -197,11 +199,18 @@ class Core(wiring.Component):
 
         # Errors.
         collector = add("collector", ErrorCollector(functions=count))
-        wiring.connect(m, errors.updates, space.updates)
+        if has_pages:
+            m.submodules.updates, m.submodules.page_flags = updates, flags = UpdateMerger(), PageFlags(registers={
+                n: f.map(n, count).place("pri", "control", "enable").word for n, f in enumerate(descriptions) if not f.is_virtual})
+            wiring.connect(m, flags.updates, updates.initiators[1])
+            wiring.connect(m, errors.updates, updates.initiators[0])
+            wiring.connect(m, updates.bus, space.updates)
+        else:
+            wiring.connect(m, errors.updates, space.updates)
         wiring.connect(m, collector.reports, errors.reports)
         beat, message = receiver.completions, transmitter.messages
         if has_ats:
-            tellers = add("tellers", Arbiter(TlpBeat(width), 2))
+            tellers = add("tellers", Arbiter(TlpBeat(width), 3 if has_pages else 2))
             wiring.connect(m, tellers.o, transmitter.messages)
             message = tellers.i[0]
         m.d.comb += [
@@ -242,7 +251,7 @@ class Core(wiring.Component):
         # The wall. The gate is told no bus and device: the function number alone is the device_id.
         messages = [n for n, client in enumerate(self.clients) if client.messages] if has_ats else []
         gate = add("gate", Gate(clients=len(self.clients), functions=count, has_iommu=self.iommu is not None or has_ats,
-                                diverts=has_files, host_ats=has_ats, messages=messages))  # fmt: skip
+                                diverts=has_files, host_ats=has_ats, messages=messages, late_count=has_pages))  # fmt: skip
         m.d.comb += gate.bypass.eq(self.bypass)
         for n in range(len(self.clients)):
             for ours, theirs in ((gate.bursts[n], self.bursts[n]), (requester.write_data[n + 1], self.write_data[n]),
@@ -280,10 +289,14 @@ class Core(wiring.Component):
             ]
 
         if has_ats:
+            pages = {
+                "page_requests": self.host_ats.page_requests, "page_patience_cycles": self.host_ats.page_patience_cycles,
+                "client_cookies": gate.depth, "owners": [virtual.get(n, (n, 0))[0] for n in range(count)],
+            } if has_pages else {}  # fmt: skip
             ats = add("ats", HostAts(
                 width=width, functions=count, depth=sum(f.capability(AtsCapability).queue_depth for f in descriptions if not f.is_virtual),
                 entries=self.host_ats.entries, ways=self.host_ats.ways, requests=self.host_ats.requests,
-                waiting=gate.clients * gate.depth))
+                waiting=gate.clients * gate.depth, **pages))
             for source, sink in (
                 (gate.translate_request, ats.translate_request), (ats.translate_response, gate.translate_response),
                 (ats.fence, gate.fence), (gate.fenced, ats.fenced), (ats.bursts, requester.wall),
@@ -297,6 +310,18 @@ class Core(wiring.Component):
                 *(ats.config[n].eq(space.state[n]) for n in range(count)),
                 self.activity.iotlb_hit.eq(ats.hit), self.activity.iotlb_miss.eq(ats.miss), self.activity.walk.eq(ats.sent),
             ]  # fmt: skip
+
+        if has_pages:
+            wiring.connect(m, completer.page_responses, ats.page_responses)
+            wiring.connect(m, ats.page_messages, tellers.i[2])
+            m.d.comb += [
+                ats.page_enable.eq(Cat(settings.pri_enable for settings in space.settings)),
+                ats.restart.eq(Cat(settings.pri_reset for settings in space.settings)),
+                ats.permitted.eq(Cat(state.bus_master & ~state.in_reset for state in space.state) & ~self.stop),
+                *(ats.allocation[n].eq(settings.pri_allocation) for n, settings in enumerate(space.settings)),
+                *(space.pri_stopped[n].eq(ats.stopped[n]) for n in range(count)),
+                flags.failures.eq(ats.failures), flags.surprises.eq(ats.surprises), flags.in_reset.eq(in_reset),
+            ]
 
         m.d.comb += self.activity.tags_in_flight.eq(requester.tags_in_flight)
         return m

@@ -97,7 +97,7 @@ class Disk:
         self.card.session.add(
             "RingChecker", function=self.function, size=layout.size, desc=layout.desc, avail=layout.avail, used=layout.used,
             device={"capacity_sectors": config.capacity_sectors, "serial": config.serial.hex()}, vector=vector,
-            status=None if is_running else status)  # fmt: skip
+            status=None if is_running else status, **({"pages_come": True} if self.card.pages_come else {}))  # fmt: skip
 
     async def start(self, *, wanted, vectors, config_vector, before_ok=None):
         """Reset the function, zero its ring, bring it up; ``before_ok()`` is awaited in front of DRIVER_OK. [VIRTIO1.4 2.4, 3.1.1]
@@ -177,6 +177,7 @@ class Card:
     """
 
     port_kind = HostPort
+    pages_come = False  # the disks wait for pages that are out of reach
     context: ClassVar = {}  # fields of the disks' device contexts beside their table
 
     def __init__(self, dut, config, *, seed, latency=250, policy=None, log=None, link=None, mps=256, mrrs=512):

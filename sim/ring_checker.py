@@ -201,6 +201,8 @@ class RingChecker(Checker):
         Both indices at the start.
     patience : :class:`int`
         Cycles after which at the end of the run a chain must have come back, and a notification have arrived.
+    pages_come : :class:`bool`
+        The function waits for pages that were out of reach: where they are when the chain comes back counts.
 
     Attributes
     ----------
@@ -209,7 +211,8 @@ class RingChecker(Checker):
     """
 
     def __init__(self, memory, golden, allowed, *, function, size, desc, avail, used, device, status=None, vector=None, messages=None,
-                 index=0, patience=60_000):  # fmt: skip
+                 index=0, patience=60_000, pages_come=False):  # fmt: skip
+        self.pages_come = pages_come
         self.memory, self.golden, self.allowed, self.function, self.device = memory, golden, allowed, function, device
         self.status, self.vector, self.messages, self.patience = status, vector, messages, patience
         self.layout, self.finished = SplitLayout(size, desc, avail, used), []
@@ -328,6 +331,11 @@ class RingChecker(Checker):
             self._view.page(iova, access) == spa & -PAGE
             or spa in {one.spa for one in self.allowed.outcomes(self.function, Iova(iova), access)}) for iova, spa, _ in pieces)
 
+    def _found_now(self, iova, access):
+        """Where the byte is, None: out of reach."""
+        page = self._view.page(iova, access)
+        return None if page is None else page + iova % PAGE
+
     def _copy(self, one):
         """Whatever the card wrote for this chain is taken as right."""
         for _, spa, size in self._chains.pop(one)[1]:
@@ -352,6 +360,10 @@ class RingChecker(Checker):
             del self._chains[one]
             return
         readable, writable = self._chains[one]
+        if self.pages_come:
+            readable, writable = self._chains[one] = tuple(
+                [(iova, self._found_now(iova, access) if spa is None else spa, size) for iova, spa, size in pieces]
+                for pieces, access in ((readable, AccessType.READ), (writable, AccessType.WRITE)))  # fmt: skip
         if not self._is_there(readable, AccessType.READ) or not self._is_there(writable, AccessType.WRITE):
             header = b""
             for _, spa, size in readable:

@@ -29,6 +29,8 @@ class Invalidations(wiring.Component):
         Functions of the card.
     depth : :class:`int`
         Requests that wait: 32 for each function that announces so many.
+    has_pages : :class:`bool`
+        A fence does not wait for requests without an answer, so those are left room between two invalidations.
 
     Members
     -------
@@ -44,10 +46,12 @@ class Invalidations(wiring.Component):
         For the cache.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
         Of the gate.
+    settled : ``In(1)``
+        With ``has_pages``: the cache may forget again.
     """
 
-    def __init__(self, *, width, functions, depth=32):
-        self.width, self.functions, self.depth = width, functions, depth
+    def __init__(self, *, width, functions, depth=32, has_pages=False):
+        self.width, self.functions, self.depth, self.has_pages = width, functions, depth, has_pages
         super().__init__({
             "i": In(stream.Signature(Invalidation)),
             "messages": Out(stream.Signature(TlpBeat(width))),
@@ -56,6 +60,7 @@ class Invalidations(wiring.Component):
             "forget": Out(1), "forget_av": Out(1), "forget_page": Out(52),
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
+            **({"settled": In(1)} if has_pages else {}),
         })  # fmt: skip
 
     def elaborate(self, platform):
@@ -81,7 +86,7 @@ class Invalidations(wiring.Component):
         ]  # fmt: skip
         with m.FSM():
             with m.State("FORGET"):
-                with m.If(waiting.o.valid):
+                with m.If(waiting.o.valid & self.settled if self.has_pages else waiting.o.valid):
                     m.d.comb += self.forget.eq(1)
                     m.d.sync += is_order.eq(1)
                     m.next = "FENCE"

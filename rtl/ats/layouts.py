@@ -19,6 +19,22 @@ class Asked(data.Struct):
     cookie: unsigned(8)
 
 
+class PageWanted(data.Struct):
+    """A page that the host is to bring in, for the translation request ``slot``."""
+
+    slot: unsigned(4)
+    function: unsigned(3)
+    page: unsigned(52)
+    is_write: unsigned(1)
+
+
+class PageOver(data.Struct):
+    """The end of a :class:`PageWanted`: the host says that the page is there, or will not be."""
+
+    slot: unsigned(4)
+    granted: unsigned(1)
+
+
 class Answer(data.Struct):
     """What the host said about a page; without ``fault`` the rest counts."""
 

@@ -7,9 +7,12 @@ from amaranth.lib.wiring import In, Out
 from ..iommu.iotlb import SUPERPAGES, entry_layout
 from ..spec import pcie
 from ..tlp.layouts import Addressing, Burst, BurstData, BurstStatus
-from .layouts import FEATURES, FRAME_BITS, MAX_FUNCTIONS, PAGE_BITS, Answer, Asked
+from .layouts import FEATURES, FRAME_BITS, MAX_FUNCTIONS, PAGE_BITS, Answer, Asked, PageOver, PageWanted
 
 ENTRY_BYTES = 8  # of a translation completion [PCIe5 10.2.3.2]
+
+
+MAX_AGE = 2  # ticks of patience that a request can see
 
 
 class State(enum.Enum, shape=2):
@@ -19,6 +22,14 @@ class State(enum.Enum, shape=2):
     SEND = 1
     SENT = 2
     DONE = 3  # its answer is there, for whoever waits
+
+
+class Paging(enum.Enum, shape=2):
+    """Of a request that was answered without the permission wanted."""
+
+    NO = 0
+    WANTS = 1  # the page is yet to be asked for
+    WAITS = 2  # it is asked for
 
 
 class TranslationRequests(wiring.Component):
@@ -32,6 +43,10 @@ class TranslationRequests(wiring.Component):
     Good answers fill the store with the largest page that it knows inside of what the host gave; an entry beyond 2 ** 56 is answered by
     "untranslated".
 
+    With ``page_patience_cycles`` a request whose entry lacks the permission wanted keeps its place and offers its page at ``wanted``, if
+    its function ``may_page``. Granted, it is made once more, and what comes then is its answer. Not granted, without ``may_page``, or after
+    the patience, twice of it at most, it ends in a fault. [PCIe5 10.4.1]
+
     Latency: 2 cycles from ``ask`` to ``bursts``, 3 from ``read_data`` to ``fill`` and ``is_answered``. Throughput: a request per cycle.
 
     Parameters
@@ -40,6 +55,8 @@ class TranslationRequests(wiring.Component):
         Bits of burst data per beat.
     count : :class:`int`
         Requests in flight: 1 to 16.
+    page_patience_cycles : :class:`int`
+        How long one waits for its page; 0: none does.
 
     Members
     -------
@@ -67,10 +84,22 @@ class TranslationRequests(wiring.Component):
         For the store; always taken.
     sent : ``Out(1)``
         Pulse: a request was sent.
+    may_page : ``In(8)``
+        With patience: the function may ask for pages.
+    is_asking : ``Out(1)``
+        With patience: there is a request that does not wait for a page.
+    wanted, wants, takes : ``Out(PageWanted)``, ``Out(1)``, ``In(1)``
+        With patience: a page to ask for; there is one; it is taken.
+    waits : ``Out(count)``
+        With patience: the request waits for a page that was taken.
+    over : ``In(stream.Signature(PageOver))``
+        With patience: ends of such; always taken.
     """
 
-    def __init__(self, *, width, count):
-        self.width, self.count = width, count
+    def __init__(self, *, width, count, page_patience_cycles=0):
+        self.width, self.count, self.page_patience_cycles = width, count, page_patience_cycles
+        pages = {"is_asking": Out(1), "may_page": In(MAX_FUNCTIONS), "wanted": Out(PageWanted), "wants": Out(1), "takes": In(1),
+                 "waits": Out(count), "over": In(stream.Signature(PageOver))}  # fmt: skip
         super().__init__({
             "sought": In(Asked), "is_answered": Out(1), "is_pending": Out(1), "answer": Out(Answer),
             "ask": In(1), "has_answers": Out(1), "has_room": Out(1), "release": In(1), "begins": In(1),
@@ -79,12 +108,14 @@ class TranslationRequests(wiring.Component):
             "read_data": In(stream.Signature(BurstData(width))),
             "fill": Out(stream.Signature(entry_layout(FEATURES))),
             "sent": Out(1),
+            **(pages if page_patience_cycles else {}),
         })  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
         layout = data.StructLayout({
             "state": State, "function": 3, "page": PAGE_BITS, "no_write": 1, "stale": 1, "seen": 1, "answer": Answer,
+            **({"paging": Paging, "again": 1, "age": 2} if self.page_patience_cycles else {}),
         })  # fmt: skip
         slots = Array(Signal(layout, name=f"slot_{n}") for n in range(self.count))
 
@@ -113,6 +144,8 @@ class TranslationRequests(wiring.Component):
                 new.state.eq(State.SEND), new.function.eq(sought.function), new.page.eq(sought.page), new.no_write.eq(~sought.is_write),
                 new.stale.eq(0), new.seen.eq(0),
             ]  # fmt: skip
+            if self.page_patience_cycles:
+                m.d.sync += new.again.eq(0)
 
         # Send.
         burst, waiting = self.bursts.payload, Signal(self.count)
@@ -175,6 +208,11 @@ class TranslationRequests(wiring.Component):
             entry.writable.eq(writable), entry.reach.eq(reach), entry.U.eq(untranslated | is_beyond),
         ]  # fmt: skip
 
+        if self.page_patience_cycles:
+            wants_page = (is_used & ~failed & ~untranslated & ~Mux(ours.no_write, readable, writable) & ~ours.again
+                          & self.may_page.bit_select(ours.function, 1))  # fmt: skip
+            self._page(m, slots, wants_page, at)
+
         # Answers end, or are too old.
         for slot in slots:
             with m.If(slot.state == State.DONE):
@@ -189,3 +227,39 @@ class TranslationRequests(wiring.Component):
                 with m.If((slot.state == State.SENT) & ~(got & (at == n))):
                     m.d.sync += slot.stale.eq(1)
         return m
+
+    def _page(self, m, slots, wants_page, at):
+        """Let the request ``at`` wait for its page if it wants to, and those that have theirs, or will not get it, go on."""
+        with m.If(wants_page):
+            m.d.sync += [slots[at].state.eq(State.SENT), slots[at].paging.eq(Paging.WANTS), slots[at].age.eq(0)]
+
+        left, tick = Signal(range(self.page_patience_cycles)), Signal()
+        m.d.comb += tick.eq(left == 0)
+        m.d.sync += left.eq(Mux(tick, self.page_patience_cycles - 1, left - 1))
+        wanted, over = self.wanted, self.over
+        m.d.comb += [
+            over.ready.eq(1),
+            self.is_asking.eq(Cat((slot.state != State.FREE) & (slot.paging == Paging.NO) for slot in slots).any()),
+        ]
+        for n, slot in reversed(list(enumerate(slots))):
+            ends, is_over, wants = Signal(name=f"ends_{n}"), Signal(name=f"over_{n}"), Signal(name=f"wants_{n}")
+            m.d.comb += [
+                ends.eq(~self.may_page.bit_select(slot.function, 1) | (slot.age == MAX_AGE)),
+                is_over.eq(over.valid & (over.p.slot == n) & self.waits[n]),
+                self.waits[n].eq(slot.paging == Paging.WAITS), wants.eq((slot.paging == Paging.WANTS) & ~ends),
+            ]  # fmt: skip
+            with m.If(wants):
+                m.d.comb += [
+                    self.wants.eq(1), wanted.slot.eq(n), wanted.function.eq(slot.function), wanted.page.eq(slot.page),
+                    wanted.is_write.eq(~slot.no_write),
+                ]  # fmt: skip
+                with m.If(self.takes & (wanted.slot == n)):
+                    m.d.sync += slot.paging.eq(Paging.WAITS)
+            with m.If(tick & (slot.paging != Paging.NO)):
+                m.d.sync += slot.age.eq(slot.age + 1)
+            with m.If(is_over & over.p.granted):
+                m.d.sync += [slot.state.eq(State.SEND), slot.paging.eq(Paging.NO), slot.again.eq(1), slot.stale.eq(0)]
+            with m.Elif(is_over | (ends & (slot.paging != Paging.NO))):
+                m.d.sync += [
+                    slot.state.eq(State.DONE), slot.paging.eq(Paging.NO), slot.answer.eq(Const({"fault": 1}, Answer)), slot.seen.eq(0),
+                ]  # fmt: skip

@@ -9,15 +9,19 @@ from ..tlp.layouts import Burst, BurstData, ConfigState, Invalidation, TlpBeat
 from .cache import TranslationCache
 from .invalidations import Invalidations
 from .layouts import MAX_FUNCTIONS
+from .page_requests import PageRequests
 
 COUNTERS = ("hit", "miss", "sent")
+# Ports of the page requests that are ours, by our names.
+PAGE_PORTS = {"page_responses": "responses", "page_messages": "messages", "page_enable": "enable",
+              **{name: name for name in ("restart", "allocation", "permitted", "stopped", "failures", "surprises")}}  # fmt: skip
 
 
 class HostAts(wiring.Component):
     """Translates for the gate with what a host's IOMMU says, and forgets it when the host says so. [PCIe5 10]
 
-    Behaviour: see :class:`.cache.TranslationCache` and :class:`.invalidations.Invalidations`. No page requests are sent, requests carry no
-    PASID: a page without permission is a fault.
+    Behaviour: see :class:`.cache.TranslationCache` and :class:`.invalidations.Invalidations`. Requests carry no
+    PASID. A page without permission is a fault, or with ``page_requests`` asked for, see :class:`.page_requests.PageRequests`.
 
     Parameters
     ----------
@@ -25,6 +29,10 @@ class HostAts(wiring.Component):
         Bits of data per beat; functions of the card.
     depth : :class:`int`
         Invalidations that wait.
+    page_requests : :class:`int`
+        Page requests in flight; 0: none are sent.
+    owners
+        With ``page_requests``, as for :class:`.page_requests.PageRequests`.
     cache
         Keyword parameters of :class:`.cache.TranslationCache`.
 
@@ -40,13 +48,19 @@ class HostAts(wiring.Component):
         Of each function.
     enable, usable : ``In(8)``, ``Out(8)``
         ATS Enable of each function; whether it may be used, see :class:`.invalidations.Invalidations`.
+    page_responses, page_messages, page_enable, restart, allocation, permitted, stopped, failures, surprises
+        With ``page_requests``, as those of :class:`.page_requests.PageRequests`.
     hit, miss, sent : ``Out(1)``
         Pulses of the cache.
     """
 
-    def __init__(self, *, width, functions, depth, **cache):
-        self.width, self.functions, self.depth = width, functions, depth
+    def __init__(self, *, width, functions, depth, page_requests=0, owners=(), **cache):
+        self.width, self.functions, self.depth, self.page_requests = width, functions, depth, page_requests
         self._cache = TranslationCache(width=width, **cache)
+        ports = {}
+        if page_requests:
+            self._pages = PageRequests(width=width, count=page_requests, slots=self._cache.requests, owners=owners)
+            ports = {outer: self._pages.signature.members[inner] for outer, inner in PAGE_PORTS.items()}
         super().__init__({
             "translate_request": In(stream.Signature(TranslateRequest)),
             "translate_response": Out(stream.Signature(TranslateResponse)),
@@ -59,12 +73,14 @@ class HostAts(wiring.Component):
             "config": In(ConfigState).array(functions),
             "enable": In(MAX_FUNCTIONS), "usable": Out(MAX_FUNCTIONS),
             **{name: Out(1) for name in COUNTERS},
+            **ports,
         })
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.cache = cache = self._cache
-        m.submodules.orders = orders = Invalidations(width=self.width, functions=self.functions, depth=self.depth)
+        m.submodules.orders = orders = Invalidations(
+            width=self.width, functions=self.functions, depth=self.depth, has_pages=self.page_requests > 0)
         for inner, outer in ((cache.request, self.translate_request), (cache.response, self.translate_response),
                              (cache.bursts, self.bursts), (cache.read_data, self.read_data), (orders.i, self.invalidations),
                              (orders.messages, self.messages), (orders.fence, self.fence), (orders.fenced, self.fenced)):  # fmt: skip
@@ -76,4 +92,21 @@ class HostAts(wiring.Component):
             cache.forget_av.eq(orders.forget_av), cache.forget_page.eq(orders.forget_page),
             *(getattr(self, name).eq(getattr(cache, name)) for name in COUNTERS),
         ]  # fmt: skip
+        if self.page_requests:
+            m.d.comb += orders.settled.eq(cache.settled)
+            self._join_pages(m, cache)
         return m
+
+    def _join_pages(self, m, cache):
+        m.submodules.pages = pages = self._pages
+        wiring.connect(m, wiring.flipped(self.page_responses), pages.responses)
+        wiring.connect(m, pages.messages, wiring.flipped(self.page_messages))
+        wiring.connect(m, pages.over, cache.over)
+        for n in range(self.functions):
+            m.d.comb += [pages.config[n].eq(self.config[n]), pages.allocation[n].eq(self.allocation[n])]
+        m.d.comb += [
+            pages.enable.eq(self.page_enable), pages.restart.eq(self.restart), pages.permitted.eq(self.permitted & self.enable),
+            *(getattr(self, name).eq(getattr(pages, name)) for name in ("stopped", "failures", "surprises")),
+            cache.may_page.eq(pages.may_page),
+            pages.wanted.eq(cache.wanted), pages.wants.eq(cache.wants), cache.takes.eq(pages.takes), pages.waits.eq(cache.waits),
+        ]  # fmt: skip

@@ -227,6 +227,12 @@ class ConfigSpace(wiring.Component):
                     refused |= copy(n, *item.frozen_by)
                 with m.If((here == self._stored(n, place.word)) & refused):
                     m.d.comb += mask[place.low : place.low + place.width].eq(0)
+            if function_map.has("pri", "status", "stopped"):  # enabled anew, its flags are 0 [PCIe5 10.5.2.2]
+                enable = function_map.place("pri", "control", "enable")
+                rises = (request.data & mask & ~value.data)[enable.low] & ~is_update
+                for name in ("response_failure", "unexpected_response"):
+                    with m.If((here == self._stored(n, enable.word)) & rises):
+                        m.d.comb += updated[function_map.place("pri", "status", name).low].eq(0)
         with m.If(is_update):
             m.d.comb += mask.eq(Mux(operation == Operation.SET, request.data, (operation == Operation.WRITE).replicate(32)))
         # With what is not stored: Interrupt Status, Transactions Pending.

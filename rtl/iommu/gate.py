@@ -33,6 +33,17 @@ class _HostVerdict(data.Struct):
     page: 52
 
 
+class _CountedVerdict(data.Struct):
+    """The same, with the epoch in which it came."""
+
+    fault: 1
+    readable: 1
+    writable: 1
+    translated: 1
+    page: 52
+    epoch: 1
+
+
 class Gate(wiring.Component):
     """Translates every burst of every client, or lets it pass where its function bypasses, or refuses it.
 
@@ -54,8 +65,13 @@ class Gate(wiring.Component):
     ``fenced`` when every burst that entered before it was accepted is retired; bursts that enter later do not delay it.
     A function with 2 ** ``count_bits`` - 1 bursts in flight waits.
 
+    With ``late_count`` a burst counts from its verdict on, one that is not translated from when it leaves; which of them entered does
+    not matter to a fence, and all functions share one count. Answers that come by the cycle behind that in which a fence was accepted are
+    older than it. So that no verdict waits behind a burst without one, the translator then answers the bursts of a client in their order.
+
     Latency: 2 cycles from ``bursts`` valid to ``o`` valid, besides those of the translator from request to response; a fence with nothing
-    in flight at most 4. Throughput: 1 burst per cycle; from one client too, with ``depth`` 8, while its translations take 2 cycles.
+    in flight at most 4, with ``late_count`` 5. Throughput: 1 burst per cycle; from one client too, with ``depth`` 8, while its
+    translations take 2 cycles.
 
     Parameters
     ----------
@@ -75,6 +91,8 @@ class Gate(wiring.Component):
         True: what leaves goes to a host that translates.
     messages : tuple of :class:`int`
         Ports whose bursts are interrupts: they are never translated here.
+    late_count : :class:`bool`
+        With ``host_ats``: answers may wait for software, fences do not.
 
     Members
     -------
@@ -103,7 +121,8 @@ class Gate(wiring.Component):
         If a number is out of range.
     """
 
-    def __init__(self, *, clients, functions, depth=8, has_iommu=True, diverts=False, count_bits=12, host_ats=False, messages=()):
+    def __init__(self, *, clients, functions, depth=8, has_iommu=True, diverts=False, count_bits=12, host_ats=False, messages=(),
+                 late_count=False):  # fmt: skip
         if depth not in (2, 4, 8, 16, 32, 64):
             raise ValueError(f"Depth must be a power of two between 2 and 64, not {depth!r}")
         if clients not in range(1, COOKIES // depth + 1):
@@ -112,9 +131,11 @@ class Gate(wiring.Component):
             raise ValueError(f"Functions must be 1 to {MAX_FUNCTIONS}, not {functions!r}")
         if count_bits not in range(2, 17):
             raise ValueError(f"Bits of a count must be 2 to 16, not {count_bits!r}")
+        if late_count and 1 << count_bits <= 2 * clients * depth:
+            raise ValueError(f"Late counts must have room for all bursts inside the gate twice, not {count_bits!r} bits")
         self.clients, self.functions, self.depth = clients, functions, depth
         self.has_iommu, self.diverts, self.count_bits = has_iommu, diverts, count_bits
-        self.host_ats, self.messages = host_ats, tuple(messages)
+        self.host_ats, self.messages, self.late_count = host_ats, tuple(messages), late_count
         super().__init__({
             "bursts": In(stream.Signature(Burst)).array(clients),
             "o": Out(stream.Signature(Burst)),
@@ -135,7 +156,8 @@ class Gate(wiring.Component):
         ports, slot_bits = self.clients, (self.depth - 1).bit_length()
         places = ports * self.depth
         m.submodules.waiting = waiting = Memory(shape=Burst, depth=places, init=[])
-        m.submodules.verdicts = verdicts = Memory(shape=_HostVerdict if self.host_ats else _Verdict, depth=places, init=[])
+        shape = _CountedVerdict if self.late_count else _HostVerdict if self.host_ats else _Verdict
+        m.submodules.verdicts = verdicts = Memory(shape=shape, depth=places, init=[])
         put, get = ([Signal(slot_bits + 1, name=f"{name}_{n}") for n in range(ports)] for name in ("put", "get"))
         decided = [Signal(self.depth, name=f"decided_{n}") for n in range(ports)]  # verdict is there, a bit per slot
         bypassed = [Signal(self.depth, name=f"bypassed_{n}") for n in range(ports)]
@@ -221,6 +243,9 @@ class Gate(wiring.Component):
         ]
         if self.host_ats:
             m.d.comb += judged.data.translated.eq(response.p.size_log2 != UNTRANSLATED_LOG2)
+        if self.late_count:
+            m.d.comb += judged.data.epoch.eq(epoch)
+            out_epoch, passers = Signal(), Signal(ports)  # of a burst that passes untranslated; the client whose burst does so now
 
         # Leave: a client whose oldest burst has its verdict, round robin.
         burst_out, verdict_out = waiting.read_port(transparent_for=(write,)), verdicts.read_port(transparent_for=(judged,))
@@ -258,7 +283,11 @@ class Gate(wiring.Component):
                         m.d.sync += to_file[n][at].eq(0)
             with m.If(leaves[n]):
                 m.d.comb += leave_at.eq(oldest)
-                m.d.sync += [get[n].eq(get[n] + 1), out_passes.eq(passes | (bypassed[n].bit_select(slot, 1) & ~answered))]
+                goes_by = passes | (bypassed[n].bit_select(slot, 1) & ~answered)
+                m.d.sync += [get[n].eq(get[n] + 1), out_passes.eq(goes_by)]
+                if self.late_count:
+                    m.d.comb += passers[n].eq(goes_by)
+                    m.d.sync += out_epoch.eq(epoch)
                 if self.diverts:
                     m.d.sync += is_to_file.eq(goes_to_file)
                     with m.If(goes_to_file):
@@ -288,8 +317,24 @@ class Gate(wiring.Component):
             address = Signal(Addressing)
             m.d.comb += [address.at.eq(Mux(out_passes | ~verdict.translated, 0, pcie.AT_TRANSLATED)), self.o.p.pasid.eq(address)]
 
-        self._count(m, epoch, entering, entry, room)
+        if self.late_count:
+            m.d.comb += self.o.p.epoch.eq(Mux(out_passes, out_epoch, verdict.epoch))
+            self._count_late(m, epoch, response.valid, passers.any(), places, room)
+        else:
+            self._count(m, epoch, entering, entry, room)
         return m
+
+    def _count_late(self, m, epoch, judges, passes, places, room):
+        """Count verdicts that came and bursts that pass, until they are retired, per epoch; serve fences."""
+        m.d.comb += [self.retired_reads.ready.eq(1), self.retired_writes.ready.eq(1)]
+        counts = Array(Signal(self.count_bits, name=f"count_{e}") for e in range(2))
+        none = Array(Signal(name=f"none_{e}") for e in range(2))
+        for e in range(2):
+            over = [port.valid & (port.p.epoch == e) for port in (self.retired_reads, self.retired_writes)]
+            begun = Mux(epoch == e, judges + passes, 0)
+            m.d.sync += [counts[e].eq(counts[e] + begun - (over[0] + over[1])), none[e].eq(counts[e] == 0)]
+        m.d.comb += room.eq((counts[epoch] < (1 << self.count_bits) - places).replicate(self.functions))
+        self._serve_fences(m, epoch, none)
 
     def _count(self, m, epoch, entering, entry, room):
         """Count bursts in flight per function and epoch; serve fences."""
@@ -307,11 +352,19 @@ class Gate(wiring.Component):
                 m.d.sync += counts[e].eq(counts[e] + begun - (reads + writes))
                 m.d.comb += empty[e][f].eq(counts[e] == 0)
         m.d.sync += [all_empty[e].eq(empty[e].all()) for e in range(2)]
+        self._serve_fences(m, epoch, all_empty)
 
+    def _serve_fences(self, m, epoch, all_empty):
+        """Answer each fence when the epoch that it ends is empty."""
         with m.FSM():
             with m.State("TAKE_FENCE"):
                 m.d.comb += self.fence.ready.eq(1)
                 with m.If(self.fence.valid):
+                    if not self.late_count:
+                        m.d.sync += epoch.eq(~epoch)
+                    m.next = "FLUSH" if self.late_count else "SETTLE"
+            if self.late_count:
+                with m.State("FLUSH"):  # answers that were on their way are older than the fence
                     m.d.sync += epoch.eq(~epoch)
                     m.next = "SETTLE"
             with m.State("SETTLE"):  # what entered in the cycle of the fence is in the counts now, and in their sum after this

@@ -19,6 +19,8 @@ MESSAGE_VENDOR_0, MESSAGE_VENDOR_1 = 0x7E, 0x7F  # message codes [PCIe5 2.2.8.6]
 MESSAGES_ACCEPTED = (0x00, 0x14, 0x19, 0x40, 0x41, 0x43, 0x44, 0x45, 0x47, 0x48, 0x50)
 
 MESSAGE_INVALIDATE, MESSAGE_INVALIDATED = 0x01, 0x02  # Invalidate Request, Invalidate Completion [PCIe5 10.3.1, 10.3.2]
+MESSAGE_PAGE_REQUEST, MESSAGE_PAGE_RESPONSE = 0x04, 0x05  # Page Request, PRG Response [PCIe5 10.4.1, 10.4.2]
+PAGE_SUCCESS, PAGE_INVALID = 0, 1  # response codes; any other is Response Failure [PCIe5 10.4.2.1]
 
 AT_TRANSLATION_REQUEST, AT_TRANSLATED = 0b01, 0b10  # address type; 0 is untranslated [PCIe5 10.2.1]
 

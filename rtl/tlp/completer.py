@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..regs.bus import RegisterBus
 from ..spec import pcie
 from .codec import is_config, is_message
-from .layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse, Header, Invalidation, TlpBeat
+from .layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse, Header, Invalidation, PageResponse, TlpBeat
 
 MAX_READ_BYTES = 128  # one completion of any Max_Payload_Size; a longer read of a BAR is answered with Completer Abort
 
@@ -36,7 +36,8 @@ class Completer(wiring.Component):
     used that did not come. A request that is refused and poisoned is an unsupported one; a message is unsupported unless every
     endpoint must accept it or vendors say what it means, type 1. [PCIe5 2.2.8, 2.3.1, 2.7.2, 6.2.3.2.3]
 
-    With ``host_ats`` Invalidate Requests of two dwords to functions that are ``present`` go to ``invalidations``. [PCIe5 10.3.1]
+    With ``host_ats`` Invalidate Requests of two dwords to functions that are ``present`` go to ``invalidations``; with
+    ``has_pri`` PRG Responses to them go to ``page_responses``. [PCIe5 10.3.1, 10.4.2]
 
     Latency: from a request to its completion 3 cycles for configuration, 6 for a read of one word and 2 more for each further one,
     besides the time of those it asks. Throughput: one request at a time; nothing it waits for depends on DMA,
@@ -50,6 +51,8 @@ class Completer(wiring.Component):
         Functions of the card.
     host_ats : :class:`bool`
         They have ATS.
+    has_pri : :class:`bool`
+        And send page requests.
 
     Members
     -------
@@ -71,10 +74,12 @@ class Completer(wiring.Component):
         With ``host_ats``: one Invalidate Request at a time.
     present : ``In(functions)``
         With ``host_ats``: the function is there.
+    page_responses : ``Out(stream.Signature(PageResponse))``
+        With ``has_pri``: one PRG Response at a time.
     """
 
-    def __init__(self, *, width, functions, host_ats=False):
-        self.width, self.functions, self.host_ats = width, functions, host_ats
+    def __init__(self, *, width, functions, host_ats=False, has_pri=False):
+        self.width, self.functions, self.host_ats, self.has_pri = width, functions, host_ats, has_pri
         super().__init__({
             "requests": In(stream.Signature(TlpBeat(width))),
             "completions": Out(stream.Signature(TlpBeat(width))),
@@ -86,6 +91,7 @@ class Completer(wiring.Component):
             "state": In(ConfigState).array(functions),
             "events": Out(CompleterEvents),
             **({"invalidations": Out(stream.Signature(Invalidation)), "present": In(functions)} if host_ats else {}),
+            **({"page_responses": Out(stream.Signature(PageResponse))} if has_pri else {}),
         })
 
     def elaborate(self, platform):
@@ -196,6 +202,10 @@ class Completer(wiring.Component):
                 order.page.eq(body[12:]), order.is_range.eq(body[11]),
             ]  # fmt: skip
 
+        if self.has_pri:
+            reply = self.page_responses.p
+            m.d.comb += [reply.function.eq(kept.address[48:51]), reply.code.eq(kept.address[44:48]), reply.index.eq(kept.address[32:41])]
+
         with m.FSM():
             with m.State("TAKE"):  # the beat stays at the input until the request has been served
                 is_memory, is_register = header.type == pcie.TYPE_MEMORY, is_config(header) | (header.type == pcie.TYPE_IO)
@@ -233,6 +243,9 @@ class Completer(wiring.Component):
                             m.next = "DROP"
                             with m.If(~is_poisoned):
                                 m.next = "INVALIDATE"
+                    if self.has_pri:
+                        with m.Elif(self._answers_pages(header)):
+                            m.next = "TELL"
                     with m.Elif(is_message(header) & is_accepted):
                         m.d.comb += events["poisoned"].eq(is_poisoned)
                         m.next = "DROP"
@@ -241,6 +254,11 @@ class Completer(wiring.Component):
                 with m.State("INVALIDATE"):
                     m.d.comb += self.invalidations.valid.eq(1)
                     with m.If(self.invalidations.ready):
+                        m.next = "DROP"
+            if self.has_pri:
+                with m.State("TELL"):
+                    m.d.comb += self.page_responses.valid.eq(1)
+                    with m.If(self.page_responses.ready):
                         m.next = "DROP"
             with m.State("ASK_CONFIG"):
                 m.d.comb += self.config_requests.valid.eq(1)
@@ -364,4 +382,13 @@ class Completer(wiring.Component):
         return (
             (header.type == pcie.TYPE_MESSAGE | pcie.ROUTED_BY_ID) & (header.message_code == pcie.MESSAGE_INVALIDATE)
             & header.fmt[pcie.FMT_DATA] & (header.length_dw == 2) & is_there
+        )  # fmt: skip
+
+    def _answers_pages(self, header):
+        """Return whether ``header`` is one of a PRG Response to a function that is there. [PCIe5 10.4.2]"""
+        function = header.address[48:51]
+        is_there = (function < self.functions) & self.present.bit_select(function, 1)
+        return (
+            (header.type == pcie.TYPE_MESSAGE | pcie.ROUTED_BY_ID) & (header.message_code == pcie.MESSAGE_PAGE_RESPONSE)
+            & ~header.fmt[pcie.FMT_DATA] & is_there
         )  # fmt: skip

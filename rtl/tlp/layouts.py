@@ -216,6 +216,14 @@ class Invalidation(data.Struct):
     is_range: unsigned(1)
 
 
+class PageResponse(data.Struct):
+    """A PRG Response: the page request ``index`` of ``function`` ended with ``code``. [PCIe5 10.4.2]"""
+
+    function: unsigned(3)
+    index: unsigned(9)
+    code: unsigned(4)
+
+
 class DecodeRequest(data.Struct):
     """Which BAR serves this memory address? (``address`` bits 2:0 = 0.)"""
 

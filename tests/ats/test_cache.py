@@ -23,10 +23,11 @@ SETTLES = 3  # cycles from the fall of Enable until the cache has forgotten
 PASS = "pass"
 
 
-@pytest.mark.parametrize(("width", "requests"), [(64, 4), (256, 1)])
-def test_cache(request, width, requests):
-    run(TranslationCache(width=width, entries=16, ways=2, requests=requests, waiting=WAITING), module=__name__,
-        node=request.node.nodeid, params={"width": width, "requests": requests})  # fmt: skip
+@pytest.mark.parametrize(("width", "requests", "patience"), [(64, 4, 0), (256, 1, 0), (64, 4, 100)])
+def test_cache(request, width, requests, patience):
+    run(TranslationCache(width=width, entries=16, ways=2, requests=requests, waiting=WAITING, client_cookies=4,
+                         page_patience_cycles=patience), module=__name__, node=request.node.nodeid,
+        params={"width": width, "requests": requests, "client_cookies": 4 if patience else 0})  # fmt: skip
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Host:
         self.enabled, self.last = [1] * 8, {(n, bit): 0 for n in range(8) for bit in (0, 1)}  # last cycle in which Enable was 0, and 1
         self.fails, self.keeps_clean = 0, False  # of 10 requests; NW gives no permission to write
         self.hold = False
+        self.client_cookies = params()["client_cookies"]  # of each client whose answers come in order; 0: in any
         self.failed = {}  # (function, page) -> cycle of the last failure
 
     async def begin(self):
@@ -100,11 +102,13 @@ class Host:
         for one in self.regions if region is None else [region]:
             one.forgotten = cycle()
 
-    async def ask(self, function, page, is_write, *, is_prefetch=0):
-        """Ask with a free cookie; returns it when the request was taken."""
+    async def ask(self, function, page, is_write, *, is_prefetch=0, cookie=None):
+        """Ask with a free cookie, or this one; returns it when the request was taken."""
         while not is_prefetch and len(self.open) >= WAITING - 1:
             await self.edge
-        cookie = self.rng.choice([n for n in range(256) if n not in self.open and n not in self.asked])
+        if cookie is None:
+            cookies = range(WAITING if self.client_cookies else 256)
+            cookie = self.rng.choice([n for n in cookies if n not in self.open and n not in self.asked])
         if not is_prefetch:
             self.asked[cookie] = function, page, is_write
         await self.request.put(pack(TranslateRequest, device_id=function, page=page, is_write=is_write, is_prefetch=is_prefetch,
@@ -127,6 +131,9 @@ class Host:
                 self.last[n, self.enabled[n]] = now
             if self.response.read_valid():
                 answer = unpack(TranslateResponse, self.response.read_payload())
+                if self.client_cookies:
+                    client = [cookie for cookie in self.open if cookie // self.client_cookies == answer.cookie // self.client_cookies]
+                    assert answer.cookie == client[0], "an answer overtook another of its client"
                 self.judge(answer, now, *self.open.pop(answer.cookie))
             if self.request.read_valid() and self.request.read_ready():
                 request = unpack(TranslateRequest, self.request.read_payload())
@@ -214,7 +221,7 @@ def make_regions(host):
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def answers_are_the_hosts(dut):
     """ATS-CACHE-1: random pages, sizes and permissions; mappings change, are forgotten page by page or all, requests fail, Enable toggles:
-    each request is answered once, by what was true since what it forgot."""
+    each request is answered once, by what was true since what it forgot; with patience for pages those of a client in their order."""
     host = await Host(dut, random.Random(cocotb.RANDOM_SEED)).begin()
     rng = host.rng
     make_regions(host)
@@ -295,11 +302,11 @@ async def more_pages_than_requests(dut):
     await host.idle()
     host.hold = True
     for page in range(1, 16):
-        await host.ask(2, page, 1)
+        await host.ask(2, page, 1, cookie=page)
     await ClockCycles(dut.clk, 30)
     assert len(host.sent) == 1 + params()["requests"]
     answers = host.answers
-    await host.ask(2, 0, 0)
+    await host.ask(2, 0, 0, cookie=WAITING - 1)
     await ClockCycles(dut.clk, 4)
     assert host.answers == answers + 1
     host.hold = False

@@ -5,23 +5,18 @@ from dataclasses import replace
 import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from ringwall.models.host import ConfigRead, ConfigWrite, Fault, MemoryRead, enable_ats, enable_msix
+from ringwall.models.host import ConfigRead, ConfigWrite, Fault, enable_ats
 from ringwall.models.iommu.commands import AtsInval
 from ringwall.models.tlp import TRANSLATED, TRANSLATION_REQUEST, UNTRANSLATED, Tlp, TlpType, encode
-from ringwall.rtl.config import BlkConfig, EndpointConfig, HostAtsConfig
 from ringwall.rtl.core import Activity
 from ringwall.rtl.verilog import RawCard
-from ringwall.sim.host_ats import HostAtsCard
+from ringwall.sim.host_ats import FRAME, SECTOR, HostAtsCard, host_ats_config
 from ringwall.sim.run import run
 from ringwall.sim.stream import reader
 
 OK, IOERR = 0, 1
-SECTOR, FRAME = 512, 4096
-POWER, EXPRESS, SRIOV, ATS, DEVICE_STATUS = 0x01, 0x10, 0x10, 0x0F, 0x14  # capability IDs; place in BAR 0
-BARS = range(0x10, 0x20, 4)
-CONFIG = EndpointConfig(
-    width=64, iommu=None, host_ats=HostAtsConfig(entries=16, ways=2, requests=4), completion_timeout_cycles=3000, tags=32, wall_tags=8,
-    read_buffer_bytes=4096, disks=(BlkConfig(capacity_sectors=256, queue_size=64, virtual_functions=1),))  # fmt: skip
+POWER, EXPRESS, SRIOV, ATS = 0x01, 0x10, 0x10, 0x0F  # capability IDs
+CONFIG = host_ats_config()
 
 
 def test_card(request):
@@ -35,30 +30,12 @@ async def up(dut, *, ats=True, alignment=1):
     return card, await card.disk(0, queue_size=64, buffer_pages=90, alignment=alignment)
 
 
-async def traffic(card, disk, rounds):
-    """Write random sectors and read them back, and compare."""
-    image = {}
-    for _ in range(rounds):
-        batch = []
-        for sector in card.rng.sample(range(0, 256, 16), 6):
-            count = card.rng.randrange(1, 17)
-            data = card.rng.randbytes(count * SECTOR)
-            batch.append((sector, data, disk.blk.write(sector, data)))
-        await disk.done([request for *_, request in batch])
-        for sector, data, request in batch:
-            assert request.status == OK
-            image[sector] = data
-        reads = [(sector, disk.blk.read(sector, len(data))) for sector, data in image.items()]
-        await disk.done([request for _, request in reads])
-        assert all(request.data == image[sector] for sector, request in reads)
-
-
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def disk_works_on_translated_addresses(dut):
     """SYS-ATS-1: a disk reads and writes with ATS enabled: each of its accesses is translated, with an address that the host gave it,
     its interrupts are not; pages are asked for once while they fit."""
     card, disk = await up(dut)
-    await traffic(card, disk, 4)
+    await card.traffic(disk, 4)
     kinds = card.kinds
     assert kinds[TlpType.MRD, UNTRANSLATED] == 0
     assert kinds[TlpType.MWR, UNTRANSLATED] == card.host.statistics.interrupts > 0
@@ -74,7 +51,7 @@ async def nothing_stale_is_used(dut):
     Invalidate Completion, none of those before it is unanswered by then, all are completed."""
     card, disk = await up(dut)
     rid, run = card.host.bus << 8 | disk.function, card.port.run
-    load = cocotb.start_soon(traffic(card, disk, 6))
+    load = cocotb.start_soon(card.traffic(disk, 6))
     rounds = 0
     while not load.done():
         pages = [iova * FRAME for iova in card.rng.sample(sorted(disk.memory.frames), 32)]
@@ -102,7 +79,7 @@ async def pages_move(dut):
     """SYS-ATS-3: between batches buffer pages get other frames, each invalidated: what is read is what was written there."""
     card, disk = await up(dut)
     for _ in range(4):
-        await traffic(card, disk, 1)
+        await card.traffic(disk, 1)
         for page in card.rng.sample(sorted(disk.memory.frames), 8):
             old, new = disk.memory.frames[page], card._frame
             card._frame += 1
@@ -164,16 +141,6 @@ async def what_waits_is_not_used_later(dut):
             await one.restart()
 
 
-async def put_back(card, bars):
-    """Bring function 0 back as it was in front of a reset, ATS off; its BARs were ``bars``."""
-    info, perform = card.functions[0], card.port.perform
-    for at, value in zip(BARS, bars):
-        await perform(ConfigWrite(0, at, 4, value))
-    while await perform(MemoryRead(info.bars[0].address + DEVICE_STATUS, 1)) == 0xFF:
-        await perform(ConfigWrite(0, 4, 2, 6))
-    await card.port.run(enable_msix(info, 2))
-
-
 @cocotb.test(timeout_time=8, timeout_unit="ms")
 async def ends_of_a_function_under_load(dut):
     """SYS-ATS-9: bus master off, D3hot and a function level reset at any moment while pages are asked for and invalidated: nothing is sent
@@ -181,7 +148,7 @@ async def ends_of_a_function_under_load(dut):
     card, disk = await up(dut)
     info, perform, run = card.functions[0], card.port.perform, card.port.run
     rid, power = card.host.bus << 8, info.capabilities[POWER][0] + 4
-    bars = [await perform(ConfigRead(0, at, 4)) for at in BARS]
+    bars = await card.bars()
     card.observers.clear()  # what is given up leaves its requests half done: the host alone judges
     for n in range(12):
         await run(enable_ats(info))
@@ -204,7 +171,7 @@ async def ends_of_a_function_under_load(dut):
             await perform(ConfigWrite(0, power, 2, 0))
         await perform(ConfigWrite(0, 4, 2, 6))
         if n % 3:
-            await put_back(card, bars)
+            await card.put_back(bars)
         await disk.restart()
         data = card.rng.randbytes(16 * SECTOR)
         write = disk.blk.write(0, data)
@@ -231,19 +198,16 @@ async def untranslated_until_enabled(dut):
     works, the cache begins empty each time, and so it does after a function level reset."""
     card, disk = await up(dut, ats=False)
     info, kinds, iommu = card.functions[0], card.kinds, card.host_iommu
-    perform, run, pulses = card.port.perform, card.port.run, []
+    run, pulses = card.port.run, []
     cocotb.start_soon(count_misses(dut, pulses))
     for is_on in (None, True, False, True, "reset"):
         if is_on == "reset":
-            bars = [await perform(ConfigRead(0, at, 4)) for at in BARS]
-            await perform(ConfigWrite(0, info.capabilities[EXPRESS][0] + 8, 2, 1 << 15))
-            await put_back(card, bars)
-            await disk.restart()
+            await card.level_reset(disk)
         elif is_on is not None:
             await run(enable_ats(info, is_on=is_on))
         before, asked = kinds.copy(), iommu.requests
         pulses.clear()
-        await traffic(card, disk, 1)
+        await card.traffic(disk, 1)
         asked, news = iommu.requests - asked, kinds - before
         assert (asked >= 8) == (is_on is True), f"{is_on}: {asked} requests"
         assert bool(pulses) == (is_on is True), "the cache is not asked without Enable"
@@ -262,7 +226,7 @@ async def hostile_messages_change_nothing(dut):
     bad += [replace(good, type=TlpType.MSG, length_dw=0, data=b""), replace(good, message_routing=0), replace(good, poisoned=True),
             replace(good, tc=3), replace(good, address=card.host.bus << 56 | 5 << 48), replace(good, message_code=2),
             replace(good, message_code=5)]  # fmt: skip
-    load = cocotb.start_soon(traffic(card, disk, 2))
+    load = cocotb.start_soon(card.traffic(disk, 2))
     while not load.done():
         card.link.send(encode(card.rng.choice(bad)))
         await ClockCycles(dut.clk, card.rng.randrange(200))
@@ -280,11 +244,11 @@ async def functions_are_apart(dut):
     card, disk = await up(dut)
     await card.enable_virtual(0, 1)
     other = await card.disk(1, queue_size=64, buffer_pages=90)
-    await traffic(card, other, 1)
+    await card.traffic(other, 1)
     assert card.kinds[TlpType.MRD, UNTRANSLATED] > 0
     await card.port.run(enable_ats(card.functions[1]))
     before = card.kinds[TlpType.MRD, UNTRANSLATED]
-    loads = [cocotb.start_soon(traffic(card, one, 3)) for one in (disk, other)]
+    loads = [cocotb.start_soon(card.traffic(one, 3)) for one in (disk, other)]
     while not all(load.done() for load in loads):
         one = card.rng.choice((disk, other))
         await card.invalidate(one, card.rng.choice(sorted(one.memory.frames)) * FRAME)

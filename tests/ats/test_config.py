@@ -12,7 +12,7 @@ from ringwall.sim.linux.judge import config_of
 
 def test_parameters():
     """ATS-CONFIG-1: a card has an IOMMU, or a cache for its host's, never both; it is not behind the hard block; sizes out of range are
-    refused with a sentence; the header of a log brings it back."""
+    refused with a sentence; page requests are a capability of so many; the header of a log brings it back."""
     for make, message in (
         (lambda: EndpointConfig(host_ats=HostAtsConfig()), "must have none of its own, not IommuConfig"),
         (lambda: EndpointConfig(iommu=IommuConfig(), host_ats=HostAtsConfig()), "must have none of its own, not IommuConfig"),
@@ -21,9 +21,14 @@ def test_parameters():
         (lambda: HostAtsConfig(entries=8), "between 16 and 256, not 8"), (lambda: HostAtsConfig(entries=512), "256, not 512"),
         (lambda: HostAtsConfig(ways=3), "1, 2, 4 or 8, not 3"),
         (lambda: HostAtsConfig(requests=17), "between 1 and 16, not 17"),
+        (lambda: HostAtsConfig(requests=4, page_requests=4), "fewer than translation requests, not 4"),
+        (lambda: HostAtsConfig(page_patience_cycles=1), "between 2 and 2 \\*\\* 32 - 1 cycles, not 1"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             make()
     config = EndpointConfig(iommu=None, host_ats=HostAtsConfig(entries=32))
     assert config.first_disk == 0
+    assert not any(one.name == "pri" for one in config.extended)
+    paging = EndpointConfig(iommu=None, host_ats=HostAtsConfig(page_requests=3))
+    assert [one.capacity for one in paging.extended if one.name == "pri"] == [3]
     assert config_of(SimpleNamespace(parameters={"config": repr(asdict(config))})) == config

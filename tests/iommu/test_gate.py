@@ -49,7 +49,8 @@ def test_gate_parameters():
     """IOMMU-GATE-1: parameters out of range are refused with a sentence."""
     for bad, message in (({"clients": 0}, "Clients must be 1 to 32, not 0"), ({"clients": 33}, "Clients must be 1 to 32, not 33"),
                          ({"functions": 9}, "Functions must be 1 to 8, not 9"), ({"depth": 3}, "Depth must be a power of two"),
-                         ({"count_bits": 1}, "Bits of a count must be 2 to 16, not 1")):  # fmt: skip
+                         ({"count_bits": 1}, "Bits of a count must be 2 to 16, not 1"),
+                         ({"late_count": True, "count_bits": 4}, "inside the gate twice, not 4 bits")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             Gate(**({"clients": 2, "functions": 2} | bad))
 

@@ -59,7 +59,7 @@ class Bench:
     def invalidate(self, address, **fields):
         """Return the Invalidate Request that a command sends."""
         self.iommu.unit.commands._execute(AtsInval(RID, address, **fields))
-        (tlp,) = self.iommu.invalidations(Host.ROUTING_ID)
+        (tlp,) = self.iommu.messages(Host.ROUTING_ID)
         return tlp
 
     def complete(self, tlp, **fields):
