@@ -3,7 +3,6 @@
 Between the unit and the pins stand a shift register in front and a folded one behind: what is timed is the unit alone.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..rtl.iommu.unit import Iommu
-from .sizes import ROWS
+from .sizes import ROWS, asked_rows
 from .yosys import synthesize
 
 __all__ = ["Placed", "Shell", "place"]
@@ -104,13 +103,9 @@ def _block(cell):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Print the frequency of the stand-alone IOMMU on an ECP5-85 of speed grade 8, as a table.")
-    parser.add_argument("rows", nargs="*", metavar="row", help=f"what to build, all by default: {', '.join(repr(row) for row in ROWS)}")
-    rows = parser.parse_args(arguments).rows
-    if unknown := [row for row in rows if row not in ROWS]:
-        parser.error(f"a row must be one of {', '.join(repr(row) for row in ROWS)}, not {unknown[0]!r}")
+    rows = asked_rows("Print the frequency of the stand-alone IOMMU on an ECP5-85 of speed grade 8, as a table.", arguments)
     print("| entries | MHz | slowest path, ns | of it wires | through |", "|---|---|---|---|---|", sep="\n")
-    for row in rows or ROWS:
+    for row in rows:
         found = place(Iommu(width=64, **ROWS[row]))
         print(f"| {row} | {found.frequency:.0f} | {found.delay:.1f} | {found.routing:.1f} | {', '.join(found.path)} |", flush=True)
 

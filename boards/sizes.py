@@ -72,14 +72,20 @@ def size(cells):
     return luts, registers, sum(count * BLOCKS.get(kind, 0) for kind, count in kinds.items()), depth(cells)
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Print sizes of the stand-alone IOMMU as a table; Yosys takes minutes for each row.")
-    parser.add_argument("rows", nargs="*", metavar="row", help=f"what to build, all by default: {', '.join(repr(row) for row in ROWS)}")
+def asked_rows(description, arguments):
+    """Return which of ``ROWS`` the command line asks for."""
+    parser, names = argparse.ArgumentParser(description=description), ", ".join(repr(row) for row in ROWS)
+    parser.add_argument("rows", nargs="*", metavar="row", help=f"what to build, all by default: {names}")
     rows = parser.parse_args(arguments).rows
     if unknown := [row for row in rows if row not in ROWS]:
-        parser.error(f"a row must be one of {', '.join(repr(row) for row in ROWS)}, not {unknown[0]!r}")
+        parser.error(f"a row must be one of {names}, not {unknown[0]!r}")
+    return rows or list(ROWS)
+
+
+def main(arguments=None):
+    rows = asked_rows("Print sizes of the stand-alone IOMMU as a table; Yosys takes minutes for each row.", arguments)
     print("| entries | family | LUT | FF | BRAM | LUTs in a row |", "|---|---|---|---|---|---|", sep="\n")
-    for row in rows or ROWS:
+    for row in rows:
         for family in FAMILIES:
             print(f"| {row} | {family} |", " | ".join(f"{number:g}" if isinstance(number, float) else str(number)
                                                       for number in size(mapped(family, **ROWS[row]))), "|", flush=True)  # fmt: skip

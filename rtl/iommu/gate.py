@@ -14,34 +14,12 @@ UNTRANSLATED_LOG2 = 63  # size of a translation in an answer that says: the page
 MAX_FUNCTIONS = 8  # of one device number [PCIe5 2.2.6.2]
 
 
-class _Verdict(data.Struct):
-    """What the translator said about a burst."""
-
-    fault: 1
-    readable: 1
-    writable: 1
-    page: 52
-
-
-class _HostVerdict(data.Struct):
-    """What a cache of the host's translations said about a burst."""
-
-    fault: 1
-    readable: 1
-    writable: 1
-    translated: 1
-    page: 52
-
-
-class _CountedVerdict(data.Struct):
-    """The same, with the epoch in which it came."""
-
-    fault: 1
-    readable: 1
-    writable: 1
-    translated: 1
-    page: 52
-    epoch: 1
+def _verdict_layout(host_ats, late_count):
+    """Return the layout of what the translator said about a burst; with ``late_count`` also in which epoch."""
+    return data.StructLayout({
+        "fault": 1, "readable": 1, "writable": 1, **({"translated": 1} if host_ats else {}), "page": 52,
+        **({"epoch": 1} if late_count else {}),
+    })  # fmt: skip
 
 
 class Gate(wiring.Component):
@@ -156,8 +134,7 @@ class Gate(wiring.Component):
         ports, slot_bits = self.clients, (self.depth - 1).bit_length()
         places = ports * self.depth
         m.submodules.waiting = waiting = Memory(shape=Burst, depth=places, init=[])
-        shape = _CountedVerdict if self.late_count else _HostVerdict if self.host_ats else _Verdict
-        m.submodules.verdicts = verdicts = Memory(shape=shape, depth=places, init=[])
+        m.submodules.verdicts = verdicts = Memory(shape=_verdict_layout(self.host_ats, self.late_count), depth=places, init=[])
         put, get = ([Signal(slot_bits + 1, name=f"{name}_{n}") for n in range(ports)] for name in ("put", "get"))
         decided = [Signal(self.depth, name=f"decided_{n}") for n in range(ports)]  # verdict is there, a bit per slot
         bypassed = [Signal(self.depth, name=f"bypassed_{n}") for n in range(ports)]

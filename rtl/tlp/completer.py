@@ -236,8 +236,7 @@ class Completer(wiring.Component):
                     with m.Elif(is_memory | is_atomic | (header.type == pcie.TYPE_MEMORY_LOCKED)):
                         m.next = "ASK_DECODER"
                     if self.host_ats:
-                        invalidates = self._invalidates(m, header)
-                        with m.Elif(invalidates):
+                        with m.Elif(self._invalidates(header)):
                             m.d.comb += events["poisoned"].eq(is_poisoned)
                             m.d.sync += [place.function.eq(header.address[48:51]), is_claimed.eq(1)]
                             m.next = "DROP"
@@ -375,20 +374,16 @@ class Completer(wiring.Component):
                     m.next = "TAKE"
         return m
 
-    def _invalidates(self, m, header):
+    def _invalidates(self, header):
         """Return whether ``header`` is one of an Invalidate Request to a function that is there. [PCIe5 10.3.1]"""
-        function = header.address[48:51]
-        is_there = (function < self.functions) & self.present.bit_select(function, 1)
-        return (
-            (header.type == pcie.TYPE_MESSAGE | pcie.ROUTED_BY_ID) & (header.message_code == pcie.MESSAGE_INVALIDATE)
-            & header.fmt[pcie.FMT_DATA] & (header.length_dw == 2) & is_there
-        )  # fmt: skip
+        return self._tells(header, pcie.MESSAGE_INVALIDATE) & header.fmt[pcie.FMT_DATA] & (header.length_dw == 2)
 
     def _answers_pages(self, header):
         """Return whether ``header`` is one of a PRG Response to a function that is there. [PCIe5 10.4.2]"""
+        return self._tells(header, pcie.MESSAGE_PAGE_RESPONSE) & ~header.fmt[pcie.FMT_DATA]
+
+    def _tells(self, header, code):
+        """Return whether ``header`` is one of a message with ``code``, routed by ID to a function that is there."""
         function = header.address[48:51]
         is_there = (function < self.functions) & self.present.bit_select(function, 1)
-        return (
-            (header.type == pcie.TYPE_MESSAGE | pcie.ROUTED_BY_ID) & (header.message_code == pcie.MESSAGE_PAGE_RESPONSE)
-            & ~header.fmt[pcie.FMT_DATA] & is_there
-        )  # fmt: skip
+        return (header.type == pcie.TYPE_MESSAGE | pcie.ROUTED_BY_ID) & (header.message_code == code) & is_there

@@ -20,6 +20,7 @@ from ...models.config_space import (
     msix_capability,
     pcie_capability,
     power_capability,
+    pri_capability,
     serial_number_capability,
     sriov_capability,
     virtio_capability,
@@ -87,7 +88,9 @@ def describe_functions(config):
         ari = ari_capability(0 if is_virtual or following >= config.physical_functions else following)
         return (aer, *(() if is_virtual else (serial_number_capability(config.serial_number),)),
                 *((acs_capability(), ari) if has_several else ()),
-                *((ats_capability(queue_depth=32),) if config.host_ats is not None else ()))  # fmt: skip
+                *((ats_capability(queue_depth=32),) if config.host_ats is not None else ()),
+                *((pri_capability(config.host_ats.page_requests),)
+                  if config.host_ats is not None and config.host_ats.page_requests and not is_virtual else ()))  # fmt: skip
 
     first = {"link_control_2": 3, "link_control_2_rw": 0xF}  # function 0 speaks for the link
     if config.iommu is not None:

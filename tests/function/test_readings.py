@@ -125,7 +125,9 @@ def test_readings_of_virtual_functions(ours, extended, theirs, theirs_extended):
 
 
 @pytest.mark.parametrize("totals", [(0,), (2,), (0, 2), (1, 3), (2, 0, 1)])
-@pytest.mark.parametrize("options", [{}, {"iommu": None}, {"iommu": None, "host_ats": HostAtsConfig()}], ids=["own", "none", "host"])
+@pytest.mark.parametrize("options", [
+    {}, {"iommu": None}, {"iommu": None, "host_ats": HostAtsConfig()}, {"iommu": None, "host_ats": HostAtsConfig(page_requests=3)}],
+    ids=["own", "none", "host", "pages"])  # fmt: skip
 def test_readings_of_cards(totals, options):
     """FUNC-READ-3 (R54, R57): each function of whole cards, virtual ones too, is what the judge of foreign hosts expects, bit by bit."""
     config = EndpointConfig(**options, disks=tuple(BlkConfig(virtual_functions=n) for n in totals))

@@ -4,7 +4,7 @@ import random
 
 import cocotb
 import pytest
-from cocotb.triggers import ClockCycles
+from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.iommu.ats import PageRequest as Message
 from ringwall.models.iommu.ats import PrgCode
@@ -37,7 +37,8 @@ def test_page_requests(request, features):
 
 
 def test_page_requests_alone(request):
-    run(PageRequests(features=Features(ATS=True)), module=__name__, node=request.node.nodeid, testcase="off_waits_for_the_record")
+    run(PageRequests(features=Features(ATS=True)), module=__name__, node=request.node.nodeid,
+        testcase=["off_waits_for_the_record", "stopped_is_not_refused_again"])  # fmt: skip
 
 
 class World(GuestMemory):
@@ -273,3 +274,22 @@ async def off_waits_for_the_record(dut):
     await send()
     assert unpack(GroupResponse, await says.get()).code == ResponseCode.RESPONSE_FAILURE
     assert not dut.write__valid.value
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def stopped_is_not_refused_again(dut):
+    """IOMMU-PRI-5: a message that finds the queue full is refused once; one that finds it stopped is answered, and sets nothing again."""
+    messages, asks, answers, says = await start(dut, "page_request", "request", "response", "group_response")
+    dut.control__mask.value, dut.control__enable.value, dut.control__head.value = 7, 1, 1
+    for stopped, count in ((0, 1), (1, 0)):
+        dut.control__stopped.value = stopped
+        await messages.put(pack(PageRequest, device_id=1, reads=1, is_last=1))
+        await asks.get()
+        refused = 0
+        cocotb.start_soon(answers.put(pack(SAYS, kind=Kind.MESSAGE)))
+        answer = cocotb.start_soon(says.get())
+        for _ in range(12):
+            await RisingEdge(dut.clk)
+            refused += int(dut.control__refused.value)
+        assert unpack(GroupResponse, await answer).code == ResponseCode.SUCCESS
+        assert refused == count
