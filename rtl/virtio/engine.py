@@ -522,11 +522,13 @@ class RingEngine(wiring.Component):
                 m.d.comb += [
                     write_context.en.eq(command.operation == QueueOperation.ENABLE),
                     write_context.data.eq(fresh),
-                    fresh.size_log2.eq(command.size_log2),
                     fresh.descriptors.eq(Cat(Signal(4), command.descriptor_iova[4:])),  # alignment [VIRTIO1.4 2.7]
                     fresh.driver.eq(Cat(Signal(1), command.driver_iova[1:])),
                     fresh.device.eq(Cat(Signal(2), command.device_iova[2:])),
                 ]
+                for n in range(16):
+                    with m.If(command.size[n]):
+                        m.d.comb += fresh.size_log2.eq(n)
                 with m.If(command.operation == QueueOperation.ENABLE):
                     m.d.sync += enabled.eq(enabled | here)
                 with m.Else():

@@ -23,12 +23,22 @@ class QueueOperation(enum.Enum, shape=1):
     RESET = 1
 
 
+class RingRules(data.Struct):
+    """What driver and device agreed on for all rings of a function. [VIRTIO1.4 6]"""
+
+    packed: unsigned(1)
+    indirect: unsigned(1)
+    event_index: unsigned(1)
+    in_order: unsigned(1)
+
+
 class QueueCommand(data.Struct):
     """The transport hands a queue to the ring engine, or takes it back. [VIRTIO1.4 4.1.4.3]"""
 
     operation: QueueOperation
     queue: unsigned(6)  # card-wide queue number
-    size_log2: unsigned(4)
+    size: unsigned(16)  # 1 to 32768; of split rings a power of two
+    rules: RingRules
     descriptor_iova: unsigned(64)
     driver_iova: unsigned(64)
     device_iova: unsigned(64)

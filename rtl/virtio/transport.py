@@ -420,10 +420,7 @@ class PciTransport(wiring.Component):
 
             # A queue for the engine.
             with m.State("LOAD_SIZE"):
-                for n in range(16):
-                    with m.If(size[n]):
-                        m.d.sync += self.commands.payload.size_log2.eq(n)
-                m.d.sync += self.commands.payload.queue.eq(queue + self.first_queue)
+                m.d.sync += [self.commands.payload.size.eq(size), self.commands.payload.queue.eq(queue + self.first_queue)]
                 m.d.comb += read_word.eq(1)
                 m.next = "LOAD_DESCRIPTORS"
             with m.State("LOAD_DESCRIPTORS"):

@@ -145,7 +145,7 @@ class Bench:
         ring = self.rings[n] = Ring(self.memory, self.rings[n].base, self.rings[n].size)
         self.memory.write(ring.base, bytes(0x8000))
         await self.commands.put(pack(
-            QueueCommand, operation=QueueOperation.ENABLE, queue=n, size_log2=ring.size.bit_length() - 1,
+            QueueCommand, operation=QueueOperation.ENABLE, queue=n, size=ring.size,
             descriptor_iova=ring.desc, driver_iova=ring.avail, device_iova=ring.used))
 
     async def until(self, condition, cycles=6000):

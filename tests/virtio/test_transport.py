@@ -234,7 +234,7 @@ async def driver_brings_the_device_up(dut):
         await ClockCycles(dut.clk, 20)
         command = unpack(QueueCommand, bench.commands[-1])
         assert vars(command) == dict(zip(("descriptor_iova", "driver_iova", "device_iova"), bench.addresses(n)),
-                                     operation=QueueOperation.ENABLE, queue=FIRST + n, size_log2=3 + n)  # fmt: skip
+                                     operation=QueueOperation.ENABLE, queue=FIRST + n, size=8 << n)  # fmt: skip
     assert len(bench.commands) == len(QUEUES)
     assert bench.level("driver_ok") == 0
     await bench.write(STATUS, 15, 1)
