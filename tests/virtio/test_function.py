@@ -178,7 +178,7 @@ class Bench:
         assert not driver.problems
         await ClockCycles(self.dut.clk, 20)
         commands = [unpack(QueueCommand, command) for command in self.commands]
-        assert [(c.queue, 1 << c.size_log2, c.descriptor_iova, c.driver_iova, c.device_iova) for c in commands] == [
+        assert [(c.queue, c.size, c.descriptor_iova, c.driver_iova, c.device_iova) for c in commands] == [
             (n, at.size, at.desc, at.avail, at.used) for n, at in zip(range(2), layouts)]  # fmt: skip
         return driver, messages
 
