@@ -91,7 +91,7 @@ class UsedRings(wiring.Component):
     write_done : ``In(stream.Signature(BurstDone))``, one per function
         Ends of these writes, in their order; never stalled.
     answers : ``In(stream.Signature(BurstData(width)))``, one per function
-        Answers of these reads, one beat each, with the low 11 bits of ``cookie`` as they were.
+        Answers of these reads, one beat each, with the low 11 bits of ``cookie`` as they were; never stalled.
     notifications : ``Out(stream.Signature(Notification))``
         Used buffer notifications that are due.
     failed : ``Out(functions)``
@@ -155,9 +155,9 @@ class UsedRings(wiring.Component):
         port_functions = [port.function for port in self.ports]
         queue_count = len(self.queue_ports)
         queue_functions = [port_functions[port] for port in self.queue_ports]
-        sizes = {"width": self.width, "functions": self.functions, "queues": queue_count}
-        m.submodules.writer = writer = UsedWriter(port_functions=port_functions, **sizes)
-        m.submodules.events = events = UsedEvents(**sizes)
+        m.submodules.writer = writer = UsedWriter(
+            width=self.width, functions=self.functions, port_functions=port_functions, queues=queue_count)
+        m.submodules.events = events = UsedEvents(width=self.width, functions=self.functions, queue_functions=queue_functions)
 
         enabled, dead, marks = Signal(queue_count), Signal(self.functions), Signal(queue_count)
         m.d.comb += dead.eq(self.stop | self.broken)
