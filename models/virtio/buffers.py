@@ -1,0 +1,96 @@
+"""Buffers of a driver in guest memory: each between guard bytes, at addresses that a generator of random numbers chooses."""
+
+from __future__ import annotations
+
+import random
+from bisect import insort
+from collections.abc import Sequence
+
+from .split import Memory, RingFull, Span, gather
+
+__all__ = ["FILL", "Buffers"]
+
+GUARD, GUARD_BYTE = 16, 0x5C
+FILL = 0xA5  # what writable bytes hold before the device gets them
+
+
+class Buffers:
+    """Hands out buffers in ``area`` and finds who writes over their ends.
+
+    Parameters
+    ----------
+    memory : object with read and write
+        As the device addresses it.
+    area : (address, length)
+        Where buffers lie.
+    rng : :class:`random.Random`
+        Chooses places.
+    alignment : :class:`int`
+        Of buffers: a power of two up to 4096; 1: any address.
+
+    Attributes
+    ----------
+    free : list of (address, length)
+        What no buffer has, by address, not adjacent.
+    """
+
+    def __init__(self, memory: Memory, area: Span, rng: random.Random, alignment: int = 1):
+        if not 1 <= alignment <= 4096 or alignment & (alignment - 1):
+            raise ValueError(f"Alignment must be a power of two between 1 and 4096, not {alignment!r}")
+        self.memory, self.rng, self.alignment = memory, rng, alignment
+        self.free = [area]
+
+    def take(self, lengths: Sequence[int]) -> tuple[Span, ...]:
+        """Return a buffer of each length; :exc:`RingFull`, and nothing is taken, when there is no room."""
+        taken: list[Span] = []
+        try:
+            for length in lengths:
+                taken.append((self._allocate(length), length))
+        except RingFull:
+            self.give_back(taken)
+            raise
+        return tuple(taken)
+
+    def _allocate(self, length: int) -> int:
+        need = length + 2 * GUARD + self.alignment - 1
+        fitting = [n for n in range(len(self.free)) if self.free[n][1] >= need]
+        if not fitting:
+            raise RingFull(f"no room for a buffer of {length} bytes")
+        start, size = self.free.pop(fitting[self.rng.randrange(len(fitting))] if len(fitting) > 1 else fitting[0])
+        slack = min(size - need, 4096)
+        low = start + (self.rng.randrange(slack + 1) if slack else 0)
+        address = (low + GUARD + self.alignment - 1) // self.alignment * self.alignment
+        for piece in ((start, address - GUARD - start), (address + length + GUARD, start + size - address - length - GUARD)):
+            if piece[1]:
+                insort(self.free, piece)
+        return address
+
+    def give_back(self, spans: Sequence[Span]) -> None:
+        """Free buffers."""
+        for address, length in spans:
+            insort(self.free, (address - GUARD, length + 2 * GUARD))
+        joined: list[Span] = []
+        for start, size in self.free:
+            if joined and sum(joined[-1]) == start:
+                joined[-1] = joined[-1][0], joined[-1][1] + size
+            else:
+                joined.append((start, size))
+        self.free = joined
+
+    def fill(self, spans: Sequence[Span], data: bytes) -> None:
+        """Write ``data`` into buffers one after the other, and the guards around them."""
+        guard, at = bytes([GUARD_BYTE]) * GUARD, 0
+        for address, length in spans:
+            self.memory.write(address - GUARD, guard + data[at : at + length] + guard)
+            at += length
+
+    def damage(self, readable: Sequence[Span], sent: bytes, writable: Sequence[Span]) -> list[str]:
+        """Return what was written that must not be: guards of either, and the bytes ``sent`` of the readable ones."""
+        guard, found = bytes([GUARD_BYTE]) * GUARD, []
+        for address, length in (*readable, *writable):
+            for at, name in ((address - GUARD, "in front of"), (address + length, "behind")):
+                if self.memory.read(at, GUARD) != guard:
+                    found.append(f"bytes {name} the buffer of {length} bytes at {address:#x} were written")
+        if gather(self.memory, readable) != sent:
+            found.append("device-readable bytes were written")
+        return found
