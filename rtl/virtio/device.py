@@ -33,7 +33,7 @@ def back_end_ports(width, ports=1, config_bytes=0):
     """Return the members that every back end has, by name.
 
     - ``chains``, ``readable``, ``writable`` (arrays of ``ports``): see :class:`.layouts.Chain`.
-    - ``settled``, ``failed`` (arrays of ``ports``): of the port's :class:`..dma.writer.Writer`.
+    - ``settled``, ``failed``, ``flows`` (arrays of ``ports``): of the port's :class:`..dma.writer.Writer`.
     - ``features``: what driver and device agreed on. ``needs_reset``: pulse, the device cannot go on.
     - ``config``: the device configuration, byte 0 in bits 7:0. ``config_changed``: pulse, it is another from this cycle on.
     - ``stop``, ``stopped``: see "Stop" in rtl/README.md. ``port_stop``, ``port_stopped``: the same of one waiting port.
@@ -43,7 +43,7 @@ def back_end_ports(width, ports=1, config_bytes=0):
         "chains": In(stream.Signature(Chain)).array(ports),
         "readable": In(stream.Signature(ChainBeat(width))).array(ports),
         "writable": Out(stream.Signature(ChainBeat(width))).array(ports),
-        "settled": In(1).array(ports), "failed": In(1).array(ports),
+        "settled": In(1).array(ports), "failed": In(1).array(ports), "flows": Out(1).array(ports),
         "features": In(128), "config": Out(8 * config_bytes), "config_changed": Out(1), "needs_reset": Out(1),
         "stop": In(1), "stopped": Out(1), "port_stop": In(ports), "port_stopped": Out(ports), "suspend": In(1), "suspended": Out(1),
     }  # fmt: skip
@@ -114,6 +114,7 @@ class DeviceFunction(wiring.Component):
             m.d.comb += [
                 back_end.settled[n].eq(mover.settled),
                 back_end.failed[n].eq(mover.failed),
+                mover.flows.eq(back_end.flows[n]),
                 mover.stop.eq(self.stop | self.port_stop[n]),
                 self.port_stopped[n].eq(back_end.port_stopped[n] & mover.stopped),
             ]

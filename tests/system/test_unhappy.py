@@ -731,8 +731,9 @@ async def bus_master_is_off_for_a_moment(dut):
         requests = [disk.blk.read(600 + 8 * k, card.rng.choice([512, 2048])) for k in range(12)]
         disk.golden.doubtful |= {(request.kind, request.sector) for request in requests}
         await disk.offer()
-        await ClockCycles(dut.clk, 40 * n)
+        await ClockCycles(dut.clk, 150 * n)
         await card.port.perform(bus_master(disk.function, False))
+        await ClockCycles(dut.clk, 200)
         await card.port.perform(bus_master(disk.function, True))
         await ClockCycles(dut.clk, 3000)
         disk.blk.poll()
