@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringwall.models.memory import GuestMemory
+from ringwall.models.virtio.ring import Answer
 from ringwall.models.virtio.split import (
     ARRANGEMENTS,
     INDIRECT,
@@ -82,7 +83,8 @@ def test_split_image():
     ({"size": 4, "base": 0, "arrangement": "odd"}, "not 'odd'"),
     ({"size": 4, "base": 0, "arrangement": "scattered"}, "not None"),
     ({"size": 4, "base": 0, "index": 65536}, "not 65536"),
-    ({"size": 4, "base": 0, "tables": 8}, "not at 8"),
+    ({"size": 4, "base": 0, "tables": -16}, "not at -16"),
+    ({"size": 4, "base": 0, "arrangement": "reversed", "in_order": True}, "contiguous while IN_ORDER is on, not 'reversed'"),
 ])  # fmt: skip
 def test_split_parameters(arguments, message):
     """MODEL-SPLIT-2: a queue that cannot be is refused with a sentence."""
@@ -178,6 +180,7 @@ EXPECTED = {
     Malformed.HEAD_OUT_OF_RANGE: ("head 8 out of a queue of 8", False),
     Malformed.HEAD_TWICE: ("", True),
     Malformed.AVAIL_JUMP: ("", True),
+    Malformed.AVAIL_BACK: ("", True),
     Malformed.NEXT_OUT_OF_RANGE: ("next 8 out of a queue of 8", False),
     Malformed.TOO_MANY_DESCRIPTORS: ("more than 8 descriptors", False),
     Malformed.TOO_MANY_BYTES: ("more than 2^32 bytes", True),
@@ -189,6 +192,7 @@ EXPECTED = {
     Malformed.INDIRECT_NESTED: ("inside an indirect table", False),
     Malformed.TABLE_EMPTY: ("indirect table of 0 bytes", False),
     Malformed.TABLE_LENGTH: ("indirect table of 40 bytes", False),
+    Malformed.TABLE_WRAP: ("indirect table beyond 2^64", False),
     Malformed.TABLE_NEXT_OUT_OF_RANGE: ("next 3 out of an indirect table of 3", False),
     Malformed.TABLE_LOOP: ("more than 8 descriptors", False),
 }
@@ -207,7 +211,7 @@ def test_split_malformed(kind, arrangement):
     ring.publish()
     index = memory.load_uw_le(ring.layout.avail_idx)
     assert memory.load_uw_le(ring.layout.avail_slot(0)) == head
-    if kind is Malformed.AVAIL_JUMP:
+    if kind in (Malformed.AVAIL_JUMP, Malformed.AVAIL_BACK):
         assert index > ring.layout.size
     else:
         assert index == (2 if kind is Malformed.HEAD_TWICE else 1)
@@ -251,7 +255,8 @@ def test_split_malformed_parameters():
         ring.add_malformed(Malformed.READABLE_AFTER_WRITABLE, [(0, 1)])
     with pytest.raises(ValueError, match="no such"):
         ring.add_malformed("no such")
-    assert {kind for kind in Malformed if kind.may_be_served} == {
+    assert all(Answer.REFUSED in kind.allowed for kind in Malformed)
+    assert {kind for kind in Malformed if Answer.SERVED in kind.allowed} == {
         Malformed.ZERO_LENGTH, Malformed.READABLE_AFTER_WRITABLE, Malformed.TOO_MANY_DESCRIPTORS}  # fmt: skip
 
 
