@@ -13,7 +13,8 @@ from enum import StrEnum
 from typing import Protocol, TypeVar
 
 __all__ = ["ARRANGEMENTS", "DESCRIPTOR_BYTES", "INDIRECT", "MAX_CHAIN_BYTES", "MAX_SIZE", "NEXT", "SPACE", "WRITE", "Answer", "Chain",
-           "Memory", "RingDriver", "RingError", "RingFull", "RingLayout", "Span", "gather", "placed", "scatter", "unsigned"]  # fmt: skip
+           "Memory", "RingDriver", "RingError", "RingFull", "RingLayout", "Span", "gather", "placed", "read_bound", "scatter",
+           "unsigned"]  # fmt: skip
 
 NEXT, WRITE, INDIRECT = 1, 2, 4  # flags of a descriptor [VIRTIO1.4 2.7.5, 2.8.3, 2.8.6, 2.8.7]
 MAX_SIZE = 32768  # descriptors [VIRTIO1.4 2.7, 2.8]
@@ -73,6 +74,14 @@ def placed(kind: Callable[..., Layout], size: int, base: int | None, addresses: 
     if addresses is not None and base is None:
         return kind(size, *addresses)
     raise ValueError(f"Place of a queue must be given by base or by addresses, not {base!r} and {addresses!r}")
+
+
+def read_bound(size: int, chains: int) -> int:
+    """Return how many reads of ring and tables must suffice for so many chains, good or not, until a device is idle or gives up.
+
+    A chain costs its entry, the descriptor of its table and no more descriptors than the queue has; others are at most 16.
+    """
+    return READ_AHEAD + chains * (size + 2)
 
 
 def unsigned(raw: bytes) -> int:
@@ -236,11 +245,8 @@ class RingDriver(ABC):
         """
 
     def read_bound(self, chains: int = 1) -> int:
-        """Return how many reads of ring and tables must suffice a device for so many chains, good or not, until it is idle or gives up.
-
-        A chain costs its entry, the descriptor of its table and no more descriptors than the queue has; others are at most 16.
-        """
-        return READ_AHEAD + chains * (self.layout.size + 2)
+        """Return `read_bound` of this queue."""
+        return read_bound(self.layout.size, chains)
 
     # -- for both kinds --
 
