@@ -373,3 +373,47 @@ def test_split_scatter(lengths, data):
     assert gather(memory, spans) == data[:room] + b"\xee" * (room - len(data))
     for address, length in memory.differences(before):
         assert any(start <= address and address + length <= start + size for start, size in spans)
+
+
+def test_split_in_order():
+    """MODEL-SPLIT-14: with IN_ORDER descriptors and tables are taken in ring order over the end of the table; a used element returns all
+    chains in front of it too, written to their end, and none that the index does not cover (V049, V050)."""
+    memory, ring = make(8, in_order=True, indirect=True, index=65533)
+    at, turn = 65533, 0
+    for count in (3, 3, 4, 1, 5):
+        heads = [ring.add_chain([(0, 1)] * (count - 1), [(0x1000, 20)]), ring.add_chain([(0, 1)], [(0x1000, 9)], direct=0)]
+        ring.publish()
+        assert heads == [turn % 8, (turn + count) % 8]
+        for n in range(count - 1):
+            assert Descriptor.unpack(memory.read(ring.layout.descriptor((turn + n) % 8), 16)).next == (turn + n + 1) % 8
+        assert Descriptor.unpack(memory.read(read_chain(memory, ring.layout, heads[1], indirect=True).table[0], 16)).next == 1
+        memory.write(ring.layout.used_slot(at), heads[1].to_bytes(4, "little") + b"\5\0\0\0")
+        memory.write(ring.layout.used_slot(at + 1), b"\xff" * 8)  # no element is there
+        memory.store_uw_le(ring.layout.used_idx, at + 1 & 0xFFFF)
+        with pytest.raises(RingError, match=f"names {heads[1]}, so that 2 came back, not 1"):
+            ring.poll_used()
+        memory.store_uw_le(ring.layout.used_idx, at + 2 & 0xFFFF)
+        assert ring.poll_used() == [(heads[0], 20), (heads[1], 5)]
+        at, turn = at + 2 & 0xFFFF, turn + count + 1
+    assert ring.free_count == 8
+
+
+def test_split_notification():
+    """MODEL-SPLIT-15: with NOTIFICATION_DATA a notification is queue, 15 bits of the available index, and its bit 15 as wrap counter,
+    whether or not anything was added since (V045, V119)."""
+    memory, ring = make(4, index=0x7FFF)
+    assert ring.notification(3) == 0x7FFF_0003
+    ring.add_chain([(0, 1)])
+    assert ring.notification(3) == 0x7FFF_0003
+    ring.publish()
+    assert ring.notification(3) == ring.notification(3) == 0x8000_0003
+    assert make(4, index=65535)[1].notification(0xFFFF) == 0xFFFF_FFFF
+    assert memory.load_uw_le(ring.layout.avail_idx) == 0x8000
+
+
+def test_split_tables_anywhere():
+    """MODEL-SPLIT-16: nothing says how an indirect table is aligned (V024)."""
+    memory, ring = make(8, indirect=True, tables=0x4_0009)
+    head = ring.add_chain([(0x1000, 1)], [(0x2000, 2)], direct=0)
+    chain = read_chain(memory, ring.layout, head, indirect=True)
+    assert (chain.readable, chain.writable, chain.table) == (((0x1000, 1),), ((0x2000, 2),), (0x4_0009 + 144 * head, 32))
