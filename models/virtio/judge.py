@@ -16,7 +16,7 @@ from typing import Protocol
 from ..memory import Access, GuestMemory
 from .ring import Chain, RingLayout, Span, read_bound
 
-__all__ = ["RULES", "Available", "Broken", "DeviceRules", "Event", "Notification", "QueueEnabled", "QueueReset", "Resumed", "RingJudge",
+__all__ = ["RULES", "Available", "Broken", "DeviceRules", "Event", "Notification", "QueueEnabled", "QueueReset", "Readable", "RingJudge",
            "StatusWritten", "Suspended"]  # fmt: skip
 
 DRIVER_OK = 4  # device status [VIRTIO1.4 2.1]
@@ -98,15 +98,10 @@ class QueueEnabled:
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """The device shows SUSPEND. [VIRTIO1.4 3.4]"""
+    """The device shows SUSPEND without DRIVER_OK; the next DRIVER_OK that is written ends it. [VIRTIO1.4 3.4]"""
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """The driver set DRIVER_OK of a suspended device. [VIRTIO1.4 3.4]"""
-
-
-Event = Access | StatusWritten | Notification | QueueReset | QueueEnabled | Suspended | Resumed
+Event = Access | StatusWritten | Notification | QueueReset | QueueEnabled | Suspended
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,9 +346,6 @@ class RingJudge(ABC):
                 self._open_queue()
             case Suspended():
                 self._suspended()
-            case Resumed():
-                self.is_ready = True
-                self._look()
             case Notification():
                 self._notified()
             case Access() if event.source == "":
@@ -388,7 +380,10 @@ class RingJudge(ABC):
         """[VIRTIO1.4 2.1, 2.4]"""
         if value == 0:
             self._close("V011" if self.is_ready or self.closed != "V001" else "V001")
-        elif value & DRIVER_OK and not self.is_ready and self.closed in ("V001", "V011"):
+        elif value & DRIVER_OK and self.closed == "V019":
+            self.is_ready, self.closed = True, "V011"
+            self._look()
+        elif value & DRIVER_OK and not self.is_ready and self.closed != "V014":
             self._open_queue()
 
     def _close(self, rule: str) -> None:

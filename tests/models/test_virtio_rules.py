@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringwall.models.memory import Access, GuestMemory
-from ringwall.models.virtio.judge import QueueEnabled, QueueReset, Resumed, Suspended
+from ringwall.models.virtio.judge import QueueEnabled, QueueReset, Suspended
 from ringwall.models.virtio.rules import RULES, Broken, Notification, SplitDeviceRules, StatusWritten
 from ringwall.models.virtio.split import Malformed, SplitDriver, read_chain
 
@@ -552,7 +552,7 @@ def test_rules_suspend():
         assert [(one.rule, one.event) for one in bench.broken()] == [("V019", len(bench.memory.log) - 1)]
         bench.memory.log.pop()
         bench.add()
-        bench.memory.log.append(Resumed())
+        bench.memory.log.append(StatusWritten(31))
         bench.round(2)
         assert bench.names() == {"V046"}
         bench.device.serve(1)
