@@ -311,8 +311,12 @@ class RingJudge(ABC):
         """Judge a write of the device if it touches what is its own of the ring."""
 
     @abstractmethod
-    def _own(self) -> tuple[Span, ...]:
-        """Return the parts that the device writes."""
+    def own_parts(self) -> tuple[Span, ...]:
+        """Return the parts of the ring that the device writes."""
+
+    @abstractmethod
+    def driver_parts(self) -> tuple[Span, ...]:
+        """Return the parts of the ring whose change by the driver must be told."""
 
     @abstractmethod
     def _wish(self) -> int:
@@ -370,7 +374,7 @@ class RingJudge(ABC):
 
     def knows(self, address: int, length: int, *, is_write: bool) -> bool:
         """Tell whether these bytes are all the device's to write, or to read."""
-        own = any(at <= address and address + length <= at + size for at, size in self._own())
+        own = any(at <= address and address + length <= at + size for at, size in self.own_parts())
         return own or (self.writable if is_write else self.readable).missing(address, address + length) is None
 
     def _is_elsewhere(self, event: Access) -> bool:

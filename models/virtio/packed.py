@@ -354,6 +354,10 @@ class PackedDriver(RingDriver):
 
     # -- taking them back --
 
+    @property
+    def has_used(self) -> bool:
+        return self.layout.is_used(self._used, self._load(self.layout.descriptor(self._used) + 14))
+
     def poll_used(self) -> list[tuple[int, int]]:
         found: dict[int, int] = {}
         waiting, turn = self.outstanding if self.in_order else (), self._used
@@ -388,7 +392,7 @@ class PackedDriver(RingDriver):
         if self.event_idx:
             self._store(self.layout.driver, self.layout.event(self._used + ahead))
         self._store(self.layout.driver + 2, EventFlags.DESC if self.event_idx else EventFlags.ENABLE)
-        return self.layout.is_used(self._used, self._load(self.layout.descriptor(self._used) + 14))
+        return self.has_used
 
     # -- what a driver must not do --
 

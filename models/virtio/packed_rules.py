@@ -28,8 +28,11 @@ class PackedDeviceJudge(RingJudge):
         self.marked: set[int] = set()  # turns that are marked used, up to which the driver has not come
         self.done: set[int] = set()  # places that were used at any time
 
-    def _own(self) -> tuple[Span, ...]:
+    def own_parts(self) -> tuple[Span, ...]:
         return self.layout.parts[0], self.layout.parts[2]
+
+    def driver_parts(self) -> tuple[Span, ...]:
+        return self.layout.parts[:2]
 
     def _publication(self, duty: _Duty) -> str:
         return f"used descriptors of turns {duty.old} to {duty.new - 1}"
@@ -61,7 +64,7 @@ class PackedDeviceJudge(RingJudge):
 
     def _ring_written(self, event: Access) -> bool:
         start, end = event.address, event.address + len(event.data)
-        for (at, length), act in zip(self._own(), (self._descriptors, self._event_area)):
+        for (at, length), act in zip(self.own_parts(), (self._descriptors, self._event_area)):
             if start < at + length and at < end:
                 low, high = max(start, at), min(end, at + length)
                 if (low, high) != (start, end):

@@ -196,6 +196,11 @@ class RingDriver(ABC):
     def outstanding(self) -> tuple[int, ...]:
         """What the chains are called that were published and did not come back, oldest first."""
 
+    @property
+    @abstractmethod
+    def has_used(self) -> bool:
+        """A chain came back that `poll_used` has not taken."""
+
     @abstractmethod
     def reset(self) -> None:
         """Forget all chains and zero the three parts, as after a reset of the device or of the queue."""
@@ -231,7 +236,7 @@ class RingDriver(ABC):
 
     @abstractmethod
     def enable_interrupts(self, *, ahead: int = 0) -> bool:
-        """Ask for a notification of the next chain that is used; return whether one came back already.
+        """Ask for a notification of the next chain that is used; return `has_used`.
 
         ``ahead``: with EVENT_IDX, of the one so many chains (packed: descriptors) behind the next.
         """

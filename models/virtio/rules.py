@@ -45,8 +45,11 @@ class SplitDeviceJudge(RingJudge):
         self.used[2:4] = self._first.to_bytes(2, "little")
         self.fresh: set[int] = set()  # bytes of the used ring's elements that were written for the coming lap
 
-    def _own(self) -> tuple[Span, ...]:
+    def own_parts(self) -> tuple[Span, ...]:
         return (self.layout.parts[2],)
+
+    def driver_parts(self) -> tuple[Span, ...]:
+        return (self.layout.parts[1],)
 
     def _used(self, address: int) -> int:
         """A word of the used ring."""

@@ -394,6 +394,10 @@ class SplitDriver(RingDriver):
 
     # -- taking them back --
 
+    @property
+    def has_used(self) -> bool:
+        return self._load(self.layout.used_idx) != self._used_index
+
     def poll_used(self) -> list[tuple[int, int]]:
         index = self._load(self.layout.used_idx)
         count = index - self._used_index & 0xFFFF
@@ -433,7 +437,7 @@ class SplitDriver(RingDriver):
             self._store(self.layout.used_event, self._used_index + ahead & 0xFFFF)
         else:
             self._store(self.layout.avail, 0)
-        return self._load(self.layout.used_idx) != self._used_index
+        return self.has_used
 
     # -- what a driver must not do --
 
