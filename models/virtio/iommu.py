@@ -284,7 +284,7 @@ class IommuDevice:
 
 
 def _without_address(fault: Fault) -> Fault:
-    return replace(fault, flags=fault.flags & ~FaultFlag.ADDRESS, address=0)
+    return replace(fault, flags=fault.flags & ~int(FaultFlag.ADDRESS), address=0)
 
 
 def _distinct(states: Iterable[IommuState]) -> list[IommuState]:
