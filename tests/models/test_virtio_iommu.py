@@ -180,6 +180,7 @@ def test_attach():
     assert allowed(device, Attach(1, 4, 2)) == [INVAL, NOENT]
     for number in (0, 9):
         assert allowed(device, Attach(number, 1)) == [RANGE, INVAL]
+        assert allowed(device, Attach(number, 4)) == [NOENT]  # a MUST before a SHOULD
     do(device, Attach(1, 1), Attach(8, 2, AttachFlag.BYPASS))
     assert allowed(device, Attach(1, 1)) == [OK]
     assert allowed(device, Attach(1, 3, AttachFlag.BYPASS)) == [INVAL]

@@ -162,6 +162,13 @@ def test_reset_and_bypass():
     assert now(device) == {BLOCKED, Verdict(0x1000)}
     assert device.config_read(device.config()) == ""
     assert now(device) == {Verdict(0x1000)}
+    serve(device, Attach(3, 1))
+    assert settle(device) == ""
+    serve(device, Detach(3, 1))
+    device.write_config(36, b"\0")
+    assert now(device) == {REFUSED, BLOCKED, Verdict(0x1000)}
+    assert settle(device) == ""
+    assert now(device) == {BLOCKED, Verdict(0x1000)}  # the domain is gone, whatever is still to come of the configuration
     device.system_reset()
     assert now(device) == {BLOCKED}
 
@@ -210,6 +217,17 @@ def test_faults_of_either_reason():
     device = device_of(Attach(1, 1))
     refuse(device, READ)
     assert "tells of no" in device.reported(Fault(1, 0x101, 1, 0x1000).pack(), 24)
+
+
+def test_what_is_seen_of_an_access():
+    """MODEL-VIOMMU-ORDER-13: a reason or a kind of memory that was not seen is not judged; one that was, is."""
+    device = device_of(Attach(1, 1), Map(1, 0x1000, 0x1FFF, 0xA000, RW | MapFlag.MMIO))
+    for seen, is_good in ((Verdict(0xA000, is_mmio=None), True), (Verdict(0xA000, is_mmio=True), True), (Verdict(0xA000), False),
+                          (Verdict(0xA001, is_mmio=None), False), (Verdict(), False)):  # fmt: skip
+        assert (device.judge(device.begin(READ), seen) == "") is is_good
+    for seen, is_good in ((Verdict(), True), (REFUSED, True), (BLOCKED, False), (Verdict(0x5000), False)):
+        assert (device.judge(device.begin(Access(1, 0x5000, False)), seen) == "") is is_good
+    assert device.fault_count == 2
 
 
 # -- whose accesses are translated at all --
