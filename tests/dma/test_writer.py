@@ -27,13 +27,13 @@ def test_parameters_are_checked():
             Writer(**{"width": 64, "function": 0, "client": 0} | bad)
 
 
-def packet(width, content):
-    """Return the ChainBeat payloads of ``content``; an empty one has one beat."""
+def packet(width, content, status=BurstStatus.OK):
+    """Return the ChainBeat payloads of ``content``, the last with ``status``; an empty one has one beat."""
     lanes, layout = width // 8, ChainBeat(width)
     cuts = range(0, max(len(content), 1), lanes)
     return [
         pack(layout, data=int.from_bytes(content[n : n + lanes], "little"), byte_count=len(content[n : n + lanes]),
-             first=n == 0, last=n + lanes >= len(content))
+             first=n == 0, last=n + lanes >= len(content), status=status if n + lanes >= len(content) else BurstStatus.OK)
         for n in cuts
     ]
 
@@ -234,3 +234,74 @@ async def hints_go_in_front(dut):
         for (page, first), at in zip(wanted, told, strict=True):
             assert at < begun[max(first, page - 3)] + 8, "late"
             assert page - 4 < first or at > begun[page - 4] - 8, "early"
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def packets_flow_over_lists(dut):
+    """DMA-WRITE-8: with flows, random packets lie over the lists as they come; every list but a packet's last is full and says more."""
+    bench = Bench(dut, latency=lambda: 1)
+    await bench.begin()
+    dut.flows.value = 1
+    rng, expected, lists, contents, wanted, place = bench.rng, GuestMemory(), [], [], [], 0x10000
+    for _ in range(60):
+        content, at, over = rng.randbytes(rng.choice([0, 1, 64, rng.randrange(1, 300), rng.randrange(1, 3000)])), 0, False
+        contents.append(content)
+        while not over:
+            segments, begun = [], at
+            for size in (rng.choice([0, 0, 1, 12, 31, 64, rng.randrange(1, 2000)]) for _ in range(rng.choice([1, 1, 2, 3]))):
+                place += rng.randrange(0, 100)
+                segments.append((place, size))
+                expected.write(place, content[at : at + size])
+                place, at = place + size, min(at + size, len(content))
+            has_bytes = any(size for _, size in segments)  # without bytes it takes no packet
+            over = at == len(content) and has_bytes
+            lists.append(segments)
+            wanted.append((at - begun, at > 0 and not over))
+
+    async def give_lists():
+        for segments in lists:
+            await bench.give_list(segments)
+
+    async def give_packets():
+        for content in contents:
+            await bench.give_packet(content, lambda: rng.choice([0, 0, 0, 2]))
+
+    cocotb.start_soon(give_lists())
+    cocotb.start_soon(give_packets())
+    for n, (written, more) in enumerate(wanted):
+        done = unpack(WriterDone, await bench.done.get())
+        assert (done.length_bytes, done.status, done.more) == (written, BurstStatus.OK, more), f"list {n}: {lists[n]}"
+    assert bench.memory.read(0, place + 4096) == expected.read(0, place + 4096)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def what_a_packet_tells_of_is_no_failure(dut):
+    """DMA-WRITE-9 (R18): a failure that the last beat tells of leaves ``done`` OK, with the bytes in front of it; one behind that, or that
+    nothing tells of, does not. ``failed`` is never that of a list before."""
+    bad = {}
+    bench = Bench(dut, status=lambda burst: bad.get(burst.address, BurstStatus.OK))
+    await bench.begin()
+    lanes = bench.width // 8
+    for status in (s for s in BurstStatus if s != BurstStatus.OK):
+        for is_told, last_fails in ((True, False), (True, True), (False, False), (False, True)):
+            bad.clear()
+            bad.update({0x10200: status, **({0x20000: BurstStatus.UR} if last_fails else {})})
+            beats = packet(bench.width, bytes(1024) + b"!", BurstStatus.CA if is_told else BurstStatus.OK)
+            cocotb.start_soon(bench.give_list([(0x10000, 1024), (0x20000, 1)]))
+            await bench.i.put_many(beats[:-1])
+            while not dut.settled.value:
+                await RisingEdge(dut.clk)
+            assert dut.failed.value == 1
+            await bench.i.put_many(beats[-1:])
+            cocotb.start_soon(bench.give_list([(0x30000, lanes + 1)]))  # the next list is there before the end of this one is taken
+            await bench.i.put_many(packet(bench.width, bytes(lanes + 1))[:-1])
+            for _ in range(60):
+                await RisingEdge(dut.clk)
+                assert not (dut.settled.value and dut.failed.value)
+            wanted = BurstStatus.UR if last_fails and is_told else BurstStatus.OK if is_told else status
+            assert await bench.ended() == (512, wanted)
+            while not dut.settled.value:
+                await RisingEdge(dut.clk)
+            assert dut.failed.value == 0
+            await bench.i.put_many(packet(bench.width, bytes(lanes + 1))[-1:])
+            assert await bench.ended() == (lanes + 1, BurstStatus.OK)
