@@ -16,7 +16,7 @@ from .tlp.layouts import Hint, Malformed, TlpBeat
 from .tlp.requester import ReadClient
 from .virtio.blk import configuration
 from .virtio.blk_function import BlkFunction
-from .virtio.engine import QueueDescription, RingEngine
+from .virtio.engine import PortDescription, RingEngine
 from .virtio.layouts import QueueCommand
 from .virtio.transport import MSIX_BAR, MSIX_BYTES, OFFERED, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
 
@@ -115,7 +115,7 @@ class Endpoint(wiring.Component):
         # The ring engine, and what is per disk.
         engine = add("engine", RingEngine(
             width=width, functions=numbers, clients=clients,
-            queues=[QueueDescription(n, 0, disk.queue_size) for n, disk in enumerate(disks)]))
+            ports=[PortDescription(n, (disk.queue_size,)) for n, disk in enumerate(disks)]))
         msix = add("msix", Msix(
             functions=[
                 MsixFunction(number, descriptions[number].capability(MsixCapability), client + 2)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from bisect import insort
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from .split import Memory, RingFull, Span, gather
 
-__all__ = ["FILL", "Buffers"]
+__all__ = ["FILL", "Buffers", "Posted", "Ring", "RingUser"]
 
 GUARD, GUARD_BYTE = 16, 0x5C
 FILL = 0xA5  # what writable bytes hold before the device gets them
@@ -94,3 +96,99 @@ class Buffers:
         if gather(self.memory, readable) != sent:
             found.append("device-readable bytes were written")
         return found
+
+
+class Ring(Protocol):
+    """What a driver needs of the driver's side of a ring."""
+
+    @property
+    def free_count(self) -> int: ...
+    def add_chain(self, readable: Sequence[Span] = (), writable: Sequence[Span] = ()) -> int: ...
+    def publish(self) -> bool: ...
+    def poll_used(self) -> list[tuple[int, int]]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Posted:
+    """What the device was given: descriptors and the bytes ``sent`` in the readable ones."""
+
+    readable: tuple[Span, ...]
+    writable: tuple[Span, ...]
+    sent: bytes
+
+    @property
+    def room(self) -> int:
+        """Writable bytes."""
+        return sum(length for _, length in self.writable)
+
+
+class RingUser:
+    """Gives a device buffers on one ring, each cut at random into up to ``pieces`` descriptors per direction, and takes them back.
+
+    Attributes
+    ----------
+    posted : dict
+        Id -> :class:`Posted`, for what the device has.
+    damage : list of :class:`str`
+        What the device wrote that it must not.
+    """
+
+    def __init__(self, ring: Ring, buffers: Buffers, *, pieces: int = 2):
+        if pieces < 1:
+            raise ValueError(f"Descriptors of a direction must be at least 1, not {pieces!r}")
+        self.ring, self.buffers, self.pieces = ring, buffers, pieces
+        self.posted: dict[int, Posted] = {}
+        self.damage: list[str] = []
+
+    def _cut(self, length: int, most: int) -> list[int]:
+        rng, count = self.buffers.rng, min(self.pieces, most, length)
+        places = sorted(rng.sample(range(1, length), rng.randrange(count))) if count > 1 else []
+        return [high - low for low, high in zip([0, *places], [*places, length])] if length else []
+
+    def add(self, sent: bytes = b"", room: int = 0) -> int:
+        """Add a buffer of ``sent`` readable and ``room`` writable bytes, seen after ``ring.publish()``; return its id.
+
+        :exc:`RingFull`, and nothing is changed, when descriptors or memory are missing.
+        """
+        free = self.ring.free_count - bool(room)
+        readable = self._cut(len(sent), free)
+        writable = self._cut(room, free + bool(room) - len(readable))
+        spans = self.buffers.take([*readable, *writable])
+        made = Posted(spans[: len(readable)], spans[len(readable) :], sent)
+        self.buffers.fill(made.readable, sent)
+        self.buffers.fill(made.writable, bytes([FILL]) * room)
+        try:
+            number = self.ring.add_chain(made.readable, made.writable)
+        except RingFull:
+            self.buffers.give_back(spans)
+            raise
+        self.posted[number] = made
+        return number
+
+    def fill(self, count: int, room: int) -> int:
+        """Add up to ``count`` buffers of ``room`` writable bytes; return how many there was space for."""
+        for done in range(count):
+            try:
+                self.add(room=room)
+            except RingFull:
+                return done
+        return count
+
+    def taken(self) -> list[tuple[int, Posted, bytes]]:
+        """Return (id, what it was, bytes that the device says it wrote) of the buffers that came back since, and free them.
+
+        What the ring refuses of a device raises :exc:`.split.RingError`.
+        """
+        found = []
+        for number, length in self.ring.poll_used():
+            made = self.posted.pop(number)
+            found.append((number, made, gather(self.buffers.memory, made.writable)[:length]))
+            self.damage += [f"buffer {number}: {what}" for what in self.buffers.damage(made.readable, made.sent, made.writable)]
+            self.buffers.give_back(made.readable + made.writable)
+        return found
+
+    def abandon(self) -> None:
+        """Forget what the device has: after a reset of the device and the ring."""
+        for made in self.posted.values():
+            self.buffers.give_back(made.readable + made.writable)
+        self.posted.clear()
