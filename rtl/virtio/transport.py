@@ -50,7 +50,8 @@ def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, p
     device_id = spec.DEVICE_ID_BASE + device_type
     bars = (Bar(REGISTERS_BAR, REGISTERS_BYTES), Bar(MSIX_BAR, MSIX_BYTES))
     sriov = (SriovCapability(virtual_functions, device_id, first_offset, bars=bars, is_lowest=is_lowest),) if virtual_functions else ()
-    places = ((spec.CFG_COMMON, COMMON, spec.COMMON_BYTES), (spec.CFG_ISR, ISR, 1), (spec.CFG_DEVICE, DEVICE, config_bytes))
+    places = ((spec.CFG_COMMON, COMMON, spec.COMMON_BYTES), (spec.CFG_ISR, ISR, 1),
+              *(((spec.CFG_DEVICE, DEVICE, config_bytes),) if config_bytes else ()))  # fmt: skip
     return FunctionDescription(
         vendor_id=spec.VENDOR_ID,
         device_id=device_id,
@@ -162,8 +163,8 @@ class PciTransport(wiring.Component):
             raise ValueError(f"Largest sizes of queues must be powers of two up to 32768, at least one, not {queues!r}")
         if first_queue < 0 or first_queue + len(queues) > 64:
             raise ValueError(f"Queues of a card must have numbers below 64, not {first_queue!r} to {first_queue + len(queues) - 1!r}")
-        if config_bytes not in range(1, STRUCTURE_BYTES + 1):
-            raise ValueError(f"Device configuration must have 1 to {STRUCTURE_BYTES} bytes, not {config_bytes!r}")
+        if config_bytes not in range(STRUCTURE_BYTES + 1):
+            raise ValueError(f"Device configuration must have 0 to {STRUCTURE_BYTES} bytes, not {config_bytes!r}")
         if vectors not in range(2, MSIX_VECTORS_MAX + 1):
             raise ValueError(f"MSI-X vectors must be between 2 and {MSIX_VECTORS_MAX}, not {vectors!r}")
         self.function, self.queues, self.first_queue, self.config_bytes = function, queues, first_queue, config_bytes
