@@ -92,7 +92,7 @@ class Disk:
 
     def watch(self, *, vector, is_running=False):
         """Let the golden device judge the queue, from in front of the reset on or when it runs already."""
-        config, layout = self.card.config.all_disks[self.function - self.card.config.first_disk], self.layout
+        config, layout = self.card.config.all_devices[self.function - self.card.config.first_disk], self.layout
         status = self.driver.structure(StructureType.COMMON).address + FIELDS["device_status"][0]
         self.card.session.add(
             "RingChecker", function=self.function, size=layout.size, desc=layout.desc, avail=layout.avail, used=layout.used,

@@ -23,12 +23,15 @@ HINTS = 16
 
 
 @dataclass(frozen=True)
-class QueueDescription:
-    """One virtqueue of the card: its function (position in the engine's ``functions``), its index there, its largest size."""
+class PortDescription:
+    """Virtqueues that one back end serves: its function (position in the engine's ``functions``), largest size of each queue.
+
+    A port that ``waits`` finishes chains only when the outside gives it something; it has one queue.
+    """
 
     function: int
-    index: int = 0
-    max_size: int = 256
+    sizes: tuple[int, ...] = (256,)
+    waits: bool = False
 
 
 class Kind(enum.Enum, shape=2):
@@ -195,8 +198,8 @@ class RingEngine(wiring.Component):
         PCI function numbers.
     clients : tuple of :class:`int`
         Requester client of each function's ring accesses.
-    queues : tuple of :class:`QueueDescription`
-        Queue n of the card: at most 64.
+    ports : tuple of :class:`PortDescription`
+        Their queues have the card's numbers one after the other, at most 64, and those of a function its indices.
 
     Members
     -------
@@ -230,20 +233,24 @@ class RingEngine(wiring.Component):
         If a parameter is out of its range.
     """
 
-    def __init__(self, *, width, functions, clients, queues):
+    def __init__(self, *, width, functions, clients, ports):
         if width not in WIDTHS:
             raise ValueError(f"Data width must be 64, 128, 256 or 512 bits, not {width!r}")
         if not functions or len(functions) != len(clients):
             raise ValueError(f"Clients must be one for each of {len(functions)} functions (at least one), not {clients!r}")
+        queues = [size for port in ports for size in port.sizes]
         if not 1 <= len(queues) <= 64:
             raise ValueError(f"Queues must be between 1 and 64, not {len(queues)!r}")
-        for queue in queues:
-            if not 0 <= queue.function < len(functions):
-                raise ValueError(f"Function of a queue must be a position in {functions!r}, not {queue.function!r}")
-            if queue.max_size not in [1 << n for n in range(16)]:
-                raise ValueError(f"Queue size must be a power of two up to 32768, not {queue.max_size!r}")
-        self.width, self.functions, self.clients, self.queues = width, tuple(functions), tuple(clients), tuple(queues)
-        count = len(functions)
+        for port in ports:
+            if not 0 <= port.function < len(functions):
+                raise ValueError(f"Function of a port must be a position in {functions!r}, not {port.function!r}")
+            if not port.sizes or (port.waits and len(port.sizes) != 1):
+                raise ValueError(f"A port must have queues, one that waits exactly one, not {port.sizes!r}")
+        for size in queues:
+            if size not in [1 << n for n in range(16)]:
+                raise ValueError(f"Queue size must be a power of two up to 32768, not {size!r}")
+        self.width, self.functions, self.clients, self.ports = width, tuple(functions), tuple(clients), tuple(ports)
+        count, port_count = len(functions), len(ports)
         super().__init__({
             "commands": In(stream.Signature(QueueCommand)),
             "kicks": In(stream.Signature(6)),
@@ -253,10 +260,10 @@ class RingEngine(wiring.Component):
             "write_data": Out(stream.Signature(BurstData(width))).array(count),
             "write_done": In(stream.Signature(BurstDone)).array(count),
             "read_data": In(stream.Signature(BurstData(width))).array(count),
-            "chains": Out(stream.Signature(Chain)).array(count),
-            "readable": Out(stream.Signature(Segment)).array(count),
-            "writable": Out(stream.Signature(Segment)).array(count),
-            "finished": In(stream.Signature(WriterDone)).array(count),
+            "chains": Out(stream.Signature(Chain)).array(port_count),
+            "readable": Out(stream.Signature(Segment)).array(port_count),
+            "writable": Out(stream.Signature(Segment)).array(port_count),
+            "finished": In(stream.Signature(WriterDone)).array(port_count),
             "hints": Out(stream.Signature(Hint)),
             "ring_reads": Out(1),
             "used_writes": Out(1),
@@ -266,7 +273,8 @@ class RingEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        queue_count, function_count = len(self.queues), len(self.functions)
+        queues = [(n, size) for n, port in enumerate(self.ports) for size in port.sizes]  # (port, largest size)
+        queue_count, function_count, port_count = len(queues), len(self.functions), len(self.ports)
         row_bits = (self.width // 8 - 1).bit_length()
 
         m.submodules.contexts = contexts = Memory(shape=Context, depth=max(queue_count, 2), init=[])
@@ -282,7 +290,7 @@ class RingEngine(wiring.Component):
         due = Signal(queue_count)  # a notification
         broken = Signal(function_count)
         walking = Signal(function_count)  # a chain of the function is being walked
-        members = [[q for q, queue in enumerate(self.queues) if queue.function == n] for n in range(function_count)]
+        members = [[q for q, (n, _) in enumerate(queues) if self.ports[n].function == f] for f in range(function_count)]
 
         # The event at work.
         queue, function = Signal(range(max(queue_count, 2))), Signal(range(max(function_count, 2)))
@@ -299,26 +307,19 @@ class RingEngine(wiring.Component):
         commit, rollback = Signal(), Signal()
         segment_room, chain_room = Signal(), Signal()
 
+        port = Signal(range(max(port_count, 2)))  # of the queue
+        with m.Switch(queue):
+            for q, (n, _) in enumerate(queues):
+                with m.Case(q):
+                    m.d.comb += port.eq(n)
         lanes, readables, writables, chain_queues, flights = [], [], [], [], []
         for n in range(function_count):
-            depth = 2 * max([self.queues[q].max_size for q in members[n]], default=1)
             lanes.append(Lane(width=self.width))
-            readables.append(TransactionQueue(Segment, depth))
-            writables.append(TransactionQueue(Segment, depth))
-            chain_queues.append(Queue(Chain, 16))
-            flights.append(Queue(data.StructLayout({"queue": 6, "head": 16}), 32))
             m.submodules[f"lane_{n}"] = lane = lanes[n]
-            for name, part in (("readable", readables[n]), ("writable", writables[n]), ("chains", chain_queues[n]),
-                               ("flights", flights[n])):
-                m.submodules[f"{name}_{n}"] = ResetInserter(self.stop[n])(part)
             for name in ("bursts", "write_data", "write_done", "read_data"):
                 wiring.connect(m, getattr(lane, name), wiring.flipped(getattr(self, name)[n]))
-            wiring.connect(m, readables[n].o, wiring.flipped(self.readable[n]))
-            wiring.connect(m, writables[n].o, wiring.flipped(self.writable[n]))
-            wiring.connect(m, chain_queues[n].o, wiring.flipped(self.chains[n]))
-            here = function == n
             m.d.comb += [
-                lane.push.valid.eq(push & here),
+                lane.push.valid.eq(push & (function == n)),
                 lane.push.payload.burst.address.eq(push_iova),
                 lane.push.payload.burst.length_bytes.eq(push_length),
                 lane.push.payload.burst.is_write.eq(push_is_write),
@@ -326,6 +327,21 @@ class RingEngine(wiring.Component):
                 lane.push.payload.burst.client.eq(self.clients[n]),
                 lane.push.payload.burst.cookie.eq(push_cookie),
                 lane.push.payload.data.eq(push_data),
+            ]
+        for n, description in enumerate(self.ports):
+            depth = 2 * max(description.sizes)
+            readables.append(TransactionQueue(Segment, depth))
+            writables.append(TransactionQueue(Segment, depth))
+            chain_queues.append(Queue(Chain, 16))
+            flights.append(Queue(data.StructLayout({"queue": 6, "head": 16}), 32))
+            for name, part in (("readable", readables[n]), ("writable", writables[n]), ("chains", chain_queues[n]),
+                               ("flights", flights[n])):
+                m.submodules[f"{name}_{n}"] = ResetInserter(self.stop[description.function])(part)
+            wiring.connect(m, readables[n].o, wiring.flipped(self.readable[n]))
+            wiring.connect(m, writables[n].o, wiring.flipped(self.writable[n]))
+            wiring.connect(m, chain_queues[n].o, wiring.flipped(self.chains[n]))
+            here = port == n
+            m.d.comb += [
                 readables[n].i.valid.eq(put_readable & here),
                 readables[n].i.payload.eq(segment),
                 readables[n].commit.eq(commit & here),
@@ -342,13 +358,13 @@ class RingEngine(wiring.Component):
                 flights[n].i.payload.head.eq(context.head),
             ]
             with m.Switch(queue):
-                for q in members[n]:
+                for q in [q for q, (its_port, _) in enumerate(queues) if its_port == n]:
                     with m.Case(q):
-                        m.d.comb += chain_queues[n].i.payload.queue.eq(self.queues[q].index)
+                        m.d.comb += chain_queues[n].i.payload.queue.eq(members[description.function].index(q))
             with m.If(here):
                 m.d.comb += [
                     segment_room.eq(Mux(put_writable, writables[n].i.ready, readables[n].i.ready)),
-                    chain_room.eq(chain_queues[n].i.ready & flights[n].i.ready & ~walking[n]),
+                    chain_room.eq(chain_queues[n].i.ready & flights[n].i.ready & ~walking[description.function]),
                 ]
 
         # Kicks and commands from the transport.
@@ -371,8 +387,9 @@ class RingEngine(wiring.Component):
         m.d.comb += told.eq((self.notifications.valid & self.notifications.ready) << notify_at)
         m.d.sync += due.eq((due & ~told) | becomes_due)
 
-        # Whose turn it is: one function and one queue are looked at in each cycle of rest. Turns wait until somebody wants something.
+        # Whose turn it is: a function, a port and a queue are looked at in each cycle of rest. Turns wait until somebody wants something.
         function_turn, queue_turn = Signal(range(max(function_count, 2))), Signal(range(max(queue_count, 2)))
+        port_turn, port_function = Signal(range(max(port_count, 2))), Signal(range(max(function_count, 2)))
         has_block, has_finished, has_work = Signal(), Signal(), Signal()
         take_block, take_finished = Signal(), Signal()
         work_function = Signal(range(max(function_count, 2)))
@@ -383,30 +400,35 @@ class RingEngine(wiring.Component):
             for n in range(function_count):
                 with m.Case(n):
                     usable = lanes[n].room & ~self.stop[n]
+                    m.d.comb += [has_block.eq(lanes[n].block.valid & usable), turn_block.eq(lanes[n].block.payload)]
+        with m.Switch(port_turn):
+            for n, description in enumerate(self.ports):
+                with m.Case(n):
+                    usable = lanes[description.function].room & ~self.stop[description.function]
                     m.d.comb += [
-                        has_block.eq(lanes[n].block.valid & usable),
                         has_finished.eq(self.finished[n].valid & flights[n].o.valid & usable),
-                        turn_block.eq(lanes[n].block.payload),
+                        port_function.eq(description.function),
                         finished.eq(self.finished[n].payload),
                         flight.eq(flights[n].o.payload),
                     ]
         with m.Switch(queue_turn):
-            for q, description in enumerate(self.queues):
-                n = description.function
+            for q, (n, _) in enumerate(queues):
+                f = self.ports[n].function
                 with m.Case(q):
                     m.d.comb += [
-                        work_function.eq(n),
+                        work_function.eq(f),
                         has_work.eq(
-                            lanes[n].room & ~self.stop[n] & ~broken[n]
+                            lanes[f].room & ~self.stop[f] & ~broken[f]
                             & ((kicked[q] & ~fetching[q])
-                               | (parked[q] & ~walking[n] & chain_queues[n].i.ready & flights[n].i.ready
+                               | (parked[q] & ~walking[f] & chain_queues[n].i.ready & flights[n].i.ready
                                   & ~(stuffed[q] & (readables[n].o.valid | writables[n].o.valid))))),
                     ]
         for n in range(function_count):
+            m.d.comb += lanes[n].block.ready.eq((take_block & (function_turn == n)) | self.stop[n])
+        for n, description in enumerate(self.ports):
             m.d.comb += [
-                lanes[n].block.ready.eq((take_block & (function_turn == n)) | self.stop[n]),
-                self.finished[n].ready.eq((take_finished & (function_turn == n)) | self.stop[n]),
-                flights[n].o.ready.eq(take_finished & (function_turn == n)),
+                self.finished[n].ready.eq((take_finished & (port_turn == n)) | self.stop[description.function]),
+                flights[n].o.ready.eq(take_finished & (port_turn == n)),
             ]
 
         # Ring addresses of the event.
@@ -484,8 +506,10 @@ class RingEngine(wiring.Component):
         with m.FSM() as fsm:
             with m.State("CHOOSE"):
                 m.d.sync += window_count.eq(0)
-                with m.If(Cat(source.valid for n in range(function_count) for source in (lanes[n].block, self.finished[n])).any()):
+                with m.If(Cat(lane.block.valid for lane in lanes).any()):
                     m.d.sync += function_turn.eq(Mux(function_turn == function_count - 1, 0, function_turn + 1))
+                with m.If(Cat(done.valid for done in self.finished).any()):
+                    m.d.sync += port_turn.eq(Mux(port_turn == port_count - 1, 0, port_turn + 1))
                 with m.If((kicked | parked).any()):
                     m.d.sync += queue_turn.eq(Mux(queue_turn == queue_count - 1, 0, queue_turn + 1))
                 with m.If(self.commands.valid):
@@ -504,7 +528,7 @@ class RingEngine(wiring.Component):
                 with m.Elif(has_finished):
                     m.d.comb += [take_finished.eq(1), read_context.addr.eq(flight.queue)]
                     m.d.sync += [
-                        function.eq(function_turn),
+                        function.eq(port_function),
                         queue.eq(flight.queue),
                         used_head.eq(flight.head),
                         written_bytes.eq(finished.length_bytes),
@@ -728,7 +752,8 @@ class RingEngine(wiring.Component):
             m.d.comb += [
                 self.needs_reset[n].eq(hurt & ~broken[n]),
                 self.stopped[n].eq(
-                    self.stop[n] & lanes[n].quiet & ~lanes[n].block.valid & ~self.finished[n].valid
+                    self.stop[n] & lanes[n].quiet & ~lanes[n].block.valid
+                    & ~Cat(self.finished[p].valid for p, port in enumerate(self.ports) if port.function == n).any()
                     & (at_rest | (function != n))),
             ]
             with m.If(hurt):

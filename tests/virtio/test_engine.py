@@ -14,7 +14,7 @@ from cocotb.triggers import ClockCycles, RisingEdge, Timer
 from ringwall.models.memory import GuestMemory
 from ringwall.rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, Hint
 from ringwall.rtl.virtio.blk_function import BlkFunction
-from ringwall.rtl.virtio.engine import QueueDescription, RingEngine
+from ringwall.rtl.virtio.engine import PortDescription, RingEngine
 from ringwall.rtl.virtio.layouts import Notification, QueueCommand, QueueOperation
 from ringwall.sim.burst_bus import BurstMemory
 from ringwall.sim.run import params, run
@@ -48,8 +48,8 @@ class TwoDisks(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        queues = (QueueDescription(0, 0, 64), QueueDescription(1, 0, 16))
-        m.submodules.engine = engine = RingEngine(width=self.width, functions=(1, 2), clients=(1, 4), queues=queues)
+        ports = (PortDescription(0, (64,)), PortDescription(1, (16,)))
+        m.submodules.engine = engine = RingEngine(width=self.width, functions=(1, 2), clients=(1, 4), ports=ports)
         for name in ("commands", "kicks", "notifications", "hints"):
             wiring.connect(m, getattr(engine, name), wiring.flipped(getattr(self, name)))
         for n in range(2):
@@ -77,9 +77,9 @@ def test_engine(request, width):
 
 def test_parameters_are_checked():
     """VIRTIO-RING-9: bad widths, functions, queue counts and sizes are refused with a sentence."""
-    good = {"width": 64, "functions": (1,), "clients": (1,), "queues": (QueueDescription(0),)}
-    for bad in ({"width": 63}, {"functions": ()}, {"clients": (1, 2)}, {"queues": ()}, {"queues": (QueueDescription(1),)},
-                {"queues": (QueueDescription(0, 0, 100),)}):
+    good = {"width": 64, "functions": (1,), "clients": (1,), "ports": (PortDescription(0),)}
+    for bad in ({"width": 63}, {"functions": ()}, {"clients": (1, 2)}, {"ports": ()}, {"ports": (PortDescription(1),)},
+                {"ports": (PortDescription(0, (100,)),)}):
         with pytest.raises(ValueError, match=r"must be .*, not"):
             RingEngine(**good | bad)
 
