@@ -126,7 +126,9 @@ class RingEngine(wiring.Component):
     finished. A chain becomes visible only when its walk ended well. [VIRTIO1.4 2.7, 2.8]
 
     A ring that breaks a rule (see :class:`.chain_walker.ChainWalker`; an available index that jumps by more than the queue size, or back; a
-    head beyond the queue), or whose access fails, gives ``needs_reset`` for its function; nothing more is read of its rings until ``stop``. The reads for a chain are bounded: at most two for its first descriptor, and one for each other.
+    head beyond the queue), or whose access fails, or a chain whose ``finished`` is not OK, gives ``needs_reset`` for its function; nothing
+    more is read or written of its rings until ``stop``. The reads for a chain are bounded: at most two for its first descriptor, one for
+    each other.
     No function waits for another's memory accesses.
 
     Latency: 3 cycles from a kick to the first ring read. Throughput: 6 cycles per chain of one descriptor, all queues together.

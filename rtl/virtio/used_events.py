@@ -6,7 +6,8 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..spec import virtio_ring as spec
-from ..stream.round_robin import round_robin
+from ..stream.queue import Queue
+from ..stream.round_robin import number, round_robin
 from ..tlp.layouts import BurstData, BurstStatus
 from .layouts import Notification, QueueCommand, RingAccess
 from .used_writer import Written, count_up
@@ -17,6 +18,14 @@ class Cookie(data.Struct):
 
     queue: 6
     lane: 5
+
+
+class Answer(data.Struct):
+    """What was read for a queue."""
+
+    queue: 6
+    word: 32
+    is_good: 1
 
 
 class Context(data.Struct):
@@ -45,17 +54,14 @@ class UsedEvents(wiring.Component):
 
     A read that fails is ``failed``. Answers for queues that are not enabled, or dead functions, are thrown away.
 
-    Latency: 5 cycles from ``written`` to the index write at rest. Throughput: 8 cycles per index and question, 7 per answer; 1 more
-    per write that is told of together with others of its queue.
-
     Parameters
     ----------
     width : :class:`int`
         Data width in bits.
     functions : :class:`int`
         How many.
-    queues : :class:`int`
-        How many.
+    queue_functions : tuple of :class:`int`
+        Function of each queue.
 
     Members
     -------
@@ -64,7 +70,7 @@ class UsedEvents(wiring.Component):
     written : one per function
         Writes that ended well, in their order.
     answers : ``In(stream.Signature(BurstData(width)))``, one per function
-        Of the reads: one beat each.
+        Of the reads: one beat each; never stalled.
     usable : ``In(functions)``
         Two accesses may follow.
     enabled : ``In(queues)``
@@ -83,8 +89,9 @@ class UsedEvents(wiring.Component):
         A read is under way.
     """
 
-    def __init__(self, *, width, functions, queues):
-        self.width, self.functions, self.queues = width, functions, queues
+    def __init__(self, *, width, functions, queue_functions):
+        self.width, self.functions, self.queue_functions = width, functions, tuple(queue_functions)
+        queues = len(self.queue_functions)
         access = data.StructLayout({"function": range(max(functions, 2)), "queue": 6, "access": RingAccess(width)})
         super().__init__({
             "commands": In(stream.Signature(QueueCommand)),
@@ -102,33 +109,31 @@ class UsedEvents(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        row_bits = (self.width // 8 - 1).bit_length()
-        m.submodules.contexts = contexts = Memory(shape=Context, depth=max(self.queues, 2), init=[])
+        queues, row_bits = len(self.queue_functions), (self.width // 8 - 1).bit_length()
+        m.submodules.contexts = contexts = Memory(shape=Context, depth=max(queues, 2), init=[])
         read_context, write_context = contexts.read_port(), contexts.write_port()
-        answer_layout = data.StructLayout({"queue": 6, "word": 32, "is_good": 1, "valid": 1})
 
-        # The dword of each function's newest answer.
+        # The dword of each answer: there is room for one of each queue.
         answers, wanted, granted = [], Signal(2 * self.functions), Signal(2 * self.functions)
         for n, port in enumerate(self.answers):
-            answers.append(answer := Signal(answer_layout, name=f"answer_{n}"))
+            most = sum(owner == n for owner in self.queue_functions)
+            m.submodules[f"answers_{n}"] = queued = Queue(Answer, max(most, 2))
+            answers.append(queued.o)
             cookie = Cookie(port.payload.cookie[: Cookie.as_shape().size])
             word = port.payload.data.word_select(cookie.lane[1:], 32)
-            m.d.comb += port.ready.eq(~answer.valid)
-            with m.If(port.valid & port.ready):
-                m.d.sync += [
-                    answer.valid.eq(1),
-                    answer.queue.eq(cookie.queue),
-                    answer.word.eq(Mux(cookie.lane[0], word >> 16, word)),
-                    answer.is_good.eq(port.payload.status == BurstStatus.OK),
-                ]
             m.d.comb += [
+                port.ready.eq(1),
+                queued.i.valid.eq(port.valid),
+                queued.i.payload.queue.eq(cookie.queue),
+                queued.i.payload.word.eq(Mux(cookie.lane[0], word >> 16, word)),
+                queued.i.payload.is_good.eq(port.payload.status == BurstStatus.OK),
                 wanted[2 * n].eq(self.written[n].valid & self.usable[n]),
-                wanted[2 * n + 1].eq(answer.valid & (self.usable[n] | self.dead[n])),
+                wanted[2 * n + 1].eq(queued.o.valid & (self.usable[n] | self.dead[n])),
             ]
 
         # The event at work.
         function, is_answer = Signal(range(max(self.functions, 2))), Signal()
-        written, waits, take, answer = Signal(Written), Signal(), Signal(), Signal(answer_layout)
+        written, waits, take, answer, forget = Signal(Written), Signal(), Signal(), Signal(Answer), Signal()
         with m.Switch(function):
             for n in range(self.functions):
                 with m.Case(n):
@@ -136,10 +141,11 @@ class UsedEvents(wiring.Component):
                         written.eq(self.written[n].payload),
                         waits.eq(self.written[n].valid),
                         self.written[n].ready.eq(take),
-                        answer.eq(answers[n]),
+                        answer.eq(answers[n].payload),
+                        answers[n].ready.eq(forget),
                     ]
         queue, context, is_dead = Signal(6), Signal(Context), Signal()
-        asking, again = self.asking, Signal(self.queues)
+        asking, again = self.asking, Signal(queues)
         access, event_iova = self.accesses.payload.access, Signal(64)
         m.d.comb += [
             is_dead.eq(self.dead.bit_select(function, 1) | ~self.enabled.bit_select(queue, 1)),
@@ -182,8 +188,7 @@ class UsedEvents(wiring.Component):
                     self._take_command(m, write_context)
                 with m.Else():
                     round_robin(m, wanted, granted, "source")
-                    chosen = sum(Mux(granted[n], n, 0) for n in range(2 * self.functions))
-                    m.d.sync += Cat(is_answer, function).eq(chosen)
+                    m.d.sync += Cat(is_answer, function).eq(number(granted))
                     with m.If(granted.any()):
                         m.next = "LOOK"
             with m.State("LOOK"):
@@ -256,9 +261,7 @@ class UsedEvents(wiring.Component):
                 m.d.comb += self.wants.valid.eq(wanted_now)
                 m.next = "FORGET"
             with m.State("FORGET"):
-                for n in range(self.functions):
-                    with m.If(function == n):
-                        m.d.sync += answers[n].valid.eq(0)
+                m.d.comb += forget.eq(1)
                 m.d.sync += [asking.bit_select(queue, 1).eq(0), again.bit_select(queue, 1).eq(0)]
                 m.next = "CHOOSE"
                 with m.If(again.bit_select(queue, 1) & ~is_dead):

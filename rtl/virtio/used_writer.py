@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..dma.layouts import WriterDone
 from ..spec import virtio_ring as spec
-from ..stream.round_robin import round_robin
+from ..stream.round_robin import number, round_robin
 from ..tlp.layouts import BurstStatus
 from .layouts import Flight, QueueCommand, RingAccess
 
@@ -20,7 +20,7 @@ class Written(data.Struct):
 
     queue: 6
     position: 16  # behind it: used index; packed: slot, and the wrap counter in bit 15
-    count: 17  # entries of the ring that it covers; 65536 and more are alike. 0: nothing ends in this write
+    count: 17  # entries of the ring that it covers, or 65536 if that is less; 0: nothing ends in this write
 
 
 class Context(data.Struct):
@@ -33,9 +33,13 @@ class Context(data.Struct):
     position: 16
 
 
+MOST_COUNTED = 1 << 16  # entries of a ring: as many as positions there are, so all that an event could name
+
+
 def count_up(count, more):
-    """Return ``count``, of 17 bits, and ``more``, of up to 16; from 65536 on it stays."""
-    return Mux(count[16], count, count + more)
+    """Return ``count + more``, or 65536 if that is less; each is 17 bits wide."""
+    total = count + more
+    return Mux(total[16:].any(), MOST_COUNTED, total[:16])
 
 
 class UsedWriter(wiring.Component):
@@ -43,13 +47,10 @@ class UsedWriter(wiring.Component):
 
     Elements of one visit to a queue that lie side by side in one row leave as one write; a used descriptor is never cut.
     [VIRTIO1.4 2.7.8, 2.8.4] With IN_ORDER a chain whose writable bytes were all written is left to the element of the next
-    chain, if that waits already: nothing is said of it but the length of the step. [VIRTIO1.4 2.7.9, 2.8.8]
+    chain, if that waits already. [VIRTIO1.4 2.7.9, 2.8.8]
 
     A chain of a queue that is not enabled, or of a dead function, is taken and forgotten. A chain that did not end OK is
-    ``failed``: neither it nor what its row holds is written.
-
-    Latency: 6 cycles from ``finished`` to ``writes`` at rest. Throughput: 2 cycles per chain, 1 more where an element crosses a row, 5
-    per visit; 1 per chain that IN_ORDER leaves out. A visit ends after 32 chains.
+    ``failed``: neither it nor what its row holds is written. A visit ends after at most 32 chains.
 
     Parameters
     ----------
@@ -191,7 +192,7 @@ class UsedWriter(wiring.Component):
                 context.position.eq(ahead_next),
                 ahead.eq(ahead_next),
                 span.eq(0),
-                written_count.eq(written_count + count_up(span, slots)),
+                written_count.eq(count_up(written_count, count_up(span, slots))),
                 is_full.eq((put & ends_row) | is_last_slot | (span != 0) | (slots != 1)),
             ]
 
@@ -214,7 +215,7 @@ class UsedWriter(wiring.Component):
                     self._take_command(m, write_context)
                 with m.Else():
                     round_robin(m, wanted, granted, "port")
-                    m.d.sync += port.eq(sum(Mux(granted[n], n, 0) for n in range(ports)))
+                    m.d.sync += port.eq(number(granted))
                     with m.If(granted.any()):
                         m.next = "LOOK"
             with m.State("LOOK"):
