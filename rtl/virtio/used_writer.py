@@ -28,7 +28,6 @@ class Opened(data.Struct):
 
     position: 16  # in front of them
     count: 17
-    in_packet: 1
     holds: 1  # packed: the first used descriptor is kept back until all others are written
     first_position: 16
     first_id: 16
@@ -59,7 +58,7 @@ class UsedWriter(wiring.Component):
 
     Elements of one visit to a queue that lie side by side in one row leave as one write; a used descriptor is never cut.
     [VIRTIO1.4 2.7.8, 2.8.4] With IN_ORDER a chain whose writable bytes were all written is left to the element of the next
-    chain, if that waits already. [VIRTIO1.4 2.7.9, 2.8.8]
+    chain, if that waits already and does not begin a packet. [VIRTIO1.4 2.7.9, 2.8.8]
 
     Chains of one packet (``more`` of all but the last) are told of when the last is written; the used descriptor that comes first in
     the ring is written last. [VIRTIO1.4 2.8.9, 5.1.9.4.1]
@@ -128,7 +127,8 @@ class UsedWriter(wiring.Component):
         # Who wants a visit, and what waits at the port that is visited.
         wanted, granted = Signal(ports), Signal(ports)
         port, function, take = Signal(range(max(ports, 2))), Signal(range(max(self.functions, 2))), Signal()
-        flight, done, waits = Signal(Flight), Signal(WriterDone), Signal()
+        flight, done, waits, more = Signal(Flight), Signal(WriterDone), Signal(), Signal()
+        m.d.comb += more.eq(done.more & self.packets)
         for n, owner in enumerate(self.port_functions):
             m.d.comb += wanted[n].eq(self.flights[n].valid & self.finished[n].valid & (self.usable[owner] | self.dead[owner]))
         with m.Switch(port):
@@ -176,7 +176,7 @@ class UsedWriter(wiring.Component):
                 item.length.eq(done.length_bytes),
                 item.is_whole.eq(done.length_bytes == flight.writable_bytes),
                 item.is_good.eq(done.status == BurstStatus.OK),
-                item.more.eq(done.more & self.packets),
+                item.more.eq(more),
             ]
 
         # Its element, dword by dword, at its place in the row.
@@ -208,8 +208,11 @@ class UsedWriter(wiring.Component):
             element_bytes.eq(Mux(context.packed, spec.DESCRIPTOR_BYTES, Mux(crosses, 4, spec.USED_ELEMENT_BYTES))),
         ]
 
-        ends_packet, closes = Signal(), Signal()
-        m.d.comb += [ends_packet.eq(opened.in_packet & ~item.more), closes.eq(context.packed & opened.holds & ~item.more)]
+        closes, is_left_out = Signal(), Signal()
+        m.d.comb += [
+            closes.eq(context.packed & opened.holds & ~item.more),
+            is_left_out.eq(context.in_order & item.is_whole & follows & (item.more | ~more)),  # what can be seen does not wait for a packet
+        ]
 
         # The element is whole: the next one lies behind it, or elsewhere.
         with m.If(whole):
@@ -217,7 +220,6 @@ class UsedWriter(wiring.Component):
                 context.position.eq(ahead_next),
                 ahead.eq(ahead_next),
                 skipped.eq(0),
-                opened.in_packet.eq(item.more),
                 opened.count.eq(opened_count),
                 is_full.eq((put & ends_row) | is_last_slot | skipped | (slots != 1)),
             ]
@@ -265,9 +267,9 @@ class UsedWriter(wiring.Component):
                 with m.If(~item.is_good):
                     m.d.comb += self.failed.eq(1 << function)
                     m.next = "CHOOSE"
-                with m.Elif(context.in_order & item.is_whole & follows & ~ends_packet):
+                with m.Elif(is_left_out):
                     m.d.comb += take.eq(1)
-                    m.d.sync += [ahead.eq(ahead_next), opened.count.eq(opened_count), opened.in_packet.eq(item.more), skipped.eq(1)]
+                    m.d.sync += [ahead.eq(ahead_next), opened.count.eq(opened_count), skipped.eq(1)]
                     m.next = "PUT"
                 with m.Elif(context.packed & item.more & ~opened.holds):
                     m.d.comb += whole.eq(1)
@@ -294,6 +296,7 @@ class UsedWriter(wiring.Component):
                         context.position.eq(opened.first_position),
                         item.id.eq(opened.first_id),
                         item.length.eq(opened.first_length),
+                        item.is_whole.eq(0),
                         opened.holds.eq(0),
                         skipped.eq(1),
                     ]
