@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from .buffers import FILL, Buffers
-from .split import Memory, RingError, RingFull, Span, SplitDriver, gather
+from .ring import Memory, RingDriver, RingError, RingFull, Span, gather
 
 __all__ = ["FRAMINGS", "SECTOR", "BlkConfig", "BlkDevice", "BlkDriver", "BlkFeature", "BlkResult", "BlkStatus", "BlkType", "Outcome",
            "Request"]  # fmt: skip
@@ -400,7 +400,7 @@ class BlkDriver:
 
     Parameters
     ----------
-    ring : :class:`SplitDriver`
+    ring : :class:`RingDriver`
         Its queue.
     memory : object with read and write
         As the device addresses it.
@@ -416,7 +416,7 @@ class BlkDriver:
 
     NO_STATUS = 0xFF
 
-    def __init__(self, ring: SplitDriver, memory: Memory, *, area: Span, rng: random.Random, framing: str = "parts", alignment: int = 1):
+    def __init__(self, ring: RingDriver, memory: Memory, *, area: Span, rng: random.Random, framing: str = "parts", alignment: int = 1):
         if framing not in FRAMINGS:
             raise ValueError(f"Framing must be one of {', '.join(FRAMINGS)}, not {framing!r}")
         self.ring, self.memory, self.rng, self.framing = ring, memory, rng, framing

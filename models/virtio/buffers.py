@@ -6,11 +6,10 @@ import random
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from .split import Memory, RingFull, Span, gather
+from .ring import Memory, RingDriver, RingFull, Span, gather
 
-__all__ = ["FILL", "Buffers", "Posted", "Ring", "RingUser"]
+__all__ = ["FILL", "Buffers", "Posted", "RingUser"]
 
 GUARD, GUARD_BYTE = 16, 0x5C
 FILL = 0xA5  # what writable bytes hold before the device gets them
@@ -98,16 +97,6 @@ class Buffers:
         return found
 
 
-class Ring(Protocol):
-    """What a driver needs of the driver's side of a ring."""
-
-    @property
-    def free_count(self) -> int: ...
-    def add_chain(self, readable: Sequence[Span] = (), writable: Sequence[Span] = ()) -> int: ...
-    def publish(self) -> bool: ...
-    def poll_used(self) -> list[tuple[int, int]]: ...
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Posted:
     """What the device was given: descriptors and the bytes ``sent`` in the readable ones."""
@@ -133,7 +122,7 @@ class RingUser:
         What the device wrote that it must not.
     """
 
-    def __init__(self, ring: Ring, buffers: Buffers, *, pieces: int = 2):
+    def __init__(self, ring: RingDriver, buffers: Buffers, *, pieces: int = 2):
         if pieces < 1:
             raise ValueError(f"Descriptors of a direction must be at least 1, not {pieces!r}")
         self.ring, self.buffers, self.pieces = ring, buffers, pieces
@@ -177,7 +166,7 @@ class RingUser:
     def taken(self) -> list[tuple[int, Posted, bytes]]:
         """Return (id, what it was, bytes that the device says it wrote) of the buffers that came back since, and free them.
 
-        What the ring refuses of a device raises :exc:`.split.RingError`.
+        What the ring refuses of a device raises :exc:`.ring.RingError`.
         """
         found = []
         for number, length in self.ring.poll_used():
