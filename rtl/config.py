@@ -16,6 +16,8 @@ from .function.description import (
     SerialNumber,
 )
 from .iommu.features import Features
+from .virtio.blk import Blk
+from .virtio.blk_device import BlkDevice
 from .virtio.device import Device
 
 IOMMU_VECTORS = 4
@@ -101,21 +103,25 @@ class HostAtsConfig:
 
 
 @dataclass(frozen=True)
-class BlkConfig:
-    """A virtio-blk function on a RAM store: its size, its serial number, its largest queue, its MSI-X vectors.
+class BlkConfig(BlkDevice):
+    """A virtio-blk function on a RAM store: a :class:`.virtio.blk_device.BlkDevice` with MSI-X vectors.
 
     ``virtual_functions``: disks like this one, each with a store of its own, that appear when software enables them. [PCIe5 9]
     """
 
-    capacity_sectors: int = 16384  # 8 MiB
-    serial: bytes = b"ringwall"
-    queue_size: int = 256
     vectors: int = 2
     virtual_functions: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
+        if self.capacity_sectors & (self.capacity_sectors - 1):
+            raise ValueError(f"Capacity of a RAM store must be a power of two, not {self.capacity_sectors!r}")
         if self.virtual_functions not in range(8):
             raise ValueError(f"Virtual functions of a disk must be between 0 and 7, not {self.virtual_functions!r}")
+
+    def back_end(self, width):
+        """Return the :class:`.virtio.blk.Blk`."""
+        return Blk(width=width, device=self)
 
 
 @dataclass(frozen=True)

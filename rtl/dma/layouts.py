@@ -30,7 +30,8 @@ def ChainBeat(width):
 
 
 class WriterDone(data.Struct):
-    """One scatter list is finished: ``length_bytes`` really written before the first failure, and how it ended.
+    """One scatter list is finished: ``length_bytes`` really written before the first failure; ``status`` is that of the first failure
+    that the list's own bytes do not tell of, so that whoever reads them would be deceived.
 
     ``more``: its packet goes on in the next list, so both are to be shown to the driver at once, this one not before. [VIRTIO1.4 5.1.9.4.1]
     """

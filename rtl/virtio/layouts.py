@@ -1,5 +1,7 @@
 """Payloads between PCI transport, ring engine and back ends."""
 
+from functools import cache
+
 from amaranth import unsigned
 from amaranth.lib import data, enum
 
@@ -33,7 +35,7 @@ class RingRules(data.Struct):
 
 
 class QueueCommand(data.Struct):
-    """The transport hands a queue to the ring engine, or takes it back. [VIRTIO1.4 4.1.4.3]"""
+    """The transport hands a queue to the ring engine, or takes it back. With RESET only ``queue`` counts. [VIRTIO1.4 4.1.4.3]"""
 
     operation: QueueOperation
     queue: unsigned(6)  # card-wide queue number
@@ -44,7 +46,40 @@ class QueueCommand(data.Struct):
     device_iova: unsigned(64)
 
 
+class Flight(data.Struct):
+    """What the used side must know of a chain that a back end has."""
+
+    queue: unsigned(6)  # card-wide queue number
+    id: unsigned(16)  # split: head; packed: buffer ID
+    slots: unsigned(16)  # packed: entries of the ring that its list takes, 1 to the queue size
+    writable_bytes: unsigned(32)
+
+
+ANSWER_BITS = 11  # of a ring access' cookie belong to whoever asks
+
+
+@cache
+def RingAccess(width):
+    """One ring access of the used side: a read of up to 4 bytes that lie in an aligned dword, or a write.
+
+    ``data`` is a row of memory, ``width`` bits but at least 128, with lanes that follow the address; a write lies in one row. At 64 bits
+    a write has one or two beats. ``cookie`` counts for reads.
+    """
+    row = max(width, 128)
+    return data.StructLayout({
+        "iova": 64, "length_bytes": range(row // 8 + 1), "is_write": 1, "cookie": ANSWER_BITS, "data": row,
+    })
+
+
 class Notification(data.Struct):
     """A used buffer notification is due for a queue (card-wide number)."""
 
     queue: unsigned(6)
+
+
+class ConfigWrite(data.Struct):
+    """The driver writes the enabled bytes of an aligned word of the device configuration; none: no write."""
+
+    enable: unsigned(8)
+    word: unsigned(9)
+    data: unsigned(64)

@@ -13,7 +13,9 @@ from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
 from ringwall.models.memory import GuestMemory
 from ringwall.rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, Hint
-from ringwall.rtl.virtio.blk_function import BlkFunction
+from ringwall.rtl.virtio.blk import Blk
+from ringwall.rtl.virtio.blk_device import BlkDevice
+from ringwall.rtl.virtio.device import DeviceFunction
 from ringwall.rtl.virtio.engine import PortDescription, RingEngine
 from ringwall.rtl.virtio.layouts import Notification, QueueCommand, QueueOperation
 from ringwall.sim.burst_bus import BurstMemory
@@ -53,13 +55,14 @@ class TwoDisks(wiring.Component):
         for name in ("commands", "kicks", "notifications", "hints"):
             wiring.connect(m, getattr(engine, name), wiring.flipped(getattr(self, name)))
         for n in range(2):
-            disk = BlkFunction(width=self.width, function=n + 1, client=3 * n + 2, capacity_sectors=SECTORS)
+            blk = Blk(width=self.width, device=BlkDevice(SECTORS))
+            disk = DeviceFunction(width=self.width, function=n + 1, clients=[3 * n + 2], back_end=blk)
             m.submodules[f"disk_{n}"] = disk
             for name in ("bursts", "read_data", "write_data", "write_done"):
                 wiring.connect(m, getattr(engine, name)[n], wiring.flipped(getattr(self, f"ring_{name}")[n]))
-                wiring.connect(m, getattr(disk, name), wiring.flipped(getattr(self, f"data_{name}")[n]))
+                wiring.connect(m, getattr(disk, name)[0], wiring.flipped(getattr(self, f"data_{name}")[n]))
             for name in ("chains", "readable", "writable", "finished"):
-                wiring.connect(m, getattr(engine, name)[n], getattr(disk, name))
+                wiring.connect(m, getattr(engine, name)[n], getattr(disk, name)[0])
             m.d.comb += [
                 self.needs_reset[n].eq(engine.needs_reset[n]),
                 engine.stop[n].eq(self.stop[n]),
