@@ -122,7 +122,7 @@ class RingEngine(wiring.Component):
     """Serves virtqueues, split or packed: turns available descriptor chains into scatter lists, and finished ones into used entries.
 
     Three parts look for chains, each with its own pace: a dispatcher asks for ring entries far ahead of their use, a scout for the indirect
-    tables and the far descriptors that they need, and a walker turns them into chains, in ring order; ``UsedRings`` publishes those that are
+    tables and the far descriptors that they need, and a walker turns them into chains, in ring order; ``UsedRings`` publishes what is
     finished. A chain becomes visible only when its walk ended well. [VIRTIO1.4 2.7, 2.8]
 
     A ring that breaks a rule (see :class:`.chain_walker.ChainWalker`; an available index that jumps by more than the queue size, or back; a
