@@ -10,6 +10,7 @@ from ringwall.models.memory import Access
 from ringwall.models.virtio.driver import Feature
 from ringwall.models.virtio.hostile import hostile_ring
 from ringwall.models.virtio.ring import Answer
+from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.rtl.virtio.engine import PortDescription, RingEngine
 from ringwall.sim.ring_bench import RingBench
 from ringwall.sim.run import params, run
@@ -56,7 +57,7 @@ async def traffic(bench, queue, rounds, *, most=5):
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")
 async def chains_are_served(dut):
-    """RINGS-1: chains of every kind of ring arrive whole, once, in order; doorbells only where asked for (V024, V046, V049, V055, V057)."""
+    """VIRTIO-RING-11: chains of every kind of ring arrive whole, once, in order; doorbells where asked for (V024, V046, V049, V055, V057)."""
     bench = await bench_of(dut)
     for features in KINDS:
         is_packed = bool(features & PACKED)
@@ -80,7 +81,7 @@ async def works(bench, queue):
 
 @cocotb.test(timeout_time=8, timeout_unit="ms")
 async def malformed_rings_are_refused(dut):
-    """RINGS-2: each malformed ring ends as allowed (V031, V032, V047, V048, V059) in bounded reads (V067); others work, stop mends."""
+    """VIRTIO-RING-12: malformed rings end as allowed (V031, V032, V047, V048, V059) in bounded reads (V067); stop mends."""
     bench = await bench_of(dut)
     spans = ([(0x5000, 64), (0x6000, 10)], [(0x7000, 100)])
     for features in (0, INDIRECT, PACKED, PACKED | INDIRECT):
@@ -111,7 +112,7 @@ async def malformed_rings_are_refused(dut):
 
 @cocotb.test(timeout_time=8, timeout_unit="ms")
 async def queues_are_taken_back(dut):
-    """RINGS-3: RESET at any moment ends in idle, no access and no notification behind it (V014); the queue begins anew (V015, V016)."""
+    """VIRTIO-RING-13: RESET at any moment ends in idle, with no access and no notification behind it (V014-V016)."""
     bench = await bench_of(dut)
     for features in (0, PACKED | INDIRECT | EVENT):
         for turn in range(9):
@@ -143,7 +144,7 @@ async def queues_are_taken_back(dut):
 
 @cocotb.test(timeout_time=8, timeout_unit="ms")
 async def functions_are_suspended(dut):
-    """RINGS-4: suspend ends in suspended with nothing on the link (V019, V023); what a driver adds meanwhile is served after resume."""
+    """VIRTIO-RING-14: suspend ends in suspended, with nothing on the link until resume (V019, V023); nothing is lost."""
     bench = await bench_of(dut)
     for features in (0, PACKED | EVENT):
         for queue in (2, 3):
@@ -169,7 +170,7 @@ async def functions_are_suspended(dut):
 
 @cocotb.test(timeout_time=8, timeout_unit="ms")
 async def hostile_rings_are_survived(dut):
-    """RINGS-5: random hostile rings: nothing is touched that must not be, reads are bounded, refusal where it must be; stop mends (R04)."""
+    """VIRTIO-RING-15: random hostile rings: only what is allowed is touched, reads are bounded, refused where they must be."""
     bench = await bench_of(dut)
     server = bench.servers[0]
     for turn in range(40):
@@ -193,3 +194,64 @@ async def hostile_rings_are_survived(dut):
         if not bench.broken:
             assert served == sum(chain.is_complete for chain in hostile.chains)
         await bench.stop(0)
+
+
+@cocotb.test(timeout_time=8, timeout_unit="ms")
+async def failed_accesses_need_reset(dut):
+    """VIRTIO-RING-16: each read or write of a ring that fails gives needs_reset once; the other function works, stop mends (R03)."""
+    bench = await bench_of(dut)
+    for features in (INDIRECT | EVENT, PACKED | INDIRECT | EVENT, PACKED):
+        await bench.enable(2, 16, features)
+        kinds = {"read": lambda burst: not burst.is_write, "write": lambda burst: burst.is_write}
+        for name, chosen in kinds.items():
+            for number in range(12):
+                ring = await bench.enable(0, 8, features)
+                for tables in (0, None, 0):
+                    ring.add_chain(*bench.spans(2), direct=tables if ring.indirect else None)
+                bench.broken.clear()
+                seen = []
+
+                def status(burst, seen=seen, chosen=chosen, number=number):
+                    if burst.function == 1 and chosen(burst):
+                        seen.append(burst)
+                    return BurstStatus.UR if len(seen) == number + 1 and seen[-1] is burst else BurstStatus.OK
+
+                bench.status = status
+                await bench.publish(0, always=True)
+                await ClockCycles(dut.clk, 700)
+                bench.status = lambda burst: BurstStatus.OK
+                assert bench.broken == [0] * (len(seen) > number), f"{features:#x} {name} {number}: {seen[number:]}"
+                await traffic(bench, 2, 1)
+                await bench.stop(0)
+                if len(seen) <= number:
+                    break
+            assert number > 2
+        await works(bench, 0)
+        await bench.stop(0)
+        await bench.stop(1)
+
+
+@cocotb.test(timeout_time=8, timeout_unit="ms")
+async def stop_is_quick_and_clean(dut):
+    """VIRTIO-RING-17: stop at any moment ends in stopped with nothing under way (V011); the function begins anew, the other goes on."""
+    bench = await bench_of(dut)
+    for features in (INDIRECT | EVENT, PACKED | INDIRECT | EVENT):
+        for _ in range(12):
+            for queue, size in enumerate((16, 8)):
+                ring = await bench.enable(queue, size, features)
+                while ring.free_count > 3:
+                    ring.add_chain(*bench.spans(3), direct=bench.rng.choice([0, None]))
+                await bench.publish(queue, always=True)
+            await bench.enable(2, 16, features)
+            other = cocotb.start_soon(traffic(bench, 2, 1))
+            await ClockCycles(dut.clk, bench.rng.randrange(300))
+            await bench.stop(0)
+            assert not bench.servers[0].reads and not bench.servers[0].writes
+            count = len(bench.servers[0].log)
+            await ClockCycles(dut.clk, 60)
+            assert count == len(bench.servers[0].log)
+            await other
+            await bench.reset(2)
+            await works(bench, 0)
+            await bench.stop(0)
+    assert not bench.broken
