@@ -23,7 +23,7 @@ from .virtio.transport import MSIX_BAR, MSIX_BYTES, MSIX_VECTORS_MAX, OFFERED, R
 
 __all__ = ["Activity", "Endpoint", "descriptions_of"]
 
-RING_BUFFER_BYTES = 1024
+RING_BUFFER_BYTES, RING_READS = 4096, 64
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Endpoint(wiring.Component):
         readers = []
         for place in places:
             readers += [
-                ReadClient(f"ring {place.number}", False, RING_BUFFER_BYTES),
+                ReadClient(f"ring {place.number}", False, RING_BUFFER_BYTES, RING_READS),
                 *(ReadClient(f"data {place.number}.{n}", True, port.read_buffer_bytes or config.read_buffer_bytes)
                   for n, port in enumerate(place.device.ports)),
                 ReadClient(f"msix {place.number}", False, 0, messages=True),
