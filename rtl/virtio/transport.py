@@ -471,7 +471,7 @@ class PciTransport(wiring.Component):
                         with m.Case(spec.WORD_QUEUE):
                             wanted = merged[:16]
                             is_shaped = ((wanted & (wanted - 1)) == 0) | self.features[spec.F_RING_PACKED]
-                            fits = (wanted != 0) & is_shaped & (wanted <= most[queue]) & ~is_enabled & ~is_reset
+                            fits = (wanted != 0) & is_shaped & (wanted <= most[queue]) & ~is_enabled
                             m.d.comb += [
                                 write.data.eq(Cat(Mux(fits, wanted, size), known(merged[16:32]))),
                                 write.en.eq(Mux(selected & enables[:4].any(), 0b1111, 0)),
@@ -480,7 +480,7 @@ class PciTransport(wiring.Component):
                                 m.d.comb += newly_enabled.eq(1 << queue)
                                 m.d.sync += enabled.eq(enabled | newly_enabled)
                         with m.Case(spec.WORD_DESC, spec.WORD_DRIVER, spec.WORD_DEVICE_AREA):
-                            m.d.comb += [write.data.eq(data), write.en.eq(Mux(selected & ~is_enabled & ~is_reset, enables, 0))]
+                            m.d.comb += [write.data.eq(data), write.en.eq(Mux(selected & ~is_enabled, enables, 0))]
                         if self.offers(spec.F_RING_RESET):
                             with m.Case(spec.WORD_NOTIFY):
                                 with m.If(writes_one(2) & selected & ~is_reset & self.features[spec.F_RING_RESET]):
