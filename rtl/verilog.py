@@ -45,16 +45,17 @@ class RawCard(wiring.Component):
     def __init__(self, config: EndpointConfig):
         self.config = config
         self._endpoint = Endpoint(config)
+        self.outside = self._endpoint.outside
         raw = stream.Signature(RawBeat(config.width))
         super().__init__({"i": In(raw), "o": Out(raw), "link_reset": In(1), "activity": Out(Activity), "malformed": Out(1),
-                          **self._endpoint.outside})  # fmt: skip
+                          **self.outside})  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
         phy = RawPhy(width=self.config.width)
         m.submodules.endpoint = endpoint = self._endpoint
         m.submodules.phy = ResetInserter({"sync": endpoint.discarding})(phy)
-        join(m, self, endpoint, {name: name for name in endpoint.outside})
+        join(m, self, endpoint, {name: name for name in self.outside})
         wiring.connect(m, wiring.flipped(self.i), phy.i)
         wiring.connect(m, phy.o, wiring.flipped(self.o))
         wiring.connect(m, phy.received, endpoint.received)

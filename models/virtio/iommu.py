@@ -260,10 +260,13 @@ class IommuDevice:
     def reported(self, raw: bytes, used_len: int) -> str:
         """An event buffer came back with ``used_len`` bytes; return why that is no record of a refusal that none told before.
 
-        ADDRESS may be left out. [VIRTIO1.4 5.13.6.9.2]
+        ADDRESS may be left out. A buffer that is too small for a record tells nothing. [VIRTIO1.4 5.13.6.9.2]
         """
-        if used_len != FAULT_BYTES:  # V210
-            return f"used length {used_len}, must be {FAULT_BYTES}"
+        wanted = FAULT_BYTES if len(raw) >= FAULT_BYTES else 0
+        if used_len != wanted:  # V210
+            return f"used length {used_len}, must be {wanted}"
+        if not wanted:
+            return ""
         record = Fault.unpack(raw)
         if any(record.reserved) or record.reserved1:  # V209
             return f"reserved fields of {record} are not 0"

@@ -56,7 +56,8 @@ def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, p
     device_id = spec.DEVICE_ID_BASE + device_type
     bars = (Bar(REGISTERS_BAR, REGISTERS_BYTES), Bar(MSIX_BAR, MSIX_BYTES))
     sriov = (SriovCapability(virtual_functions, device_id, first_offset, bars=bars, is_lowest=is_lowest),) if virtual_functions else ()
-    places = ((spec.CFG_COMMON, COMMON, spec.COMMON_BYTES), (spec.CFG_ISR, ISR, 1), (spec.CFG_DEVICE, DEVICE, config_bytes))
+    places = ((spec.CFG_COMMON, COMMON, spec.COMMON_BYTES), (spec.CFG_ISR, ISR, 1),
+              *(((spec.CFG_DEVICE, DEVICE, config_bytes),) if config_bytes else ()))  # fmt: skip
     return FunctionDescription(
         vendor_id=spec.VENDOR_ID,
         device_id=device_id,

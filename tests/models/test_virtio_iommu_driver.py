@@ -1,9 +1,13 @@
 """The driver of a virtio-iommu, on the golden device: what Linux's does, and what devices do to it."""
 
+import random
+
 import pytest
 
+from ringwall.models.memory import GuestMemory
+from ringwall.models.virtio.blk import FRAMINGS
 from ringwall.models.virtio.iommu import IommuDevice
-from ringwall.models.virtio.iommu_driver import SW_MSI, DirectQueue, DriverDomain, IommuDriver, Reply, RequestError
+from ringwall.models.virtio.iommu_driver import SW_MSI, DirectQueue, DriverDomain, IommuDriver, Post, Reply, RequestError
 from ringwall.models.virtio.iommu_formats import (
     Attach,
     Detach,
@@ -19,6 +23,7 @@ from ringwall.models.virtio.iommu_formats import (
     Unmap,
 )
 from ringwall.models.virtio.iommu_rules import ALL_32, ALL_64, OFFERED, X86_MSI, IommuDescription, Verdict
+from ringwall.models.virtio.split import SplitDriver, gather, read_chain, scatter
 
 RW = MapFlag.READ | MapFlag.WRITE
 
@@ -229,3 +234,64 @@ def test_driver_reads_properties():
     quiet = Machine(features=OFFERED & ~(1 << IommuFeature.PROBE))
     quiet.do(quiet.driver.probe(1))
     assert (quiet.sent, quiet.driver.regions) == ([], {1: []})
+
+
+class Ring:
+    """The device behind a split ring: puts requests on it in pieces, serves them when the driver waits."""
+
+    def __init__(self, device, rng, framing):
+        self.device, self.rng, self.cut = device, rng, FRAMINGS[framing]
+        self.memory = GuestMemory()
+        self.ring = SplitDriver(self.memory, size=64, base=0x10000)
+        self.layout = self.ring.layout
+        self.bump, self.served, self.chains = 0x20000, 0, {}
+
+    def place(self, length):
+        self.bump += length + 13
+        return self.bump - length, length
+
+    def post(self, readable, room):
+        sent = [self.place(length) for length in self.cut([4, len(readable) - 4], self.rng, 12)]
+        back = [self.place(length) for length in self.cut([room - 4, 4], self.rng, 12) if length]
+        scatter(self.memory, sent, readable)
+        scatter(self.memory, back, bytes(room))
+        self.chains[self.ring.add_chain(sent, back)] = back
+
+    def sync(self):
+        self.ring.publish()
+        while self.served != self.memory.load_uw_le(self.layout.avail_idx):
+            head = self.memory.load_uw_le(self.layout.avail_slot(self.served))
+            chain = read_chain(self.memory, self.layout, head)
+            written = self.device.execute(gather(self.memory, chain.readable), chain.writable_bytes)
+            scatter(self.memory, chain.writable, written.ljust(chain.writable_bytes, b"\0"))
+            self.memory.write(self.layout.used_slot(self.served), head.to_bytes(4, "little") + len(written).to_bytes(4, "little"))
+            self.served += 1
+            self.memory.store_uw_le(self.layout.used_idx, self.served)
+        return [Reply(gather(self.memory, self.chains.pop(head)), length) for head, length in self.ring.poll_used()]
+
+    def do(self, steps):
+        answer = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration:
+                return
+            answer = self.post(step.readable, step.room) if isinstance(step, Post) else self.sync()
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_driver_on_a_ring(framing):
+    """MODEL-VIOMMU-DRV-11 (R82, R83): the same through a split ring, requests cut in every way: the tail is found from the end, used
+    elements come in the order of requests."""
+    machine = Machine(in_flight=2)
+    driver, domain = machine.driver, DriverDomain()
+    do = Ring(machine.device, random.Random(7), framing).do
+    do(driver.probe(1))
+    do(driver.attach(1, domain))
+    for n in range(5):
+        do(driver.map(domain, n << 12, 0xA0000 + (n << 12), 0x1000, RW))
+    do(driver.unmap(domain, 0, 0x2000))
+    do(driver.sync())
+    assert driver.regions == {1: [X86_MSI]}
+    assert [machine.goes(1, n << 12) for n in range(5)] == [None, None, 0xA2000, 0xA3000, 0xA4000]
+    assert (driver.problems, driver.unseen) == ([], [])

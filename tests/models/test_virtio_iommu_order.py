@@ -198,7 +198,9 @@ def test_faults():
         assert "reserved fields" in device.reported(bad.pack(), 24)
     for length in (0, 16, 23, 25):
         assert f"used length {length}" in device.reported(wrote.pack(), length)
-    assert device.reported(wrote.pack(), 24) == ""
+    assert device.reported(wrote.pack()[:23], 0) == ""
+    assert "used length 23, must be 0" in device.reported(wrote.pack()[:23], 23)
+    assert device.reported(wrote.pack() + b"more", 24) == ""
     assert device.unreported(1) == ""
     assert "1 faults were not reported, 2" in device.unreported(2)
     assert device.reported(Fault(2, FaultFlag.READ, 1, 0x99).pack(), 24) == ""  # ADDRESS may be left out
