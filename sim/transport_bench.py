@@ -76,6 +76,7 @@ class Bench:
         """Be a ring engine: take queues and give them back, suspend and resume, each some cycles late."""
         rng, idle = self.rng, (1 << len(QUEUES)) - 1
         cocotb.start_soon(Stream(self.dut, "commands").watch(self.unserved))
+        cocotb.start_soon(self._check_kicks())
         while True:
             self.dut.idle.value = idle
             await RisingEdge(self.dut.clk)
@@ -91,6 +92,14 @@ class Bench:
                 self.dut.suspended.value = int(self.dut.suspend.value)
             elif self.dut.stop.value == 1:
                 idle = (1 << len(QUEUES)) - 1
+
+    async def _check_kicks(self):
+        kicks = Stream(self.dut, "kicks")
+        while True:
+            await RisingEdge(self.dut.clk)
+            if kicks.read_valid():
+                here = 1 << kicks.read_payload() - FIRST
+                assert not int(self.dut.idle.value) & here, "a kick before the engine knows of the queue"
 
     async def read(self, offset, size):
         return await self.bus.read(offset, size, function=FUNCTION)

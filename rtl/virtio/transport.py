@@ -144,7 +144,7 @@ class PciTransport(wiring.Component):
     commands : ``Out(stream.Signature(QueueCommand))``
         Queues for the ring engine.
     kicks : ``Out(stream.Signature(6))``
-        Card-wide numbers of queues whose doorbell rang; none in front of the queue's command.
+        Card-wide numbers of queues whose doorbell rang; none before the engine has had the queue's ENABLE.
     notifications : ``In(stream.Signature(Notification))``
         Used buffer notifications for queues of this function.
     interrupts : ``Out(stream.Signature(MsixRequest))``
@@ -350,7 +350,7 @@ class PciTransport(wiring.Component):
             doorbells.rings.eq(update & (structure == NOTIFY)), doorbells.word.eq(at[3:]), doorbells.enables.eq(enables),
             doorbells.data.eq(data), doorbells.is_live.eq((live | is_suspended) & ~is_resetting),
             doorbells.is_long.eq(self.features[spec.F_NOTIFICATION_DATA]), doorbells.by_data.eq(self.features[spec.F_NOTIF_CONFIG_DATA]),
-            doorbells.allowed.eq(enabled & ~resetting), doorbells.held.eq(enable_due),
+            doorbells.allowed.eq(enabled & ~resetting), doorbells.held.eq(enable_due | self.idle),
             self.config_write.enable.eq(Mux(update & (structure == DEVICE), enables, 0)), self.config_write.word.eq(at[3:]),
             self.config_write.data.eq(data),
         ]  # fmt: skip

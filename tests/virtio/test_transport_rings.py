@@ -210,7 +210,10 @@ async def queues_are_reset_one_by_one(dut):
         if turn % 3 == 0:
             await reset_queue(bench, n)  # at once
             await bench.queue(n, size=size, vector=vector)
+        bench.kicks.clear()
+        await bench.ring(n, value=FIRST + n, size=4)  # the engine may not know of the queue yet
         await ClockCycles(dut.clk, 60)
+        assert bench.kicks == [FIRST + n]
         command = unpack(QueueCommand, bench.commands[-1])
         assert (command.operation, command.size, command.device_iova) == (QueueOperation.ENABLE, size, bench.addresses(n)[2])
         bench.kicks.clear()
