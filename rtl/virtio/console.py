@@ -10,7 +10,7 @@ from ..dma.reader import WIDTHS
 from ..spec import virtio_console as spec
 from ..stream.arbiter import Arbiter
 from .device import Port, back_end_ports
-from .ports import join_port, port_streams
+from .ports import SMALL_READS, join_port, port_streams
 from .serializer import Serializer
 
 PATIENCE = 16  # cycles without a byte that end a buffer
@@ -45,7 +45,8 @@ class ConsoleDevice:
     @property
     def ports(self):
         """What the driver receives, what it transmits."""
-        return (Port((self.queue_size,), waits=True), Port((self.queue_size,)))
+        sizes = (self.queue_size,)
+        return (Port(sizes, waits=True, read_buffer_bytes=SMALL_READS), Port(sizes, read_buffer_bytes=SMALL_READS))
 
     def back_end(self, width):
         """Return the :class:`Console`."""
