@@ -75,7 +75,7 @@ class Endpoint(wiring.Component):
 
     def __init__(self, config: EndpointConfig):
         self.config = config
-        tlps = stream.Signature(TlpBeat(config.width))
+        tlps = stream.Signature(TlpBeat(config.width, config.pasid_bits > 0))
         super().__init__({
             "received": In(tlps), "to_send": Out(tlps), "link_reset": In(1), "discarding": Out(1), "max_payload": Out(3),
             "malformed": In(Malformed), "in_reset": Out(config.functions), "activity": Out(Activity),

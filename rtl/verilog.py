@@ -46,7 +46,7 @@ class RawCard(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        phy = RawPhy(width=self.config.width)
+        phy = RawPhy(width=self.config.width, has_pasid=self.config.pasid_bits > 0)
         m.submodules.endpoint = endpoint = Endpoint(self.config)
         m.submodules.phy = ResetInserter({"sync": endpoint.discarding})(phy)
         wiring.connect(m, wiring.flipped(self.i), phy.i)

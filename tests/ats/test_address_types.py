@@ -9,7 +9,7 @@ from cocotb.queue import Queue
 from cocotb.triggers import ClockCycles
 
 from ringwall.models.tlp import TRANSLATED, TRANSLATION_REQUEST, UNTRANSLATED, Tlp, TlpType, decode, encode, stray_bits
-from ringwall.rtl.tlp.layouts import Addressing, Burst, BurstData, BurstDone, BurstStatus, ConfigState
+from ringwall.rtl.tlp.layouts import AddressedBurst, BurstData, BurstDone, BurstStatus, ConfigState
 from ringwall.rtl.tlp.requester import ReadClient, Requester
 from ringwall.sim.burst_bus import data_beats
 from ringwall.sim.run import params, run
@@ -86,8 +86,8 @@ class Bench:
         if is_write:
             self.to_write.put_nowait(data_beats(self.width, address, bytes(length)))
         await self.s["wall" if client == WALL else "gate"].put(pack(
-            Burst, address=address, length_bytes=length, is_write=is_write, is_wall=client == WALL, function=function, client=client,
-            cookie=self.cookie, pasid=pack(Addressing, at=at, no_write=no_write)))  # fmt: skip
+            AddressedBurst, address=address, length_bytes=length, is_write=is_write, is_wall=client == WALL, function=function,
+            client=client, cookie=self.cookie, at=at, no_write=no_write))  # fmt: skip
         return self.cookie
 
     async def ended(self, cookie):

@@ -13,7 +13,7 @@ from ringwall.rtl.ats.cache import TranslationCache
 from ringwall.rtl.iommu.gate import UNTRANSLATED_LOG2
 from ringwall.rtl.iommu.layouts import TranslateRequest, TranslateResponse
 from ringwall.rtl.spec import pcie
-from ringwall.rtl.tlp.layouts import Addressing, Burst, BurstData, BurstStatus
+from ringwall.rtl.tlp.layouts import AddressedBurst, BurstData, BurstStatus
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, pack, start, unpack
 
@@ -179,16 +179,15 @@ class Host:
             await self.edge
             now = cycle()
             if self.bursts.read_valid() and self.bursts.read_ready():
-                burst = unpack(Burst, self.bursts.read_payload())
-                how = unpack(Addressing, burst.pasid)
-                assert how.at == pcie.AT_TRANSLATION_REQUEST
+                burst = unpack(AddressedBurst, self.bursts.read_payload())
+                assert burst.at == pcie.AT_TRANSLATION_REQUEST
                 assert (burst.length_bytes, burst.is_write, burst.is_wall, burst.address % PAGE) == (8, 0, 1, 0)
                 assert burst.cookie not in [item[1] for item in due]
                 assert self.last[burst.function, 1] >= now - SETTLES
-                self.sent.append((burst.function, burst.address // PAGE, how.no_write))
+                self.sent.append((burst.function, burst.address // PAGE, burst.no_write))
                 region = self.region_of(burst.function, burst.address // PAGE)
                 place = burst.function, burst.address // PAGE
-                due.append([now + rng.randrange(self.latency), burst.cookie, region, None, how.no_write and self.keeps_clean, place])
+                due.append([now + rng.randrange(self.latency), burst.cookie, region, None, burst.no_write and self.keeps_clean, place])
             for item in due:
                 if item[3] is None and rng.randrange(8) == 0:
                     item[3] = item[2].history[-1][1]

@@ -8,7 +8,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from ringwall.models.tlp import TRANSLATED, UNTRANSLATED
 from ringwall.rtl.iommu.gate import UNTRANSLATED_LOG2, Gate
 from ringwall.rtl.iommu.layouts import TranslateRequest, TranslateResponse
-from ringwall.rtl.tlp.layouts import Addressing, Burst, BurstStatus
+from ringwall.rtl.tlp.layouts import AddressedBurst, Burst, BurstStatus
 from ringwall.sim.run import run
 from ringwall.sim.stream import Stream, pack, start, unpack
 
@@ -68,7 +68,7 @@ async def types_follow_the_answers(dut):
         await RisingEdge(dut.clk)
     await ClockCycles(dut.clk, 20)
     asked = []
-    for burst in (unpack(Burst, payload) for payload in out):
+    for burst in (unpack(AddressedBurst, payload) for payload in out):
         was = sent.pop(burst.cookie)
         page, answer = was["address"] >> 12, {"page": was["address"] >> 12, "readable": 1, "writable": 1}
         if was["function"] != BYPASSED and burst.client != MESSAGES + 1:
@@ -78,8 +78,7 @@ async def types_follow_the_answers(dut):
         if answer.get("fault") or not answer.get("writable" if was["is_write"] else "readable"):
             assert burst.verdict == BurstStatus.FAULT
         else:
-            at = unpack(Addressing, burst.pasid).at
-            assert (burst.verdict, at) == (BurstStatus.OK, TRANSLATED if is_translated else UNTRANSLATED)
+            assert (burst.verdict, burst.at) == (BurstStatus.OK, TRANSLATED if is_translated else UNTRANSLATED)
             assert burst.address == answer["page"] << 12 | was["address"] % 4096
     assert not sent
     assert sorted(asked) == sorted(translator.asked)
