@@ -166,7 +166,7 @@ class Gate(wiring.Component):
             wants = burst.valid & ((put[n] - get[n])[: slot_bits + 1] != self.depth) & room.bit_select(function, 1)
             if self.diverts:  # nobody asks with the cookie of a burst that is under way
                 wants &= ~held[n]
-            if self.pasid_bits:
+            if self.pasid_bits and n not in self.messages:
                 wants &= ~burst.p.pasid_valid | self._is_refused(n, burst.p) | self.pasid_usable.bit_select(function, 1)
             m.d.comb += [
                 passing[n].eq(self._passes(n, burst.p)),

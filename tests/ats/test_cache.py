@@ -23,16 +23,27 @@ SETTLES = 3  # cycles from the fall of Enable until the cache has forgotten
 PASS = "pass"
 
 
-@pytest.mark.parametrize(("width", "requests", "patience"), [(64, 4, 0), (256, 1, 0), (64, 4, 100)])
-def test_cache(request, width, requests, patience):
+@pytest.mark.parametrize(("width", "requests", "patience", "has_pasid"), [
+    (64, 4, 0, False), (256, 1, 0, False), (64, 4, 100, False), (64, 4, 0, True)])  # fmt: skip
+def test_cache(request, width, requests, patience, has_pasid):
     run(TranslationCache(width=width, entries=16, ways=2, requests=requests, waiting=WAITING, client_cookies=4,
-                         page_patience_cycles=patience), module=__name__, node=request.node.nodeid,
-        params={"width": width, "requests": requests, "client_cookies": 4 if patience else 0})  # fmt: skip
+                         page_patience_cycles=patience, has_pasid=has_pasid), module=__name__, node=request.node.nodeid,
+        params={"width": width, "requests": requests, "client_cookies": 4 if patience else 0, "has_pasid": has_pasid})  # fmt: skip
+
+
+def identity(space):
+    """Return (function, PASID or None) of an address space: that of a function, or of a process of one."""
+    return ((0, None), (0, 2), (1, 2))[space] if params()["has_pasid"] and space < FUNCTIONS else (space, None)
+
+
+def space_of(burst):
+    """Return the address space that a burst is of."""
+    return next(n for n in range(8) if identity(n) == (burst.function, burst.pasid if burst.pasid_valid else None))
 
 
 @dataclass
 class Region:
-    """Pages of a function that the host maps as one, and what it said of them since when: (cycle, completion or failure)."""
+    """Pages of a function, or a process, that the host maps as one, and what it said of them since when: (cycle, completion or failure)."""
 
     function: int
     first: int
@@ -72,7 +83,7 @@ class Host:
 
     def enable(self, bits):
         self.dut.enable.value = bits
-        self.enabled = [bits >> n & 1 for n in range(8)]
+        self.enabled = [bits >> identity(n)[0] & 1 for n in range(8)]
 
     def map(self, function, first, pages):
         region = Region(function, first, pages)
@@ -108,11 +119,13 @@ class Host:
             await self.edge
         if cookie is None:
             cookies = range(WAITING if self.client_cookies else 256)
-            cookie = self.rng.choice([n for n in cookies if n not in self.open and n not in self.asked])
+            cookie = self.rng.choice([n for n in cookies if is_prefetch or (n not in self.open and n not in self.asked)])
         if not is_prefetch:
             self.asked[cookie] = function, page, is_write
-        await self.request.put(pack(TranslateRequest, device_id=function, page=page, is_write=is_write, is_prefetch=is_prefetch,
-                                    cookie=cookie, offset=self.rng.getrandbits(12)))  # fmt: skip
+        device, pid = identity(function)
+        await self.request.put(pack(
+            TranslateRequest, device_id=device, process_id_valid=pid is not None, process_id=pid or 0, page=page, is_write=is_write,
+            is_prefetch=is_prefetch, cookie=cookie, offset=self.rng.getrandbits(12)))  # fmt: skip
         return cookie
 
     async def idle(self):
@@ -183,10 +196,11 @@ class Host:
                 assert burst.at == pcie.AT_TRANSLATION_REQUEST
                 assert (burst.length_bytes, burst.is_write, burst.is_wall, burst.address % PAGE) == (8, 0, 1, 0)
                 assert burst.cookie not in [item[1] for item in due]
-                assert self.last[burst.function, 1] >= now - SETTLES
-                self.sent.append((burst.function, burst.address // PAGE, burst.no_write))
-                region = self.region_of(burst.function, burst.address // PAGE)
-                place = burst.function, burst.address // PAGE
+                space = space_of(burst)
+                assert self.last[space, 1] >= now - SETTLES
+                self.sent.append((space, burst.address // PAGE, burst.no_write))
+                region = self.region_of(space, burst.address // PAGE)
+                place = space, burst.address // PAGE
                 due.append([now + rng.randrange(self.latency), burst.cookie, region, None, burst.no_write and self.keeps_clean, place])
             for item in due:
                 if item[3] is None and rng.randrange(8) == 0:
@@ -220,7 +234,8 @@ def make_regions(host):
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def answers_are_the_hosts(dut):
     """ATS-CACHE-1: random pages, sizes and permissions; mappings change, are forgotten page by page or all, requests fail, Enable toggles:
-    each request is answered once, by what was true since what it forgot; with patience for pages those of a client in their order."""
+    each request is answered once, by what was true since what it forgot; with patience for pages those of a client in their order. With
+    PASIDs a function and its process, and a process of another one with the same number, are apart."""
     host = await Host(dut, random.Random(cocotb.RANDOM_SEED)).begin()
     rng = host.rng
     make_regions(host)
