@@ -169,10 +169,13 @@ class Gate(wiring.Component):
             if self.pasid_bits and n not in self.messages:
                 wants &= ~burst.p.pasid_valid | self._is_refused(n, burst.p) | self.pasid_usable.bit_select(function, 1)
             m.d.comb += [
-                passing[n].eq(self._passes(n, burst.p)),
+                passing[n].eq(self.bypass.bit_select(function, 1) if self.has_iommu and n not in self.messages else 1),
                 wanted[n].eq(wants & (passing[n] | asks)),
                 burst.ready.eq(enters[n]),
             ]  # fmt: skip
+            if self.host_ats:
+                with m.If(self._is_refused(n, burst.p)):
+                    m.d.comb += passing[n].eq(1)
             with m.If(enters[n]):
                 m.d.comb += [
                     entry.eq(burst.p), entry_client.eq(n), entry_slot.eq(put[n]), entry_passes.eq(passing[n]),
@@ -294,14 +297,15 @@ class Gate(wiring.Component):
         if self.host_ats:
             for name in Burst.as_shape().members:
                 m.d.comb += self.o.p[name].eq(burst_out.data[name])
-            with m.If(~out_passes & verdict.translated):
-                m.d.comb += [self.o.p.at.eq(pcie.AT_TRANSLATED), self.o.p.pasid_valid.eq(0)]
         else:
             m.d.comb += self.o.p.eq(burst_out.data)
         with m.If(~allowed):
             m.d.comb += self.o.p.verdict.eq(BurstStatus.FAULT)
         with m.Elif(~out_passes):
             m.d.comb += self.o.p.address.eq(Cat(burst_out.data.address[:12], verdict.page))
+            if self.host_ats:
+                with m.If(verdict.translated):
+                    m.d.comb += [self.o.p.at.eq(pcie.AT_TRANSLATED), self.o.p.pasid_valid.eq(0)]
         if self.diverts:
             is_dword = burst_out.data.is_write & (burst_out.data.length_bytes == 4) & (burst_out.data.address[:2] == 0)
             with m.If(is_to_file & is_dword):
@@ -316,17 +320,12 @@ class Gate(wiring.Component):
             self._count(m, epoch, entering, entry, room)
         return m
 
-    def _passes(self, port, burst):
-        """Return whether the translator is not asked about a ``burst`` of ``port``."""
-        if not self.has_iommu or port in self.messages:
-            return 1
-        bypasses = self.bypass.bit_select(burst.function[: (self.functions - 1).bit_length()], 1)
-        return bypasses | self._is_refused(port, burst) if self.host_ats else bypasses
-
     def _is_refused(self, port, burst):
         """Return whether a ``burst`` of ``port`` has a PASID that it must not have; that of an interrupt is none."""
-        if not self.pasid_bits or port in self.messages:
-            return burst.pasid_valid if port not in self.messages else Const(0)
+        if port in self.messages:
+            return Const(0)
+        if not self.pasid_bits:
+            return burst.pasid_valid
         is_enabled = self.pasid_enable.bit_select(burst.function[: (self.functions - 1).bit_length()], 1)
         return burst.pasid_valid & ~(is_enabled & (burst.pasid >> self.pasid_bits == 0))
 

@@ -19,6 +19,7 @@ from ringwall.sim.stream import Stream, cycle, pack, start, unpack
 
 PAGE = 4096
 WAITING, FUNCTIONS = 32, 3
+PROCESSES = (0, None), (0, 0), (0, 2), (1, 2)  # (function, PASID) of the address spaces with PASIDs
 SETTLES = 3  # cycles from the fall of Enable until the cache has forgotten
 PASS = "pass"
 
@@ -33,7 +34,7 @@ def test_cache(request, width, requests, patience, has_pasid):
 
 def identity(space):
     """Return (function, PASID or None) of an address space: that of a function, or of a process of one."""
-    return ((0, None), (0, 2), (1, 2))[space] if params()["has_pasid"] and space < FUNCTIONS else (space, None)
+    return PROCESSES[space] if params()["has_pasid"] and space < len(PROCESSES) else (space, None)
 
 
 def space_of(burst):
@@ -223,7 +224,7 @@ class Host:
 def make_regions(host):
     """Map regions of every size that an entry can code, some side by side, at the same addresses for all functions."""
     base = host.rng.getrandbits(30) << 10
-    for function in range(FUNCTIONS):
+    for function in range(len(PROCESSES) if params()["has_pasid"] else FUNCTIONS):
         at = base
         for pages in (1, 1, 1, 2, 8, 16, 32, 512, 1024, 1 << 18, 1 << 20):
             at = (at + pages - 1) // pages * pages
@@ -235,7 +236,7 @@ def make_regions(host):
 async def answers_are_the_hosts(dut):
     """ATS-CACHE-1: random pages, sizes and permissions; mappings change, are forgotten page by page or all, requests fail, Enable toggles:
     each request is answered once, by what was true since what it forgot; with patience for pages those of a client in their order. With
-    PASIDs a function and its process, and a process of another one with the same number, are apart."""
+    PASIDs a function, its processes, and a process of another one with the same number, are apart."""
     host = await Host(dut, random.Random(cocotb.RANDOM_SEED)).begin()
     rng = host.rng
     make_regions(host)
