@@ -111,7 +111,7 @@ class Endpoint(wiring.Component):
 
     def __init__(self, config: EndpointConfig):
         self.config = config
-        tlps = stream.Signature(TlpBeat(config.width))
+        tlps = stream.Signature(TlpBeat(config.width, config.pasid_bits > 0))
         self._places, client, queue, port = [], 0, 0, 0
         for number, device in enumerate(config.all_devices, config.first_disk):
             ports = len(device.ports)
