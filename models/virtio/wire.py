@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..memory import Access
-from .rules import Available, SplitDeviceJudge, _Duty, _Spans, _told
+from .judge import Available, _Duty, _Spans, _told
+from .rules import SplitDeviceJudge
 from .split import DESCRIPTOR_BYTES, INDIRECT, MAX_CHAIN_BYTES, NEXT, NO_INTERRUPT, SPACE, WRITE, Chain, Descriptor, Span, SplitLayout
 
 __all__ = ["KEPT_BYTES", "READABLE_LAST", "TOO_LONG", "Walked", "WireJudge", "WireRead"]
