@@ -144,8 +144,8 @@ class _Maker:
         doubts = doubts or len({chain.head for chain in chains}) < len(chains)
         must = is_broken or any(not chain.is_complete and chain.head >= 0 for chain in chains)
         must = must or any(f"more than {self.size} descriptors" in chain.error for chain in chains)
-        return HostileRing(layout, self.features, self.base, bytes(image), tuple(chains), tables,
-                           (*layout.parts, *tables, *spans), (*own, *writable), must, must or doubts, read_bound(self.size, len(chains) + 1))  # fmt: skip
+        return HostileRing(layout, self.features, self.base, bytes(image), tuple(chains), tables, (*layout.parts, *tables, *spans),
+                           (*own, *writable), must, must or doubts, read_bound(self.size, len(chains) + 1))  # fmt: skip
 
     def _chains(self, memory: GuestMemory) -> tuple[list[Chain], bool]:
         """Return what is available, and whether the ring itself is broken."""
