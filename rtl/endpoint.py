@@ -23,7 +23,7 @@ from .virtio.transport import MSIX_BAR, MSIX_BYTES, MSIX_VECTORS_MAX, OFFERED, R
 
 __all__ = ["Activity", "Endpoint", "descriptions_of"]
 
-RING_BUFFER_BYTES = 1024
+RING_BUFFER_BYTES, RING_READS = 4096, 64
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Endpoint(wiring.Component):
         readers = []
         for place in places:
             readers += [
-                ReadClient(f"ring {place.number}", False, RING_BUFFER_BYTES),
+                ReadClient(f"ring {place.number}", False, RING_BUFFER_BYTES, RING_READS),
                 *(ReadClient(f"data {place.number}.{n}", True, port.read_buffer_bytes or config.read_buffer_bytes)
                   for n, port in enumerate(place.device.ports)),
                 ReadClient(f"msix {place.number}", False, 0, messages=True),
@@ -179,6 +179,7 @@ class Endpoint(wiring.Component):
             transport = add(f"transport_{number}", PciTransport(
                 function=number, device_features=device.device_features, queues=place.queues, first_queue=place.queue,
                 config_bytes=device.config_bytes, vectors=vectors_of(device), strict=config.strict,
+                dependencies=getattr(device, "dependencies", ()),
                 transport_features=OFFERED | (1 << virtio.F_SR_IOV if getattr(device, "virtual_functions", 0) else 0)))
             add(f"device_{number}", function)
             wiring.connect(m, core.buses[n], transport.bus)
@@ -204,6 +205,7 @@ class Endpoint(wiring.Component):
                 core.busy[number].eq(transport.stop | ~msix.cleared[n]),
                 transport.config.eq(function.config),
                 transport.config_changed.eq(function.config_changed),
+                function.config_write.eq(transport.config_write),
                 transport.msix_enable.eq(state.msix_enable),
                 notifies.eq((notified >= place.queue) & (notified < place.queue + len(place.queues))),
                 transport.notifications.valid.eq(engine.notifications.valid & notifies),
@@ -213,6 +215,12 @@ class Endpoint(wiring.Component):
                 msix.state[n].eq(state),
                 core.bypass[number].eq(0 if config.strict else ~transport.access_platform),
                 engine.stop[n].eq(stop),
+                transport.idle.eq(engine.idle[place.queue :]),
+                engine.suspend[n].eq(transport.suspend),
+                function.suspend.eq(transport.suspend),
+                transport.suspended.eq(engine.suspended[n] & function.suspended),
+                function.port_stop.eq(engine.port_stop[place.port :]),
+                engine.port_stopped[place.port : place.port + len(device.ports)].eq(function.port_stopped),
                 function.features.eq(transport.features),
                 function.stop.eq(stop),
                 msix.stop[n].eq(stop),
