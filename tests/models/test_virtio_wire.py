@@ -78,8 +78,8 @@ def test_wire_tables():
     card.serve(3, [(0, 16)])
     assert {one.rule for one in card.judge.found} == {"blind return", "stray write"}
     card = Card(indirect=True)
-    card.serve(0, [(0, 32), (32, 16)])
-    assert [one.rule for one in card.judge.found] == ["stray read"]
+    card.serve(0, [(0, 32), (16, 32), (32, 16)])
+    assert [one.rule for one in card.judge.found] == ["stray read", "stray read"]
     card.judge.found.clear()
     head = card.ring.add_chain([(0x5000, 16)], [(0x6000, 32)], direct=0)
     card.ring.publish()
