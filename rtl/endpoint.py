@@ -19,7 +19,7 @@ from .tlp.requester import ReadClient
 from .virtio.device import Device, DeviceFunction, join
 from .virtio.engine import PortDescription, RingEngine
 from .virtio.layouts import QueueCommand
-from .virtio.transport import MSIX_BAR, MSIX_BYTES, MSIX_VECTORS_MAX, OFFERED, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
+from .virtio.transport import MSIX_BAR, MSIX_BYTES, MSIX_VECTORS_MAX, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
 
 __all__ = ["Activity", "Endpoint", "descriptions_of"]
 
@@ -180,7 +180,7 @@ class Endpoint(wiring.Component):
                 function=number, device_features=device.device_features, queues=place.queues, first_queue=place.queue,
                 config_bytes=device.config_bytes, vectors=vectors_of(device), strict=config.strict,
                 dependencies=getattr(device, "dependencies", ()),
-                transport_features=OFFERED | (1 << virtio.F_SR_IOV if getattr(device, "virtual_functions", 0) else 0)))
+                transport_features=config.transport_features | (1 << virtio.F_SR_IOV if getattr(device, "virtual_functions", 0) else 0)))
             add(f"device_{number}", function)
             wiring.connect(m, core.buses[n], transport.bus)
             wiring.connect(m, transport.commands, commands.i[n])

@@ -57,7 +57,7 @@ async def traffic(bench, queue, rounds, *, most=5):
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")
 async def chains_are_served(dut):
-    """VIRTIO-RING-11: chains of every kind of ring arrive whole, once, in order; doorbells where asked for (V024, V046, V049, V055, V057)."""
+    """VIRTIO-RING-11: chains of every kind of ring arrive whole, once, in order; doorbells as asked (V024, V046, V049, V055, V057)."""
     bench = await bench_of(dut)
     for features in KINDS:
         is_packed = bool(features & PACKED)
