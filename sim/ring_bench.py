@@ -32,7 +32,7 @@ class BackEnd:
             stream.set_ready(1)
             cocotb.start_soon(stream.watch(_Told(part, self.news)))
         self.done = Stream(dut, f"finished__{port}")
-        self.waiting = deque()
+        self.waiting, self.edge = deque(), RisingEdge(dut.clk)
 
     def start(self):
         cocotb.start_soon(self._take())
@@ -79,6 +79,7 @@ class BackEnd:
             due, length = self.waiting[0]
             while due > cycle() and self.waiting:
                 await Timer(min(due - cycle(), 50) * CLOCK_NS, "ns")
+                await self.edge
             if self.waiting and not self.held:
                 await self.done.put(pack(WriterDone, length_bytes=length, status=BurstStatus.OK))
                 if self.waiting:
@@ -107,11 +108,11 @@ class RingBench:
         self.rng = random.Random(cocotb.RANDOM_SEED)
         self.latency = latency or (lambda: self.rng.randrange(5, 60))
         self.back_latency = back_latency or (lambda: self.rng.randrange(2, 80))
+        self.status = lambda burst: BurstStatus.OK
         self.memory = GuestMemory()
         self.queue_functions = [function for function, sizes in ports for _ in sizes]
         self.functions = max(self.queue_functions) + 1
         self.rings, self.features, self.notes, self.broken, self.stopped = {}, {}, [], [], set()
-        self.status = lambda burst: BurstStatus.OK
         self.kicked, self.kick_news = deque(), Event()
 
     async def begin(self):
@@ -121,15 +122,18 @@ class RingBench:
         self.servers = []
         for n in range(self.functions):
             streams = {k: Stream(dut, f"{k}__{n}") for k in ("bursts", "read_data", "write_data", "write_done")}
-            self.servers.append(BurstMemory(self.memory, width=self.width, ordered=False, latency=lambda: self.latency(),
-                                            status=lambda burst: self.status(burst), **streams).start())
+            self.servers.append(BurstMemory(self.memory, width=self.width, ordered=False, latency=self.latency,
+                                            status=self._status, **streams).start())
             cocotb.start_soon(self._watch_break(n))
-        self.backs = [BackEnd(dut, n, lambda: self.back_latency()).start() for n in range(len(self.ports))]
+        self.backs = [BackEnd(dut, n, self.back_latency).start() for n in range(len(self.ports))]
         cocotb.start_soon(self._kick())
         cocotb.start_soon(self._stop_ports())
         notes.set_ready(1)
         cocotb.start_soon(notes.watch(self.notes))
         return self
+
+    def _status(self, burst):
+        return self.status(burst)
 
     async def _watch_break(self, n):
         signal = getattr(self.dut, f"needs_reset__{n}")
@@ -151,15 +155,18 @@ class RingBench:
 
     async def enable(self, queue, size, features, **options):
         """Make a ring and hand it to the engine."""
-        base = 0x100000 * (queue + 1)
-        ring = make_ring(self.memory, features, size=size, base=base, rng=self.rng, **options)
-        descriptor, driver, device = (part[0] for part in ring.layout.parts)
-        rules = {name: features >> bit & 1 for name, bit in RULES.items()}
-        await self.commands.put(pack(
-            QueueCommand, operation=QueueOperation.ENABLE, queue=queue, size=size, rules=rules,
-            descriptor_iova=descriptor, driver_iova=driver, device_iova=device))  # fmt: skip
+        ring = make_ring(self.memory, features, size=size, base=0x100000 * (queue + 1), rng=self.rng, **options)
+        await self.give(queue, ring.layout, features)
         self.rings[queue], self.features[queue] = ring, features
         return ring
+
+    async def give(self, queue, layout, features):
+        """Hand a ring to the engine that is there already."""
+        descriptor, driver, device = (part[0] for part in layout.parts)
+        rules = {name: features >> bit & 1 for name, bit in RULES.items()}
+        await self.commands.put(pack(
+            QueueCommand, operation=QueueOperation.ENABLE, queue=queue, size=layout.size, rules=rules,
+            descriptor_iova=descriptor, driver_iova=driver, device_iova=device))  # fmt: skip
 
     async def reset(self, queue, cycles=4000):
         """Take a queue back and wait until nothing of it is left."""

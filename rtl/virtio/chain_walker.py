@@ -208,19 +208,20 @@ class ChainWalker(wiring.Component):
             sum_readable.eq(walk.readable + Mux(is_write, 0, descriptor.length)),
             sum_writable.eq(walk.writable + Mux(is_write, descriptor.length, 0)),
         ]
-        total, is_beyond, end = Signal(34), Signal(), Signal(33)
+        total, is_beyond, end, most = Signal(34), Signal(), Signal(33), Signal(16)
         m.d.comb += [
             total.eq(sum_readable + sum_writable),
             end.eq(descriptor.address[:32] + descriptor.length),
             is_beyond.eq(descriptor.address[32:].all() & end[32] & end[:32].any()),
+            most.eq(Mux(table.size < limit, table.size, limit)),
         ]
         with m.If(is_table):
             m.d.comb += is_bad.eq(
                 in_table | is_beyond | (packed & (walk.slots != 0)) | ~has_sound_table(descriptor, table.rules, flags[spec.F_NEXT])
-                | (descriptor.length[4:] > limit))
+                | (descriptor.length[4:] > most))
         with m.Else():
             m.d.comb += is_bad.eq(
-                (walk.count >= limit) | (walk.is_writing & ~is_write) | is_beyond
+                (walk.count >= most) | (walk.is_writing & ~is_write) | is_beyond
                 | sum_readable[32] | sum_writable[32] | (total > 1 << 32)
                 | (is_chained & Mux(packed, ~in_table & (walk.slots + 1 >= table.size), following >= entries)))
 
@@ -244,6 +245,8 @@ class ChainWalker(wiring.Component):
 
         # Where the next descriptor is.
         target, offset, second_offset, in_first, in_second = Signal(60), Signal(16), Signal(16), Signal(), Signal()
+        table_place, table_block = descriptor.address[4:6], Signal(3)
+        m.d.comb += table_block.eq(LINE_DESCRIPTORS - table_place)
         rest, in_block, second_number, opens_second = Signal(16), Signal(3), Signal(7), Signal()
         m.d.comb += [
             offset.eq(walk.next - (slot.head - slot.before)),
@@ -346,6 +349,11 @@ class ChainWalker(wiring.Component):
                 with m.Else():
                     m.next = "JUDGE"
             with m.State("JUDGE"):
+                m.d.comb += [
+                    self.line.number.eq(second_number),
+                    self.line.place.eq(table_place),
+                    self.wants_line.eq(is_table),
+                ]
                 with m.If(packed & ~in_table & ~is_available(flags, slot.wrap)):
                     m.d.comb += [
                         gone.eq(1), flush.eq(queue_here), give_up.eq(is_begun), self.flush_ends.eq(Mux(is_begun, 0, queue_here)),
@@ -366,6 +374,14 @@ class ChainWalker(wiring.Component):
                     with m.If(packed):
                         m.d.sync += walk.id.eq(descriptor.flags)
                     m.next = "STEP"
+                    with m.If(walk.has_second):  # the scout has asked for its beginning
+                        m.d.sync += [
+                            walk.has_second.eq(0),
+                            walk.in_second.eq(1),
+                            walk.first.eq(0),
+                            walk.length.eq(Mux(descriptor.length[4:] < table_block, descriptor.length[4:], table_block)),
+                        ]
+                        m.next = "GET"
                 with m.Else():
                     m.next = "PUT"
             with m.State("PUT"):
