@@ -11,14 +11,15 @@ from .layouts import TranslateRequest, TranslateResponse, is_mrif
 
 COOKIES = 256  # of a translation request
 UNTRANSLATED_LOG2 = 63  # size of a translation in an answer that says: the page is its own
+DWORD_LOG2 = 2  # and in one that permits aligned dwords only
 MAX_FUNCTIONS = 8  # of one device number [PCIe5 2.2.6.2]
 
 
-def _verdict_layout(host_ats, late_count):
+def _verdict_layout(host_ats, late_count, doorbells):
     """Return the layout of what the translator said about a burst; with ``late_count`` also in which epoch."""
     return data.StructLayout({
         "fault": 1, "readable": 1, "writable": 1, **({"translated": 1} if host_ats else {}), "page": 52,
-        **({"epoch": 1} if late_count else {}),
+        **({"epoch": 1} if late_count else {}), **({"is_doorbell": 1} if doorbells else {}),
     })  # fmt: skip
 
 
@@ -71,6 +72,8 @@ class Gate(wiring.Component):
         Ports whose bursts are interrupts: they are never translated here.
     late_count : :class:`bool`
         With ``host_ats``: answers may wait for software, fences do not.
+    doorbells : :class:`bool`
+        The translator may answer that a page takes aligned dwords only: its size is ``DWORD_LOG2``. Other writes are refused.
 
     Members
     -------
@@ -100,7 +103,7 @@ class Gate(wiring.Component):
     """
 
     def __init__(self, *, clients, functions, depth=8, has_iommu=True, diverts=False, count_bits=12, host_ats=False, messages=(),
-                 late_count=False):  # fmt: skip
+                 late_count=False, doorbells=False):  # fmt: skip
         if depth not in (2, 4, 8, 16, 32, 64):
             raise ValueError(f"Depth must be a power of two between 2 and 64, not {depth!r}")
         if clients not in range(1, COOKIES // depth + 1):
@@ -113,7 +116,7 @@ class Gate(wiring.Component):
             raise ValueError(f"Late counts must have room for all bursts inside the gate twice, not {count_bits!r} bits")
         self.clients, self.functions, self.depth = clients, functions, depth
         self.has_iommu, self.diverts, self.count_bits = has_iommu, diverts, count_bits
-        self.host_ats, self.messages, self.late_count = host_ats, tuple(messages), late_count
+        self.host_ats, self.messages, self.late_count, self.doorbells = host_ats, tuple(messages), late_count, doorbells
         super().__init__({
             "bursts": In(stream.Signature(Burst)).array(clients),
             "o": Out(stream.Signature(Burst)),
@@ -134,7 +137,8 @@ class Gate(wiring.Component):
         ports, slot_bits = self.clients, (self.depth - 1).bit_length()
         places = ports * self.depth
         m.submodules.waiting = waiting = Memory(shape=Burst, depth=places, init=[])
-        m.submodules.verdicts = verdicts = Memory(shape=_verdict_layout(self.host_ats, self.late_count), depth=places, init=[])
+        m.submodules.verdicts = verdicts = Memory(
+            shape=_verdict_layout(self.host_ats, self.late_count, self.doorbells), depth=places, init=[])
         put, get = ([Signal(slot_bits + 1, name=f"{name}_{n}") for n in range(ports)] for name in ("put", "get"))
         decided = [Signal(self.depth, name=f"decided_{n}") for n in range(ports)]  # verdict is there, a bit per slot
         bypassed = [Signal(self.depth, name=f"bypassed_{n}") for n in range(ports)]
@@ -220,6 +224,8 @@ class Gate(wiring.Component):
         ]
         if self.host_ats:
             m.d.comb += judged.data.translated.eq(response.p.size_log2 != UNTRANSLATED_LOG2)
+        if self.doorbells:
+            m.d.comb += judged.data.is_doorbell.eq(response.p.size_log2 == DWORD_LOG2)
         if self.late_count:
             m.d.comb += judged.data.epoch.eq(epoch)
             out_epoch, passers = Signal(), Signal(ports)  # of a burst that passes untranslated; the client whose burst does so now
@@ -283,8 +289,11 @@ class Gate(wiring.Component):
             m.d.comb += self.o.p.verdict.eq(BurstStatus.FAULT)
         with m.Elif(~out_passes):
             m.d.comb += self.o.p.address.eq(Cat(burst_out.data.address[:12], verdict.page))
+        is_dword = burst_out.data.is_write & (burst_out.data.length_bytes == 4) & (burst_out.data.address[:2] == 0)
+        if self.doorbells:
+            with m.If(verdict.is_doorbell & ~is_dword & ~out_passes):
+                m.d.comb += self.o.p.verdict.eq(BurstStatus.FAULT)
         if self.diverts:
-            is_dword = burst_out.data.is_write & (burst_out.data.length_bytes == 4) & (burst_out.data.address[:2] == 0)
             with m.If(is_to_file & is_dword):
                 m.d.comb += self.o.p.verdict.eq(DIVERTED)
             with m.If(self.diverted_over | (is_to_file & ~is_dword & self.o.valid & self.o.ready)):
