@@ -16,6 +16,7 @@ from .function.description import (
     SerialNumber,
 )
 from .iommu.features import Features
+from .virtio.blk_device import BlkDevice
 
 IOMMU_VECTORS = 4
 MSIX_TABLE, MSIX_PBA = 0x300, 0x400  # offsets of msi_cfg_tbl, which is the MSI-X table, and of its pending bits [RVIOMMU1.0 6.29]
@@ -100,19 +101,19 @@ class HostAtsConfig:
 
 
 @dataclass(frozen=True)
-class BlkConfig:
-    """A virtio-blk function on a RAM store: its size, its serial number, its largest queue, its MSI-X vectors.
+class BlkConfig(BlkDevice):
+    """A virtio-blk function on a RAM store: a :class:`.virtio.blk_device.BlkDevice` with MSI-X vectors.
 
     ``virtual_functions``: disks like this one, each with a store of its own, that appear when software enables them. [PCIe5 9]
     """
 
-    capacity_sectors: int = 16384  # 8 MiB
-    serial: bytes = b"ringwall"
-    queue_size: int = 256
     vectors: int = 2
     virtual_functions: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
+        if self.capacity_sectors & (self.capacity_sectors - 1):
+            raise ValueError(f"Capacity of a RAM store must be a power of two, not {self.capacity_sectors!r}")
         if self.virtual_functions not in range(8):
             raise ValueError(f"Virtual functions of a disk must be between 0 and 7, not {self.virtual_functions!r}")
 

@@ -10,11 +10,10 @@ from .function.description import MsixCapability
 from .function.layouts import MsixRequest
 from .function.msix import Msix, MsixFunction
 from .regs.router import Range
-from .spec import virtio, virtio_blk
+from .spec import virtio
 from .stream.arbiter import Arbiter
 from .tlp.layouts import Hint, Malformed, TlpBeat
 from .tlp.requester import ReadClient
-from .virtio.blk import configuration
 from .virtio.blk_function import BlkFunction
 from .virtio.engine import QueueDescription, RingEngine
 from .virtio.layouts import QueueCommand
@@ -24,9 +23,6 @@ __all__ = ["Activity", "Endpoint", "descriptions_of"]
 
 CLIENTS_PER_FUNCTION = 3  # ring, data, MSI-X
 RING_BUFFER_BYTES = 1024
-BLK_FEATURES = 1 << virtio_blk.F_FLUSH
-BLK_CONFIG_BYTES = 60
-MASS_STORAGE = 0x018000  # class code of a virtio-blk function
 
 
 def descriptions_of(config):
@@ -36,9 +32,9 @@ def descriptions_of(config):
     following = config.physical_functions
     for disk in config.disks:
         descriptions.append(virtio_function(
-            device_type=virtio_blk.DEVICE_TYPE, class_code=MASS_STORAGE, queues=1, config_bytes=BLK_CONFIG_BYTES, vectors=disk.vectors,
-            extended=config.extended, virtual_functions=disk.virtual_functions, first_offset=following - len(descriptions),
-            is_lowest=following == config.physical_functions))
+            device_type=disk.device_type, class_code=disk.class_code, queues=1, config_bytes=disk.config_bytes,
+            vectors=disk.vectors, extended=config.extended, virtual_functions=disk.virtual_functions,
+            first_offset=following - len(descriptions), is_lowest=following == config.physical_functions))
         following += disk.virtual_functions
     return descriptions + [d.virtual() for d, disk in zip(descriptions[config.first_disk :], config.disks)
                            for _ in range(disk.virtual_functions)]  # fmt: skip
@@ -135,11 +131,10 @@ class Endpoint(wiring.Component):
         for n, disk in enumerate(disks):
             number, client = numbers[n], clients[n]
             transport = PciTransport(
-                function=number, device_features=BLK_FEATURES, queues=(disk.queue_size,), first_queue=n, config_bytes=BLK_CONFIG_BYTES,
-                vectors=disk.vectors, strict=config.strict,
+                function=number, device_features=disk.device_features, queues=(disk.queue_size,), first_queue=n,
+                config_bytes=disk.config_bytes, vectors=disk.vectors, strict=config.strict,
                 transport_features=OFFERED | (1 << virtio.F_SR_IOV if disk.virtual_functions else 0))
-            back_end = BlkFunction(
-                width=width, function=number, client=client + 1, capacity_sectors=disk.capacity_sectors, serial=disk.serial)
+            back_end = BlkFunction(width=width, function=number, client=client + 1, device=disk)
             add(f"transport_{number}", transport)
             add(f"disk_{number}", back_end)
             wiring.connect(m, core.buses[n], transport.bus)
@@ -160,7 +155,7 @@ class Endpoint(wiring.Component):
                 transport.reset.eq(core.reset[number]),
                 msix.clear[n].eq(core.reset[number]),
                 core.busy[number].eq(transport.stop | ~msix.cleared[n]),
-                transport.config.eq(int.from_bytes(configuration(capacity_sectors=disk.capacity_sectors), "little")),
+                transport.config.eq(back_end.config),
                 transport.msix_enable.eq(state.msix_enable),
                 transport.notifications.valid.eq(engine.notifications.valid & (engine.notifications.payload.queue == n)),
                 transport.notifications.payload.eq(engine.notifications.payload),

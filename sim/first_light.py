@@ -216,7 +216,7 @@ class Run:
     def _stored(self):
         """Return what the card's store holds where the image is."""
         disk, row_bytes = getattr(self.card.dut.card.endpoint, f"disk_{self.disk.function}"), self.settings.width // 8
-        rows = disk.blk.core.store.array.rows
+        rows = disk.blk.store.array.rows
         count = -(-len(self.image) // row_bytes)
         return b"".join(int(rows[n].value).to_bytes(row_bytes, "little") for n in range(count))[: len(self.image)]
 

@@ -30,7 +30,8 @@ def ChainBeat(width):
 
 
 class WriterDone(data.Struct):
-    """One scatter list is finished: ``length_bytes`` really written before the first failure, and how it ended."""
+    """One scatter list is finished: ``length_bytes`` really written before the first failure; ``status`` is that of the first failure
+    that the list's own bytes do not tell of, so that whoever reads them would be deceived."""
 
     length_bytes: unsigned(32)
     status: BurstStatus

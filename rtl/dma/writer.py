@@ -189,8 +189,8 @@ class Writer(wiring.Component):
     """Scatters packed packets over lists of segments, as write bursts that are issued only when their data is complete.
 
     List n takes packet n. Bytes beyond the list are dropped; a short packet leaves the rest of its list unwritten. One
-    ``done`` per list, after all its bursts are answered: the bytes written before the first failure and its status.
-    [PCIe5 2.2.7]
+    ``done`` per list, after all its bursts are answered: the bytes written before the first failure, and the status of the first
+    failure that its packet did not tell of. [PCIe5 2.2.7]
 
     Latency: 5 cycles from the last byte of a burst to the burst. Throughput: one row per cycle at any alignment, one cycle more
     per list.
@@ -213,7 +213,7 @@ class Writer(wiring.Component):
     segments : ``In(stream.Signature(Segment))``
         Scatter lists.
     i : ``In(stream.Signature(ChainBeat(width)))``
-        One packet per list; ``status`` is not looked at.
+        One packet per list. A ``status`` other than OK in its last beat, given while ``settled``: the packet tells of what has failed.
     bursts : ``Out(stream.Signature(Burst))``
         Writes.
     write_data : ``Out(stream.Signature(BurstData(width)))``
@@ -227,7 +227,8 @@ class Writer(wiring.Component):
     failed : ``Out(1)``
         A burst of the list at work has failed.
     settled : ``Out(1)``
-        Every burst that can be made of the bytes taken so far has been answered.
+        Every burst that can be made of the bytes taken so far has been answered, and every list before has ended: ``failed`` is of
+        the list that these bytes are for.
     stop, stopped : ``In(1)``, ``Out(1)``
         See "Stop" in rtl/README.md.
 
@@ -316,12 +317,11 @@ class Writer(wiring.Component):
         ]
 
         # Ends: bursts in order, then the end of their list.
-        unanswered = Signal(range(self.max_in_flight + 1))
-        m.d.sync += unanswered.eq(unanswered + issue.i.valid - (self.write_done.valid & self.write_done.ready))
+        unended = Signal(range(self.max_in_flight + 1))  # bursts and lists
+        m.d.sync += unended.eq(unended + pending.i.valid - (pending.o.valid & pending.o.ready))
         written, status = Signal(32), Signal(BurstStatus)
         at_end = Signal()
         m.d.comb += [
-            self.failed.eq(status != BurstStatus.OK),
             at_end.eq(pending.o.valid & pending.o.payload.is_end),
             self.write_done.ready.eq(pending.o.valid & ~pending.o.payload.is_end),
             self.done.valid.eq(at_end & ~self.stop),
@@ -329,14 +329,19 @@ class Writer(wiring.Component):
             self.done.payload.status.eq(status),
             pending.o.ready.eq(Mux(at_end, self.done.ready | self.stop, self.write_done.valid)),
         ]
-        with m.If(self.write_done.valid & self.write_done.ready & ~self.failed):
-            m.d.sync += status.eq(self.write_done.payload.status)
-            with m.If(self.write_done.payload.status == BurstStatus.OK):
+        with m.If(self.write_done.valid & self.write_done.ready):
+            with m.If(self.write_done.payload.status != BurstStatus.OK):
+                m.d.sync += self.failed.eq(1)
+            with m.Elif(~self.failed):
                 m.d.sync += written.eq(written + pending.o.payload.length_bytes)
+            with m.If(status == BurstStatus.OK):
+                m.d.sync += status.eq(self.write_done.payload.status)
+        with m.If(self.i.valid & self.i.ready & self.i.payload.last & (self.i.payload.status != BurstStatus.OK)):
+            m.d.sync += status.eq(BurstStatus.OK)
         with m.If((at_end & pending.o.ready) | self.stopped):
-            m.d.sync += [written.eq(0), status.eq(BurstStatus.OK)]
+            m.d.sync += [written.eq(0), status.eq(BurstStatus.OK), self.failed.eq(0)]
         m.d.comb += [
-            self.settled.eq(unpacker.waiting & (unanswered == 0) & ~push),
+            self.settled.eq(unpacker.waiting & (unended == 0) & ~push),
             self.stopped.eq(
                 self.stop & (stop_age == 3) & ~pending.o.valid & ~issue.o.valid & ~rows.o.valid & ~splitter.o.valid & ~self.segments.valid
                 & ~self.i.valid),

@@ -78,7 +78,8 @@ class Events(wiring.Component):
         with core.FSM():
             with core.State("AWAIT"):
                 core.d.comb += [
-                    self.is_idle.eq(1), self.chains.ready.eq(self.stop | (reports.o.valid & ~self.suspend)), self.readable.ready.eq(self.stop),
+                    self.is_idle.eq(1), self.chains.ready.eq(self.stop | (reports.o.valid & ~self.suspend)),
+                    self.readable.ready.eq(self.stop),
                 ]  # fmt: skip
                 with core.If(self.chains.valid & self.chains.ready):
                     core.d.sync += [row.eq(0), fits.eq(self.chains.p.writable_bytes >= spec.FAULT_BYTES)]

@@ -64,6 +64,8 @@ class Requests(wiring.Component):
         For the translator.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
         Of the gate.
+    is_idle : ``Out(1)``
+        There is no request.
 
     Raises
     ------
@@ -87,6 +89,7 @@ class Requests(wiring.Component):
             "forget": Out(stream.Signature(Forget)),
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
+            "is_idle": Out(1),
         })
 
     def elaborate(self, platform):
@@ -135,7 +138,7 @@ class Requests(wiring.Component):
 
         with m.FSM():
             with m.State("TAKE_CHAIN"):
-                m.d.comb += self.chains.ready.eq(1)
+                m.d.comb += [self.chains.ready.eq(1), self.is_idle.eq(1)]
                 m.d.sync += [chain.eq(self.chains.payload), beats.eq(0), is_bad.eq(0), is_silent.eq(0)]
                 with m.If(self.chains.valid):
                     m.next = "COLLECT"

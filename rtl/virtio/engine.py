@@ -182,7 +182,8 @@ class RingEngine(wiring.Component):
 
     A ring that breaks a rule (available index jumps by more than the queue size, a head or next index beyond the queue, more
     descriptors than the queue has, a readable descriptor behind a writable one, INDIRECT, a sum beyond 2^32-1 bytes), or
-    whose access fails, gives ``needs_reset`` for its function; nothing more is read of that function's rings until ``stop``.
+    whose access fails, or a chain whose ``finished`` is not OK, gives ``needs_reset`` for its function; nothing more is read of that
+    function's rings until ``stop``, and nothing written.
     Work per chain is bounded by the queue size. No function waits for another's memory accesses.
 
     Latency: 4 cycles from kick or read answer to the next ring read. Throughput: 3 cycles per descriptor, about 30 per chain.
@@ -288,7 +289,7 @@ class RingEngine(wiring.Component):
         queue, function = Signal(range(max(queue_count, 2))), Signal(range(max(function_count, 2)))
         context = Signal(Context)
         block, cookie, block_ok = Signal(8 * BLOCK_BYTES), Signal(ReadCookie), Signal()
-        used_head, written_bytes = Signal(16), Signal(32)
+        used_head, written_bytes, has_failed = Signal(16), Signal(32), Signal()
         size, mask = Signal(17), Signal(16)
         m.d.comb += [size.eq(1 << context.size_log2), mask.eq(size - 1)]
 
@@ -508,6 +509,7 @@ class RingEngine(wiring.Component):
                         queue.eq(flight.queue),
                         used_head.eq(flight.head),
                         written_bytes.eq(finished.length_bytes),
+                        has_failed.eq(finished.status != BurstStatus.OK),
                     ]
                     m.next = "LOAD_FOR_USED"
                 with m.Elif(has_work):
@@ -684,6 +686,8 @@ class RingEngine(wiring.Component):
                 m.next = "WRITE_ID"
                 with m.If(broken.bit_select(function, 1) | ~(enabled & here).any()):
                     m.next = "CHOOSE"
+                with m.Elif(has_failed):
+                    m.next = "BREAK"
             with m.State("WRITE_ID"):
                 m.d.comb += write(used_iova, Mux(straddles, 4, 8), Cat(used_head, Signal(16), written_bytes))
                 m.next = "WRITE_INDEX"

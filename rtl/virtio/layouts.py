@@ -33,7 +33,7 @@ class RingRules(data.Struct):
 
 
 class QueueCommand(data.Struct):
-    """The transport hands a queue to the ring engine, or takes it back. [VIRTIO1.4 4.1.4.3]"""
+    """The transport hands a queue to the ring engine, or takes it back. With RESET only ``queue`` counts. [VIRTIO1.4 4.1.4.3]"""
 
     operation: QueueOperation
     queue: unsigned(6)  # card-wide queue number
@@ -48,3 +48,11 @@ class Notification(data.Struct):
     """A used buffer notification is due for a queue (card-wide number)."""
 
     queue: unsigned(6)
+
+
+class ConfigWrite(data.Struct):
+    """The driver writes the enabled bytes of an aligned word of the device configuration; none: no write."""
+
+    enable: unsigned(8)
+    word: unsigned(9)
+    data: unsigned(64)

@@ -1,10 +1,12 @@
-"""A large block RAM: the sectors of a virtio-blk function."""
+"""The memory of a virtio-blk function: the port towards it, and a large block RAM behind one."""
+
+from functools import cache
 
 from amaranth import ClockSignal, Instance, Module
-from amaranth.lib import wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["VERILOG", "Store"]
+__all__ = ["VERILOG", "MemoryPort", "RowData", "RowWrite", "Store"]
 
 # Amaranth writes each row of a Memory out as an initial value; at 8 MiB that takes minutes, so the array is Verilog.
 VERILOG = """\
@@ -27,18 +29,54 @@ endmodule
 """
 
 
-class Store(wiring.Component):
-    """Rows of ``width`` bits behind one registered read port and one write port.
+@cache
+def RowData(width):
+    """A row that was read; ``ok`` 0: the memory could not read it."""
+    return data.StructLayout({"data": width, "ok": 1})
 
-    Latency: 1 cycle; ``read_data`` holds while ``read_enable`` is 0. A read of the row written in the same cycle gives the
-    old row. Throughput: 1 read and 1 write per cycle. Contents are zero at power-on.
+
+@cache
+def RowWrite(width, depth):
+    """A row to write."""
+    return data.StructLayout({"row": range(depth), "data": width})
+
+
+class MemoryPort(wiring.Signature):
+    """Rows of ``width`` bits, read and written, each answered once and in order, after any time; seen from who asks.
+
+    ``reads`` are answered by ``rows``, ``writes`` by ``written`` (1: stored for good, 0: it could not be). A read that is asked for when
+    a write was answered sees it. Between a read and a write that is not answered there is no order.
+    """
+
+    def __init__(self, width, depth):
+        self.width, self.depth = width, depth
+        super().__init__({
+            "reads": Out(stream.Signature(range(depth))),
+            "rows": In(stream.Signature(RowData(width))),
+            "writes": Out(stream.Signature(RowWrite(width, depth))),
+            "written": In(stream.Signature(1)),
+        })
+
+    def __repr__(self):
+        return f"MemoryPort({self.width}, {self.depth})"
+
+
+class Store(wiring.Component):
+    """Rows of block RAM; they are zero at power-on.
+
+    Latency: 1 cycle. Throughput: 1 read and 1 write per cycle.
 
     Parameters
     ----------
     width : :class:`int`
         Row width in bits.
     depth : :class:`int`
-        Rows: a power of two, at least 2.
+        Rows: at least 2.
+
+    Members
+    -------
+    port : ``In(MemoryPort(width, depth))``
+        The rows.
 
     Raises
     ------
@@ -47,22 +85,25 @@ class Store(wiring.Component):
     """
 
     def __init__(self, *, width, depth):
-        if not isinstance(depth, int) or depth < 2 or depth & (depth - 1):
-            raise ValueError(f"Depth must be a power of two and at least 2, not {depth!r}")
+        if not isinstance(depth, int) or depth < 2:
+            raise ValueError(f"Depth must be at least 2, not {depth!r}")
         self.width, self.depth = width, depth
-        rows = range(depth)
-        super().__init__({
-            "read_enable": In(1), "read_row": In(rows), "read_data": Out(width),
-            "write_enable": In(1), "write_row": In(rows), "write_data": In(width),
-        })
+        super().__init__({"port": In(MemoryPort(width, depth))})
 
     def elaborate(self, platform):
         m = Module()
+        port = self.port
+        for asked, answer in ((port.reads, port.rows), (port.writes, port.written)):
+            m.d.comb += asked.ready.eq(~answer.valid | answer.ready)
+            with m.If(asked.ready):
+                m.d.sync += answer.valid.eq(asked.valid)
+        m.d.comb += [port.rows.payload.ok.eq(1), port.written.payload.eq(1)]
         m.submodules.array = Instance(
             "ringwall_store",
-            p_WIDTH=self.width, p_DEPTH=self.depth, p_ADDRESS=len(self.read_row),
+            p_WIDTH=self.width, p_DEPTH=self.depth, p_ADDRESS=len(port.reads.payload),
             i_clk=ClockSignal(),
-            i_read_enable=self.read_enable, i_read_row=self.read_row, o_read_data=self.read_data,
-            i_write_enable=self.write_enable, i_write_row=self.write_row, i_write_data=self.write_data,
+            i_read_enable=port.reads.valid & port.reads.ready, i_read_row=port.reads.payload, o_read_data=port.rows.payload.data,
+            i_write_enable=port.writes.valid & port.writes.ready,
+            i_write_row=port.writes.payload.row, i_write_data=port.writes.payload.data,
         )
         return m

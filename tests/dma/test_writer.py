@@ -27,13 +27,13 @@ def test_parameters_are_checked():
             Writer(**{"width": 64, "function": 0, "client": 0} | bad)
 
 
-def packet(width, content):
-    """Return the ChainBeat payloads of ``content``; an empty one has one beat."""
+def packet(width, content, status=BurstStatus.OK):
+    """Return the ChainBeat payloads of ``content``, the last with ``status``; an empty one has one beat."""
     lanes, layout = width // 8, ChainBeat(width)
     cuts = range(0, max(len(content), 1), lanes)
     return [
         pack(layout, data=int.from_bytes(content[n : n + lanes], "little"), byte_count=len(content[n : n + lanes]),
-             first=n == 0, last=n + lanes >= len(content))
+             first=n == 0, last=n + lanes >= len(content), status=status if n + lanes >= len(content) else BurstStatus.OK)
         for n in cuts
     ]
 
@@ -234,3 +234,36 @@ async def hints_go_in_front(dut):
         for (page, first), at in zip(wanted, told, strict=True):
             assert at < begun[max(first, page - 3)] + 8, "late"
             assert page - 4 < first or at > begun[page - 4] - 8, "early"
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def what_a_packet_tells_of_is_no_failure(dut):
+    """DMA-WRITE-8 (R18): a failure that the last beat tells of leaves ``done`` OK, with the bytes in front of it; one behind that, or that
+    nothing tells of, does not. ``failed`` is never that of a list before."""
+    bad = {}
+    bench = Bench(dut, status=lambda burst: bad.get(burst.address, BurstStatus.OK))
+    await bench.begin()
+    lanes = bench.width // 8
+    for status in (s for s in BurstStatus if s != BurstStatus.OK):
+        for is_told, last_fails in ((True, False), (True, True), (False, False), (False, True)):
+            bad.clear()
+            bad.update({0x10200: status, **({0x20000: BurstStatus.UR} if last_fails else {})})
+            beats = packet(bench.width, bytes(1024) + b"!", BurstStatus.CA if is_told else BurstStatus.OK)
+            cocotb.start_soon(bench.give_list([(0x10000, 1024), (0x20000, 1)]))
+            await bench.i.put_many(beats[:-1])
+            while not dut.settled.value:
+                await RisingEdge(dut.clk)
+            assert dut.failed.value == 1
+            await bench.i.put_many(beats[-1:])
+            cocotb.start_soon(bench.give_list([(0x30000, lanes + 1)]))  # the next list is there before the end of this one is taken
+            await bench.i.put_many(packet(bench.width, bytes(lanes + 1))[:-1])
+            for _ in range(60):
+                await RisingEdge(dut.clk)
+                assert not (dut.settled.value and dut.failed.value)
+            wanted = BurstStatus.UR if last_fails and is_told else BurstStatus.OK if is_told else status
+            assert await bench.ended() == (512, wanted)
+            while not dut.settled.value:
+                await RisingEdge(dut.clk)
+            assert dut.failed.value == 0
+            await bench.i.put_many(packet(bench.width, bytes(lanes + 1))[-1:])
+            assert await bench.ended() == (lanes + 1, BurstStatus.OK)
