@@ -7,19 +7,18 @@ from amaranth.lib.wiring import In, Out
 
 from ..spec import pcie
 from ..tlp.layouts import DIVERTED, Addressing, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint
-from .layouts import TranslateRequest, TranslateResponse, is_mrif
+from .layouts import DwordRequest, TranslateRequest, TranslateResponse, is_mrif
 
 COOKIES = 256  # of a translation request
 UNTRANSLATED_LOG2 = 63  # size of a translation in an answer that says: the page is its own
-DWORD_LOG2 = 2  # and in one that permits aligned dwords only
 MAX_FUNCTIONS = 8  # of one device number [PCIe5 2.2.6.2]
 
 
-def _verdict_layout(host_ats, late_count, doorbells):
+def _verdict_layout(host_ats, late_count):
     """Return the layout of what the translator said about a burst; with ``late_count`` also in which epoch."""
     return data.StructLayout({
         "fault": 1, "readable": 1, "writable": 1, **({"translated": 1} if host_ats else {}), "page": 52,
-        **({"epoch": 1} if late_count else {}), **({"is_doorbell": 1} if doorbells else {}),
+        **({"epoch": 1} if late_count else {}),
     })  # fmt: skip
 
 
@@ -73,7 +72,7 @@ class Gate(wiring.Component):
     late_count : :class:`bool`
         With ``host_ats``: answers may wait for software, fences do not.
     doorbells : :class:`bool`
-        The translator may answer that a page takes aligned dwords only: its size is ``DWORD_LOG2``. Other writes are refused.
+        Requests say which bursts write an aligned dword: see :class:`.layouts.DwordRequest`.
 
     Members
     -------
@@ -121,7 +120,7 @@ class Gate(wiring.Component):
             "bursts": In(stream.Signature(Burst)).array(clients),
             "o": Out(stream.Signature(Burst)),
             "hints": In(stream.Signature(Hint)),
-            "translate_request": Out(stream.Signature(TranslateRequest)),
+            "translate_request": Out(stream.Signature(DwordRequest if doorbells else TranslateRequest)),
             "translate_response": In(stream.Signature(TranslateResponse)),
             "bypass": In(functions),
             "config": In(ConfigState).array(functions),
@@ -137,8 +136,7 @@ class Gate(wiring.Component):
         ports, slot_bits = self.clients, (self.depth - 1).bit_length()
         places = ports * self.depth
         m.submodules.waiting = waiting = Memory(shape=Burst, depth=places, init=[])
-        m.submodules.verdicts = verdicts = Memory(
-            shape=_verdict_layout(self.host_ats, self.late_count, self.doorbells), depth=places, init=[])
+        m.submodules.verdicts = verdicts = Memory(shape=_verdict_layout(self.host_ats, self.late_count), depth=places, init=[])
         put, get = ([Signal(slot_bits + 1, name=f"{name}_{n}") for n in range(ports)] for name in ("put", "get"))
         decided = [Signal(self.depth, name=f"decided_{n}") for n in range(ports)]  # verdict is there, a bit per slot
         bypassed = [Signal(self.depth, name=f"bypassed_{n}") for n in range(ports)]
@@ -209,6 +207,8 @@ class Gate(wiring.Component):
                 request.p.offset.eq(entry.address[:12]),
                 request.p.cookie.eq(Cat(entry_slot, entry_client)),
             ]
+            if self.doorbells:
+                m.d.sync += request.p.is_dword.eq(entry.is_write & (entry.length_bytes == 4) & (entry.address[:2] == 0))
 
         # Verdicts come in any order.
         response = self.translate_response
@@ -224,8 +224,6 @@ class Gate(wiring.Component):
         ]
         if self.host_ats:
             m.d.comb += judged.data.translated.eq(response.p.size_log2 != UNTRANSLATED_LOG2)
-        if self.doorbells:
-            m.d.comb += judged.data.is_doorbell.eq(response.p.size_log2 == DWORD_LOG2)
         if self.late_count:
             m.d.comb += judged.data.epoch.eq(epoch)
             out_epoch, passers = Signal(), Signal(ports)  # of a burst that passes untranslated; the client whose burst does so now
@@ -289,11 +287,8 @@ class Gate(wiring.Component):
             m.d.comb += self.o.p.verdict.eq(BurstStatus.FAULT)
         with m.Elif(~out_passes):
             m.d.comb += self.o.p.address.eq(Cat(burst_out.data.address[:12], verdict.page))
-        is_dword = burst_out.data.is_write & (burst_out.data.length_bytes == 4) & (burst_out.data.address[:2] == 0)
-        if self.doorbells:
-            with m.If(verdict.is_doorbell & ~is_dword & ~out_passes):
-                m.d.comb += self.o.p.verdict.eq(BurstStatus.FAULT)
         if self.diverts:
+            is_dword = burst_out.data.is_write & (burst_out.data.length_bytes == 4) & (burst_out.data.address[:2] == 0)
             with m.If(is_to_file & is_dword):
                 m.d.comb += self.o.p.verdict.eq(DIVERTED)
             with m.If(self.diverted_over | (is_to_file & ~is_dword & self.o.valid & self.o.ready)):

@@ -96,6 +96,9 @@ def _more(struct, **members):
     return data.StructLayout({name: field.shape for name, field in data.Layout.cast(struct)} | members)
 
 
+DwordRequest = _more(TranslateRequest, is_dword=1)  # with ``is_dword``: to write a dword at a multiple of 4, as interrupts are
+
+
 def request_layout(features):
     """Return the layout of a request: :class:`TranslateRequest`, or with ATS more of it.
 

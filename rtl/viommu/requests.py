@@ -34,7 +34,7 @@ class Requests(wiring.Component):
 
     Where the standard leaves it open: UNMAP with ``reserved`` set does nothing (INVAL); DETACH from a domain in which the endpoint is not:
     INVAL; MAP with its end not above its start, UNMAP with its end below it: INVAL; a MAP beyond the physical addresses that there are:
-    FAULT; several faults: the first of flags, domain, order, alignment, range, reserved regions, what is mapped.
+    FAULT; several faults: the first of flags, domain, alignment, range, order, reserved regions, physical addresses, what is mapped.
 
     ATTACH, DETACH and UNMAP are answered when no access by what was before is under way: after ``forget`` and a fence.
 
@@ -119,7 +119,7 @@ class Requests(wiring.Component):
         was, is_alone = Signal(Endpoint), Signal()
         m.d.comb += is_alone.eq(~Cat(one.attached & (one.slot == was.slot) for one in self.attachments).any())
 
-        order, forgets_pages = self.orders.p, Signal()
+        order, forgets_pages, clears = self.orders.p, Signal(), Signal()
         next_page, last_page = Signal(device.input_bits - PAGE_BITS), Signal(device.input_bits - PAGE_BITS)
 
         # The answer: ``left`` bytes still to give.
@@ -139,7 +139,7 @@ class Requests(wiring.Component):
         with m.FSM():
             with m.State("TAKE_CHAIN"):
                 m.d.comb += [self.chains.ready.eq(1), self.is_idle.eq(1)]
-                m.d.sync += [chain.eq(self.chains.payload), beats.eq(0), is_bad.eq(0), is_silent.eq(0)]
+                m.d.sync += [chain.eq(self.chains.payload), beats.eq(0), is_bad.eq(0), is_silent.eq(0), clears.eq(0)]
                 with m.If(self.chains.valid):
                     m.next = "COLLECT"
                     with m.If(self.chains.p.readable_bytes == 0):
@@ -172,7 +172,8 @@ class Requests(wiring.Component):
                 m.next = "DECODE"
             with m.State("DECODE"):
                 m.d.sync += [phys_end.eq(mapping.phys_start + length), was.eq(here)]
-                with m.If((chain.writable_bytes < spec.TAIL_BYTES) | (~is_whole & ~is_bad)):
+                is_off = ((kind == spec.T_MAP) | (kind == spec.T_UNMAP)) & ~self.features[spec.F_MAP_UNMAP]
+                with m.If((chain.writable_bytes < spec.TAIL_BYTES) | ((~is_whole | is_off) & ~is_bad)):
                     m.d.sync += is_silent.eq(1)
                     m.next = "BEGIN_ANSWER"
                 with m.Elif(is_bad):
@@ -185,9 +186,9 @@ class Requests(wiring.Component):
                                 m.next = name
 
             with m.State("ATTACH"):
-                wants_bypass = attach.flags[0]
-                known = Mux(self.features[spec.F_BYPASS_CONFIG], spec.ATTACH_F_BYPASS, 0)
-                with m.If((attach.reserved != 0) | ((attach.flags & ~known) != 0)):
+                wants_bypass = attach.flags[spec.ATTACH_F_BYPASS]
+                is_unknown = (attach.flags[spec.ATTACH_F_BYPASS + 1 :] != 0) | (wants_bypass & ~self.features[spec.F_BYPASS_CONFIG])
+                with m.If((attach.reserved != 0) | is_unknown):
                     answer(spec.S_INVAL)
                 with m.Elif(~is_endpoint):
                     answer(spec.S_NOENT)
@@ -217,31 +218,27 @@ class Requests(wiring.Component):
                     m.d.sync += attachments[function].attached.eq(0)
                     m.next = "LEAVE"
             with m.State("LEAVE"):  # the domain in which the endpoint was ends with its last one
-                m.next = "FENCE"
                 with m.If(was.attached & is_alone):
-                    m.d.sync += live.bit_select(was.slot, 1).eq(0)
-                    with m.If(~was.is_bypass):
-                        m.next = "CLEAR"
-            with m.State("CLEAR"):
+                    m.d.sync += [live.bit_select(was.slot, 1).eq(0), clears.eq(~was.is_bypass)]
+                m.next = "FENCE"
+            with m.State("CLEAR"):  # behind the fence: until then what is under way finds all that was there
                 m.d.comb += [
                     self.orders.valid.eq(1), order.kind.eq(OrderKind.REMOVE), order.first.eq(Cat(Const(0, len(next_page)), was.slot)),
                     order.last.eq(Cat(Const(-1, len(next_page)), was.slot)),
                 ]  # fmt: skip
-                m.d.sync += forgets_pages.eq(0)
                 with m.If(self.orders.ready):
                     m.next = "AWAIT_REMOVAL"
 
             with m.State("MAP"):
-                known = spec.MAP_F_READ | spec.MAP_F_WRITE | Mux(self.features[spec.F_MMIO], spec.MAP_F_MMIO, 0)
-                with m.If((mapping.flags & ~known) != 0):
+                with m.If((mapping.flags[spec.MAP_F_MMIO + 1 :] != 0) | (mapping.flags[spec.MAP_F_MMIO] & ~self.features[spec.F_MMIO])):
                     answer(spec.S_INVAL)
                 with m.Elif(~exists):
                     answer(spec.S_NOENT)
-                with m.Elif(is_bypass.bit_select(slot, 1) | ~is_ordered):
+                with m.Elif(is_bypass.bit_select(slot, 1)):
                     answer(spec.S_INVAL)
                 with m.Elif(~is_aligned | ~is_in_range):
                     answer(spec.S_RANGE)
-                with m.Elif(is_reserved):
+                with m.Elif(~is_ordered | is_reserved):
                     answer(spec.S_INVAL)
                 with m.Elif(phys_end[FRAME_BITS + PAGE_BITS :] != 0):
                     answer(spec.S_FAULT)
@@ -251,7 +248,7 @@ class Requests(wiring.Component):
                 m.d.comb += [
                     self.orders.valid.eq(1), order.kind.eq(OrderKind.INSERT), order.first.eq(Cat(page_of(mapping.virt_start), slot)),
                     order.last.eq(Cat(page_of(mapping.virt_end), slot)), order.page.eq(mapping.phys_start[PAGE_BITS:]),
-                    order.readable.eq((mapping.flags & spec.MAP_F_READ) != 0), order.writable.eq((mapping.flags & spec.MAP_F_WRITE) != 0),
+                    order.readable.eq(mapping.flags[spec.MAP_F_READ]), order.writable.eq(mapping.flags[spec.MAP_F_WRITE]),
                 ]  # fmt: skip
                 with m.If(self.orders.ready):
                     m.next = "AWAIT_INSERTION"
@@ -292,9 +289,11 @@ class Requests(wiring.Component):
                         answer(spec.S_RANGE)
 
             with m.State("FORGET"):
-                m.d.comb += [self.forget.valid.eq(1), self.forget.p.is_page.eq(forgets_pages), self.forget.p.page.eq(next_page)]
+                m.d.comb += [self.forget.valid.eq(1), self.forget.p.is_page.eq(forgets_pages & ~clears), self.forget.p.page.eq(next_page)]
                 m.d.sync += next_page.eq(next_page + 1)
-                with m.If(~forgets_pages | (next_page == last_page)):
+                with m.If(clears):
+                    answer(spec.S_OK)
+                with m.Elif(~forgets_pages | (next_page == last_page)):
                     m.next = "FENCE"
             with m.State("FENCE"):
                 m.d.comb += self.fence.valid.eq(1)
@@ -304,6 +303,8 @@ class Requests(wiring.Component):
                 m.d.comb += self.fenced.ready.eq(1)
                 with m.If(self.fenced.valid):
                     answer(spec.S_OK)
+                    with m.If(clears):
+                        m.next = "CLEAR"
 
             with m.State("PROBE"):
                 with m.If(~is_endpoint):

@@ -5,9 +5,9 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..iommu.features import Features
-from ..iommu.gate import DWORD_LOG2, MAX_FUNCTIONS, UNTRANSLATED_LOG2
+from ..iommu.gate import MAX_FUNCTIONS, UNTRANSLATED_LOG2
 from ..iommu.iotlb import Iotlb, superpages
-from ..iommu.layouts import TranslateRequest, TranslateResponse
+from ..iommu.layouts import DwordRequest, TranslateResponse
 from ..spec import virtio_iommu as spec
 from ..stream.queue import Queue
 from .intervals import Interval
@@ -22,7 +22,7 @@ class Translator(wiring.Component):
     """Translates a page per cycle as long as it is cached; what is not is looked up in the intervals, one page after the other.
 
     Answers come out of order, by cookie. A page of an endpoint that bypasses is its own translation; one in ``window`` is too, for
-    writes of an aligned dword by an endpoint that is attached (size 4 bytes: the gate knows the length). What is filled into the IOTLB is
+    writes of an aligned dword by an endpoint that is attached. What is filled into the IOTLB is
     the largest page of its sizes around the address that lies in the interval. What is forgotten serves no request that is accepted
     later. [VIRTIO1.4 5.13.6]
 
@@ -42,7 +42,7 @@ class Translator(wiring.Component):
 
     Members
     -------
-    request, response : ``In(stream.Signature(TranslateRequest))``, ``Out(stream.Signature(TranslateResponse))``
+    request, response : ``In(stream.Signature(DwordRequest))``, ``Out(stream.Signature(TranslateResponse))``
         Of the gate; ``device_id`` is the function number, ``cause`` of a fault means nothing.
     endpoints : ``In(Endpoint).array(8)``
         Of each function.
@@ -71,7 +71,7 @@ class Translator(wiring.Component):
         self.key_bits = SLOT_BITS + self.page_bits
         self._iotlb = Iotlb(entries=entries, ways=ways, superpage_entries=superpage_entries, features=FEATURES[input_bits])
         super().__init__({
-            "request": In(stream.Signature(TranslateRequest)),
+            "request": In(stream.Signature(DwordRequest)),
             "response": Out(stream.Signature(TranslateResponse)),
             "endpoints": In(Endpoint).array(MAX_FUNCTIONS),
             "bypass": In(1),
@@ -86,7 +86,7 @@ class Translator(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         Asked = data.StructLayout({
-            "request": TranslateRequest, "passes": 1, "attached": 1, "slot": SLOT_BITS, "is_doorbell": 1, "is_beyond": 1})  # fmt: skip
+            "request": DwordRequest, "passes": 1, "attached": 1, "slot": SLOT_BITS, "is_doorbell": 1, "is_beyond": 1})  # fmt: skip
         m.submodules.iotlb = iotlb = self._iotlb
         m.submodules.missed = missed = Queue(Asked, self.misses)
         m.d.comb += [
@@ -107,18 +107,15 @@ class Translator(wiring.Component):
             if self.window:
                 m.d.sync += asked.is_doorbell.eq((request.page >= self.window[0]) & (request.page <= self.window[1]))
         found, decided, refused, permitted = iotlb.found, Signal(), Signal(), Signal()
-        is_dword = asked.request.is_write & (asked.request.offset[:2] == 0)
         answer, report = Signal(TranslateResponse), Signal(Report)
         m.d.comb += [
             permitted.eq(Mux(asked.request.is_write, found.writable, found.readable)),
             decided.eq(asked.passes | ~asked.attached | asked.is_doorbell | asked.is_beyond | found.hit),
             answer.cookie.eq(asked.request.cookie), answer.page.eq(asked.request.page), answer.fault.eq(refused),
         ]  # fmt: skip
-        with m.If(asked.passes):
+        with m.If(asked.passes | (asked.is_doorbell & asked.attached & asked.request.is_dword)):
             m.d.comb += [answer.readable.eq(1), answer.writable.eq(1), answer.size_log2.eq(UNTRANSLATED_LOG2)]
-        with m.Elif(asked.is_doorbell & asked.attached):
-            m.d.comb += [refused.eq(~is_dword), answer.writable.eq(1), answer.size_log2.eq(DWORD_LOG2)]
-        with m.Elif(~asked.attached | asked.is_beyond):
+        with m.Elif(~asked.attached | asked.is_doorbell | asked.is_beyond):
             m.d.comb += refused.eq(1)
         with m.Else():
             m.d.comb += [

@@ -4,7 +4,7 @@ from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..iommu.layouts import TranslateRequest, TranslateResponse
+from ..iommu.layouts import DwordRequest, TranslateResponse
 from ..spec import virtio_iommu as spec
 from ..virtio.device import back_end_ports
 from ..virtio.layouts import ConfigWrite
@@ -22,8 +22,9 @@ class Viommu(wiring.Component):
 
     Behaviour: see :class:`.requests.Requests`, :class:`.translator.Translator`, :class:`.intervals.Intervals`, :class:`.events.Events`.
 
-    A stop detaches all endpoints and takes out all mappings; it is over when no access by them is under way. ``bypass`` stays as it is.
-    Lookups that it meets find nothing. [VIRTIO1.4 5.13.4, 5.13.5]
+    A stop detaches all endpoints and takes out all mappings; it is over when no access by them is under way. Lookups that it meets find
+    nothing. ``bypass`` stays as it is; what is written to it counts at once, and is shown when no access by what it was is under way.
+    [VIRTIO1.4 5.13.4, 5.13.5]
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ class Viommu(wiring.Component):
         The driver writes ``bypass``; nothing else can be written.
     restore : ``In(1)``
         1: ``bypass`` becomes what it was at power-on.
-    translate_request, translate_response : ``In(stream.Signature(TranslateRequest))``, ``Out(stream.Signature(TranslateResponse))``
+    translate_request, translate_response : ``In(stream.Signature(DwordRequest))``, ``Out(stream.Signature(TranslateResponse))``
         Of the gate, which has ``doorbells``.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
         Of the gate.
@@ -62,7 +63,7 @@ class Viommu(wiring.Component):
             **back_end_ports(width, 2, spec.CONFIG_BYTES),
             "config_write": In(ConfigWrite),
             "restore": In(1),
-            "translate_request": In(stream.Signature(TranslateRequest)),
+            "translate_request": In(stream.Signature(DwordRequest)),
             "translate_response": Out(stream.Signature(TranslateResponse)),
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
@@ -105,7 +106,7 @@ class Viommu(wiring.Component):
             self.hit.eq(translator.hit), self.miss.eq(translator.miss), self.dropped.eq(events.dropped),
         ]  # fmt: skip
 
-        bypass, byte = Signal(init=self.device.bypass), spec.CONFIG_BYPASS % 8
+        bypass, shown, byte = Signal(init=self.device.bypass), Signal(init=self.device.bypass), spec.CONFIG_BYPASS % 8
         with m.If((self.config_write.word == spec.CONFIG_BYPASS // 8) & self.config_write.enable[byte]
                   & self.features[spec.F_BYPASS_CONFIG]):  # fmt: skip
             m.d.sync += bypass.eq(self.config_write.data.word_select(byte, 8)[0])
@@ -113,29 +114,29 @@ class Viommu(wiring.Component):
             m.d.sync += bypass.eq(self.device.bypass)
         m.d.comb += [
             translator.bypass.eq(bypass),
-            self.config.eq(Const(int.from_bytes(self.device.configuration, "little"), len(self.config)) | bypass << 8 * spec.CONFIG_BYPASS),
+            self.config.eq(Const(int.from_bytes(self.device.configuration, "little"), len(self.config)) | shown << 8 * spec.CONFIG_BYPASS),
         ]  # fmt: skip
 
-        # Fences of requests, and one of a stop. What asked for one that is under way when a stop comes does not wait for it any more.
-        is_clean, is_stop = Signal(), Signal()
+        # Fences of requests, of a stop, of another bypass. A request whose fence is under way when a stop comes does not wait any more.
+        is_clean, is_stop, is_request, aim = Signal(), Signal(), Signal(), Signal()
         with m.If(~self.stop):
             m.d.sync += is_clean.eq(0)
         with m.FSM():
             with m.State("AWAIT"):
-                m.d.sync += is_stop.eq(self.stop)
+                m.d.sync += [is_stop.eq(self.stop), is_request.eq(requests.fence.valid & ~self.stop), aim.eq(bypass)]
                 m.d.comb += requests.fence.ready.eq(1)
-                with m.If((self.stop & ~is_clean) | (~self.stop & requests.fence.valid)):
+                with m.If((self.stop & ~is_clean) | (~self.stop & requests.fence.valid) | (bypass != shown)):
                     m.next = "FENCE"
             with m.State("FENCE"):
                 m.d.comb += self.fence.valid.eq(1)
                 with m.If(self.fence.ready):
                     m.next = "DRAIN"
             with m.State("DRAIN"):
-                m.d.comb += [self.fenced.ready.eq(1)]
+                m.d.comb += self.fenced.ready.eq(1)
                 with m.If(self.fenced.valid):
-                    m.d.sync += is_clean.eq(is_stop)
+                    m.d.sync += [is_clean.eq(is_stop), shown.eq(aim)]
                     m.next = "AWAIT"
-                    with m.If(~is_stop):
+                    with m.If(is_request):
                         m.next = "TELL"
             with m.State("TELL"):
                 m.d.comb += requests.fenced.valid.eq(1)
