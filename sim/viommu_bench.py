@@ -87,7 +87,7 @@ class WallBench:
         self.width, self.endpoints = params()["width"], params()["endpoints"]
         self.device = GoldenDevice(description_of(device, self.endpoints))
 
-    async def begin(self, features=None):
+    async def begin(self):
         dut = self.dut
         self.rng = random.Random(cocotb.RANDOM_SEED)
         await start(dut)
@@ -107,10 +107,8 @@ class WallBench:
         for name, ends in zip(("retired_reads", "retired_writes"), self.retired):
             cocotb.start_soon(self._retire(Stream(dut, name), ends))
         dut.bypass.value = 1
-        if features is None:
-            features = self.device.description.features
-        dut.features.value = features
-        self.device.negotiate(features)
+        dut.features.value = self.device.description.features
+        self.device.negotiate(self.device.description.features)
         return self
 
     # -- queues --
@@ -165,7 +163,7 @@ class WallBench:
         assert not problem, problem
 
     async def reset(self):
-        """Reset the device; return the cycles that it took."""
+        """Reset the device, and negotiate all features again; return the cycles that it took."""
         self.device.begin_reset()
         began = cycle()
         self.dut.stop.value = 1
@@ -174,6 +172,7 @@ class WallBench:
             await self.edge
         self.dut.stop.value = 0
         self.device.reset()
+        self.device.negotiate(self.device.description.features)
         return cycle() - began
 
     # -- accesses --

@@ -73,7 +73,7 @@ class Events(wiring.Component):
             fault.reason.eq(report.reason), fault.endpoint.eq(report.endpoint), fault.address.eq(report.address),
             fault.flags.eq(1 << spec.FAULT_F_ADDRESS | Mux(report.is_write, 1 << spec.FAULT_F_WRITE, 1 << spec.FAULT_F_READ)),
             out.data.eq(rows[row]), out.first.eq(row == 0), out.last.eq(~fits | (row == len(rows) - 1)),
-            out.byte_count.eq(Mux(fits, min(lanes, spec.FAULT_BYTES), 0)),
+            out.byte_count.eq(Mux(fits, Mux(out.last, spec.FAULT_BYTES - (len(rows) - 1) * lanes, lanes), 0)),
         ]  # fmt: skip
         with core.FSM():
             with core.State("AWAIT"):

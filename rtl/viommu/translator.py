@@ -46,8 +46,8 @@ class Translator(wiring.Component):
         Of the gate; ``device_id`` is the function number, ``cause`` of a fault means nothing.
     endpoints : ``In(Endpoint).array(8)``
         Of each function.
-    bypass : ``In(1)``
-        1: functions that are not attached bypass.
+    bypass, lost : ``In(1)``, ``In(1)``
+        1: functions that are not attached bypass; whose page is looked up is not attached any more.
     find, found : ``Out(stream.Signature(key_bits))``, ``In(stream.Signature(Interval(key_bits, 44)))``
         Of the intervals; a key is a slot above a page number.
     forget : ``In(stream.Signature(Forget))``
@@ -75,6 +75,7 @@ class Translator(wiring.Component):
             "response": Out(stream.Signature(TranslateResponse)),
             "endpoints": In(Endpoint).array(MAX_FUNCTIONS),
             "bypass": In(1),
+            "lost": In(1),
             "find": Out(stream.Signature(self.key_bits)),
             "found": In(stream.Signature(Interval(self.key_bits, FRAME_BITS))),
             "forget": In(stream.Signature(Forget)),
@@ -124,7 +125,7 @@ class Translator(wiring.Component):
             ]  # fmt: skip
 
         late = stream.Signature(TranslateResponse).create()  # the answer of a miss
-        free, told = Signal(), Signal(Asked)
+        free, told, is_lost = Signal(), Signal(Asked), Signal()
         m.d.comb += [
             free.eq(~self.response.valid | self.response.ready), late.ready.eq(free), missed.i.payload.eq(asked),
             missed.i.valid.eq(valid & ~decided),
@@ -139,7 +140,7 @@ class Translator(wiring.Component):
             ]
             m.d.sync += [
                 self.reports.valid.eq(Mux(late.valid, late.p.fault, valid & decided & refused & ~asked.request.is_prefetch)),
-                report.reason.eq(Mux(told.attached, spec.FAULT_R_MAPPING, spec.FAULT_R_DOMAIN)),
+                report.reason.eq(Mux(told.attached & ~(late.valid & is_lost), spec.FAULT_R_MAPPING, spec.FAULT_R_DOMAIN)),
                 report.is_write.eq(told.request.is_write), report.endpoint.eq(told.request.device_id),
                 report.address.eq(Cat(told.request.offset, told.request.page)),
             ]  # fmt: skip
@@ -147,11 +148,14 @@ class Translator(wiring.Component):
             m.d.sync += self.reports.valid.eq(0)
         m.d.comb += self.reports.payload.eq(report)
 
-        self._look_up(m, missed.o, late)
+        self._look_up(m, missed.o, late, is_lost)
         return m
 
-    def _look_up(self, m, missed, late):
-        """Answer requests that the IOTLB cannot, by the interval of the one before or by a lookup, and fill the IOTLB."""
+    def _look_up(self, m, missed, late, is_lost):
+        """Answer requests that the IOTLB cannot, by the interval of the one before or by a lookup, and fill the IOTLB.
+
+        ``is_lost``: the one that is answered was not attached any more when it was looked up.
+        """
         iotlb, pages = self._iotlb, superpages(FEATURES[self.input_bits])
         asked = missed.p.request
         key, interval = Signal(self.key_bits), Signal(Interval(self.key_bits, FRAME_BITS))
@@ -168,12 +172,19 @@ class Translator(wiring.Component):
             entry.vpn.eq(asked.page), entry.PSCID.eq(missed.p.slot), entry.ppn.eq(frame), entry.readable.eq(interval.readable),
             entry.writable.eq(interval.writable),
         ]  # fmt: skip
+        with m.If(is_lost):
+            m.d.comb += [
+                late.p.fault.eq(~self.bypass), late.p.page.eq(asked.page), late.p.readable.eq(1), late.p.writable.eq(1),
+                late.p.size_log2.eq(UNTRANSLATED_LOG2),
+            ]  # fmt: skip
         for reach, (_, size_log2) in enumerate(pages, 1):
             with m.If(sizes[reach - 1]):
-                m.d.comb += [entry.reach.eq(reach), late.p.size_log2.eq(size_log2)]
+                m.d.comb += entry.reach.eq(reach)
+                with m.If(~is_lost):
+                    m.d.comb += late.p.size_log2.eq(size_log2)
         with m.FSM():
             with m.State("COMPARE"):
-                m.d.sync += [is_inside.eq(is_kept & (key >= interval.first) & (key <= interval.last)), may_fill.eq(1)]
+                m.d.sync += [is_inside.eq(is_kept & (key >= interval.first) & (key <= interval.last)), may_fill.eq(1), is_lost.eq(0)]
                 with m.If(missed.valid):
                     m.next = "DECIDE"
             with m.State("DECIDE"):
@@ -186,7 +197,7 @@ class Translator(wiring.Component):
                     m.next = "TAKE"
             with m.State("TAKE"):
                 m.d.comb += self.found.ready.eq(1)
-                m.d.sync += [interval.eq(self.found.payload), is_kept.eq(self.found.p.hit & may_fill)]
+                m.d.sync += [interval.eq(self.found.payload), is_kept.eq(self.found.p.hit & may_fill), is_lost.eq(self.lost)]
                 with m.If(self.found.valid):
                     m.next = "PLACE"
             with m.State("PLACE"):

@@ -23,8 +23,8 @@ class Viommu(wiring.Component):
     Behaviour: see :class:`.requests.Requests`, :class:`.translator.Translator`, :class:`.intervals.Intervals`, :class:`.events.Events`.
 
     A stop detaches all endpoints and takes out all mappings; it is over when no access by them is under way. Lookups that it meets find
-    nothing. ``bypass`` stays as it is; what is written to it counts at once, and is shown when no access by what it was is under way.
-    [VIRTIO1.4 5.13.4, 5.13.5]
+    the endpoint detached. ``bypass`` stays as it is; what is written to it counts at once, and is shown when no access by what it was
+    is under way. [VIRTIO1.4 5.13.4, 5.13.5]
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class Viommu(wiring.Component):
             intervals.find.payload.eq(find.payload), intervals.find.valid.eq(find.valid & ~self.stop),
             find.ready.eq(intervals.find.ready | self.stop), intervals.found.ready.eq(found.ready),
             found.valid.eq(intervals.found.valid | self.stop | has_stopped),
-            found.payload.eq(Mux(self.stop | has_stopped, 0, intervals.found.payload)),
+            found.payload.eq(Mux(self.stop | has_stopped, 0, intervals.found.payload)), translator.lost.eq(self.stop | has_stopped),
             *(ours.eq(theirs) for ours, theirs in zip(translator.endpoints, requests.attachments)),
             events.stop.eq(self.stop | self.port_stop[EVENTS]), events.suspend.eq(self.suspend),
             self.hit.eq(translator.hit), self.miss.eq(translator.miss), self.dropped.eq(events.dropped),
