@@ -16,7 +16,9 @@ from .function.description import (
     SerialNumber,
 )
 from .iommu.features import Features
+from .virtio.blk import Blk
 from .virtio.blk_device import BlkDevice
+from .virtio.device import Device
 
 IOMMU_VECTORS = 4
 MSIX_TABLE, MSIX_PBA = 0x300, 0x400  # offsets of msi_cfg_tbl, which is the MSI-X table, and of its pending bits [RVIOMMU1.0 6.29]
@@ -117,6 +119,10 @@ class BlkConfig(BlkDevice):
         if self.virtual_functions not in range(8):
             raise ValueError(f"Virtual functions of a disk must be between 0 and 7, not {self.virtual_functions!r}")
 
+    def back_end(self, width):
+        """Return the :class:`.virtio.blk.Blk`."""
+        return Blk(width=width, device=self)
+
 
 @dataclass(frozen=True)
 class EndpointConfig:
@@ -131,7 +137,9 @@ class EndpointConfig:
     host_ats : :class:`HostAtsConfig` or None
         Instead of an IOMMU: all functions have the ATS capability, and cache translations of the host's IOMMU while it is enabled.
     disks : tuple of :class:`BlkConfig`
-        virtio-blk functions; their virtual functions get the numbers behind all of them, disk by disk.
+        virtio-blk functions; their virtual functions get the numbers behind all others, disk by disk.
+    devices : tuple of :class:`.virtio.device.Device`
+        Functions behind the disks: other kinds of device, or the user's own.
     strict : :class:`bool`
         False: a host that ignores the IOMMU finds a working card (Bare at power-on; a driver without ACCESS_PLATFORM bypasses). True:
         Off at power-on, and such a driver is refused.
@@ -154,6 +162,7 @@ class EndpointConfig:
     iommu: IommuConfig | None = field(default_factory=IommuConfig)
     host_ats: HostAtsConfig | None = None
     disks: tuple[BlkConfig, ...] = (BlkConfig(),)
+    devices: tuple[Device, ...] = ()
     strict: bool = False
     tags: int = 256
     wall_tags: int = 16
@@ -164,8 +173,8 @@ class EndpointConfig:
     def __post_init__(self):
         if self.width not in (64, 128, 256, 512):
             raise ValueError(f"Width of the data path must be 64, 128, 256 or 512 bits, not {self.width!r}")
-        if not self.disks or self.functions > 8:
-            raise ValueError(f"Functions of a card must be between 1 and 8, with at least one disk, not {len(self.all_disks)!r} disks")
+        if not self.all_devices or self.functions > 8:
+            raise ValueError(f"Functions of a card must be between 1 and 8, with at least one device, not {self.functions!r}")
         if self.strict and self.iommu is None:
             raise ValueError(f"A strict card must have an IOMMU, not {self.iommu!r}")
         if self.host_ats is not None and self.iommu is not None:
@@ -178,12 +187,12 @@ class EndpointConfig:
     @property
     def functions(self):
         """Number of functions, virtual ones included."""
-        return len(self.all_disks) + self.first_disk
+        return len(self.all_devices) + self.first_disk
 
     @property
     def physical_functions(self):
         """Number of physical functions."""
-        return len(self.disks) + self.first_disk
+        return len(self.disks) + len(self.devices) + self.first_disk
 
     @property
     def extended(self):
@@ -193,12 +202,12 @@ class EndpointConfig:
                 *((AtsCapability(),) if self.host_ats is not None else ()), *((PriCapability(pages),) if pages else ()))  # fmt: skip
 
     @property
-    def all_disks(self):
-        """The :class:`BlkConfig` of each function from the first disk on: ``disks``, then those of their virtual functions."""
+    def all_devices(self):
+        """What each function is, from the first disk on: ``disks``, ``devices``, then virtual functions of the disks."""
         virtual = [replace(disk, virtual_functions=0) for disk in self.disks for _ in range(disk.virtual_functions)]
-        return (*self.disks, *virtual)
+        return (*self.disks, *self.devices, *virtual)
 
     @property
     def first_disk(self):
-        """Function number of the first disk."""
+        """Function number of the first disk, or of the first device when there is none."""
         return int(self.iommu is not None)

@@ -1,5 +1,7 @@
 """The card: two TLP streams on one side, virtio functions behind an IOMMU on the other."""
 
+from dataclasses import dataclass
+
 from amaranth import Module, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -14,30 +16,66 @@ from .spec import virtio
 from .stream.arbiter import Arbiter
 from .tlp.layouts import Hint, Malformed, TlpBeat
 from .tlp.requester import ReadClient
-from .virtio.blk_function import BlkFunction
-from .virtio.engine import QueueDescription, RingEngine
+from .virtio.device import Device, DeviceFunction, join
+from .virtio.engine import PortDescription, RingEngine
 from .virtio.layouts import QueueCommand
-from .virtio.transport import MSIX_BAR, MSIX_BYTES, OFFERED, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
+from .virtio.transport import MSIX_BAR, MSIX_BYTES, MSIX_VECTORS_MAX, OFFERED, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
 
 __all__ = ["Activity", "Endpoint", "descriptions_of"]
 
-CLIENTS_PER_FUNCTION = 3  # ring, data, MSI-X
 RING_BUFFER_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device on the card: its function, and the first of its clients (rings, data of each port, MSI-X), queues and ports."""
+
+    device: Device
+    function: DeviceFunction
+    client: int
+    queue: int
+    port: int
+
+    @property
+    def number(self):
+        """Of its PCI function."""
+        return self.function.function
+
+    @property
+    def clients(self):
+        """Requester clients of rings and ports; behind them comes that of MSI-X. The wall's is 0."""
+        return range(1 + self.client, 2 + self.client + len(self.device.ports))
+
+    @property
+    def queues(self):
+        """Largest size of each queue."""
+        return queues_of(self.device)
+
+
+def queues_of(device):
+    """Return the largest size of each queue of a :class:`.virtio.device.Device`, by index."""
+    return tuple(size for port in device.ports for size in port.sizes)
+
+
+def vectors_of(device):
+    """Return the number of MSI-X vectors of its function: what it says, else one for each queue and one for changes."""
+    return getattr(device, "vectors", None) or min(len(queues_of(device)) + 1, MSIX_VECTORS_MAX)
 
 
 def descriptions_of(config):
     """Return the :class:`.function.description.FunctionDescription` of each function of the card that ``config`` describes: physical
     ones, then virtual ones."""
     descriptions = [] if config.iommu is None else [config.iommu.description(config.extended)]
-    following = config.physical_functions
-    for disk in config.disks:
+    following, virtual = config.physical_functions, []
+    for device in (*config.disks, *config.devices):
+        count = getattr(device, "virtual_functions", 0)
         descriptions.append(virtio_function(
-            device_type=disk.device_type, class_code=disk.class_code, queues=1, config_bytes=disk.config_bytes,
-            vectors=disk.vectors, extended=config.extended, virtual_functions=disk.virtual_functions,
-            first_offset=following - len(descriptions), is_lowest=following == config.physical_functions))
-        following += disk.virtual_functions
-    return descriptions + [d.virtual() for d, disk in zip(descriptions[config.first_disk :], config.disks)
-                           for _ in range(disk.virtual_functions)]  # fmt: skip
+            device_type=device.device_type, class_code=device.class_code, queues=len(queues_of(device)), config_bytes=device.config_bytes,
+            vectors=vectors_of(device), extended=config.extended, virtual_functions=count, first_offset=following - len(descriptions),
+            is_lowest=following == config.physical_functions))
+        virtual += [descriptions[-1].virtual() for _ in range(count)]
+        following += count
+    return descriptions + virtual
 
 
 class Endpoint(wiring.Component):
@@ -67,29 +105,39 @@ class Endpoint(wiring.Component):
         A bit per function: a function level reset is under way; from in front of the answer to the write that begins it.
     activity : ``Out(Activity)``
         For counters.
+    name_n : one for each member of a back end that is the user's
+        ``entropy_2`` is ``entropy`` of the device that is function 2, see :class:`.virtio.device.Device`.
     """
 
     def __init__(self, config: EndpointConfig):
         self.config = config
         tlps = stream.Signature(TlpBeat(config.width))
+        self._places, client, queue, port = [], 0, 0, 0
+        for number, device in enumerate(config.all_devices, config.first_disk):
+            ports = len(device.ports)
+            function = DeviceFunction(width=config.width, function=number, clients=range(client + 2, client + 2 + ports),
+                                      back_end=device.back_end(config.width))  # fmt: skip
+            self._places.append(Place(device, function, client, queue, port))
+            client, queue, port = client + ports + 2, queue + len(queues_of(device)), port + ports
+        self.outside = {f"{name}_{place.number}": member for place in self._places for name, member in place.function.outside.items()}
         super().__init__({
+            **self.outside,
             "received": In(tlps), "to_send": Out(tlps), "link_reset": In(1), "discarding": Out(1), "max_payload": Out(3),
             "malformed": In(Malformed), "in_reset": Out(config.functions), "activity": Out(Activity),
         })  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
-        config, width, disks = self.config, self.config.width, self.config.all_disks
-        first, count = config.first_disk, len(disks)
-        numbers = [first + n for n in range(count)]  # function numbers of the disks
-        clients = [1 + CLIENTS_PER_FUNCTION * n for n in range(count)]  # their first requester clients
+        config, width, places = self.config, self.config.width, self._places
+        numbers = [place.number for place in places]
         descriptions = descriptions_of(config)
         readers = []
-        for n in numbers:
+        for place in places:
             readers += [
-                ReadClient(f"ring {n}", False, RING_BUFFER_BYTES),
-                ReadClient(f"data {n}", True, config.read_buffer_bytes),
-                ReadClient(f"msix {n}", False, 0, messages=True),
+                ReadClient(f"ring {place.number}", False, RING_BUFFER_BYTES),
+                *(ReadClient(f"data {place.number}.{n}", True, port.read_buffer_bytes or config.read_buffer_bytes)
+                  for n, port in enumerate(place.device.ports)),
+                ReadClient(f"msix {place.number}", False, 0, messages=True),
             ]
         m.submodules.core = core = Core(
             width=width, functions=descriptions, clients=readers,
@@ -108,68 +156,70 @@ class Endpoint(wiring.Component):
             m.submodules[name] = ResetInserter({"sync": core.discarding})(component)
             return component
 
-        # The ring engine, and what is per disk.
+        # The ring engine, and what is per function.
         engine = add("engine", RingEngine(
-            width=width, functions=numbers, clients=clients,
-            queues=[QueueDescription(n, 0, disk.queue_size) for n, disk in enumerate(disks)]))
+            width=width, functions=numbers, clients=[place.clients.start for place in places],
+            ports=[PortDescription(n, port.sizes, port.waits) for n, place in enumerate(places) for port in place.device.ports]))
         msix = add("msix", Msix(
-            functions=[
-                MsixFunction(number, descriptions[number].capability(MsixCapability), client + 2)
-                for number, client in zip(numbers, clients)
-            ],
+            functions=[MsixFunction(place.number, descriptions[place.number].capability(MsixCapability), place.clients.stop)
+                       for place in places],
             width=width))
-        commands = add("commands", Arbiter(QueueCommand, count))
-        kicks = add("kicks", Arbiter(6, count))
-        interrupts = add("interrupts", Arbiter(MsixRequest, count))
-        hints = add("hints", Arbiter(Hint, count + 1))
-        wiring.connect(m, engine.hints, hints.i[count])
+        commands = add("commands", Arbiter(QueueCommand, len(places)))
+        kicks = add("kicks", Arbiter(6, len(places)))
+        interrupts = add("interrupts", Arbiter(MsixRequest, len(places)))
+        hints = add("hints", Arbiter(Hint, len(places) + 1))
+        wiring.connect(m, engine.hints, hints.i[len(places)])
         wiring.connect(m, hints.o, core.hints)
         wiring.connect(m, commands.o, engine.commands)
         wiring.connect(m, kicks.o, engine.kicks)
         wiring.connect(m, interrupts.o, msix.requests)
         wiring.connect(m, core.buses[-1], msix.bus)
-        for n, disk in enumerate(disks):
-            number, client = numbers[n], clients[n]
-            transport = PciTransport(
-                function=number, device_features=disk.device_features, queues=(disk.queue_size,), first_queue=n,
-                config_bytes=disk.config_bytes, vectors=disk.vectors, strict=config.strict,
-                transport_features=OFFERED | (1 << virtio.F_SR_IOV if disk.virtual_functions else 0))
-            back_end = BlkFunction(width=width, function=number, client=client + 1, device=disk)
-            add(f"transport_{number}", transport)
-            add(f"disk_{number}", back_end)
+        for n, place in enumerate(places):
+            number, device, function = place.number, place.device, place.function
+            transport = add(f"transport_{number}", PciTransport(
+                function=number, device_features=device.device_features, queues=place.queues, first_queue=place.queue,
+                config_bytes=device.config_bytes, vectors=vectors_of(device), strict=config.strict,
+                transport_features=OFFERED | (1 << virtio.F_SR_IOV if getattr(device, "virtual_functions", 0) else 0)))
+            add(f"device_{number}", function)
             wiring.connect(m, core.buses[n], transport.bus)
             wiring.connect(m, transport.commands, commands.i[n])
             wiring.connect(m, transport.kicks, kicks.i[n])
             wiring.connect(m, transport.interrupts, interrupts.i[n])
-            wiring.connect(m, back_end.hints, hints.i[n])
-            for name in ("chains", "readable", "writable", "finished"):
-                wiring.connect(m, getattr(engine, name)[n], getattr(back_end, name))
-            for offset, owner in enumerate((engine, back_end, msix)):
+            wiring.connect(m, function.hints, hints.i[n])
+            clients = [(engine, n), *((function, port) for port in range(len(device.ports))), (msix, n)]
+            for at, (owner, its) in enumerate(clients, place.client):
                 for name in ("bursts", "write_data", "write_done", "read_data"):
-                    ours = getattr(owner, name, None)
-                    if ours is not None:
-                        wiring.connect(m, ours if owner is back_end else ours[n], getattr(core, name)[client + offset - 1])
-            state, stop = core.state[number], Signal(name=f"stop_{number}")
+                    if hasattr(owner, name):
+                        wiring.connect(m, getattr(owner, name)[its], getattr(core, name)[at])
+            for port in range(len(device.ports)):
+                for name in ("chains", "readable", "writable", "finished"):
+                    wiring.connect(m, getattr(engine, name)[place.port + port], getattr(function, name)[port])
+            join(m, self, function, {f"{name}_{number}": name for name in function.outside})
+            state, stop, notifies = core.state[number], Signal(name=f"stop_{number}"), Signal(name=f"notifies_{number}")
+            notified = engine.notifications.payload.queue
             m.d.comb += [
                 stop.eq(transport.stop | core.reset[number] | core.is_d3hot[number]),  # it comes out of D3hot by a reset
                 transport.reset.eq(core.reset[number]),
                 msix.clear[n].eq(core.reset[number]),
                 core.busy[number].eq(transport.stop | ~msix.cleared[n]),
-                transport.config.eq(back_end.config),
+                transport.config.eq(function.config),
+                transport.config_changed.eq(function.config_changed),
                 transport.msix_enable.eq(state.msix_enable),
-                transport.notifications.valid.eq(engine.notifications.valid & (engine.notifications.payload.queue == n)),
+                notifies.eq((notified >= place.queue) & (notified < place.queue + len(place.queues))),
+                transport.notifications.valid.eq(engine.notifications.valid & notifies),
                 transport.notifications.payload.eq(engine.notifications.payload),
-                transport.needs_reset.eq(engine.needs_reset[n]),
+                transport.needs_reset.eq(engine.needs_reset[n] | function.needs_reset),
                 core.interrupt[number].eq(transport.interrupt),
                 msix.state[n].eq(state),
                 core.bypass[number].eq(0 if config.strict else ~transport.access_platform),
                 engine.stop[n].eq(stop),
-                back_end.stop.eq(stop),
+                function.features.eq(transport.features),
+                function.stop.eq(stop),
                 msix.stop[n].eq(stop),
                 core.stop[number].eq(stop),
-                transport.stopped.eq(engine.stopped[n] & back_end.stopped & msix.stopped[n] & core.stopped[number]),
+                transport.stopped.eq(engine.stopped[n] & function.stopped & msix.stopped[n] & core.stopped[number]),
             ]
-            with m.If(engine.notifications.payload.queue == n):
+            with m.If(notifies):
                 m.d.comb += engine.notifications.ready.eq(transport.notifications.ready)
 
         m.d.comb += [

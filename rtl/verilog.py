@@ -15,6 +15,7 @@ from .phy.raw import RawBeat, RawPhy
 from .phy.ultrascale import MirroredFunction, UltraScalePhy, hard_block_ports
 from .spec.pcie_config import DEVICE_CONTROL, DEVICE_CONTROL_2
 from .virtio import store
+from .virtio.device import join
 
 __all__ = ["RawCard", "UltraScaleCard", "convert", "from_rtlil", "mirrored_functions", "to_rtlil"]
 
@@ -37,18 +38,24 @@ class RawCard(wiring.Component):
         For counters.
     malformed : ``Out(1)``
         Pulse: a TLP from the link was malformed, see :class:`.phy.raw.RawReceiver`.
+    name_n
+        The user's side of devices, see :class:`.endpoint.Endpoint`.
     """
 
     def __init__(self, config: EndpointConfig):
         self.config = config
+        self._endpoint = Endpoint(config)
+        self.outside = self._endpoint.outside
         raw = stream.Signature(RawBeat(config.width))
-        super().__init__({"i": In(raw), "o": Out(raw), "link_reset": In(1), "activity": Out(Activity), "malformed": Out(1)})
+        super().__init__({"i": In(raw), "o": Out(raw), "link_reset": In(1), "activity": Out(Activity), "malformed": Out(1),
+                          **self.outside})  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
         phy = RawPhy(width=self.config.width)
-        m.submodules.endpoint = endpoint = Endpoint(self.config)
+        m.submodules.endpoint = endpoint = self._endpoint
         m.submodules.phy = ResetInserter({"sync": endpoint.discarding})(phy)
+        join(m, self, endpoint, {name: name for name in self.outside})
         wiring.connect(m, wiring.flipped(self.i), phy.i)
         wiring.connect(m, phy.o, wiring.flipped(self.o))
         wiring.connect(m, phy.received, endpoint.received)
@@ -105,6 +112,8 @@ class UltraScaleCard(wiring.Component):
         For counters.
     malformed, order_lost : ``Out(1)``
         Pulses, see :class:`.phy.ultrascale.UltraScalePhy`.
+    name_n
+        The user's side of devices, see :class:`.endpoint.Endpoint`.
 
     Raises
     ------
@@ -115,18 +124,21 @@ class UltraScaleCard(wiring.Component):
     def __init__(self, config: EndpointConfig, **options):
         self.config = config
         if config.functions != config.physical_functions:
-            raise ValueError(f"A card behind the hard block must have no virtual functions, not {config.all_disks!r}")
+            raise ValueError(f"A card behind the hard block must have no virtual functions, not {config.all_devices!r}")
         if config.host_ats is not None:
             raise ValueError(f"A card behind the hard block must have no cache for the host's IOMMU, not {config.host_ats!r}")
         if config.tags > 256:
             raise ValueError(f"Tags behind the hard block must be at most 256, it has no 10-bit tags, not {config.tags!r}")
         self._phy = UltraScalePhy(width=config.width, functions=mirrored_functions(descriptions_of(config)), **options)
-        super().__init__({**hard_block_ports(config.width), "activity": Out(Activity), "malformed": Out(1), "order_lost": Out(1)})
+        self._endpoint = Endpoint(config)
+        super().__init__({**hard_block_ports(config.width), "activity": Out(Activity), "malformed": Out(1), "order_lost": Out(1),
+                          **self._endpoint.outside})  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.phy = phy = self._phy
-        m.submodules.endpoint = endpoint = Endpoint(self.config)
+        m.submodules.endpoint = endpoint = self._endpoint
+        join(m, self, endpoint, {name: name for name in endpoint.outside})
         wiring.connect(m, phy.received, endpoint.received)
         wiring.connect(m, endpoint.to_send, phy.to_send)
         for name, member in hard_block_ports(self.config.width).items():

@@ -11,7 +11,7 @@ from ..models.iommu.registers import IommuDriver
 from ..models.iommu.tables import Allocator, DeviceContext, PageTable
 from ..models.virtio.blk import BlkDriver
 from ..models.virtio.driver import FIELDS, Feature, StructureType, VirtioPciDriver
-from ..models.virtio.split import SplitDriver
+from ..models.virtio.virtqueue import make_ring
 from ..rtl.config import BlkConfig, EndpointConfig
 from ..rtl.verilog import RawCard
 from .counted import Counted
@@ -78,13 +78,15 @@ class Disk:
     table : :class:`PageTable` or None
         The device's page table; None when it is not translated.
     memory : :class:`MappedMemory`
+    features : :class:`int`
+        Bits that say what kind of ring it has, and how that is used.
     golden : :class:`DoubtfulBlkDevice`
         The model of the device, once it is watched.
     """
 
-    def __init__(self, card, function, table, memory, layout, driver, blk):
-        self.card, self.function, self.table, self.memory, self.layout = card, function, table, memory, layout
-        self.driver, self.blk = driver, blk
+    def __init__(self, card, function, table, memory, features, driver, blk):
+        self.card, self.function, self.table, self.memory, self.features = card, function, table, memory, features
+        self.driver, self.blk, self.layout = driver, blk, blk.ring.layout
 
     @property
     def golden(self):
@@ -92,10 +94,11 @@ class Disk:
 
     def watch(self, *, vector, is_running=False):
         """Let the golden device judge the queue, from in front of the reset on or when it runs already."""
-        config, layout = self.card.config.all_disks[self.function - self.card.config.first_disk], self.layout
+        config, layout = self.card.config.all_devices[self.function - self.card.config.first_disk], self.layout
         status = self.driver.structure(StructureType.COMMON).address + FIELDS["device_status"][0]
+        desc, avail, used = (at for at, _ in layout.parts)
         self.card.session.add(
-            "RingChecker", function=self.function, size=layout.size, desc=layout.desc, avail=layout.avail, used=layout.used,
+            "RingChecker", function=self.function, size=layout.size, desc=desc, avail=avail, used=used, features=self.features,
             device={"capacity_sectors": config.capacity_sectors, "serial": config.serial.hex()}, vector=vector,
             status=None if is_running else status, **({"pages_come": True} if self.card.pages_come else {}))  # fmt: skip
 
@@ -114,9 +117,8 @@ class Disk:
             self.golden.forget_request(request)
         self.blk.abandon()
         self.blk.ring.reset()
-        self._seen = b"\0\0"
         await run(driver.acknowledge())
-        await run(driver.negotiate(wanted, 1 << Feature.VERSION_1))
+        await run(driver.negotiate(wanted, 1 << Feature.VERSION_1 | self.features))
         await run(driver.set_config_vector(config_vector))
         await run(driver.set_up_queue(0, self.layout, vector=vectors[0] if vectors else 0xFFFF))
         if before_ok is not None:
@@ -130,7 +132,7 @@ class Disk:
     async def offer(self):
         """Publish what was added and ring the doorbell."""
         if self.blk.publish():
-            await self.card.port.run(self.driver.notify())
+            await self.card.port.run(self.driver.notify(0, self.blk.ring))
 
     async def done(self, requests, *, cycles=60_000, may_fail=False):
         """Publish what was added, ring the doorbell, wait until all of ``requests`` came back; raises AssertionError when they do not.
@@ -147,15 +149,11 @@ class Disk:
             self.golden.settle(request)
 
     def _are_back(self, requests):
-        index = self.memory.read(self.layout.used + 2, 2)
-        if index != self._seen:
-            self._seen = index
+        if self.blk.ring.has_used:
             self.blk.poll()
             if self.blk.damage:
                 raise AssertionError(self.blk.damage[0])
         return all(request.is_done for request in requests)
-
-    _seen = b"\0\0"
 
 
 class Card:
@@ -253,10 +251,11 @@ class Card:
             table.map_page(iova + PAGE * n, frame * PAGE, perms=perms)
 
     async def disk(self, number, *, queue_size=64, buffer_pages=600, platform=True, framing="parts", alignment=1, vectors=True,
-                   spread=False, base=IOVAS):  # fmt: skip
+                   spread=False, base=IOVAS, features=0):  # fmt: skip
         """Bring disk ``number`` (from 0) up: tables if there is an IOMMU in use, context, MSI-X, virtio; return the :class:`Disk`.
 
         ``spread``: descriptors, available ring and used ring each have a page of their own. ``base``: first address of ring and buffers.
+        ``features``: of the ring, which the card must offer.
         """
         function = self.config.first_disk + number
         info = self.functions[function]
@@ -278,11 +277,10 @@ class Card:
             await self.port.run(enable_msix(info, 2))
         driver = VirtioPciDriver(info)
         parts = {"addresses": (base, base + 4 * PAGE, base + 8 * PAGE)} if spread else {"base": base}
-        ring = SplitDriver(memory, size=queue_size, **parts)
-        layout = ring.layout
-        wanted = 1 << Feature.VERSION_1 | 1 << 9 | (1 << Feature.ACCESS_PLATFORM if platform else 0)
+        ring = make_ring(memory, features, size=queue_size, **parts)
+        wanted = features | 1 << Feature.VERSION_1 | 1 << 9 | (1 << Feature.ACCESS_PLATFORM if platform else 0)
         blk = BlkDriver(ring, memory, area=area, rng=self.rng, framing=framing, alignment=alignment)
-        disk = self.disks[number] = Disk(self, function, table, memory, layout, driver, blk)
+        disk = self.disks[number] = Disk(self, function, table, memory, features, driver, blk)
         await disk.start(wanted=wanted, vectors=[1] if vectors else [], config_vector=0 if vectors else 0xFFFF)
         return disk
 

@@ -126,7 +126,7 @@ class Traffic:
 
     def __init__(self, bench, disk, rng, sizes, *, cycles=400_000):
         self.bench, self.disk, self.rng, self.sizes, self.cycles = bench, disk, rng, sizes, cycles
-        self.image = bytearray(bench.config.all_disks[disk.function - bench.config.first_disk].capacity_sectors * SECTOR)
+        self.image = bytearray(bench.config.all_devices[disk.function - bench.config.first_disk].capacity_sectors * SECTOR)
         self.batch, self.moved = [], 0
 
     def begin(self, *, least=1, most=8):

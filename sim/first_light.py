@@ -215,8 +215,8 @@ class Run:
 
     def _stored(self):
         """Return what the card's store holds where the image is."""
-        disk, row_bytes = getattr(self.card.dut.card.endpoint, f"disk_{self.disk.function}"), self.settings.width // 8
-        rows = disk.blk.store.array.rows
+        disk, row_bytes = getattr(self.card.dut.card.endpoint, f"device_{self.disk.function}"), self.settings.width // 8
+        rows = disk.back_end.store.array.rows
         count = -(-len(self.image) // row_bytes)
         return b"".join(int(rows[n].value).to_bytes(row_bytes, "little") for n in range(count))[: len(self.image)]
 

@@ -1,4 +1,4 @@
-"""Judges one split virtqueue of virtio-blk: the ring by the rules of the specification, the data by the golden device."""
+"""Judges one virtqueue of virtio-blk: the ring by the rules of the specification, the data by the golden device."""
 
 from collections.abc import MutableSet
 
@@ -8,9 +8,9 @@ from ..models.iommu.faults import AccessType
 from ..models.memory import Access, AccessFault, Iova, Spa
 from ..models.tlp import TlpType
 from ..models.virtio.blk import HEADER_BYTES, SECTOR, BlkDevice, BlkStatus, BlkType
-from ..models.virtio.driver import DeviceStatus
-from ..models.virtio.rules import RULES, Notification, SplitDeviceJudge, StatusWritten
-from ..models.virtio.split import SplitLayout
+from ..models.virtio.driver import FIELDS, OPTIONAL_FIELDS, DeviceStatus
+from ..models.virtio.judge import RULES, Notification, QueueEnabled, QueueReset, StatusWritten, Suspended
+from ..models.virtio.virtqueue import make_judge, make_layout
 from .scoreboard import Checker, MessageChecker, Mismatch
 
 __all__ = ["DoubtfulBlkDevice", "RingChecker"]
@@ -168,11 +168,56 @@ class _View:
         return b"".join(self.memory.read(Spa(spa), size) for _, spa, size in found)
 
 
+class _QueueRegisters:
+    """What software wrote to the registers of one queue, and when that reset or enabled it. [VIRTIO1.4 4.1.4.3]
+
+    Parameters
+    ----------
+    status : :class:`int`
+        Bus address of device_status.
+    queue : :class:`int`
+        Its number.
+    """
+
+    NAMES = {offset: name for name, (offset, _) in (FIELDS | OPTIONAL_FIELDS).items()}
+
+    def __init__(self, status, queue):
+        self.base, self.queue = status - FIELDS["device_status"][0], queue
+        self.selected, self.values, self.resets = 0, {}, False
+
+    def read(self, address, value):
+        """Return whether this read shows that the reset of the queue is complete."""
+        if self._name(address) != "queue_reset" or self.selected != self.queue or not self.resets or value:
+            return False
+        self.resets = False
+        return True
+
+    def wrote(self, address, size, value):
+        """Return whether this write enables the queue."""
+        name = self._name(address)
+        if name == "queue_select":
+            self.selected = value
+        if self.selected != self.queue or name is None:
+            return False
+        self.resets = self.resets or (name == "queue_reset" and value == 1)
+        low = 8 * (address - self.base - (FIELDS | OPTIONAL_FIELDS)[name][0])
+        self.values[name] = self.values.get(name, 0) & ~((1 << 8 * size) - 1 << low) | value << low
+        return name == "queue_enable" and value == 1
+
+    def _name(self, address):
+        offset = address - self.base
+        return self.NAMES.get(offset, self.NAMES.get(offset - 4) if 0x20 <= offset < 0x38 else None)
+
+    def layout(self, features):
+        """Return where software put it."""
+        return make_layout(features, *(self.values[name] for name in ("queue_size", "queue_desc", "queue_driver", "queue_device")))
+
+
 class RingChecker(Checker):
     """The golden device executes each chain when the card returns it; every byte that the card wrote for it is compared.
 
     The ring itself, where the function reads and writes, and its notifications are judged by
-    :class:`ringwall.models.virtio.rules.SplitDeviceJudge`. Whether the function may reach a page is :class:`AccessChecker`'s.
+    :class:`ringwall.models.virtio.judge.RingJudge`. Whether the function may reach a page is :class:`AccessChecker`'s.
 
     A chain with bytes that the device cannot reach, or could not any more when it came back, is not executed: its data is not
     compared, and its sectors are unknown to the golden device.
@@ -187,12 +232,13 @@ class RingChecker(Checker):
     size : :class:`int`
         Descriptors of the queue.
     desc, avail, used : :class:`int`
-        IOVAs of the three parts.
+        IOVAs of descriptor area, driver area and device area.
     device : object
         ``execute(readable, writable_len)`` returns an object with ``problem(before, after, used_len)``, why writable bytes that
         held ``before`` and hold ``after`` cannot be ("": they can); ``lost(header, length)`` as :class:`DoubtfulBlkDevice`.
     status : :class:`int` or None
-        Bus address of device_status: software's accesses tell when the device runs. None: it runs already.
+        Bus address of device_status: software's accesses to it and the registers around it tell when device and queue run, and where.
+        None: they run already.
     vector : :class:`int` or None
         MSI-X vector of the queue.
     messages : :class:`.scoreboard.MessageChecker` or None
@@ -201,6 +247,12 @@ class RingChecker(Checker):
         Both indices at the start.
     patience : :class:`int`
         Cycles after which at the end of the run a chain must have come back, and a notification have arrived.
+    features : :class:`int`
+        What was negotiated, as far as it concerns rings.
+    queue : :class:`int`
+        Number of the queue.
+    granule : :class:`int`
+        The card may round its reads out to whole blocks of so many bytes.
     pages_come : :class:`bool`
         The function waits for pages that were out of reach: where they are when the chain comes back counts.
 
@@ -211,18 +263,19 @@ class RingChecker(Checker):
     """
 
     def __init__(self, memory, golden, allowed, *, function, size, desc, avail, used, device, status=None, vector=None, messages=None,
-                 index=0, patience=60_000, pages_come=False):  # fmt: skip
+                 index=0, patience=60_000, features=0, queue=0, granule=4, pages_come=False):  # fmt: skip
         self.pages_come = pages_come
         self.memory, self.golden, self.allowed, self.function, self.device = memory, golden, allowed, function, device
         self.status, self.vector, self.messages, self.patience = status, vector, messages, patience
-        self.layout, self.finished = SplitLayout(size, desc, avail, used), []
+        self.features, self.finished = features, []
+        self._registers = None if status is None else _QueueRegisters(status, queue)
         self._view, self._now, self._looked_at, self._resets = _View(golden, allowed, function), 0, -1, False
-        self._avail = []  # where the available ring is: (SPA, length)
+        self._written = []  # where that is of the ring which software writes and the judge must know of: (SPA, length)
         self._chains = {}  # Available -> ([(IOVA, SPA, length)] of readable and of writable bytes)
         self._found, self._told = [], 0
-        self.judge = SplitDeviceJudge(
-            self.layout, self._view, is_ready=status is None, index=index, has_vector=vector is not None,
-            on_available=self._is_available, on_returned=self._is_returned)  # fmt: skip
+        self.judge = make_judge(
+            make_layout(features, size, desc, avail, used), self._view, features, is_ready=status is None, index=index,
+            has_vector=vector is not None, granule=granule, on_available=self._is_available, on_returned=self._is_returned)  # fmt: skip
 
     @classmethod
     def of_session(cls, session, *, function, device, **parameters):
@@ -250,7 +303,7 @@ class RingChecker(Checker):
         elif isinstance(event, HostStore):
             self._look()
             end = event.address + len(event.data)
-            if any(start < end and event.address < start + size for start, size in self._avail):
+            if any(start < end and event.address < start + size for start, size in self._written):
                 self.judge.stored(self._now)
         elif isinstance(event, Operation):
             self._operated(event.operation, event.result)
@@ -275,12 +328,19 @@ class RingChecker(Checker):
         """Translations may have changed, and with them what the ring holds."""
         if self._looked_at != self.allowed.now:
             self._looked_at = self.allowed.now
-            pieces = self._view.pieces(self.layout.avail, self.layout.avail_bytes, AccessType.READ)
-            self._avail = [(spa, size) for _, spa, size in pieces if spa is not None]
+            self._written = [(spa, size) for part in self.judge.driver_parts()
+                             for _, spa, size in self._view.pieces(*part, AccessType.READ) if spa is not None]  # fmt: skip
             self.judge.stored(self._now)
 
     def _operated(self, operation, result):
-        """Software's accesses to device_status. [VIRTIO1.4 2.1, 2.4]"""
+        """Software's accesses to the registers. [VIRTIO1.4 2.1, 2.4, 2.6.1, 3.4]"""
+        if self._registers is not None and isinstance(operation, MemoryWrite):
+            if self._registers.wrote(operation.address, operation.size, operation.value) and self.judge.closed == "V014":
+                self.judge.take(self._now, QueueEnabled(self._registers.layout(self.features)))
+                self._looked_at = -1
+        elif self._registers is not None and isinstance(operation, MemoryRead) and self._registers.read(operation.address, result):
+            self._lose()
+            self.judge.take(self._now, QueueReset())
         if getattr(operation, "address", None) != self.status or self.status is None:
             return
         if isinstance(operation, MemoryWrite):
@@ -295,6 +355,8 @@ class RingChecker(Checker):
                 self.judge.take(self._now, StatusWritten(0))
             elif result & DeviceStatus.NEEDS_RESET:
                 self.judge.needs_reset = True
+            elif result & (DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK) == DeviceStatus.SUSPEND and self.judge.is_ready:
+                self.judge.take(self._now, Suspended())
 
     def _requested(self, tlp):
         """The function reads or writes."""
@@ -312,7 +374,7 @@ class RingChecker(Checker):
             self.judge.take(self._now, Access(iova, bytes(length), False, "the card"))
             return
         data = self.memory.read(Spa(start), length)
-        if self.layout.used <= iova and iova + length <= self.layout.used + self.layout.used_bytes:
+        if any(at <= iova and iova + length <= at + size for at, size in self.judge.own_parts()):
             self.golden.write(Spa(start), data)  # what it says is judged when it counts
         self.judge.take(self._now, Access(iova, data, True, "the card"))
 

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import random
-from bisect import insort
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from .split import Memory, RingError, RingFull, Span, SplitDriver, gather
+from .buffers import FILL, Buffers
+from .ring import Memory, RingDriver, RingError, RingFull, Span, gather
 
 __all__ = ["FRAMINGS", "SECTOR", "BlkConfig", "BlkDevice", "BlkDriver", "BlkFeature", "BlkResult", "BlkStatus", "BlkType", "Outcome",
            "Request"]  # fmt: skip
@@ -400,7 +400,7 @@ class BlkDriver:
 
     Parameters
     ----------
-    ring : :class:`SplitDriver`
+    ring : :class:`RingDriver`
         Its queue.
     memory : object with read and write
         As the device addresses it.
@@ -414,18 +414,15 @@ class BlkDriver:
         Of buffers: a power of two up to 4096; 1: any address.
     """
 
-    GUARD = 16
-    GUARD_BYTE, FILL, NO_STATUS = 0x5C, 0xA5, 0xFF
+    NO_STATUS = 0xFF
 
-    def __init__(self, ring: SplitDriver, memory: Memory, *, area: Span, rng: random.Random, framing: str = "parts", alignment: int = 1):
+    def __init__(self, ring: RingDriver, memory: Memory, *, area: Span, rng: random.Random, framing: str = "parts", alignment: int = 1):
         if framing not in FRAMINGS:
             raise ValueError(f"Framing must be one of {', '.join(FRAMINGS)}, not {framing!r}")
-        if not 1 <= alignment <= 4096 or alignment & (alignment - 1):
-            raise ValueError(f"Alignment must be a power of two between 1 and 4096, not {alignment!r}")
-        self.ring, self.memory, self.rng, self.framing, self.alignment = ring, memory, rng, framing, alignment
+        self.ring, self.memory, self.rng, self.framing = ring, memory, rng, framing
+        self.buffers = Buffers(memory, area, rng, alignment)
         self.requests: dict[int, Request] = {}  # head -> not back yet
         self.damage: list[str] = []
-        self._room = [area]  # free spans, by address, not adjacent
 
     def read(self, sector: int, length: int, *, framing: str | None = None) -> Request:
         """Add an IN of ``length`` bytes."""
@@ -459,18 +456,15 @@ class BlkDriver:
         readable_lengths = cut([len(header), len(data)], self.rng, min(most, max(1, free // 2))) if sent else []
         writable_lengths = cut([room - 1, 1], self.rng, free - len(readable_lengths)) if room else []
         lengths = [length for length in readable_lengths + writable_lengths if length]
-        spans: list[Span] = []
+        spans = self.buffers.take(lengths)
+        count = len([length for length in readable_lengths if length])
+        readable, writable = spans[:count], spans[count:]
+        self.buffers.fill(readable, sent)
+        self.buffers.fill(writable, bytes([FILL]) * (room - 1) + bytes([self.NO_STATUS]) if room else b"")
         try:
-            for length in lengths:
-                spans.append((self._allocate(length), length))
-            count = len([length for length in readable_lengths if length])
-            readable, writable = tuple(spans[:count]), tuple(spans[count:])
-            self._fill(readable, sent)
-            self._fill(writable, bytes([self.FILL]) * (room - 1) + bytes([self.NO_STATUS]) if room else b"")
             head = self.ring.add_chain(readable, writable)
         except RingFull:
-            for address, length in spans:
-                self._give_back(address, length)
+            self.buffers.give_back(spans)
             raise
         made = self.requests[head] = Request(head, kind, sector, sent, readable, writable)
         return made
@@ -488,58 +482,13 @@ class BlkDriver:
             done = self.requests.pop(head)
             raw = gather(self.memory, done.writable)
             done.used_len, done.data, done.status = length, raw[:-1], raw[-1] if raw else None
-            self._check(done)
-            for address, size in done.readable + done.writable:
-                self._give_back(address, size)
+            self.damage += [f"request {done.head}: {what}" for what in self.buffers.damage(done.readable, done.sent, done.writable)]
+            self.buffers.give_back(done.readable + done.writable)
             found.append(done)
         return found
 
     def abandon(self) -> None:
         """Forget the requests that did not come back and free their buffers: after a reset of the device and the ring."""
         for request in self.requests.values():
-            for address, size in request.readable + request.writable:
-                self._give_back(address, size)
+            self.buffers.give_back(request.readable + request.writable)
         self.requests.clear()
-
-    # -- buffers --
-
-    def _allocate(self, length: int) -> int:
-        """Return an aligned address of free bytes between two guards."""
-        need = length + 2 * self.GUARD + self.alignment - 1
-        fitting = [n for n in range(len(self._room)) if self._room[n][1] >= need]
-        if not fitting:
-            raise RingFull(f"no room for a buffer of {length} bytes")
-        start, size = self._room.pop(fitting[self.rng.randrange(len(fitting))] if len(fitting) > 1 else fitting[0])
-        slack = min(size - need, 4096)
-        low = start + (self.rng.randrange(slack + 1) if slack else 0)
-        address = (low + self.GUARD + self.alignment - 1) // self.alignment * self.alignment
-        for piece in ((start, address - self.GUARD - start), (address + length + self.GUARD, start + size - address - length - self.GUARD)):
-            if piece[1]:
-                insort(self._room, piece)
-        return address
-
-    def _give_back(self, address: int, length: int) -> None:
-        insort(self._room, (address - self.GUARD, length + 2 * self.GUARD))
-        joined: list[Span] = []
-        for start, size in self._room:
-            if joined and sum(joined[-1]) == start:
-                joined[-1] = joined[-1][0], joined[-1][1] + size
-            else:
-                joined.append((start, size))
-        self._room = joined
-
-    def _fill(self, spans: Sequence[Span], data: bytes) -> None:
-        guard, at = bytes([self.GUARD_BYTE]) * self.GUARD, 0
-        for address, length in spans:
-            self.memory.write(address - self.GUARD, guard + data[at : at + length] + guard)
-            at += length
-
-    def _check(self, done: Request) -> None:
-        """Were guards and readable bytes left alone?"""
-        guard = bytes([self.GUARD_BYTE]) * self.GUARD
-        for address, length in done.readable + done.writable:
-            for at, name in ((address - self.GUARD, "in front of"), (address + length, "behind")):
-                if self.memory.read(at, self.GUARD) != guard:
-                    self.damage.append(f"request {done.head}: bytes {name} the buffer of {length} bytes at {address:#x} were written")
-        if gather(self.memory, done.readable) != done.sent:
-            self.damage.append(f"request {done.head}: device-readable bytes were written")

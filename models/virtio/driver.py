@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ..host import ConfigRead, ConfigWrite, Delay, FunctionInfo, MemoryRead, MemoryWrite, Software
-from .split import SplitLayout
+from .ring import RingDriver, RingLayout
 
-__all__ = ["FIELDS", "NO_VECTOR", "DeviceStatus", "DriverError", "Feature", "Structure", "StructureType", "VirtioPciDriver"]
+__all__ = ["FIELDS", "NO_VECTOR", "OPTIONAL_FIELDS", "DeviceStatus", "DriverError", "Feature", "Structure", "StructureType",
+           "VirtioPciDriver"]  # fmt: skip
 
 VENDOR = 0x1AF4  # [VIRTIO1.4 4.1.2]
 DEVICE_BASE = 0x1040  # + device type [VIRTIO1.4 4.1.2]
@@ -85,6 +86,8 @@ FIELDS = {
     "queue_device": (0x30, 8),
 }
 COMMON_BYTES = 0x38
+# Fields that are there with NOTIF_CONFIG_DATA, with RING_RESET.
+OPTIONAL_FIELDS = {"queue_notif_config_data": (0x38, 2), "queue_reset": (0x3A, 2)}
 NEEDED_BYTES = {StructureType.COMMON: COMMON_BYTES, StructureType.NOTIFY: 2, StructureType.ISR: 1}
 ALIGNMENT = {StructureType.COMMON: 4, StructureType.NOTIFY: 2, StructureType.ISR: 1, StructureType.DEVICE: 4}  # V076, V092, V101
 CAP_LEN = {StructureType.NOTIFY: 20, StructureType.PCI_CFG: 20}  # others 16 (V074)
@@ -128,6 +131,8 @@ class VirtioPciDriver:
         What was negotiated.
     notify_at : dict of :class:`int`
         Queue -> address of its doorbell.
+    notify_value : dict of :class:`int`
+        Queue -> what its doorbell is told: its number, or its configuration data with NOTIF_CONFIG_DATA.
     problems : list of :class:`str`
         Rules that the device broke.
     """
@@ -140,6 +145,7 @@ class VirtioPciDriver:
         self.notify_multiplier = 0
         self.offered = self.features = 0
         self.notify_at: dict[int, int] = {}
+        self.notify_value: dict[int, int] = {}
         self.problems: list[str] = []
         self._mapped: set[tuple[str, int]] = set()  # vector fields written since the reset, and of which queue
 
@@ -206,10 +212,17 @@ class VirtioPciDriver:
             raise DriverError(f"function {self.info.function} has no {kind.name} structure that can be used")
         return self.structures[kind]
 
+    def _place(self, field: str) -> tuple[int, int]:
+        """Return address and bytes of a field of the common configuration."""
+        offset, size = {**FIELDS, **OPTIONAL_FIELDS}[field]
+        common = self.structure(StructureType.COMMON)
+        if offset + size > common.length:
+            raise DriverError(f"common configuration of function {self.info.function} has {common.length:#x} bytes and no {field}")
+        return common.address + offset, size
+
     def load(self, field: str) -> Software:
         """Read a field of the common configuration; 64 bits as two halves. [VIRTIO1.4 4.1.3.1]"""
-        offset, size = FIELDS[field]
-        at = self.structure(StructureType.COMMON).address + offset
+        at, size = self._place(field)
         if size < 8:
             return (yield MemoryRead(at, size))
         low = yield MemoryRead(at, 4)
@@ -217,8 +230,7 @@ class VirtioPciDriver:
 
     def store(self, field: str, value: int) -> Software:
         """Write a field of the common configuration; 64 bits as two halves. [VIRTIO1.4 4.1.3.1]"""
-        offset, size = FIELDS[field]
-        at = self.structure(StructureType.COMMON).address + offset
+        at, size = self._place(field)
         if size < 8:
             yield MemoryWrite(at, size, value)
         else:
@@ -306,7 +318,20 @@ class VirtioPciDriver:
             yield from self.fail()
             raise DriverError(f"function {self.info.function} refuses features {features:#x}")
         self.features = features
+        self._check_doorbells(bool(offered >> Feature.NOTIFICATION_DATA & 1))
         return features
+
+    def _check_doorbells(self, is_wide: bool) -> None:
+        """Doorbells of 32 bits need room and places of their own. [VIRTIO1.4 4.1.4.4.1]"""
+        notify = self.structure(StructureType.NOTIFY)
+        if is_wide and (notify.offset % 4 or notify.length < 4):
+            self.problems.append(f"V092: NOTIFY structure of {notify.length} bytes at {notify.offset:#x} is not for doorbells of 4 bytes")
+        if is_wide and self.notify_multiplier % 4:
+            self.problems.append(f"V093: notify_off_multiplier is {self.notify_multiplier}, must be 0 or a multiple of 4")
+
+    def has(self, feature: Feature) -> bool:
+        """A feature was negotiated."""
+        return bool(self.features >> feature & 1)
 
     def fail(self) -> Software:
         """Give the device up: FAILED. [VIRTIO1.4 3.1.1]"""
@@ -315,6 +340,25 @@ class VirtioPciDriver:
     def driver_ok(self) -> Software:
         """Let the device run. [VIRTIO1.4 3.1.1 step 8]"""
         yield from self.add_status(DeviceStatus.DRIVER_OK)
+
+    def suspend(self) -> Software:
+        """Suspend the device; it does nothing until `resume`, nor may software with its queues. [VIRTIO1.4 3.4]"""
+        yield from self.add_status(DeviceStatus.SUSPEND)
+        yield from self._wait_status(DeviceStatus.SUSPEND, "suspended")
+
+    def resume(self) -> Software:
+        """Let a suspended device run again. [VIRTIO1.4 3.4]"""
+        yield from self.add_status(DeviceStatus.DRIVER_OK)
+        yield from self._wait_status(DeviceStatus.DRIVER_OK, "running again")
+
+    def _wait_status(self, wanted: DeviceStatus, name: str) -> Software:
+        """Wait until one of SUSPEND and DRIVER_OK is set and the other is not."""
+        for _ in range(self.polls):
+            yield from self.check_alive()
+            if (yield from self.status()) & (DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK) == wanted:
+                return
+            yield Delay(self.poll_cycles)
+        raise DriverError(f"function {self.info.function} is not {name} after {self.polls} looks at its status")
 
     def check_alive(self) -> Software:
         """Raise :exc:`DriverError` when the device asks to be reset, or is gone."""
@@ -326,28 +370,30 @@ class VirtioPciDriver:
 
     # -- queues --
 
-    def set_up_queue(self, index: int, layout: SplitLayout, *, vector: int = NO_VECTOR) -> Software:
+    def set_up_queue(self, index: int, layout: RingLayout, *, vector: int = NO_VECTOR) -> Software:
         """Give queue ``index`` its place and vector and enable it. [VIRTIO1.4 4.1.5.1.3]"""
         function = self.info.function
         if index >= (count := (yield from self.load("num_queues"))):
             raise DriverError(f"function {function} has {count} queues, none is {index}")
         yield from self.store("queue_select", index)
         most = yield from self.load("queue_size")
-        if most & (most - 1):
+        if most & (most - 1) and not self.has(Feature.RING_PACKED):
             self.problems.append(f"V088: queue {index} has the size {most}, must have a power of two")
         if not layout.size <= most:
             raise DriverError(f"queue {index} of function {function} has at most {most} descriptors, not {layout.size}")
         if (yield from self.load("queue_enable")) != 0:
             raise DriverError(f"queue {index} of function {function} is enabled already (V081)")
         yield from self._keep("queue_size", layout.size, index)
-        for field, address in (("queue_desc", layout.desc), ("queue_driver", layout.avail), ("queue_device", layout.used)):
+        for field, (address, _) in zip(("queue_desc", "queue_driver", "queue_device"), layout.parts):
             yield from self._keep(field, address, index)
         yield from self._map("queue_msix_vector", vector, index)
         offset = (yield from self.load("queue_notify_off")) * self.notify_multiplier
         notify = self.structure(StructureType.NOTIFY)
-        if offset + 2 > notify.length:
+        if offset + (4 if self.has(Feature.NOTIFICATION_DATA) else 2) > notify.length:
             raise DriverError(f"doorbell {index} of function {function} lies at {offset:#x} of {notify.length:#x} bytes (V094)")
-        self.notify_at[index] = notify.address + offset
+        self.notify_at[index], self.notify_value[index] = notify.address + offset, index
+        if self.has(Feature.NOTIF_CONFIG_DATA):
+            self.notify_value[index] = yield from self.load("queue_notif_config_data")
         yield from self._keep("queue_enable", 1, index)
 
     def _keep(self, field: str, value: int, index: int) -> Software:
@@ -370,11 +416,34 @@ class VirtioPciDriver:
         """Map configuration changes to a vector. [VIRTIO1.4 4.1.5.1.2]"""
         yield from self._map("config_msix_vector", vector, 0)
 
-    def notify(self, index: int = 0) -> Software:
-        """Ring the doorbell of a queue. [VIRTIO1.4 4.1.5.2]"""
+    def reset_queue(self, index: int) -> Software:
+        """Reset one queue and wait until it is; `set_up_queue` may follow. [VIRTIO1.4 2.6.1, 4.1.4.3]"""
+        if not self.has(Feature.RING_RESET):
+            raise DriverError(f"queues of function {self.info.function} cannot be reset without RING_RESET")
+        yield from self.store("queue_select", index)
+        if (yield from self.load("queue_reset")) != 0:
+            self.problems.append(f"V083: queue_reset of queue {index} is not 0 while the queue is enabled")
+        yield from self.store("queue_reset", 1)
+        for _ in range(self.polls):
+            if (yield from self.load("queue_reset")) == 0:
+                if (yield from self.load("queue_enable")) != 0:
+                    self.problems.append(f"V086: queue_enable of queue {index} is not 0 after its reset")
+                self.notify_at.pop(index, None)
+                return
+            yield Delay(self.poll_cycles)
+        raise DriverError(f"queue {index} of function {self.info.function} is not reset after {self.polls} looks at it")
+
+    def notify(self, index: int = 0, ring: RingDriver | None = None) -> Software:
+        """Ring the doorbell of a queue; ``ring``: its driver's side, which knows what NOTIFICATION_DATA tells. [VIRTIO1.4 4.1.5.2]"""
         if index not in self.notify_at:
             raise DriverError(f"queue {index} of function {self.info.function} is not set up")
-        yield MemoryWrite(self.notify_at[index], 2, index)
+        value = self.notify_value[index]
+        if not self.has(Feature.NOTIFICATION_DATA):
+            yield MemoryWrite(self.notify_at[index], 2, value)
+        elif ring is not None:
+            yield MemoryWrite(self.notify_at[index], 4, ring.notification(value))
+        else:
+            raise ValueError(f"A doorbell must tell the state of a ring with NOTIFICATION_DATA, not of {ring!r}")
 
     # -- the rest --
 
@@ -407,7 +476,7 @@ class VirtioPciDriver:
         """Write 1, 2 or 4 bytes of device configuration."""
         yield MemoryWrite(self.structure(StructureType.DEVICE).address + offset, size, value)
 
-    def start(self, queues: Sequence[SplitLayout], *, wanted: int = 0, required: int = 1 << Feature.VERSION_1,
+    def start(self, queues: Sequence[RingLayout], *, wanted: int = 0, required: int = 1 << Feature.VERSION_1,
               vectors: Sequence[int] = (), config_vector: int = NO_VECTOR) -> Software:  # fmt: skip
         """Find, reset, negotiate, set up queue 0 and on, DRIVER_OK; return the features. [VIRTIO1.4 3.1.1]
 

@@ -43,7 +43,7 @@ class Served:
 
     readable: bytes
     room: int
-    outcomes: list[Outcome]
+    outcomes: list[Outcome] = field(default_factory=list)
 
     @property
     def statuses(self) -> set:
@@ -109,11 +109,12 @@ class IommuDevice:
         self._reach()
 
     def _reach(self) -> None:
-        live, front = self._now + self._fading, self._now
+        """Find the states that the translator may be in, and those that the device may be in behind all pending requests."""
+        live, front, fading = self._now + self._fading, self._now, self._fading
         for served in self._pending:
-            front = _distinct(one.state for one in self._outcomes(front, served.readable, served.room))
-            live = live + front
-        self._live, self._front = _distinct(live), front
+            front, fading = ([one.state for one in self._outcomes(states, served)] for states in (front, fading))
+            live = live + front + fading
+        self._live, self._front = _distinct(live), _distinct(front)
 
     def _remember(self) -> None:
         """Accesses under way may be refused for the reasons that there are now."""
@@ -127,26 +128,27 @@ class IommuDevice:
 
     def serve(self, readable: bytes, room: int) -> Served:
         """A request arrives: ``readable`` bytes, in whatever buffers they lay, and ``room`` writable ones."""
-        served = Served(readable, room, self._outcomes(self._front, readable, room))
+        served = Served(readable, room)
+        served.outcomes = self._outcomes(self._front, served)
         self._pending.append(served)
-        self._front = _distinct(one.state for one in served.outcomes)
-        self._live = _distinct(self._live + self._front)
+        self._reach()
         return served
 
-    def _outcomes(self, states: Iterable[IommuState], readable: bytes, room: int) -> list[Outcome]:
-        return [one for state in states for one in self.rules.outcomes(state, readable, room)]
+    def _outcomes(self, states: Iterable[IommuState], served: Served) -> list[Outcome]:
+        return [one for state in states for one in self.rules.outcomes(state, served.readable, served.room)]
 
     def settle(self, before: bytes, after: bytes, used_len: int) -> str:
         """The oldest request came back: its writable bytes held ``before`` and hold ``after``; return why that is wrong."""
         served = self._pending[0]
         if not len(before) == len(after) == served.room:
             raise ValueError(f"Writable bytes must be {served.room}, not {len(before)!r} and {len(after)!r}")
-        served.outcomes = self._outcomes(self._now, served.readable, served.room)
+        served.outcomes = self._outcomes(self._now, served)
         problems = [one.problem(before, after, used_len) for one in served.outcomes]
-        fitting = [one for one, text in zip(served.outcomes, problems) if not text]
+        fitting = [one for one, text in zip(served.outcomes, problems) if not text] or served.outcomes[:1]
+        fading = [one.state for one in self._outcomes(self._fading, served) if not one.problem(before, after, used_len)]
         self._pending.pop(0)
-        self._set([one.state for one in fitting or served.outcomes[:1]], self._fading)
-        if fitting:
+        self._set([one.state for one in fitting], fading)
+        if "" in problems:
             return ""
         return "; ".join(dict.fromkeys(f"{'unwritten' if one.status is None else one.status.name}: {text}"
                                        for one, text in zip(served.outcomes, problems)))  # fmt: skip
@@ -155,10 +157,10 @@ class IommuDevice:
         """Serve a request at once, as our card does; return what is written, whose length is the used length."""
         if self._pending:
             raise ValueError(f"Requests must be settled in order, not with {len(self._pending)!r} pending")
-        first = self.serve(readable, room).outcomes[0]
-        self._pending.clear()
-        self._set([first.state], self._fading)
-        return first.written(room)
+        written = self.serve(readable, room).outcomes[0].written(room)
+        before = b"\xff" * room
+        self.settle(before, written or before, len(written))
+        return written
 
     # -- features, configuration, reset --
 
@@ -241,15 +243,11 @@ class IommuDevice:
         return self._verdicts(opened.access) | opened.refusals
 
     def judge(self, opened: OpenAccess, verdict: Verdict) -> str:
-        """The access left the gate with ``verdict``; return why that is wrong. A refusal may be reported from now on.
-
-        A refusal's ``reason`` may be None where the reason is not seen.
-        """
+        """The access left the gate with ``verdict``; return why that is wrong. A refusal may be reported from now on."""
         self._open.remove(opened)
         allowed = self.allowed(opened)
-        is_refused = verdict.phys is None
-        fitting = {one for one in allowed if one == verdict or (is_refused and verdict.reason is None and one.phys is None)}
-        if is_refused and fitting:
+        fitting = {one for one in allowed if one.fits(verdict)}
+        if fitting and verdict.phys is None:
             self.fault_count += 1
             self._owed.append(frozenset(opened.access.fault(one.reason) for one in fitting if one.reason is not None))
         if fitting and not self._pending and not self._fading and not opened.refusals:
@@ -262,10 +260,13 @@ class IommuDevice:
     def reported(self, raw: bytes, used_len: int) -> str:
         """An event buffer came back with ``used_len`` bytes; return why that is no record of a refusal that none told before.
 
-        ADDRESS may be left out. [VIRTIO1.4 5.13.6.9.2]
+        ADDRESS may be left out. A buffer that is too small for a record tells nothing. [VIRTIO1.4 5.13.6.9.2]
         """
-        if used_len != FAULT_BYTES:  # V210
-            return f"used length {used_len}, must be {FAULT_BYTES}"
+        wanted = FAULT_BYTES if len(raw) >= FAULT_BYTES else 0
+        if used_len != wanted:  # V210
+            return f"used length {used_len}, must be {wanted}"
+        if not wanted:
+            return ""
         record = Fault.unpack(raw)
         if any(record.reserved) or record.reserved1:  # V209
             return f"reserved fields of {record} are not 0"
@@ -284,7 +285,7 @@ class IommuDevice:
 
 
 def _without_address(fault: Fault) -> Fault:
-    return replace(fault, flags=fault.flags & ~FaultFlag.ADDRESS, address=0)
+    return replace(fault, flags=fault.flags & ~int(FaultFlag.ADDRESS), address=0)
 
 
 def _distinct(states: Iterable[IommuState]) -> list[IommuState]:

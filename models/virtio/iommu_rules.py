@@ -244,12 +244,18 @@ class Access:
 class Verdict:
     """What becomes of an access: a physical address, or the reason why it is refused.
 
-    ``is_mmio``: it must be neither speculated, buffered, cached, split nor combined. [VIRTIO1.4 5.13.6.5]
+    ``is_mmio``: it must be neither speculated, buffered, cached, split nor combined. [VIRTIO1.4 5.13.6.5] In a verdict that was seen, a
+    ``reason`` or ``is_mmio`` of None was not.
     """
 
     phys: int | None = None
     reason: FaultReason | None = None
-    is_mmio: bool = False
+    is_mmio: bool | None = False
+
+    def fits(self, seen: Verdict) -> bool:
+        """Tell whether what was seen is this verdict."""
+        return (seen.phys == self.phys and seen.reason in (None, self.reason)
+                and (seen.phys is None or seen.is_mmio in (None, self.is_mmio)))  # fmt: skip
 
 
 class IommuRules:
@@ -323,9 +329,9 @@ class IommuRules:
         fitting = TAIL_BYTES + (self.description.probe_size if kind is Probe else 0)
         return found + [unwritten, invalid] if len(readable) > kind.LAYOUT.size or room > fitting else found
 
-    def _refused(self, state: IommuState, musts: Iterable[Status], shoulds: Iterable[Status] = ()) -> list[Outcome]:
-        """The outcomes of a request that is refused; none when nothing is against it."""
-        return [Outcome(status, state) for status in dict.fromkeys(musts) or dict.fromkeys(shoulds)]
+    def _unchanged(self, state: IommuState, statuses: Iterable[Status]) -> list[Outcome]:
+        """The outcomes of a request that has done nothing, each status once."""
+        return [Outcome(status, state) for status in dict.fromkeys(statuses)]
 
     def _optional(self, state: IommuState, bit: IommuFeature) -> bool | None:
         """Tell whether what a feature brings is there; None: offered but not accepted, so that no driver may use it."""
@@ -358,12 +364,12 @@ class IommuRules:
         if endpoint not in self.description.endpoints:  # V171
             musts.append(Status.NOENT)
         if musts:
-            return self._refused(state, musts)
-        moves = state.attached.get(endpoint, number) != number
-        others = [one for one, domain in state.attached.items() if domain == number and one != endpoint]
+            return self._unchanged(state, musts)
+        stays, moves = state.attached.get(endpoint) == number, state.attached.get(endpoint, number) != number
+        others = [] if stays else [one for one, domain in state.attached.items() if domain == number]
         if (others and not self.description.shares) or (moves and not self.description.reattaches):  # V172, V174
-            return self._refused(state, [Status.UNSUPP])
-        if found := self._refused(state, (), self._number_faults(number)):
+            return self._unchanged(state, [Status.UNSUPP])
+        if found := self._unchanged(state, self._number_faults(number)):
             return found
         domain = state.domains.get(number)
         shoulds, mays = [], []
@@ -378,17 +384,17 @@ class IommuRules:
         if is_bypass and can_bypass is None:
             mays.append(Status.INVAL)
         if shoulds:
-            refused = self._refused(state, (), shoulds)
+            refused = self._unchanged(state, shoulds)
             # V174: "as if DETACH, then ATTACH" may have done the first half.
-            return refused + self._refused(state.detach(endpoint), (), shoulds) if moves else refused
-        return [Outcome(Status.OK, state.attach(endpoint, number, is_bypass)), *self._refused(state, mays)]
+            return refused + self._unchanged(state.detach(endpoint), shoulds) if moves else refused
+        return [Outcome(Status.OK, state.attach(endpoint, number, is_bypass)), *self._unchanged(state, mays)]
 
     def _detach(self, state: IommuState, request: Detach, room: int) -> list[Outcome]:
         """[VIRTIO1.4 5.13.6.4.2]"""
         if request.endpoint not in self.description.endpoints:  # V178
-            return self._refused(state, [Status.NOENT])
+            return self._unchanged(state, [Status.NOENT])
         if state.attached.get(request.endpoint) != request.domain:  # V179
-            return self._refused(state, (), [Status.INVAL, Status.OK, Status.NOENT, *self._number_faults(request.domain)])
+            return self._unchanged(state, [Status.INVAL, Status.OK, Status.NOENT, *self._number_faults(request.domain)])
         return [Outcome(Status.OK, state.detach(request.endpoint))]  # V180
 
     def _map(self, state: IommuState, request: Map, room: int) -> list[Outcome]:
@@ -398,7 +404,7 @@ class IommuRules:
             return [Outcome(None, state), Outcome(Status.UNSUPP, state)]
         has_mmio = self._optional(state, IommuFeature.MMIO)
         if flags & ~MAP_FLAGS or (flags & MapFlag.MMIO and has_mmio is False):  # V184, V191
-            return self._refused(state, [Status.INVAL])
+            return self._unchanged(state, [Status.INVAL])
         shoulds = self._domain_faults(state, number)
         if any(one % self.description.granule for one in (start, end + 1, request.phys_start)):  # V182
             shoulds.append(Status.RANGE)
@@ -417,14 +423,14 @@ class IommuRules:
             shoulds += [Status.INVAL, Status.RANGE]
         full = [Status.NOMEM] if state.mapping_count >= self.description.capacity else []
         if shoulds:
-            return self._refused(state, (), shoulds + full)
+            return self._unchanged(state, shoulds + full)
         mays = list(full)
         if not flags & (MapFlag.READ | MapFlag.WRITE) or (flags & MapFlag.MMIO and has_mmio is None):
             mays.append(Status.INVAL)
         if start == end:  # one byte: no driver may, though the granularity allows it
             mays += [Status.INVAL, Status.RANGE]
         mapped = state.with_mappings(number, domain.mappings.insert(Interval(start, end, request.phys_start, flags)))
-        return [Outcome(Status.OK, mapped), *self._refused(state, mays)]
+        return [Outcome(Status.OK, mapped), *self._unchanged(state, mays)]
 
     def _unmap(self, state: IommuState, request: Unmap, room: int) -> list[Outcome]:
         """[VIRTIO1.4 5.13.6.6.2]"""
@@ -433,15 +439,15 @@ class IommuRules:
             return [Outcome(None, state), Outcome(Status.UNSUPP, state)]
         reserved = [Status.INVAL] if any(request.reserved) else []  # V196
         if found := self._domain_faults(state, number):
-            return self._refused(state, (), found + reserved)
+            return self._unchanged(state, found + reserved)
         if end < start:
-            return self._refused(state, (), [Status.INVAL, Status.RANGE, Status.OK])
+            return self._unchanged(state, [Status.INVAL, Status.RANGE, Status.OK])
         mappings = state.domains[number].mappings
         if mappings.splits(start, end):  # V194
-            return self._refused(state, (), [Status.RANGE, *reserved])
+            return self._unchanged(state, [Status.RANGE, *reserved])
         after = state.with_mappings(number, mappings.remove(start, end))  # V195
         refusals = reserved if self._is_input(start, end) else [*reserved, Status.RANGE, Status.INVAL]
-        return [Outcome(Status.OK, after), *self._refused(state, refusals), *self._refused(after, reserved)]
+        return [Outcome(Status.OK, after), *self._unchanged(state, refusals), *self._unchanged(after, reserved)]
 
     def _probe(self, state: IommuState, request: Probe, room: int) -> list[Outcome]:
         """[VIRTIO1.4 5.13.6.7.2]"""
@@ -451,4 +457,4 @@ class IommuRules:
             shoulds.append(Status.INVAL)
         accepted = self._optional(state, IommuFeature.PROBE)
         mays = [] if accepted else [Outcome(None, state), Outcome(Status.UNSUPP, state)]
-        return (self._refused(state, (), shoulds) or [Outcome(Status.OK, state, tuple(description.endpoints[request.endpoint]))]) + mays
+        return (self._unchanged(state, shoulds) or [Outcome(Status.OK, state, tuple(description.endpoints[request.endpoint]))]) + mays

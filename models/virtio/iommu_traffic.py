@@ -74,9 +74,7 @@ class IommuTraffic:
 
     def request(self, name: str | None = None) -> NamedRequest:
         """Return a request: ``name`` of `VALID` or `MALFORMED`, or any."""
-        if name is None:
-            kinds = self.malformed_kinds if self.rng.random() < self.malformed else self.valid_kinds
-            name = self.rng.choices(list(kinds), list(kinds.values()))[0]
+        name = name or self._name(self.malformed_kinds if self.rng.random() < self.malformed else self.valid_kinds)
         made = getattr(self, f"_{name}")()
         if isinstance(made, tuple):
             return NamedRequest(name, *made)
@@ -84,10 +82,12 @@ class IommuTraffic:
 
     def access(self, name: str | None = None) -> Access:
         """Return an access: ``name`` of `ACCESSES`, or any."""
-        name = name or self.rng.choices(list(self.access_kinds), list(self.access_kinds.values()))[0]
-        return getattr(self, f"_access_{name}")()
+        return getattr(self, f"_access_{name or self._name(self.access_kinds)}")()
 
     # -- choices --
+
+    def _name(self, kinds: Mapping[str, int]) -> str:
+        return self.rng.choices(list(kinds), list(kinds.values()))[0]
 
     def _room(self, request: Request) -> int:
         return TAIL_BYTES + (self.description.probe_size if isinstance(request, Probe) else 0)
@@ -223,7 +223,7 @@ class IommuTraffic:
         return bytes([number]) + self._map().pack()[1:], self.rng.choice((4, 4, 0, 64))
 
     def _any_valid(self) -> Request:
-        return getattr(self, f"_{self.rng.choice(list(VALID))}")()
+        return getattr(self, f"_{self._name(self.valid_kinds)}")()
 
     def _short(self) -> tuple[bytes, int]:
         """Too few readable bytes."""

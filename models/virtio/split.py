@@ -5,45 +5,38 @@ Numbers are little-endian bytes, whatever the guest's byte order. [VIRTIO1.4 2.7
 
 from __future__ import annotations
 
-import random
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
+
+from .ring import (
+    ARRANGEMENTS,
+    DESCRIPTOR_BYTES,
+    INDIRECT,
+    MAX_CHAIN_BYTES,
+    MAX_SIZE,
+    NEXT,
+    SPACE,
+    WRITE,
+    Answer,
+    Chain,
+    Memory,
+    RingDriver,
+    RingError,
+    RingFull,
+    Span,
+    gather,
+    placed,
+    scatter,
+    unsigned,
+)
 
 __all__ = ["ARRANGEMENTS", "INDIRECT", "NEXT", "NO_INTERRUPT", "NO_NOTIFY", "WRITE", "Chain", "Descriptor", "Malformed", "Memory",
            "RingError", "RingFull", "Span", "SplitDriver", "SplitLayout", "gather", "read_chain", "scatter"]  # fmt: skip
 
-NEXT, WRITE, INDIRECT = 1, 2, 4  # flags of a descriptor [VIRTIO1.4 2.7.5]
 NO_INTERRUPT = 1  # flags of the available ring [VIRTIO1.4 2.7.6]
 NO_NOTIFY = 1  # flags of the used ring [VIRTIO1.4 2.7.8]
-MAX_SIZE = 32768  # descriptors [VIRTIO1.4 2.7]
-MAX_CHAIN_BYTES = 1 << 32  # [VIRTIO1.4 2.7.5.2]
-DESCRIPTOR_BYTES = 16
-SPACE = 1 << 64  # bytes of the address space
-ARRANGEMENTS = ("contiguous", "scattered", "reversed")
-
-Span = tuple[int, int]  # address, length in bytes
-
-
-class RingError(Exception):
-    """The device broke the ring, or software asked for what a ring cannot do; says what."""
-
-
-class RingFull(RingError):
-    """Not enough free descriptors or room; nothing was changed."""
-
-
-class Memory(Protocol):
-    """What a ring needs of memory: addresses are those that the device is told."""
-
-    def read(self, address: int, length: int) -> bytes: ...
-    def write(self, address: int, data: bytes) -> None: ...
-
-
-def _number(raw: bytes) -> int:
-    return int.from_bytes(raw, "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +65,11 @@ class SplitLayout:
         """Return the layout whose parts follow each other from ``base``, a multiple of 16."""
         avail = base + DESCRIPTOR_BYTES * size
         return cls(size, base, avail, (avail + 6 + 2 * size + 3) // 4 * 4)
+
+    @property
+    def parts(self) -> tuple[Span, Span, Span]:
+        """Descriptor table, available ring and used ring."""
+        return (self.desc, self.desc_bytes), (self.avail, self.avail_bytes), (self.used, self.used_bytes)
 
     @property
     def desc_bytes(self) -> int:
@@ -143,42 +141,7 @@ class Descriptor:
     @classmethod
     def unpack(cls, raw: bytes) -> Descriptor:
         """Return the descriptor that 16 bytes are."""
-        return cls(_number(raw[:8]), _number(raw[8:12]), _number(raw[12:14]), _number(raw[14:16]))
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """What a chain of descriptors says.
-
-    Attributes
-    ----------
-    readable, writable : tuple of (address, length)
-        Buffers in the order of the chain; of a malformed chain those in front of the place where it ends.
-    numbers : tuple of :class:`int`
-        Descriptors of the ring that it takes, in order.
-    table : (address, length) or None
-        The indirect table.
-    error : :class:`str`
-        What a driver must not have done; empty: nothing.
-    is_complete : :class:`bool`
-        The end of the chain was reached: a device that overlooks the error knows all buffers.
-    beyond : :class:`int` or None
-        Address of the descriptor outside its table that the chain leads to.
-    """
-
-    head: int
-    readable: tuple[Span, ...]
-    writable: tuple[Span, ...]
-    numbers: tuple[int, ...]
-    table: Span | None
-    error: str
-    is_complete: bool
-    beyond: int | None = None
-
-    @property
-    def writable_bytes(self) -> int:
-        """Bytes that the device may write."""
-        return sum(length for _, length in self.writable)
+        return cls(unsigned(raw[:8]), unsigned(raw[8:12]), unsigned(raw[12:14]), unsigned(raw[14:16]))
 
 
 def read_chain(memory: Memory, layout: SplitLayout, head: int, *, indirect: bool = False) -> Chain:
@@ -236,21 +199,6 @@ def read_chain(memory: Memory, layout: SplitLayout, head: int, *, indirect: bool
         at = one.next
 
 
-def gather(memory: Memory, spans: Iterable[Span]) -> bytes:
-    """Return the bytes of buffers, one behind the other."""
-    return b"".join([memory.read(address, length) for address, length in spans])
-
-
-def scatter(memory: Memory, spans: Iterable[Span], data: bytes) -> None:
-    """Write ``data`` into buffers from the first on; surplus room stays as it is."""
-    at = 0
-    for address, length in spans:
-        piece = data[at : at + length]
-        if piece:
-            memory.write(address, piece)
-        at += length
-
-
 class Malformed(StrEnum):
     """Rings that a driver must not make, by name. [VIRTIO1.4 2.7.4 to 2.7.6]"""
 
@@ -259,6 +207,7 @@ class Malformed(StrEnum):
     HEAD_OUT_OF_RANGE = "head out of range"
     HEAD_TWICE = "head twice"  # the same chain made available a second time before it is used
     AVAIL_JUMP = "available index jump"  # by more than the queue has
+    AVAIL_BACK = "available index goes back"
     NEXT_OUT_OF_RANGE = "next out of range"
     TOO_MANY_DESCRIPTORS = "chain too long"  # more than the queue has, by an indirect table
     TOO_MANY_BYTES = "chain of more than 2^32 bytes"
@@ -270,6 +219,7 @@ class Malformed(StrEnum):
     INDIRECT_NESTED = "indirect inside an indirect table"
     TABLE_EMPTY = "indirect table of 0 bytes"
     TABLE_LENGTH = "indirect table of a broken length"  # no multiple of 16
+    TABLE_WRAP = "indirect table beyond 2^64"
     TABLE_NEXT_OUT_OF_RANGE = "next out of an indirect table"
     TABLE_LOOP = "loop in an indirect table"
 
@@ -281,40 +231,34 @@ class Malformed(StrEnum):
         return True if self in _OF_TABLES or self is Malformed.TOO_MANY_DESCRIPTORS else None
 
     @property
-    def may_be_served(self) -> bool:
-        """A device that overlooks the mistake knows what to do: it may serve the chain as well as refuse it."""
-        return self in (Malformed.ZERO_LENGTH, Malformed.READABLE_AFTER_WRITABLE, Malformed.TOO_MANY_DESCRIPTORS)
+    def allowed(self) -> frozenset[Answer]:
+        """How a device may answer: one that overlooks the mistake and knows what to do may serve the chain as well as refuse it."""
+        is_known = self in (Malformed.ZERO_LENGTH, Malformed.READABLE_AFTER_WRITABLE, Malformed.TOO_MANY_DESCRIPTORS)
+        return frozenset({Answer.REFUSED, Answer.SERVED} if is_known else {Answer.REFUSED})
 
 
 _OF_TABLES = {Malformed.INDIRECT_NEXT, Malformed.INDIRECT_NESTED, Malformed.TABLE_EMPTY, Malformed.TABLE_LENGTH,
-              Malformed.TABLE_NEXT_OUT_OF_RANGE, Malformed.TABLE_LOOP}  # fmt: skip
+              Malformed.TABLE_WRAP, Malformed.TABLE_NEXT_OUT_OF_RANGE, Malformed.TABLE_LOOP}  # fmt: skip
 
 
-class SplitDriver:
+class SplitDriver(RingDriver):
     """The driver's side of one split virtqueue in ``memory``, which it zeroes.
 
     Descriptors and the ring's entry are written first, the available index by `publish` alone, so that a device never sees
-    half a chain. What a device says in the used ring is believed only as far as it can be true. [VIRTIO1.4 2.7.13, 2.7.14]
+    half a chain. [VIRTIO1.4 2.7.13, 2.7.14] With IN_ORDER descriptors are taken in the order of the table. [VIRTIO1.4 2.7.5]
 
     Parameters
     ----------
-    memory : object with read and write
-        Addresses are those that the device is told.
     size : :class:`int`
         Descriptors: a power of two up to 32768.
     base : :class:`int`
         Where the parts lie one behind the other; or
     addresses : (desc, avail, used)
         where each of them lies.
-    indirect, event_idx : :class:`bool`
-        INDIRECT_DESC, EVENT_IDX were negotiated.
-    tables : :class:`int` or None
-        Where indirect tables lie, ``16 * (size + 1)`` bytes for each descriptor; None: behind the parts, on the next page.
-    arrangement : :class:`str`
-        How free descriptors become a chain: "contiguous" (ascending, side by side where possible), "reversed" (the same
-        descending) or "scattered" (any, in any order: needs ``rng``). No device may care. [VIRTIO1.4 2.7.4.1]
     index : :class:`int`
         First value of both indices: as if that many chains had come and gone. 0 after any reset.
+    options
+        As :class:`.ring.RingDriver` takes them.
 
     Raises
     ------
@@ -322,34 +266,23 @@ class SplitDriver:
         If a parameter is out of its range.
     """
 
+    layout: SplitLayout
+    malformed = Malformed
+
     def __init__(self, memory: Memory, *, size: int, base: int | None = None, addresses: tuple[int, int, int] | None = None,
-                 indirect: bool = False, event_idx: bool = False, tables: int | None = None, arrangement: str = "contiguous",
-                 rng: random.Random | None = None, index: int = 0):  # fmt: skip
-        if arrangement not in ARRANGEMENTS:
-            raise ValueError(f"Arrangement must be one of {', '.join(ARRANGEMENTS)}, not {arrangement!r}")
-        if arrangement == "scattered" and rng is None:
-            raise ValueError("Scattered descriptors must have a random.Random to choose them, not None")
+                 index: int = 0, **options):  # fmt: skip
         if not 0 <= index < 1 << 16:
             raise ValueError(f"Index must fit in 16 bits, not {index!r}")
-        if base is not None and addresses is None:
-            self.layout = SplitLayout.at(base, size)
-        elif addresses is not None and base is None:
-            self.layout = SplitLayout(size, *addresses)
-        else:
-            raise ValueError(f"Place of a queue must be given by base or by addresses, not {base!r} and {addresses!r}")
-        self.memory, self.indirect, self.event_idx, self.arrangement, self.rng = memory, indirect, event_idx, arrangement, rng
-        self.tables = (self.layout.end + 4095) // 4096 * 4096 if tables is None else tables
-        if self.tables % DESCRIPTOR_BYTES or self.tables < 0:
-            raise ValueError(f"Indirect tables must lie on a multiple of {DESCRIPTOR_BYTES}, not at {tables!r}")
+        super().__init__(memory, placed(SplitLayout, size, base, addresses), **options)
         self.reset(index=index)
 
     def reset(self, *, index: int = 0) -> None:
-        """Forget all chains and zero the three parts, as after a reset of the device."""
-        layout, raw = self.layout, index.to_bytes(2, "little")
-        self.memory.write(layout.desc, bytes(layout.desc_bytes))
-        self.memory.write(layout.avail, bytes(2) + raw + bytes(layout.avail_bytes - 4))
-        self.memory.write(layout.used, bytes(2) + raw + bytes(layout.used_bytes - 4))
+        self._zero()
+        layout = self.layout
+        self._store(layout.avail_idx, index)
+        self._store(layout.used_idx, index)
         self._free = list(range(layout.size))  # ascending
+        self._turn = 0  # with IN_ORDER: the descriptor that is taken next
         self._out: dict[int, tuple[tuple[int, ...], int]] = {}  # head -> its descriptors, bytes that may be written
         self._added: list[int] = []  # heads that wait for `publish`
         self._published: set[int] = set()
@@ -363,12 +296,10 @@ class SplitDriver:
 
     @property
     def free_count(self) -> int:
-        """Free descriptors."""
         return len(self._free)
 
     @property
     def outstanding(self) -> tuple[int, ...]:
-        """Heads of the chains that were published and did not come back, oldest first."""
         return tuple(head for head in self._out if head in self._published)
 
     @property
@@ -382,18 +313,8 @@ class SplitDriver:
         return self._used_index
 
     def add_chain(self, readable: Sequence[Span] = (), writable: Sequence[Span] = (), *, direct: int | None = None) -> int:
-        """Write a chain and its entry of the available ring; return its head. The device sees it with the next `publish`.
-
-        ``direct``: that many buffers get descriptors of the ring, the others an indirect table; None: all of them.
-
-        Raises :exc:`RingFull` when descriptors are missing, :exc:`ValueError` for a chain that must not be.
-        """
+        self._check_chain(readable, writable)
         buffers = _buffers(readable, writable)
-        if not 1 <= len(buffers) <= self.layout.size:
-            raise ValueError(f"A chain must have between 1 and {self.layout.size} buffers, not {len(buffers)!r}")
-        total = sum(one.length for one in buffers)
-        if total > MAX_CHAIN_BYTES:
-            raise ValueError(f"A chain must have at most 2^32 bytes, not {total!r}")
         if direct is None:
             direct = len(buffers)
         elif not self.indirect:
@@ -412,7 +333,10 @@ class SplitDriver:
         free = self._free
         if count > len(free):
             raise RingFull(f"{count} descriptors are needed, {len(free)} are free")
-        if self.arrangement == "scattered" and self.rng is not None:
+        if self.in_order:
+            numbers = [(self._turn + n) % self.layout.size for n in range(count)]
+            self._turn = (self._turn + count) % self.layout.size
+        elif self.arrangement == "scattered" and self.rng is not None:
             numbers = self.rng.sample(free, count)
         else:
             start = next((n for n in range(len(free) - count + 1) if free[n + count - 1] - free[n] == count - 1), 0)
@@ -430,7 +354,7 @@ class SplitDriver:
             order.reverse()
         elif self.arrangement == "scattered" and self.rng is not None:
             self.rng.shuffle(order)
-        at = self.tables + DESCRIPTOR_BYTES * (self.layout.size + 1) * head
+        at = self._table_at(head)
         self._link([0, *order], buffers, at)
         return Descriptor(at, DESCRIPTOR_BYTES * len(buffers), INDIRECT)
 
@@ -454,7 +378,6 @@ class SplitDriver:
         self._added.append(head)
 
     def publish(self) -> bool:
-        """Let the device see what was added; return whether it asks to be notified of it. [VIRTIO1.4 2.7.13.3, 2.7.13.4]"""
         old, new = self._seen_index, self._avail_index + self._skew & 0xFFFF
         if not self._added:
             return False
@@ -466,67 +389,65 @@ class SplitDriver:
             return new - self._load(self.layout.avail_event) - 1 & 0xFFFF < (new - old & 0xFFFF)
         return not self._load(self.layout.used) & NO_NOTIFY
 
+    def notification(self, queue: int) -> int:
+        return queue | self._seen_index << 16
+
     # -- taking them back --
 
-    def poll_used(self) -> list[tuple[int, int]]:
-        """Return (id, len) of each chain that came back since, in the order of the used ring, and free its descriptors.
+    @property
+    def has_used(self) -> bool:
+        return self._load(self.layout.used_idx) != self._used_index
 
-        Raises :exc:`RingError`, and takes nothing back, when the device says what cannot be. [VIRTIO1.4 2.7.8]
-        """
+    def poll_used(self) -> list[tuple[int, int]]:
         index = self._load(self.layout.used_idx)
         count = index - self._used_index & 0xFFFF
         if count > len(self._published):
             raise RingError(f"used index went from {self._used_index} to {index} while {len(self._published)} chains are out")
-        found: list[tuple[int, int]] = []
-        seen = set()
-        for n in range(count):
-            raw = self.memory.read(self.layout.used_slot(self._used_index + n), 8)
-            head, length = _number(raw[:4]), _number(raw[4:])
-            if head not in self._published or head in seen:
-                raise RingError(f"used element {self._used_index + n & 0xFFFF} names {head}, which is not out")
+        found: dict[int, int] = {}
+        waiting = list(self.outstanding) if self.in_order else []
+        while len(found) < count:
+            turn = self._used_index + len(found)
+            raw = self.memory.read(self.layout.used_slot(turn), 8)
+            head, length = unsigned(raw[:4]), unsigned(raw[4:])
+            if head not in self._published or head in found:
+                raise RingError(f"used element {turn & 0xFFFF} names {head}, which is not out")
             if length > self._out[head][1]:
-                raise RingError(f"used element {self._used_index + n & 0xFFFF} claims {length} bytes of {self._out[head][1]} writable ones")
-            seen.add(head)
-            found.append((head, length))
-        for head, _ in found:
+                raise RingError(f"used element {turn & 0xFFFF} claims {length} bytes of {self._out[head][1]} writable ones")
+            if self.in_order:  # those in front of it were used to their end [VIRTIO1.4 2.7.9]
+                last = waiting.index(head, len(found))
+                if last >= count:
+                    raise RingError(f"used element {turn & 0xFFFF} names {head}, so that {last + 1} came back, not {count}")
+                found.update((one, self._out[one][1]) for one in waiting[len(found) : last])
+            found[head] = length
+        for head in found:
             self._published.discard(head)
             for number in self._out.pop(head)[0]:
                 insort(self._free, number)
         self._used_index = index
-        return found
+        return list(found.items())
 
     def disable_interrupts(self) -> None:
-        """Tell the device that nobody waits: a hint. With EVENT_IDX, used_event is put as far away as it goes."""
-        if self.event_idx:
+        if self.event_idx:  # as far away as it goes
             self._store(self.layout.used_event, self._used_index - 1 & 0xFFFF)
         else:
             self._store(self.layout.avail, NO_INTERRUPT)
 
-    def enable_interrupts(self) -> bool:
-        """Ask for a notification of the next chain that is used; return whether one came back already. [VIRTIO1.4 2.7.14]"""
+    def enable_interrupts(self, *, ahead: int = 0) -> bool:
         if self.event_idx:
-            self._store(self.layout.used_event, self._used_index)
+            self._store(self.layout.used_event, self._used_index + ahead & 0xFFFF)
         else:
             self._store(self.layout.avail, 0)
-        return self._load(self.layout.used_idx) != self._used_index
+        return self.has_used
 
     # -- what a driver must not do --
 
-    def add_malformed(self, kind: Malformed | str, readable: Sequence[Span] = (), writable: Sequence[Span] = ()) -> int:
-        """Write a ring that is wrong in one way and otherwise a good chain of these buffers; return the head that it enters.
-
-        The device sees it with the next `publish`. A chain that a device returns is taken back as usual; after the others only
-        `reset` helps. :exc:`ValueError` when the queue, or what was negotiated, has no room for the mistake.
-        """
+    def add_malformed(self, kind: StrEnum | str, readable: Sequence[Span] = (), writable: Sequence[Span] = ()) -> int:
         kind = Malformed(kind)
-        if kind.needs_indirect is not None and kind.needs_indirect != self.indirect:
-            raise ValueError(f"INDIRECT_DESC must be {'on' if kind.needs_indirect else 'off'} for {kind.value!r}, not {self.indirect!r}")
         if kind is Malformed.HEAD_OUT_OF_RANGE:
             self._enter_head(self.layout.size)
             return self.layout.size
         buffers = _buffers(readable, writable)
-        if not buffers:
-            raise ValueError("A malformed chain must have a buffer at least, not none")
+        self._check_malformed(kind, kind.needs_indirect, len(buffers))
         room = sum(length for _, length in writable)
         if kind.needs_indirect is not None:
             return self._malformed_table(kind, buffers, room)
@@ -555,6 +476,8 @@ class SplitDriver:
             self._enter_head(head)
         elif kind is Malformed.AVAIL_JUMP:
             self._skew = self.layout.size + 1
+        elif kind is Malformed.AVAIL_BACK:
+            self._skew = -2
         return head
 
     def _malformed_table(self, kind: Malformed, buffers: list[Descriptor], room: int) -> int:
@@ -573,6 +496,8 @@ class SplitDriver:
                 refers = replace(refers, length=0)
             case Malformed.TABLE_LENGTH:
                 refers = replace(refers, length=refers.length - 8)
+            case Malformed.TABLE_WRAP:
+                refers = replace(refers, address=SPACE - DESCRIPTOR_BYTES, length=2 * DESCRIPTOR_BYTES)
             case Malformed.INDIRECT_NESTED:
                 self._patch(refers.address, flags=INDIRECT, address=refers.address, length=refers.length)
             case Malformed.TABLE_LOOP | Malformed.TABLE_NEXT_OUT_OF_RANGE:
@@ -587,14 +512,6 @@ class SplitDriver:
     def _patch(self, at: int, **changes: int) -> None:
         """Change fields of a descriptor in memory."""
         self.memory.write(at, replace(Descriptor.unpack(self.memory.read(at, DESCRIPTOR_BYTES)), **changes).pack())
-
-    # -- 16 bits --
-
-    def _load(self, address: int) -> int:
-        return _number(self.memory.read(address, 2))
-
-    def _store(self, address: int, value: int) -> None:
-        self.memory.write(address, value.to_bytes(2, "little"))
 
 
 def _buffers(readable: Sequence[Span], writable: Sequence[Span]) -> list[Descriptor]:

@@ -299,6 +299,7 @@ class WireJudge(SplitDeviceJudge):
                 self.erred = True
             one = Walked(Chain(head, (), (), (), None, "", False), self._number, turn=turn, next=head)
             self.out.setdefault(head, []).append(one)
+            self.order.append(one)
             self.waiting.append(one)
             self._walk(one)
 

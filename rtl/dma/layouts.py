@@ -31,10 +31,14 @@ def ChainBeat(width):
 
 class WriterDone(data.Struct):
     """One scatter list is finished: ``length_bytes`` really written before the first failure; ``status`` is that of the first failure
-    that the list's own bytes do not tell of, so that whoever reads them would be deceived."""
+    that the list's own bytes do not tell of, so that whoever reads them would be deceived.
+
+    ``more``: its packet goes on in the next list, so both are to be shown to the driver at once, this one not before. [VIRTIO1.4 5.1.9.4.1]
+    """
 
     length_bytes: unsigned(32)
     status: BurstStatus
+    more: unsigned(1)
 
 
 def client_ports(width):

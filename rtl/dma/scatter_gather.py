@@ -34,6 +34,8 @@ class ScatterGather(wiring.Component):
         The bytes of readable lists.
     i : ``In(stream.Signature(ChainBeat(width)))``
         The bytes for writable lists.
+    flows : ``In(1)``
+        Of the writer.
     finished : ``Out(stream.Signature(WriterDone))``
         The ends of writable lists.
     hints : ``Out(stream.Signature(Hint))``
@@ -53,6 +55,7 @@ class ScatterGather(wiring.Component):
             "writable": In(stream.Signature(Segment)),
             "o": Out(stream.Signature(ChainBeat(width))),
             "i": In(stream.Signature(ChainBeat(width))),
+            "flows": In(1),
             "finished": Out(stream.Signature(WriterDone)),
             "hints": Out(stream.Signature(Hint)),
             "failed": Out(1),
@@ -80,6 +83,7 @@ class ScatterGather(wiring.Component):
             self.failed.eq(writer.failed),
             self.settled.eq(writer.settled),
             reader.stop.eq(self.stop),
+            writer.flows.eq(self.flows),
             writer.stop.eq(self.stop),
             self.stopped.eq(reader.stopped & writer.stopped),
         ]

@@ -17,16 +17,19 @@ AHEAD = 3  # pages that are hinted in front of the one being written: the time o
 
 @cache
 def Row(width):
-    """One row of burst data, with what is known of its burst; or, with ``is_end``, the end of a list and no row."""
+    """One row of burst data, with what is known of its burst; or, with ``is_end``, the end of a list and no row.
+
+    ``more`` of the list's packet follows in the next list.
+    """
     return data.StructLayout({
-        "data": width, "keep": width // 8, "first": 1, "last": 1, "address": 64, "length_bytes": 13, "is_end": 1})
+        "data": width, "keep": width // 8, "first": 1, "last": 1, "address": 64, "length_bytes": 13, "is_end": 1, "more": 1})
 
 
 class Unpacker(wiring.Component):
     """Lays packed packets over lists of pieces: rows of write bursts, lanes as the addresses want them.
 
-    Bytes beyond a list's pieces are dropped; a packet that ends early cuts its piece short and drops the pieces that remain.
-    After the rows of a list comes one item with ``is_end``.
+    Bytes beyond a list's pieces are dropped, or, with ``flows``, go on in the next list; a packet that ends early cuts its piece short and
+    drops the pieces that remain. After the rows of a list comes one item with ``is_end``.
 
     Latency: 3 cycles. Throughput: one row per cycle, one cycle more per list.
 
@@ -43,6 +46,8 @@ class Unpacker(wiring.Component):
         One packet per list.
     o : ``Out(stream.Signature(Row(width)))``
         Rows; ``length_bytes`` counts the burst's bytes up to and with this row.
+    flows : ``In(1)``
+        A packet may lie over several lists. A list without bytes takes no packet then.
     clear : ``In(1)``
         While 1, everything held and offered is forgotten and inputs are taken and dropped.
     waiting : ``Out(1)``
@@ -55,6 +60,7 @@ class Unpacker(wiring.Component):
             "pieces": In(stream.Signature(Piece)),
             "i": In(stream.Signature(ChainBeat(width))),
             "o": Out(stream.Signature(Row(width))),
+            "flows": In(1),
             "clear": In(1),
             "waiting": Out(1),
         })
@@ -80,7 +86,7 @@ class Unpacker(wiring.Component):
         # The piece at work, and how far the list is.
         piece_valid, address, left, piece_last = Signal(), Signal(64), Signal(13), Signal()
         burst_address, done_bytes = Signal(64), Signal(13)
-        pieces_over, packet_over = Signal(), Signal()
+        pieces_over, packet_over, in_packet = Signal(), Signal(), Signal()
         lane, room = Signal(lane_bits), Signal(range(lanes + 1))
         want, give = Signal(range(lanes + 1)), Signal(range(lanes + 1))
         ends_piece, ends_packet = Signal(), Signal()
@@ -97,9 +103,9 @@ class Unpacker(wiring.Component):
         m.d.comb += [
             move.eq(low_valid & piece_valid & ~pieces_over & ~packet_over & (left != 0)
                     & (complete | (have > want) | (ends_piece & (have == want)))),
-            drop_beat.eq(low_valid & pieces_over & ~packet_over),
+            drop_beat.eq(low_valid & pieces_over & ~packet_over & ~self.flows),
             drop_piece.eq(piece_valid & ~pieces_over & (packet_over | (left == 0))),
-            close.eq(pieces_over & packet_over),
+            close.eq(pieces_over & (packet_over | self.flows)),
         ]
 
         use_low, use_high, next_position = Signal(), Signal(), Signal(range(2 * lanes))
@@ -130,7 +136,7 @@ class Unpacker(wiring.Component):
                 done_bytes.eq(done_bytes + give),
             ]
             m.d.comb += next_piece.eq(ends_piece | ends_packet)
-            m.d.sync += packet_over.eq(ends_packet)
+            m.d.sync += [packet_over.eq(ends_packet), in_packet.eq(~ends_packet)]
         with m.Elif(go & drop_piece):
             m.d.comb += next_piece.eq(1)
         with m.If(go & drop_beat & low_last):
@@ -166,6 +172,7 @@ class Unpacker(wiring.Component):
                 chosen.row.address.eq(burst_address),
                 chosen.row.length_bytes.eq(done_bytes + give),
                 chosen.row.is_end.eq(close),
+                chosen.row.more.eq(in_packet & self.flows),
                 chosen.turn.eq(lane - position),
                 chosen.lane.eq(lane),
                 chosen.count.eq(give),
@@ -176,8 +183,8 @@ class Unpacker(wiring.Component):
             ]
         with m.If(self.clear):
             m.d.sync += [
-                low_valid.eq(0), position.eq(0), piece_valid.eq(0), pieces_over.eq(0), packet_over.eq(0), chosen.valid.eq(0),
-                self.o.valid.eq(0),
+                low_valid.eq(0), position.eq(0), piece_valid.eq(0), pieces_over.eq(0), packet_over.eq(0), in_packet.eq(0),
+                chosen.valid.eq(0), self.o.valid.eq(0),
             ]
         m.d.comb += self.waiting.eq(
             ~move & ~drop_beat & ~drop_piece & ~close & ~chosen.valid & ~self.o.valid & ~self.i.valid
@@ -190,7 +197,9 @@ class Writer(wiring.Component):
 
     List n takes packet n. Bytes beyond the list are dropped; a short packet leaves the rest of its list unwritten. One
     ``done`` per list, after all its bursts are answered: the bytes written before the first failure, and the status of the first
-    failure that its packet did not tell of. [PCIe5 2.2.7]
+    failure that its packet did not tell of.
+    With ``flows`` a packet that is longer than its list goes on in the next, and ``done`` says so; a list without bytes takes no packet.
+    [PCIe5 2.2.7]
 
     Latency: 5 cycles from the last byte of a burst to the burst. Throughput: one row per cycle at any alignment, one cycle more
     per list.
@@ -214,6 +223,9 @@ class Writer(wiring.Component):
         Scatter lists.
     i : ``In(stream.Signature(ChainBeat(width)))``
         One packet per list. A ``status`` other than OK in its last beat, given while ``settled``: the packet tells of what has failed.
+        With ``flows`` its last beat is not empty, unless the whole packet is.
+    flows : ``In(1)``
+        Constant: packets may lie over several lists.
     bursts : ``Out(stream.Signature(Burst))``
         Writes.
     write_data : ``Out(stream.Signature(BurstData(width)))``
@@ -253,6 +265,7 @@ class Writer(wiring.Component):
         super().__init__({
             "segments": In(stream.Signature(Segment)),
             "i": In(stream.Signature(ChainBeat(width))),
+            "flows": In(1),
             "bursts": Out(stream.Signature(Burst)),
             "write_data": Out(stream.Signature(BurstData(width))),
             "write_done": In(stream.Signature(BurstDone)),
@@ -272,11 +285,11 @@ class Writer(wiring.Component):
         m.submodules.rows = rows = Queue(BurstData(self.width), self.buffer_bytes // (self.width // 8))
         m.submodules.issue = issue = Queue(head, self.max_in_flight)
         m.submodules.pending = pending = Queue(
-            data.StructLayout({"length_bytes": 13, "is_end": 1}), self.max_in_flight)
+            data.StructLayout({"length_bytes": 13, "is_end": 1, "more": 1}), self.max_in_flight)
         wiring.connect(m, wiring.flipped(self.segments), splitter.i)
         wiring.connect(m, splitter.o, unpacker.pieces)
         wiring.connect(m, wiring.flipped(self.i), unpacker.i)
-        m.d.comb += [splitter.stop.eq(self.stop), unpacker.clear.eq(self.stop)]
+        m.d.comb += [splitter.stop.eq(self.stop), unpacker.flows.eq(self.flows), unpacker.clear.eq(self.stop)]
         self._hint(m, splitter.o)
 
         # Rows into the buffer; the burst behind its last row.
@@ -296,6 +309,7 @@ class Writer(wiring.Component):
             pending.i.valid.eq(push & (ends_burst | row.is_end)),
             pending.i.payload.length_bytes.eq(row.length_bytes),
             pending.i.payload.is_end.eq(row.is_end),
+            pending.i.payload.more.eq(row.more),
         ]
 
         # Bursts and data out. While stopping, rows that belong to no issued burst are thrown away at the end.
@@ -327,6 +341,7 @@ class Writer(wiring.Component):
             self.done.valid.eq(at_end & ~self.stop),
             self.done.payload.length_bytes.eq(written),
             self.done.payload.status.eq(status),
+            self.done.payload.more.eq(pending.o.payload.more),
             pending.o.ready.eq(Mux(at_end, self.done.ready | self.stop, self.write_done.valid)),
         ]
         with m.If(self.write_done.valid & self.write_done.ready):

@@ -6,6 +6,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..spec import pcie
+from ..stream.round_robin import round_robin
 from ..tlp.layouts import DIVERTED, Addressing, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint
 from .layouts import DwordRequest, TranslateRequest, TranslateResponse, is_mrif
 
@@ -172,7 +173,7 @@ class Gate(wiring.Component):
                     entry.client.eq(n + 1), entry.is_wall.eq(0), entry.epoch.eq(epoch), entry.verdict.eq(BurstStatus.OK),
                 ]  # fmt: skip
                 m.d.sync += put[n].eq(put[n] + 1)
-        _round_robin(m, wanted, enters, "enter")
+        round_robin(m, wanted, enters, "enter")
         m.d.comb += entering.eq(enters.any())
 
         # What entered is stored one cycle later, beside its translation request.
@@ -273,7 +274,7 @@ class Gate(wiring.Component):
                     m.d.sync += is_to_file.eq(goes_to_file)
                     with m.If(goes_to_file):
                         m.d.sync += [diverting.eq(1), self.diverted.eq(oldest)]
-        _round_robin(m, leavers, leaves, "leave")
+        round_robin(m, leavers, leaves, "leave")
         with m.If(free):
             m.d.sync += self.o.valid.eq(leaves.any())
         verdict, allowed, reads, writes = verdict_out.data, Signal(), Signal(), Signal()
@@ -357,13 +358,3 @@ class Gate(wiring.Component):
                 m.d.comb += self.fenced.valid.eq(1)
                 with m.If(self.fenced.ready):
                     m.next = "TAKE_FENCE"
-
-
-def _round_robin(m, wanted, granted, name):
-    """Set the bit of ``granted`` next behind the one that was granted last, among those ``wanted``."""
-    behind = Signal(len(wanted), name=f"{name}_behind")  # those behind the one granted last
-    later = Signal(len(wanted), name=f"{name}_later")
-    pool = Signal(len(wanted), name=f"{name}_pool")
-    m.d.comb += [later.eq(wanted & behind), pool.eq(Mux(later.any(), later, wanted)), granted.eq(pool & -pool)]
-    with m.If(granted.any()):
-        m.d.sync += behind.eq(~(granted | (granted - 1)))

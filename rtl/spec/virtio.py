@@ -8,14 +8,23 @@ S_ACKNOWLEDGE = 0
 S_DRIVER = 1
 S_DRIVER_OK = 2
 S_FEATURES_OK = 3
+S_SUSPEND = 4
 S_NEEDS_RESET = 6
 S_FAILED = 7
 
 # Feature bits [VIRTIO1.4 6]
+F_INDIRECT_DESC = 28
+F_EVENT_IDX = 29
 F_VERSION_1 = 32
 F_ACCESS_PLATFORM = 33
+F_RING_PACKED = 34
+F_IN_ORDER = 35
 F_ORDER_PLATFORM = 36
 F_SR_IOV = 37
+F_NOTIFICATION_DATA = 38
+F_NOTIF_CONFIG_DATA = 39
+F_RING_RESET = 40
+F_SUSPEND = 43
 DEVICE_TYPE_FEATURES = (1 << 24) - 1 | 0b11 << 41 | ((1 << 128) - (1 << 50))  # [VIRTIO1.4 2.2]
 
 # cfg_type of the vendor-specific capabilities [VIRTIO1.4 4.1.4]
@@ -34,6 +43,7 @@ WORD_QUEUE = 0x18  # queue_size u16, queue_msix_vector u16, queue_enable u16, qu
 WORD_DESC = 0x20  # queue_desc u64
 WORD_DRIVER = 0x28  # queue_driver u64
 WORD_DEVICE_AREA = 0x30  # queue_device u64
+WORD_NOTIFY = 0x38  # queue_notif_config_data u16, queue_reset u16, admin_queue_index u16, admin_queue_num u16
 
 NO_VECTOR = 0xFFFF  # [VIRTIO1.4 4.1.5.1.2]
 ISR_QUEUE = 0  # bit numbers [VIRTIO1.4 4.1.4.5]

@@ -28,6 +28,8 @@ class TransactionQueue(wiring.Component):
         What becomes of the items since the last of the two; ``rollback`` wins.
     o : ``Out(stream.Signature(layout))``
         Committed items.
+    level : ``Out(range(depth + 1))``
+        Items inside, committed or not.
 
     Raises
     ------
@@ -44,6 +46,7 @@ class TransactionQueue(wiring.Component):
             "commit": In(1),
             "rollback": In(1),
             "o": Out(stream.Signature(layout)),
+            "level": Out(range(depth + 1)),
         })
 
     def elaborate(self, platform):
@@ -56,7 +59,8 @@ class TransactionQueue(wiring.Component):
 
         push, pop = self.i.valid & self.i.ready, self.o.valid & self.o.ready
         m.d.comb += [
-            self.i.ready.eq((put - get)[: len(put)] != self.depth),
+            self.level.eq((put - get)[: len(put)]),
+            self.i.ready.eq(self.level != self.depth),
             put_next.eq(put + push),
             get_next.eq(get + pop),
             write.addr.eq(put),

@@ -1,6 +1,7 @@
 """What a virtio device is to a card: its queues, its configuration, its back end with a data mover for each port."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from amaranth import Cat, Module
 from amaranth.lib import stream, wiring
@@ -18,22 +19,56 @@ class Port:
     """Queues that share the streams of a back end, by their largest sizes.
 
     ``waits``: the back end finishes chains only when the outside gives it something; then there is one queue, and a reset of it
-    is a stop of the port.
+    is a stop of the port. ``read_buffer_bytes``: space for its reads in flight, 4096 to 65536; None: as much as the card has for each.
     """
 
     sizes: tuple[int, ...]
     waits: bool = False
+    read_buffer_bytes: int | None = None
 
     def __post_init__(self):
         if not self.sizes or (self.waits and len(self.sizes) != 1):
             raise ValueError(f"A port must have queues, a waiting one exactly one, not {self.sizes!r}")
 
 
+class Device(Protocol):
+    """What a card asks of a device before it has a function; a frozen dataclass of the device's parameters answers well."""
+
+    @property
+    def device_type(self) -> int:
+        """[VIRTIO1.4 5]"""
+        ...
+
+    @property
+    def class_code(self) -> int:
+        """24 bits for configuration space."""
+        ...
+
+    @property
+    def device_features(self) -> int:
+        """Bits that are offered beside those of transport and rings."""
+        ...
+
+    @property
+    def config_bytes(self) -> int:
+        """Of the device configuration, or 0."""
+        ...
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """Of the back end; their queues have the device's indices one after the other."""
+        ...
+
+    def back_end(self, width: int) -> wiring.Component:
+        """Return a component with :func:`back_end_ports`; the card passes its other members on to the user."""
+        ...
+
+
 def back_end_ports(width, ports=1, config_bytes=0):
     """Return the members that every back end has, by name.
 
     - ``chains``, ``readable``, ``writable`` (arrays of ``ports``): see :class:`.layouts.Chain`.
-    - ``settled``, ``failed`` (arrays of ``ports``): of the port's :class:`..dma.writer.Writer`.
+    - ``settled``, ``failed``, ``flows`` (arrays of ``ports``): of the port's :class:`..dma.writer.Writer`.
     - ``features``: what driver and device agreed on. ``needs_reset``: pulse, the device cannot go on.
     - ``config``: the device configuration, byte 0 in bits 7:0. ``config_changed``: pulse, it is another from this cycle on.
     - ``stop``, ``stopped``: see "Stop" in rtl/README.md. ``port_stop``, ``port_stopped``: the same of one waiting port.
@@ -43,10 +78,20 @@ def back_end_ports(width, ports=1, config_bytes=0):
         "chains": In(stream.Signature(Chain)).array(ports),
         "readable": In(stream.Signature(ChainBeat(width))).array(ports),
         "writable": Out(stream.Signature(ChainBeat(width))).array(ports),
-        "settled": In(1).array(ports), "failed": In(1).array(ports),
+        "settled": In(1).array(ports), "failed": In(1).array(ports), "flows": Out(1).array(ports),
         "features": In(128), "config": Out(8 * config_bytes), "config_changed": Out(1), "needs_reset": Out(1),
         "stop": In(1), "stopped": Out(1), "port_stop": In(ports), "port_stopped": Out(ports), "suspend": In(1), "suspended": Out(1),
     }  # fmt: skip
+
+
+def join(m, outer, inner, names):
+    """Pass members of ``inner`` on as those of ``outer``: ``names`` has the inner name of each outer one."""
+    for outer_name, inner_name in names.items():
+        ours, theirs, member = getattr(outer, outer_name), getattr(inner, inner_name), inner.signature.members[inner_name]
+        if not member.is_port:
+            wiring.connect(m, wiring.flipped(ours), theirs)
+        else:
+            m.d.comb += theirs.eq(ours) if member.flow == In else ours.eq(theirs)
 
 
 class DeviceFunction(wiring.Component):
@@ -114,15 +159,11 @@ class DeviceFunction(wiring.Component):
             m.d.comb += [
                 back_end.settled[n].eq(mover.settled),
                 back_end.failed[n].eq(mover.failed),
+                mover.flows.eq(back_end.flows[n]),
                 mover.stop.eq(self.stop | self.port_stop[n]),
                 self.port_stopped[n].eq(back_end.port_stopped[n] & mover.stopped),
             ]
-        for name, member in self.outside.items():
-            ours, theirs = getattr(self, name), getattr(back_end, name)
-            if not member.is_port:
-                wiring.connect(m, wiring.flipped(ours), theirs)
-            else:
-                m.d.comb += theirs.eq(ours) if member.flow == In else ours.eq(theirs)
+        join(m, self, back_end, {name: name for name in self.outside})
         m.d.comb += [
             *(getattr(back_end, name).eq(getattr(self, name)) for name in ("features", "stop", "port_stop", "suspend")),
             *(getattr(self, name).eq(getattr(back_end, name)) for name in ("config", "config_changed", "needs_reset", "suspended")),

@@ -1,192 +1,137 @@
-"""The ring engine: split virtqueues of all functions, served by one state machine with queue contexts in memory."""
+"""The ring engine: virtqueues of all functions, split and packed, with queue contexts in memory."""
 
 from dataclasses import dataclass
 
 from amaranth import Cat, Module, Mux, ResetInserter, Signal
-from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..dma.layouts import Segment, WriterDone
 from ..dma.reader import WIDTHS
-from ..spec import virtio_ring as spec
+from ..stream.arbiter import Arbiter
 from ..stream.queue import Queue
 from ..stream.transaction import TransactionQueue
-from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, Hint
+from ..tlp.layouts import Burst, BurstData, BurstDone, Hint
+from .chain_walker import ChainWalker
+from .dispatcher import Dispatcher
+from .lane import Lane
 from .layouts import Chain, Notification, QueueCommand, QueueOperation
+from .lines import LineStore
+from .ring_layouts import SLOTS, LineAccess, LineKind, RingTable, Slot
+from .scout import Scout
+from .used import UsedRings
 
-BLOCK_BYTES = 64  # ring reads stay inside one aligned block
-DESCRIPTORS = BLOCK_BYTES // spec.DESCRIPTOR_BYTES
-HEADS = BLOCK_BYTES // 2
-BURST_ROOM = 4  # bursts that one event may issue
+CHAINS, WAITING_CHAINS = 128, 32  # of a port, between being asked for and being finished; fewer where they wait for the outside
+CHAIN_DESCRIPTORS = 256  # the most that a chain may have [VIRTIO1.4 2.7.4.1]
 HINTS = 16
 
 
 @dataclass(frozen=True)
-class QueueDescription:
-    """One virtqueue of the card: its function (position in the engine's ``functions``), its index there, its largest size."""
+class PortDescription:
+    """Virtqueues that one back end serves: its function (position in the engine's ``functions``), largest size of each queue.
+
+    A port that ``waits`` finishes chains only when the outside gives it something; it has one queue.
+    """
 
     function: int
-    index: int = 0
-    max_size: int = 256
+    sizes: tuple[int, ...] = (256,)
+    waits: bool = False
+
+    @property
+    def chains(self):
+        """How many it may have at once."""
+        return WAITING_CHAINS if self.waits else CHAINS
+
+    @property
+    def limit(self):
+        """The most descriptors of a chain: loops end there, too."""
+        return min(max(self.sizes), CHAIN_DESCRIPTORS)
 
 
-class Kind(enum.Enum, shape=2):
-    """What a ring read is for."""
+class PortQueues(wiring.Component):
+    """What waits for one back end: chains, and their segments.
 
-    INDEX = 0
-    HEADS = 1
-    DESCRIPTORS = 2
-    FLAGS = 3
+    Parameters
+    ----------
+    port : :class:`PortDescription`
+        Whose.
 
-
-class ReadCookie(data.Struct):
-    """Cookie of a ring read: whose, what for, and where its first row lies in the aligned block."""
-
-    queue: 6
-    kind: Kind
-    row: 3
-
-
-class Context(data.Struct):
-    """What the engine knows of one queue."""
-
-    size_log2: 4
-    descriptors: 64
-    driver: 64
-    device: 64
-    taken: 16  # available entries taken so far (free-running)
-    seen: 16  # available index last read
-    used: 16  # used index
-    head_at: 5  # in the queue's row of fetched heads
-    heads_left: 6
-    head: 16  # of the chain at work
-    next: 16  # its next descriptor
-    count: 17  # its descriptors so far
-    readable: 32
-    writable: 32
-    is_writing: 1  # it has reached its writable part
-    held: Segment  # its newest segment, until it is known whether another follows
-    held_valid: 1
-    held_is_write: 1
-
-
-class RingBlock(data.Struct):
-    """The answer of a ring read, at its place in the aligned 64-byte block."""
-
-    block: 8 * BLOCK_BYTES
-    cookie: ReadCookie
-    ok: 1
-
-
-class BlockCollector(wiring.Component):
-    """Assembles the beats of one ring read at their place in the aligned 64-byte block.
-
-    Latency: 1 cycle after the last beat. Throughput: one block at a time.
+    Members
+    -------
+    chain, readable, writable, put_readable, put_writable, commit, rollback : ``In``
+        From the walker; a chain comes with ``commit``.
+    chains, readables, writables : ``Out(stream)``
+        To the back end.
+    claim, release : ``In(1)``
+        Pulses: a ring entry was asked for; no chain came of it.
+    finished : ``In(1)``
+        Pulse: the back end has finished a chain.
+    is_free, is_roomy : ``Out(1)``
+        One more entry may be asked for; several.
+    is_empty : ``Out(1)``
+        There is room for the segments of the longest chain.
+    stop : ``In(1)``
+        All chains are forgotten.
     """
 
-    def __init__(self, *, width):
-        self.width = width
-        super().__init__({"i": In(stream.Signature(BurstData(width))), "o": Out(stream.Signature(RingBlock))})
-
-    def elaborate(self, platform):
-        m = Module()
-        rows = 8 * BLOCK_BYTES // self.width
-        beat, cookie = self.i.payload, ReadCookie(self.i.payload.cookie[: ReadCookie.as_shape().size])
-        row, at = Signal(range(rows) if rows > 1 else 1), Signal(3)
-        m.d.comb += [at.eq(Mux(beat.first, cookie.row, row)), self.i.ready.eq(~self.o.valid)]
-        with m.If(self.i.valid & self.i.ready):
-            for n in range(rows):
-                with m.If(at == n):
-                    m.d.sync += self.o.payload.block.word_select(n, self.width).eq(beat.data)
-            m.d.sync += [
-                row.eq(at + 1),
-                self.o.payload.cookie.eq(cookie),
-                self.o.payload.ok.eq(beat.status == BurstStatus.OK),
-                self.o.valid.eq(beat.last),
-            ]
-        with m.If(self.o.valid & self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
-        return m
-
-
-class Lane(wiring.Component):
-    """What the engine keeps per function: its bursts on the way out, ring reads on the way in.
-
-    ``room`` is 1 while one event's bursts fit. ``quiet`` is 1 when nothing of the ring traffic is in flight.
-    """
-
-    def __init__(self, *, width):
-        self.width = width
-        write = data.StructLayout({"burst": Burst, "data": 64})
+    def __init__(self, port):
+        self.port = port
         super().__init__({
-            "push": In(stream.Signature(write)),  # never stalls while ``room``
-            "bursts": Out(stream.Signature(Burst)),
-            "write_data": Out(stream.Signature(BurstData(width))),
-            "write_done": In(stream.Signature(BurstDone)),
-            "read_data": In(stream.Signature(BurstData(width))),
-            "block": Out(stream.Signature(RingBlock)),
-            "write_failed": Out(1),
-            "room": Out(1),
-            "quiet": Out(1),
+            "chain": In(Chain), "readable": In(Segment), "writable": In(Segment),
+            "put_readable": In(1), "put_writable": In(1), "commit": In(1), "rollback": In(1),
+            "chains": Out(stream.Signature(Chain)),
+            "readables": Out(stream.Signature(Segment)),
+            "writables": Out(stream.Signature(Segment)),
+            "claim": In(1), "release": In(1), "finished": In(1),
+            "is_free": Out(1), "is_roomy": Out(1), "is_empty": Out(1), "stop": In(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        lanes = self.width // 8
-        depth = 2 * BURST_ROOM
-        m.submodules.collector = collector = BlockCollector(width=self.width)
-        m.submodules.bursts = bursts = Queue(Burst, depth)
-        m.submodules.rows = rows = Queue(BurstData(self.width), 2 * depth)
-        wiring.connect(m, wiring.flipped(self.read_data), collector.i)
-        wiring.connect(m, collector.o, wiring.flipped(self.block))
-        wiring.connect(m, bursts.o, wiring.flipped(self.bursts))
-        wiring.connect(m, rows.o, wiring.flipped(self.write_data))
-
-        # A write of up to 8 bytes never crosses a row: the engine cuts it before.
-        burst, lane = self.push.payload.burst, self.push.payload.burst.address[: (lanes - 1).bit_length()]
+        most, depth = self.port.chains, 2 * self.port.limit
+        chains = Queue(Chain, most)
+        m.submodules.chains = ResetInserter(self.stop)(chains)
+        wiring.connect(m, chains.o, wiring.flipped(self.chains))
+        m.d.comb += [chains.i.valid.eq(self.commit), chains.i.payload.eq(self.chain)]
+        entries, flying, rooms = Signal(range(most + 1)), Signal(range(most + 1)), []
+        for name, outer in (("readable", self.readables), ("writable", self.writables)):
+            segments = TransactionQueue(Segment, depth)
+            m.submodules[name] = ResetInserter(self.stop)(segments)
+            wiring.connect(m, segments.o, wiring.flipped(outer))
+            m.d.comb += [
+                segments.i.valid.eq(getattr(self, f"put_{name}")),
+                segments.i.payload.eq(getattr(self, name)),
+                segments.commit.eq(self.commit),
+                segments.rollback.eq(self.rollback),
+            ]
+            rooms.append(segments.level <= depth - self.port.limit)
         m.d.comb += [
-            self.push.ready.eq(1),
-            bursts.i.valid.eq(self.push.valid),
-            bursts.i.payload.eq(burst),
-            rows.i.valid.eq(self.push.valid & burst.is_write),
-            rows.i.payload.data.eq(self.push.payload.data << (lane << 3)),
-            rows.i.payload.keep.eq(((1 << burst.length_bytes[:4]) - 1)[:8] << lane),
-            rows.i.payload.first.eq(1),
-            rows.i.payload.last.eq(1),
-        ]
-
-        queued, flying = Signal(range(depth + 1)), Signal(10)
-        sent = self.bursts.valid & self.bursts.ready
-        ended_read = self.block.valid & self.block.ready
-        ended_write = self.write_done.valid & self.write_done.ready
-        m.d.comb += [
-            self.write_done.ready.eq(1),
-            self.write_failed.eq(ended_write & (self.write_done.payload.status != BurstStatus.OK)),
-            self.room.eq((queued <= depth - BURST_ROOM) & ~flying[-1]),
-            self.quiet.eq(flying == 0),
+            self.is_free.eq(entries + flying < most),
+            self.is_roomy.eq(entries + flying <= most // 2),
+            self.is_empty.eq(Cat(rooms).all()),
         ]
         m.d.sync += [
-            queued.eq(queued + self.push.valid - sent),
-            flying.eq(flying + self.push.valid - ended_read - ended_write),
+            entries.eq(entries + self.claim - self.release - self.commit),
+            flying.eq(Mux(self.stop, 0, flying + self.commit - self.finished)),
         ]
         return m
 
 
 class RingEngine(wiring.Component):
-    """Serves split virtqueues: turns available descriptor chains into scatter lists, and finished ones into used entries.
+    """Serves virtqueues, split or packed: turns available descriptor chains into scatter lists, and finished ones into used entries.
 
-    Chains of one function are handed on in the order in which they were found; a chain becomes visible only when its walk
-    ended well. The used element is written after the chain's data was, the used index behind it, and a notification
-    follows when the driver's flags, read behind the index, ask for it. [VIRTIO1.4 2.7]
+    Three parts look for chains, each with its own pace: a dispatcher asks for ring entries far ahead of their use, a scout for the indirect
+    tables and the far descriptors that they need, and a walker turns them into chains, in ring order; ``UsedRings`` publishes those that are
+    finished. A chain becomes visible only when its walk ended well. [VIRTIO1.4 2.7, 2.8]
 
-    A ring that breaks a rule (available index jumps by more than the queue size, a head or next index beyond the queue, more
-    descriptors than the queue has, a readable descriptor behind a writable one, INDIRECT, a sum beyond 2^32-1 bytes), or
-    whose access fails, or a chain whose ``finished`` is not OK, gives ``needs_reset`` for its function; nothing more is read of that
-    function's rings until ``stop``, and nothing written.
-    Work per chain is bounded by the queue size. No function waits for another's memory accesses.
+    A ring that breaks a rule (see :class:`.chain_walker.ChainWalker`; an available index that jumps by more than the queue size, or back; a
+    head beyond the queue), or whose access fails, or a chain whose ``finished`` is not OK, gives ``needs_reset`` for its function; nothing
+    more is read or written of its rings until ``stop``. The reads for a chain are bounded: at most two for its first descriptor, one for
+    each other.
+    No function waits for another's memory accesses.
 
-    Latency: 4 cycles from kick or read answer to the next ring read. Throughput: 3 cycles per descriptor, about 30 per chain.
+    Latency: 3 cycles from a kick to the first ring read. Throughput: 6 cycles per chain of one descriptor, all queues together.
 
     Parameters
     ----------
@@ -196,8 +141,8 @@ class RingEngine(wiring.Component):
         PCI function numbers.
     clients : tuple of :class:`int`
         Requester client of each function's ring accesses.
-    queues : tuple of :class:`QueueDescription`
-        Queue n of the card: at most 64.
+    ports : tuple of :class:`PortDescription`
+        Their queues have the card's numbers one after the other, at most 64, and those of a function its indices.
 
     Members
     -------
@@ -211,17 +156,23 @@ class RingEngine(wiring.Component):
         Pulse: the function's driver or its memory broke a ring.
     bursts, write_data, write_done, read_data : one per function
         Ring accesses: 2 to 64 bytes, answered in any order.
-    chains : ``Out(stream.Signature(Chain))``, one per function
+    chains : ``Out(stream.Signature(Chain))``, one per port
         For the back end.
-    readable, writable : ``Out(stream.Signature(Segment))``, one per function
+    readable, writable : ``Out(stream.Signature(Segment))``, one per port
         Scatter lists of the chains, for reader and writer. A chain without readable bytes has no readable list; one
         without writable bytes has a writable list of length 0.
-    finished : ``In(stream.Signature(WriterDone))``, one per function
+    finished : ``In(stream.Signature(WriterDone))``, one per port
         Chains whose answer is written, in order.
     hints : ``Out(stream.Signature(Hint))``
         The first two pages of each buffer, as soon as its descriptor is known; some are left out when they are not taken in time.
     ring_reads, used_writes : ``Out(1)``
         Pulses for counters.
+    idle : ``Out``, one bit per queue
+        It is not enabled, and nothing of it is in flight. RESET of an enabled queue ends in that.
+    port_stop, port_stopped : ``Out``, ``In``, one bit per port
+        A port that waits gives up its chains, as with ``stop``: its queue was taken back.
+    suspend, suspended : ``In``, ``Out``, one bit per function
+        No chain is begun; those of ports that do not wait are published, and nothing is under way. [VIRTIO1.4 3.4]
     stop, stopped : one per function
         See "Stop" in rtl/README.md.
 
@@ -231,20 +182,24 @@ class RingEngine(wiring.Component):
         If a parameter is out of its range.
     """
 
-    def __init__(self, *, width, functions, clients, queues):
+    def __init__(self, *, width, functions, clients, ports):
         if width not in WIDTHS:
             raise ValueError(f"Data width must be 64, 128, 256 or 512 bits, not {width!r}")
         if not functions or len(functions) != len(clients):
             raise ValueError(f"Clients must be one for each of {len(functions)} functions (at least one), not {clients!r}")
+        queues = [size for port in ports for size in port.sizes]
         if not 1 <= len(queues) <= 64:
             raise ValueError(f"Queues must be between 1 and 64, not {len(queues)!r}")
-        for queue in queues:
-            if not 0 <= queue.function < len(functions):
-                raise ValueError(f"Function of a queue must be a position in {functions!r}, not {queue.function!r}")
-            if queue.max_size not in [1 << n for n in range(16)]:
-                raise ValueError(f"Queue size must be a power of two up to 32768, not {queue.max_size!r}")
-        self.width, self.functions, self.clients, self.queues = width, tuple(functions), tuple(clients), tuple(queues)
-        count = len(functions)
+        for port in ports:
+            if not 0 <= port.function < len(functions):
+                raise ValueError(f"Function of a port must be a position in {functions!r}, not {port.function!r}")
+            if not port.sizes or (port.waits and len(port.sizes) != 1):
+                raise ValueError(f"A port must have queues, one that waits exactly one, not {port.sizes!r}")
+        for size in queues:
+            if size not in [1 << n for n in range(16)]:
+                raise ValueError(f"Queue size must be a power of two up to 32768, not {size!r}")
+        self.width, self.functions, self.clients, self.ports = width, tuple(functions), tuple(clients), tuple(ports)
+        count, port_count = len(functions), len(ports)
         super().__init__({
             "commands": In(stream.Signature(QueueCommand)),
             "kicks": In(stream.Signature(6)),
@@ -254,510 +209,237 @@ class RingEngine(wiring.Component):
             "write_data": Out(stream.Signature(BurstData(width))).array(count),
             "write_done": In(stream.Signature(BurstDone)).array(count),
             "read_data": In(stream.Signature(BurstData(width))).array(count),
-            "chains": Out(stream.Signature(Chain)).array(count),
-            "readable": Out(stream.Signature(Segment)).array(count),
-            "writable": Out(stream.Signature(Segment)).array(count),
-            "finished": In(stream.Signature(WriterDone)).array(count),
+            "chains": Out(stream.Signature(Chain)).array(port_count),
+            "readable": Out(stream.Signature(Segment)).array(port_count),
+            "writable": Out(stream.Signature(Segment)).array(port_count),
+            "finished": In(stream.Signature(WriterDone)).array(port_count),
             "hints": Out(stream.Signature(Hint)),
             "ring_reads": Out(1),
             "used_writes": Out(1),
+            "idle": Out(len(queues)),
+            "port_stop": Out(port_count),
+            "port_stopped": In(port_count),
+            "suspend": In(count),
+            "suspended": Out(count),
             "stop": In(1).array(count),
             "stopped": Out(1).array(count),
         })
 
     def elaborate(self, platform):
         m = Module()
-        queue_count, function_count = len(self.queues), len(self.functions)
-        row_bits = (self.width // 8 - 1).bit_length()
+        queue_ports = [n for n, port in enumerate(self.ports) for _ in port.sizes]
+        queue_functions = [self.ports[n].function for n in queue_ports]
+        queue_indices = [queue_functions[:q].count(n) for q, n in enumerate(queue_functions)]
+        queue_count, function_count, port_count = len(queue_ports), len(self.functions), len(self.ports)
+        sizes = {"functions": function_count, "queues": queue_count}
+        of_queues = {"functions": function_count, "queue_functions": queue_functions, "queue_ports": queue_ports}
 
-        m.submodules.contexts = contexts = Memory(shape=Context, depth=max(queue_count, 2), init=[])
-        m.submodules.heads = heads = Memory(shape=16, depth=max(queue_count, 2) * HEADS, init=[])
-        read_context, write_context = contexts.read_port(), contexts.write_port()
-        read_head, write_head = heads.read_port(), heads.write_port()
+        m.submodules.dispatcher = dispatcher = Dispatcher(width=self.width, ports=port_count, **of_queues)
+        m.submodules.scout = scout = Scout(**sizes)
+        m.submodules.walker = walker = ChainWalker(
+            queue_indices=queue_indices, limits=[port.limit for port in self.ports], waits=[port.waits for port in self.ports], **of_queues)
+        m.submodules.lines = lines = LineStore(width=self.width, **sizes)
+        m.submodules.used = used = UsedRings(width=self.width, functions=function_count, ports=self.ports, chains=CHAINS)
+        parts = (dispatcher, scout, walker)
 
-        # One bit per queue or function.
-        enabled, kicked, fetching = Signal(queue_count), Signal(queue_count), Signal(queue_count)
-        parked = Signal(queue_count)  # a chain waits for room, to be walked from its head on
-        stuffed = Signal(queue_count)  # and not before all segments of its function are gone
-        checking, check_again = Signal(queue_count), Signal(queue_count)  # the driver's flags are being read; once more
-        due = Signal(queue_count)  # a notification
-        broken = Signal(function_count)
-        walking = Signal(function_count)  # a chain of the function is being walked
-        members = [[q for q, queue in enumerate(self.queues) if queue.function == n] for n in range(function_count)]
-
-        # The event at work.
-        queue, function = Signal(range(max(queue_count, 2))), Signal(range(max(function_count, 2)))
-        context = Signal(Context)
-        block, cookie, block_ok = Signal(8 * BLOCK_BYTES), Signal(ReadCookie), Signal()
-        used_head, written_bytes, has_failed = Signal(16), Signal(32), Signal()
-        size, mask = Signal(17), Signal(16)
-        m.d.comb += [size.eq(1 << context.size_log2), mask.eq(size - 1)]
-
-        # What the event does to its function.
-        push, push_cookie = Signal(), Signal(ReadCookie)
-        push_iova, push_length, push_is_write, push_data = Signal(64), Signal(7), Signal(), Signal(64)
-        segment, put_readable, put_writable = Signal(Segment), Signal(), Signal()
-        commit, rollback = Signal(), Signal()
-        segment_room, chain_room = Signal(), Signal()
-
-        lanes, readables, writables, chain_queues, flights = [], [], [], [], []
+        # What the three parts of the fetch side know together.
+        m.submodules.slots = slots = Memory(shape=Slot, depth=SLOTS * max(function_count, 2), init=[])
+        m.submodules.seconds = seconds = Memory(shape=1, depth=SLOTS * max(function_count, 2), init=[])
+        m.submodules.tables = tables = Memory(shape=RingTable, depth=max(queue_count, 2), init=[])
+        write_slot, write_second, write_table = slots.write_port(), seconds.write_port(), tables.write_port()
+        read_second, read_known = seconds.read_port(), tables.read_port()
+        broken, alive = Signal(function_count), Signal(function_count)
+        m.d.comb += [
+            write_slot.en.eq(dispatcher.slot.valid),
+            write_slot.addr.eq(Cat(dispatcher.slot.number, dispatcher.slot.function)),
+            write_slot.data.eq(dispatcher.slot.content),
+            write_second.en.eq(scout.second.valid),
+            write_second.addr.eq(Cat(scout.slot_at.number, scout.slot_at.function)),
+            write_second.data.eq(scout.second.there),
+            write_table.en.eq(dispatcher.table.valid),
+            write_table.addr.eq(dispatcher.table.queue),
+            write_table.data.eq(dispatcher.table.content),
+            read_second.addr.eq(Cat(walker.slot_at.number, walker.slot_at.function)),
+            walker.second.eq(read_second.data),
+            walker.walked_at.eq(dispatcher.queue),
+            dispatcher.walked.eq(walker.walked),
+            read_known.addr.eq(dispatcher.queue),
+            dispatcher.known.eq(read_known.data),
+            lines.line.eq(Mux(walker.wants_line, walker.line, scout.line)),
+            scout.has_line.eq(~walker.wants_line),
+            lines.heads.eq(dispatcher.heads),
+        ]
+        wiring.connect(m, dispatcher.fresh, walker.fresh)
+        for part in (scout, walker):
+            read_slot, read_table = slots.read_port(), tables.read_port()
+            m.d.comb += [
+                read_slot.addr.eq(Cat(part.slot_at.number, part.slot_at.function)),
+                part.slot.eq(read_slot.data),
+                read_table.addr.eq(part.table_at),
+                part.table.eq(read_table.data),
+                part.descriptor.eq(lines.descriptor),
+                part.enabled.eq(dispatcher.enabled),
+                [part.waiting[n].eq(lines.waiting[n]) for n in range(function_count)],
+            ]
+        for part in (dispatcher, scout):
+            m.d.comb += [part.generations.eq(walker.generations), part.flush.eq(walker.flush)]
+        for part in parts:
+            m.d.comb += part.alive.eq(alive)
+        for name in ("flush_ends", "flush_parks", "progress", "midway", "barred"):
+            m.d.comb += getattr(dispatcher, name).eq(getattr(walker, name))
+        for name in ("head_row", "index", "index_came", "heads_came"):
+            m.d.comb += getattr(dispatcher, name).eq(getattr(lines, name))
         for n in range(function_count):
-            depth = 2 * max([self.queues[q].max_size for q in members[n]], default=1)
-            lanes.append(Lane(width=self.width))
-            readables.append(TransactionQueue(Segment, depth))
-            writables.append(TransactionQueue(Segment, depth))
-            chain_queues.append(Queue(Chain, 16))
-            flights.append(Queue(data.StructLayout({"queue": 6, "head": 16}), 32))
-            m.submodules[f"lane_{n}"] = lane = lanes[n]
-            for name, part in (("readable", readables[n]), ("writable", writables[n]), ("chains", chain_queues[n]),
-                               ("flights", flights[n])):
-                m.submodules[f"{name}_{n}"] = ResetInserter(self.stop[n])(part)
+            m.d.comb += [
+                scout.tails[n].eq(dispatcher.tails[n]),
+                walker.scouted[n].eq(scout.places[n]),
+                dispatcher.walks[n].eq(walker.places[n]),
+            ]
+
+        # Ring accesses of the fetch side, and a lane for each function.
+        m.submodules.accesses = accesses = Arbiter(LineAccess, 3, direct=True)
+        access = accesses.o.payload
+        is_read = Signal()
+        for n, part in enumerate(parts):
+            wiring.connect(m, part.accesses, accesses.i[n])
+        m.d.comb += [
+            is_read.eq(accesses.o.valid & accesses.o.ready & ~access.is_write),
+            lines.asked.valid.eq(is_read & (access.cookie.kind == LineKind.LINE)),
+            lines.asked.function.eq(access.function),
+            lines.asked.number.eq(access.cookie.number),
+            self.ring_reads.eq(is_read),
+            self.used_writes.eq(used.used_writes),
+        ]
+        lanes, room = [], Signal(function_count)
+        for n, (function, client) in enumerate(zip(self.functions, self.clients)):
+            m.submodules[f"lane_{n}"] = lane = Lane(width=self.width, function=function, client=client)
+            lanes.append(lane)
             for name in ("bursts", "write_data", "write_done", "read_data"):
                 wiring.connect(m, getattr(lane, name), wiring.flipped(getattr(self, name)[n]))
-            wiring.connect(m, readables[n].o, wiring.flipped(self.readable[n]))
-            wiring.connect(m, writables[n].o, wiring.flipped(self.writable[n]))
-            wiring.connect(m, chain_queues[n].o, wiring.flipped(self.chains[n]))
-            here = function == n
+            wiring.connect(m, lane.lines, lines.read_data[n])
+            wiring.connect(m, lane.answers, used.answers[n])
+            wiring.connect(m, lane.used_done, used.write_done[n])
+            wiring.connect(m, used.push[n], lane.used)
             m.d.comb += [
-                lane.push.valid.eq(push & here),
-                lane.push.payload.burst.address.eq(push_iova),
-                lane.push.payload.burst.length_bytes.eq(push_length),
-                lane.push.payload.burst.is_write.eq(push_is_write),
-                lane.push.payload.burst.function.eq(self.functions[n]),
-                lane.push.payload.burst.client.eq(self.clients[n]),
-                lane.push.payload.burst.cookie.eq(push_cookie),
-                lane.push.payload.data.eq(push_data),
-                readables[n].i.valid.eq(put_readable & here),
-                readables[n].i.payload.eq(segment),
-                readables[n].commit.eq(commit & here),
-                readables[n].rollback.eq(rollback & here),
-                writables[n].i.valid.eq(put_writable & here),
-                writables[n].i.payload.eq(segment),
-                writables[n].commit.eq(commit & here),
-                writables[n].rollback.eq(rollback & here),
-                chain_queues[n].i.valid.eq(commit & here),
-                chain_queues[n].i.payload.readable_bytes.eq(context.readable),
-                chain_queues[n].i.payload.writable_bytes.eq(context.writable),
-                flights[n].i.valid.eq(commit & here),
-                flights[n].i.payload.queue.eq(queue),
-                flights[n].i.payload.head.eq(context.head),
+                lane.fetch.valid.eq(accesses.o.valid & (access.function == n)),
+                lane.fetch.payload.eq(access),
+                room[n].eq(lane.room),
+                used.room[n].eq(lane.used_room),
+                lane.stored.eq(lines.over[n]),
             ]
-            with m.Switch(queue):
-                for q in members[n]:
-                    with m.Case(q):
-                        m.d.comb += chain_queues[n].i.payload.queue.eq(self.queues[q].index)
-            with m.If(here):
-                m.d.comb += [
-                    segment_room.eq(Mux(put_writable, writables[n].i.ready, readables[n].i.ready)),
-                    chain_room.eq(chain_queues[n].i.ready & flights[n].i.ready & ~walking[n]),
-                ]
+            with m.If(access.function == n):
+                m.d.comb += accesses.o.ready.eq(lane.fetch.ready)
+        for part in parts:
+            m.d.comb += part.room.eq(room)
 
-        # Kicks and commands from the transport.
-        m.d.comb += self.kicks.ready.eq(1)
-        clear_kick = Signal(queue_count)
-        kick = Signal(queue_count)
-        with m.If(self.kicks.valid):
-            m.d.comb += kick.eq(1 << self.kicks.payload)
-        m.d.sync += kicked.eq((kicked & ~clear_kick) | (kick & enabled))
+        # What waits for each back end.
+        for n, description in enumerate(self.ports):
+            stop = Signal(name=f"stop_{n}")
+            m.submodules[f"port_{n}"] = port = PortQueues(description)
+            for name, inner in (("chains", port.chains), ("readable", port.readables), ("writable", port.writables)):
+                wiring.connect(m, inner, wiring.flipped(getattr(self, name)[n]))
+            wiring.connect(m, wiring.flipped(self.finished[n]), used.finished[n])
+            m.d.comb += [
+                stop.eq(self.stop[description.function] | self.port_stop[n]),
+                port.stop.eq(stop),
+                port.chain.eq(walker.chain),
+                port.readable.eq(walker.readable),
+                port.writable.eq(walker.writable),
+                [getattr(port, name).eq(getattr(walker, name)[n]) for name in ("put_readable", "put_writable", "commit", "rollback")],
+                port.claim.eq(dispatcher.claim[n]),
+                port.release.eq(walker.release[n]),
+                port.finished.eq(self.finished[n].valid & self.finished[n].ready & ~stop),
+                dispatcher.port_free[n].eq(port.is_free),
+                dispatcher.port_roomy[n].eq(port.is_roomy),
+                dispatcher.port_empty[n].eq(port.is_empty),
+                walker.port_empty[n].eq(port.is_empty),
+                used.flights[n].valid.eq(walker.commit[n]),
+                used.flights[n].payload.eq(walker.flight),
+            ]
+        wiring.connect(m, used.notifications, wiring.flipped(self.notifications))
+        wiring.connect(m, wiring.flipped(self.kicks), dispatcher.kicks)
+        self._command(m, dispatcher, used, queue_ports)
+        self._hint(m, walker.buffer)
 
-        # Notifications, one queue after the other.
-        notify_at = Signal(range(max(queue_count, 2)))
+        # Breaking, suspending and stopping, per function.
         m.d.comb += [
-            self.notifications.valid.eq(due.bit_select(notify_at, 1)),
-            self.notifications.payload.queue.eq(notify_at),
+            used.broken.eq(broken), used.stop.eq(Cat(self.stop)), used.port_stop.eq(self.port_stop),
+            dispatcher.suspend.eq(self.suspend), walker.suspend.eq(self.suspend),
         ]
-        with m.If(due.any() & (~self.notifications.valid | self.notifications.ready)):
-            m.d.sync += notify_at.eq(Mux(notify_at == queue_count - 1, 0, notify_at + 1))
-        told, becomes_due = Signal(queue_count), Signal(queue_count)
-        m.d.comb += told.eq((self.notifications.valid & self.notifications.ready) << notify_at)
-        m.d.sync += due.eq((due & ~told) | becomes_due)
-
-        # Whose turn it is: one function and one queue are looked at in each cycle of rest. Turns wait until somebody wants something.
-        function_turn, queue_turn = Signal(range(max(function_count, 2))), Signal(range(max(queue_count, 2)))
-        has_block, has_finished, has_work = Signal(), Signal(), Signal()
-        take_block, take_finished = Signal(), Signal()
-        work_function = Signal(range(max(function_count, 2)))
-        finished = Signal(WriterDone)
-        flight = Signal(data.StructLayout({"queue": 6, "head": 16}))
-        turn_block = Signal(RingBlock)
-        with m.Switch(function_turn):
-            for n in range(function_count):
-                with m.Case(n):
-                    usable = lanes[n].room & ~self.stop[n]
-                    m.d.comb += [
-                        has_block.eq(lanes[n].block.valid & usable),
-                        has_finished.eq(self.finished[n].valid & flights[n].o.valid & usable),
-                        turn_block.eq(lanes[n].block.payload),
-                        finished.eq(self.finished[n].payload),
-                        flight.eq(flights[n].o.payload),
-                    ]
-        with m.Switch(queue_turn):
-            for q, description in enumerate(self.queues):
-                n = description.function
-                with m.Case(q):
-                    m.d.comb += [
-                        work_function.eq(n),
-                        has_work.eq(
-                            lanes[n].room & ~self.stop[n] & ~broken[n]
-                            & ((kicked[q] & ~fetching[q])
-                               | (parked[q] & ~walking[n] & chain_queues[n].i.ready & flights[n].i.ready
-                                  & ~(stuffed[q] & (readables[n].o.valid | writables[n].o.valid))))),
-                    ]
         for n in range(function_count):
+            hurt, at_rest = Signal(name=f"hurt_{n}"), Signal(name=f"at_rest_{n}")
+            begun = Cat(walker.midway[q] for q in range(queue_count) if queue_functions[q] == n).any()
+            has_chains = Cat(~used.empty[p] for p, port in enumerate(self.ports) if port.function == n and not port.waits).any()
             m.d.comb += [
-                lanes[n].block.ready.eq((take_block & (function_turn == n)) | self.stop[n]),
-                self.finished[n].ready.eq((take_finished & (function_turn == n)) | self.stop[n]),
-                flights[n].o.ready.eq(take_finished & (function_turn == n)),
+                hurt.eq((dispatcher.broken | walker.broken | lines.failed | used.failed)[n] | lanes[n].failed),
+                alive[n].eq(~broken[n] & ~self.stop[n]),
+                self.needs_reset[n].eq(hurt & alive[n]),
+                at_rest.eq((dispatcher.tails[n] == walker.places[n]) & ~begun & ~Cat(part.at_work[n] for part in parts).any()
+                           & lanes[n].quiet & used.quiet[n]),
+                self.stopped[n].eq(self.stop[n] & at_rest),
+                self.suspended[n].eq(self.suspend[n] & at_rest & ~has_chains),
+                dispatcher.forget[n].eq(self.stopped[n]),
             ]
-
-        # Ring addresses of the event.
-        available_slot, used_slot = Signal(16), Signal(16)
-        ring_iova, entry_count = Signal(64), Signal(range(HEADS + 1))
-        descriptor_iova, descriptor_count = Signal(64), Signal(range(DESCRIPTORS + 1))
-        used_iova = Signal(64)
-        pending = Signal(16)
-        to_block_end, to_ring_end = Signal(range(HEADS + 1)), Signal(17)
-        rest = Signal(17)
-        m.d.comb += [
-            available_slot.eq(context.taken & mask),
-            used_slot.eq(context.used & mask),
-            ring_iova.eq(context.driver + spec.AVAIL_RING + (available_slot << 1)),
-            pending.eq(context.seen - context.taken),
-            to_block_end.eq(HEADS - ring_iova[1:6]),
-            to_ring_end.eq(size - available_slot),
-            descriptor_iova.eq(context.descriptors + (context.next << 4)),
-            rest.eq(size - context.next),
-            descriptor_count.eq(Mux(rest < DESCRIPTORS - descriptor_iova[4:6], rest, DESCRIPTORS - descriptor_iova[4:6])),
-            used_iova.eq(context.device + spec.USED_RING + (used_slot << 3)),
-        ]
-        fewest = Signal(17)
-        m.d.comb += [
-            fewest.eq(Mux(to_ring_end < to_block_end, to_ring_end, to_block_end)),
-            entry_count.eq(Mux(pending < fewest, pending, fewest)),
-        ]
-
-        def half_word(address):
-            return block.word_select(address[1:6], 16)
-
-        def read(address, length, kind):
-            return [
-                push.eq(1), push_iova.eq(address), push_length.eq(length), push_cookie.queue.eq(queue),
-                push_cookie.kind.eq(kind), push_cookie.row.eq(address[row_bits:6] if row_bits < 6 else 0), self.ring_reads.eq(1),
-            ]
-
-        def write(address, length, value):
-            return [push.eq(1), push_is_write.eq(1), push_iova.eq(address), push_length.eq(length), push_data.eq(value)]
-
-        here = Signal(queue_count)  # the event's queue, one-hot
-        m.d.comb += here.eq(1 << queue)
-        index, jump = Signal(16), Signal(16)
-        copied = Signal(range(HEADS + 1))
-        window_first, window_count = Signal(16), Signal(range(DESCRIPTORS + 1))  # descriptors in ``block``
-        in_window = Signal()
-        descriptor = Signal(data.StructLayout({"address": 64, "length": 32, "flags": 16, "next": 16}))
-        is_write, is_chained, is_bad = Signal(), Signal(), Signal()
-        sum_readable, sum_writable = Signal(33), Signal(33)
-        offset_in_window = Signal(17)
-        m.d.comb += [
-            index.eq(half_word(context.driver + spec.AVAIL_INDEX)),
-            jump.eq(index - context.taken),
-            offset_in_window.eq(context.next - window_first),
-            in_window.eq((context.next >= window_first) & (offset_in_window < window_count)),
-            is_write.eq(descriptor.flags[spec.F_WRITE]),
-            is_chained.eq(descriptor.flags[spec.F_NEXT]),
-            sum_readable.eq(context.readable + Mux(is_write, 0, descriptor.length)),
-            sum_writable.eq(context.writable + Mux(is_write, descriptor.length, 0)),
-            is_bad.eq(
-                descriptor.flags[spec.F_INDIRECT] | (context.count >= size) | (context.is_writing & ~is_write)
-                | (is_chained & (descriptor.next >= size)) | sum_readable[32] | sum_writable[32]),
-            read_head.addr.eq(Cat(context.head_at, queue)),
-            write_head.addr.eq(Cat(copied[:5], queue)),
-            write_head.data.eq(half_word(ring_iova + (copied << 1))),
-        ]
-
-        has_buffer = Signal()  # pulse: ``descriptor`` is of one
-        self._hint(m, function, descriptor, is_write, has_buffer)
-        straddles = Signal()  # the used element crosses a row
-        m.d.comb += straddles.eq(used_iova[:row_bits] > (1 << row_bits) - spec.USED_ELEMENT_BYTES)
-        m.d.comb += [write_context.addr.eq(queue), write_context.data.eq(context)]
-
-        breaking, at_rest = Signal(function_count), Signal()
-        with m.FSM() as fsm:
-            with m.State("CHOOSE"):
-                m.d.sync += window_count.eq(0)
-                with m.If(Cat(source.valid for n in range(function_count) for source in (lanes[n].block, self.finished[n])).any()):
-                    m.d.sync += function_turn.eq(Mux(function_turn == function_count - 1, 0, function_turn + 1))
-                with m.If((kicked | parked).any()):
-                    m.d.sync += queue_turn.eq(Mux(queue_turn == queue_count - 1, 0, queue_turn + 1))
-                with m.If(self.commands.valid):
-                    m.d.sync += queue.eq(self.commands.payload.queue)
-                    m.next = "ENABLE"
-                with m.Elif(has_block):
-                    m.d.comb += [take_block.eq(1), read_context.addr.eq(turn_block.cookie.queue)]
-                    m.d.sync += [
-                        function.eq(function_turn),
-                        queue.eq(turn_block.cookie.queue),
-                        block.eq(turn_block.block),
-                        cookie.eq(turn_block.cookie),
-                        block_ok.eq(turn_block.ok),
-                    ]
-                    m.next = "LOAD_FOR_BLOCK"
-                with m.Elif(has_finished):
-                    m.d.comb += [take_finished.eq(1), read_context.addr.eq(flight.queue)]
-                    m.d.sync += [
-                        function.eq(function_turn),
-                        queue.eq(flight.queue),
-                        used_head.eq(flight.head),
-                        written_bytes.eq(finished.length_bytes),
-                        has_failed.eq(finished.status != BurstStatus.OK),
-                    ]
-                    m.next = "LOAD_FOR_USED"
-                with m.Elif(has_work):
-                    m.d.comb += read_context.addr.eq(queue_turn)
-                    m.d.sync += [function.eq(work_function), queue.eq(queue_turn)]
-                    m.next = "LOAD_FOR_WORK"
-
-            with m.State("ENABLE"):
-                command = self.commands.payload
-                m.d.comb += self.commands.ready.eq(1)
-                fresh = Signal(Context)
-                m.d.comb += [
-                    write_context.en.eq(command.operation == QueueOperation.ENABLE),
-                    write_context.data.eq(fresh),
-                    fresh.descriptors.eq(Cat(Signal(4), command.descriptor_iova[4:])),  # alignment [VIRTIO1.4 2.7]
-                    fresh.driver.eq(Cat(Signal(1), command.driver_iova[1:])),
-                    fresh.device.eq(Cat(Signal(2), command.device_iova[2:])),
-                ]
-                for n in range(16):
-                    with m.If(command.size[n]):
-                        m.d.comb += fresh.size_log2.eq(n)
-                with m.If(command.operation == QueueOperation.ENABLE):
-                    m.d.sync += enabled.eq(enabled | here)
-                with m.Else():
-                    m.d.sync += enabled.eq(enabled & ~here)
-                m.next = "CHOOSE"
-
-            # Work that the driver announced, or a chain that waited for room.
-            with m.State("LOAD_FOR_WORK"):
-                m.d.sync += context.eq(read_context.data)
-                with m.If((parked & here).any()):
-                    m.d.sync += [parked.eq(parked & ~here), stuffed.eq(stuffed & ~here)]
-                    m.next = "FETCH_HEAD"
-                with m.Else():
-                    m.d.sync += fetching.eq(fetching | here)
-                    m.d.comb += clear_kick.eq(here)
-                    m.next = "READ_INDEX"
-            with m.State("READ_INDEX"):
-                m.d.comb += read((context.driver + spec.AVAIL_INDEX)[:64], 2, Kind.INDEX)
-                m.next = "CHOOSE"
-
-            # The answer of a ring read.
-            with m.State("LOAD_FOR_BLOCK"):
-                m.d.sync += context.eq(read_context.data)
-                with m.If((broken.bit_select(function, 1)) | ~(enabled & here).any()):
-                    m.next = "CHOOSE"
-                with m.Elif(~block_ok):
-                    m.next = "BREAK"
-                with m.Else():
-                    with m.Switch(cookie.kind):
-                        with m.Case(Kind.INDEX):
-                            m.next = "TAKE_INDEX"
-                        with m.Case(Kind.HEADS):
-                            m.d.sync += copied.eq(0)
-                            m.next = "TAKE_HEADS"
-                        with m.Case(Kind.DESCRIPTORS):
-                            m.next = "TAKE_BLOCK"
-                        with m.Case(Kind.FLAGS):
-                            m.next = "TAKE_FLAGS"
-            with m.State("TAKE_INDEX"):
-                m.d.sync += context.seen.eq(index)
-                with m.If(jump > size):
-                    m.next = "BREAK"
-                with m.Elif(jump == 0):
-                    m.d.sync += fetching.eq(fetching & ~here)
-                    m.next = "CHOOSE"
-                with m.Else():
-                    m.next = "READ_HEADS"
-            with m.State("READ_HEADS"):
-                m.d.comb += read(ring_iova, entry_count << 1, Kind.HEADS)
-                m.d.sync += [context.heads_left.eq(entry_count), context.head_at.eq(0)]
-                m.next = "STORE"
-            with m.State("TAKE_HEADS"):
-                m.d.comb += write_head.en.eq(1)
-                m.d.sync += copied.eq(copied + 1)
-                with m.If(copied + 1 == context.heads_left):
-                    m.next = "NEXT_CHAIN"
-            with m.State("NEXT_CHAIN"):
-                with m.If(context.heads_left != 0):
-                    m.next = "FETCH_HEAD"
-                with m.Elif(pending != 0):
-                    m.next = "READ_HEADS"
-                with m.Else():
-                    m.d.sync += fetching.eq(fetching & ~here)
-                    m.next = "STORE"
-            with m.State("FETCH_HEAD"):
-                m.next = "START_CHAIN"
-            with m.State("START_CHAIN"):
-                with m.If(~chain_room):
-                    m.next = "PARK"
-                with m.Elif(read_head.data >= size):
-                    m.next = "BREAK"
-                with m.Else():
-                    m.d.sync += [
-                        context.head.eq(read_head.data), context.next.eq(read_head.data), context.count.eq(0),
-                        context.readable.eq(0), context.writable.eq(0), context.is_writing.eq(0), context.held_valid.eq(0),
-                        walking.bit_select(function, 1).eq(1),
-                    ]
-                    m.next = "NEXT_DESCRIPTOR"
-            with m.State("PARK"):
-                m.d.sync += parked.eq(parked | here)
-                m.next = "STORE"
-
-            # The walk of one chain. [VIRTIO1.4 2.7.5]
-            with m.State("NEXT_DESCRIPTOR"):
-                m.d.sync += descriptor.eq(block.word_select(descriptor_iova[4:6], 8 * spec.DESCRIPTOR_BYTES))
-                m.next = "READ_DESCRIPTORS"
-                with m.If(in_window):
-                    m.next = "CHECK_DESCRIPTOR"
-            with m.State("READ_DESCRIPTORS"):
-                m.d.comb += read(descriptor_iova, descriptor_count << 4, Kind.DESCRIPTORS)
-                m.next = "STORE"
-            with m.State("TAKE_BLOCK"):
-                m.d.sync += [window_first.eq(context.next), window_count.eq(descriptor_count)]
-                m.next = "NEXT_DESCRIPTOR"
-            with m.State("CHECK_DESCRIPTOR"):
-                m.next = "PUT_HELD"
-                with m.If(is_bad):
-                    m.next = "BREAK"
-            with m.State("PUT_HELD"):  # the segment before this one, which now knows whether it is its list's last
-                m.d.comb += [segment.eq(context.held), segment.last.eq(context.held_is_write != is_write)]
-                with m.If(context.held_valid & (descriptor.length != 0)):
-                    m.d.comb += [put_readable.eq(~context.held_is_write), put_writable.eq(context.held_is_write)]
-                with m.If((put_readable | put_writable) & ~segment_room):
-                    m.next = "RETRY"
-                with m.Else():
-                    m.d.sync += [
-                        context.count.eq(context.count + 1),
-                        context.readable.eq(sum_readable),
-                        context.writable.eq(sum_writable),
-                        context.is_writing.eq(is_write),
-                        context.next.eq(descriptor.next),
-                    ]
-                    with m.If(descriptor.length != 0):
-                        m.d.sync += [
-                            context.held_valid.eq(1),
-                            context.held_is_write.eq(is_write),
-                            context.held.address.eq(descriptor.address),
-                            context.held.length_bytes.eq(descriptor.length),
-                        ]
-                        m.d.comb += has_buffer.eq(1)
-                    m.next = "PUT_LAST"
-                    with m.If(is_chained):
-                        m.next = "NEXT_DESCRIPTOR"
-            with m.State("PUT_LAST"):
-                m.d.comb += [segment.eq(context.held), segment.last.eq(1)]
-                with m.If(context.held_valid):
-                    m.d.comb += [put_readable.eq(~context.held_is_write), put_writable.eq(context.held_is_write)]
-                m.next = "PUT_EMPTY"
-                with m.If((put_readable | put_writable) & ~segment_room):
-                    m.next = "RETRY"
-            with m.State("PUT_EMPTY"):  # the writer wants a list for every chain
-                m.d.comb += [segment.last.eq(1), put_writable.eq(context.writable == 0)]
-                m.next = "COMMIT"
-                with m.If(put_writable & ~segment_room):
-                    m.next = "RETRY"
-            with m.State("COMMIT"):
-                m.d.comb += commit.eq(1)
-                m.d.sync += [
-                    context.taken.eq(context.taken + 1),
-                    context.head_at.eq(context.head_at + 1),
-                    context.heads_left.eq(context.heads_left - 1),
-                    walking.bit_select(function, 1).eq(0),
-                ]
-                m.next = "NEXT_CHAIN"
-            with m.State("RETRY"):
-                m.d.comb += rollback.eq(1)
-                m.d.sync += [walking.bit_select(function, 1).eq(0), stuffed.eq(stuffed | here)]
-                m.next = "PARK"
-
-            # A chain is finished: element, index, then the driver's flags. [VIRTIO1.4 2.7.8, 2.7.7]
-            with m.State("LOAD_FOR_USED"):
-                m.d.sync += context.eq(read_context.data)
-                m.next = "WRITE_ID"
-                with m.If(broken.bit_select(function, 1) | ~(enabled & here).any()):
-                    m.next = "CHOOSE"
-                with m.Elif(has_failed):
-                    m.next = "BREAK"
-            with m.State("WRITE_ID"):
-                m.d.comb += write(used_iova, Mux(straddles, 4, 8), Cat(used_head, Signal(16), written_bytes))
-                m.next = "WRITE_INDEX"
-                with m.If(straddles):
-                    m.next = "WRITE_LENGTH"
-            with m.State("WRITE_LENGTH"):
-                m.d.comb += write((used_iova + 4)[:64], 4, written_bytes)
-                m.next = "WRITE_INDEX"
-            with m.State("WRITE_INDEX"):
-                m.d.comb += write((context.device + spec.USED_INDEX)[:64], 2, (context.used + 1)[:16])
-                m.d.comb += self.used_writes.eq(1)
-                m.d.sync += context.used.eq(context.used + 1)
-                with m.If((checking & here).any()):
-                    m.d.sync += check_again.eq(check_again | here)
-                    m.next = "STORE"
-                with m.Else():
-                    m.next = "READ_FLAGS"
-            with m.State("READ_FLAGS"):
-                m.d.comb += read(context.driver, 2, Kind.FLAGS)
-                m.d.sync += [checking.eq(checking | here), check_again.eq(check_again & ~here)]
-                m.next = "STORE"
-            with m.State("TAKE_FLAGS"):
-                with m.If(~half_word(context.driver)[spec.AVAIL_F_NO_INTERRUPT]):
-                    m.d.comb += becomes_due.eq(here)
-                m.d.sync += checking.eq(checking & ~here)
-                m.next = "CHOOSE"
-                with m.If((check_again & here).any()):
-                    m.next = "READ_FLAGS"
-
-            with m.State("STORE"):
-                m.d.comb += write_context.en.eq(1)
-                m.next = "CHOOSE"
-            with m.State("BREAK"):
-                m.d.comb += [rollback.eq(walking.bit_select(function, 1)), breaking.eq(1 << function)]
-                m.d.sync += walking.bit_select(function, 1).eq(0)
-                m.next = "CHOOSE"
-
-        # Breaking and stopping, per function.
-        m.d.comb += at_rest.eq(fsm.ongoing("CHOOSE"))
-        for n in range(function_count):
-            hurt = breaking[n] | (lanes[n].write_failed & ~self.stop[n])
-            m.d.comb += [
-                self.needs_reset[n].eq(hurt & ~broken[n]),
-                self.stopped[n].eq(
-                    self.stop[n] & lanes[n].quiet & ~lanes[n].block.valid & ~self.finished[n].valid
-                    & (at_rest | (function != n))),
-            ]
-            with m.If(hurt):
-                m.d.sync += broken[n].eq(1)
-            with m.If(self.stopped[n]):
-                m.d.sync += [broken[n].eq(0), walking[n].eq(0)]
-                m.d.sync += [
-                    bits[q].eq(0)
-                    for bits in (enabled, kicked, fetching, parked, stuffed, checking, check_again, due) for q in members[n]
-                ]
+            m.d.sync += broken[n].eq((broken[n] | hurt) & ~self.stop[n])
         return m
 
-    def _hint(self, m, function, descriptor, is_write, has_buffer):
+    def _command(self, m, dispatcher, used, queue_ports):
+        """Tell both sides of a new queue; of one that ends, the used side only when fetch side and port have nothing of it."""
+        command, count = self.commands.payload, len(queue_ports)
+        ending, gone, drained, here = Signal(count), Signal(count), Signal(count), Signal(count)
+        is_reset, told, ends, queue = Signal(), Signal(), Signal(), Signal(range(max(count, 2)))
+        waits = [self.ports[p].waits for p in queue_ports]
+        m.d.comb += [
+            is_reset.eq(command.operation == QueueOperation.RESET),
+            dispatcher.commands.payload.eq(command),
+            dispatcher.commands.valid.eq(self.commands.valid & (is_reset | told)),
+            self.commands.ready.eq(dispatcher.commands.valid & dispatcher.commands.ready),
+            used.commands.payload.eq(command),
+            used.commands.valid.eq(self.commands.valid & ~is_reset & ~told),
+            here.eq(1 << queue),
+        ]
+        with m.If(ends):
+            m.d.comb += [
+                used.commands.valid.eq(1), used.commands.payload.operation.eq(QueueOperation.RESET), used.commands.payload.queue.eq(queue),
+            ]
+            with m.If(used.commands.ready):
+                m.d.sync += [ends.eq(0), ending.eq(ending & ~here)]
+        with m.Else():
+            with m.If(used.commands.valid & used.commands.ready):
+                m.d.sync += told.eq(1)
+            for q in range(count):
+                with m.If(ending[q] & gone[q] & ~used.commands.valid):
+                    m.d.sync += [ends.eq(1), queue.eq(q)]
+        with m.If(self.commands.ready):
+            m.d.sync += told.eq(0)
+            with m.If(is_reset):
+                m.d.sync += ending.eq(ending | (1 << command.queue))
+        for q, p in enumerate(queue_ports):
+            m.d.comb += [drained[q].eq(ending[q] & dispatcher.drained[q]), gone[q].eq(drained[q])]
+            if waits[q]:
+                asked, stopped = Signal(name=f"asked_{q}"), Signal(name=f"stopped_{q}")  # to stop; it has
+                m.d.comb += [self.port_stop[p].eq(asked), gone[q].eq(stopped)]
+                with m.If(asked):
+                    m.d.sync += [asked.eq(~self.port_stopped[p]), stopped.eq(self.port_stopped[p])]
+                with m.Elif(drained[q] & ~stopped):
+                    m.d.sync += asked.eq(1)
+                with m.Elif(~ending[q]):
+                    m.d.sync += stopped.eq(0)
+            m.d.comb += self.idle[q].eq(dispatcher.drained[q] & used.idle[q] & ~ending[q])
+
+    def _hint(self, m, buffer):
         """Tell of the page of a buffer's first byte, and one cycle later of the page behind it."""
         m.submodules.hints = hints = Queue(Hint, HINTS)
         wiring.connect(m, hints.o, wiring.flipped(self.hints))
         first, second, is_longer = Signal(Hint), Signal(Hint), Signal()
-        m.d.comb += [first.is_write.eq(is_write), first.page.eq(descriptor.address[12:])]
-        with m.Switch(function):
+        m.d.comb += [first.is_write.eq(buffer.is_write), first.page.eq(buffer.address[12:])]
+        with m.Switch(buffer.function):
             for n, number in enumerate(self.functions):
                 with m.Case(n):
                     m.d.comb += first.function.eq(number)
-        end = descriptor.address[:12] + descriptor.length[:13]
+        end = buffer.address[:12] + buffer.length_bytes[:13]
         m.d.sync += [
             second.eq(first), second.page.eq(first.page + 1),
-            is_longer.eq(has_buffer & (descriptor.length[13:].any() | (end > 4096))),
+            is_longer.eq(buffer.valid & (buffer.length_bytes[13:].any() | (end > 4096))),
         ]
-        m.d.comb += [hints.i.valid.eq(has_buffer | is_longer), hints.i.payload.eq(Mux(is_longer, second, first))]
+        m.d.comb += [hints.i.valid.eq(buffer.valid | is_longer), hints.i.payload.eq(Mux(is_longer, second, first))]

@@ -1,5 +1,7 @@
 """Payloads between PCI transport, ring engine and back ends."""
 
+from functools import cache
+
 from amaranth import unsigned
 from amaranth.lib import data, enum
 
@@ -42,6 +44,31 @@ class QueueCommand(data.Struct):
     descriptor_iova: unsigned(64)
     driver_iova: unsigned(64)
     device_iova: unsigned(64)
+
+
+class Flight(data.Struct):
+    """What the used side must know of a chain that a back end has."""
+
+    queue: unsigned(6)  # card-wide queue number
+    id: unsigned(16)  # split: head; packed: buffer ID
+    slots: unsigned(16)  # packed: entries of the ring that its list takes, 1 to the queue size
+    writable_bytes: unsigned(32)
+
+
+ANSWER_BITS = 11  # of a ring access' cookie belong to whoever asks
+
+
+@cache
+def RingAccess(width):
+    """One ring access of the used side: a read of up to 4 bytes that lie in an aligned dword, or a write.
+
+    ``data`` is a row of memory, ``width`` bits but at least 128, with lanes that follow the address; a write lies in one row. At 64 bits
+    a write has one or two beats. ``cookie`` counts for reads.
+    """
+    row = max(width, 128)
+    return data.StructLayout({
+        "iova": 64, "length_bytes": range(row // 8 + 1), "is_write": 1, "cookie": ANSWER_BITS, "data": row,
+    })
 
 
 class Notification(data.Struct):

@@ -237,8 +237,46 @@ async def hints_go_in_front(dut):
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
+async def packets_flow_over_lists(dut):
+    """DMA-WRITE-8: with flows, random packets lie over the lists as they come; every list but a packet's last is full and says more."""
+    bench = Bench(dut, latency=lambda: 1)
+    await bench.begin()
+    dut.flows.value = 1
+    rng, expected, lists, contents, wanted, place = bench.rng, GuestMemory(), [], [], [], 0x10000
+    for _ in range(60):
+        content, at, over = rng.randbytes(rng.choice([0, 1, 64, rng.randrange(1, 300), rng.randrange(1, 3000)])), 0, False
+        contents.append(content)
+        while not over:
+            segments, begun = [], at
+            for size in (rng.choice([0, 0, 1, 12, 31, 64, rng.randrange(1, 2000)]) for _ in range(rng.choice([1, 1, 2, 3]))):
+                place += rng.randrange(0, 100)
+                segments.append((place, size))
+                expected.write(place, content[at : at + size])
+                place, at = place + size, min(at + size, len(content))
+            has_bytes = any(size for _, size in segments)  # without bytes it takes no packet
+            over = at == len(content) and has_bytes
+            lists.append(segments)
+            wanted.append((at - begun, at > 0 and not over))
+
+    async def give_lists():
+        for segments in lists:
+            await bench.give_list(segments)
+
+    async def give_packets():
+        for content in contents:
+            await bench.give_packet(content, lambda: rng.choice([0, 0, 0, 2]))
+
+    cocotb.start_soon(give_lists())
+    cocotb.start_soon(give_packets())
+    for n, (written, more) in enumerate(wanted):
+        done = unpack(WriterDone, await bench.done.get())
+        assert (done.length_bytes, done.status, done.more) == (written, BurstStatus.OK, more), f"list {n}: {lists[n]}"
+    assert bench.memory.read(0, place + 4096) == expected.read(0, place + 4096)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
 async def what_a_packet_tells_of_is_no_failure(dut):
-    """DMA-WRITE-8 (R18): a failure that the last beat tells of leaves ``done`` OK, with the bytes in front of it; one behind that, or that
+    """DMA-WRITE-9 (R18): a failure that the last beat tells of leaves ``done`` OK, with the bytes in front of it; one behind that, or that
     nothing tells of, does not. ``failed`` is never that of a list before."""
     bad = {}
     bench = Bench(dut, status=lambda burst: bad.get(burst.address, BurstStatus.OK))

@@ -305,7 +305,7 @@ def test_blk_driver(seed, size, arrangement, alignment):
     assert driver.damage == []
     assert driver.requests == {}
     assert ring.free_count == size
-    assert driver._room == [AREA]
+    assert driver.buffers.free == [AREA]
 
 
 @pytest.mark.parametrize("framing", list(FRAMINGS))
@@ -356,7 +356,7 @@ def test_blk_driver_limits():
     driver = BlkDriver(ring, memory, area=(0x100000, 2048), rng=random.Random(2))
     with pytest.raises(RingFull, match="no room for a buffer of 4096"):
         driver.read(0, 4096)
-    assert driver._room == [(0x100000, 2048)]
+    assert driver.buffers.free == [(0x100000, 2048)]
     assert ring.free_count == 4
     driver.read(0, 512)
     with pytest.raises(RingFull, match="1 descriptors are free"):
@@ -371,7 +371,7 @@ def test_blk_driver_limits():
         driver.poll()
     driver.abandon()
     ring.reset()
-    assert driver._room == [(0x100000, 2048)]
+    assert driver.buffers.free == [(0x100000, 2048)]
     assert driver.requests == {}
     short = driver.request(BlkType.IN, 0, room=0, header_bytes=5)
     assert (sum(length for _, length in short.readable), short.writable) == (5, ())

@@ -28,15 +28,28 @@ from ringwall.models.host import (
 from ringwall.models.host import enumerate as enumerate_card
 from ringwall.models.memory import GuestMemory
 from ringwall.models.virtio.blk import BlkDevice, BlkDriver, BlkFeature, BlkStatus
-from ringwall.models.virtio.driver import FIELDS, NO_VECTOR, DeviceStatus, DriverError, Feature, StructureType, VirtioPciDriver
-from ringwall.models.virtio.rules import Notification, SplitDeviceRules, StatusWritten
-from ringwall.models.virtio.split import SplitDriver, SplitLayout, gather, read_chain, scatter
+from ringwall.models.virtio.driver import (
+    FIELDS,
+    NO_VECTOR,
+    OPTIONAL_FIELDS,
+    DeviceStatus,
+    DriverError,
+    Feature,
+    StructureType,
+    VirtioPciDriver,
+)
+from ringwall.models.virtio.judge import Notification, QueueEnabled, QueueReset, StatusWritten, Suspended
+from ringwall.models.virtio.packed import PackedDescriptor, PackedDriver, read_list
+from ringwall.models.virtio.ring import gather, scatter
+from ringwall.models.virtio.rules import SplitDeviceRules
+from ringwall.models.virtio.split import SplitDriver, SplitLayout, read_chain
+from ringwall.models.virtio.virtqueue import make_layout, make_ring, make_rules
 
 PLATFORM = 1 << Feature.VERSION_1 | 1 << Feature.ACCESS_PLATFORM
 OFFERED = PLATFORM | 1 << Feature.ORDER_PLATFORM | 1 << BlkFeature.FLUSH
 RINGS = 0x1_0000_0000  # above 4 GiB, so that high halves count
 COMMON, NOTIFY, ISR, DEVICE, WINDOW = 1, 2, 3, 4, 5
-NAMES = {offset: (name, size) for name, (offset, size) in FIELDS.items()}
+NAMES = {offset: (name, size) for name, (offset, size) in {**FIELDS, **OPTIONAL_FIELDS}.items()}
 
 
 def standard(**changes):
@@ -77,8 +90,9 @@ class Card:
         self.fields = {"device_feature_select": 0, "driver_feature_select": 0, "queue_select": 0, "config_msix_vector": NO_VECTOR}
         vector = 1 if self.quirk == "vector survives" and self.writes else NO_VECTOR
         self.queues = [{"queue_size": self.queue_size, "queue_msix_vector": vector, "queue_enable": int(self.quirk == "enabled"),
-                        "queue_desc": 0, "queue_driver": 0, "queue_device": 0, "avail": 0, "used": 0}
-                       for _ in range(self.queue_count)]  # fmt: skip
+                        "queue_desc": 0, "queue_driver": 0, "queue_device": 0, "avail": 0, "used": 0, "resets": 0,
+                        "queue_reset": int(self.quirk == "queue_reset set"), "queue_notif_config_data": 0x140 + n}
+                       for n in range(self.queue_count)]  # fmt: skip
 
     # -- operations --
 
@@ -119,7 +133,7 @@ class Card:
         if 0x2000 <= offset < 0x203C:
             self.on_config_read()
             return int.from_bytes(self.config[offset - 0x2000 : offset - 0x2000 + size], "little")
-        if offset >= 0x38:
+        if offset >= 0x3C:
             return 0
         base = offset & ~7 if 0x20 <= offset < 0x38 else offset
         name, width = NAMES[base]
@@ -144,6 +158,10 @@ class Card:
                 return self.fields["queue_select"]
         if name.startswith("queue_") and name != "queue_select":
             index = self.fields["queue_select"]
+            if name == "queue_reset" and self.quirk != "never resets":
+                self.queues[index]["resets"] -= 1
+                if self.queues[index]["resets"] == 0:
+                    self.queues[index].update(queue_reset=0, queue_enable=int(self.quirk == "stays enabled"), avail=0, used=0)
             return self.queues[index][name] if index < self.queue_count else 0
         return self.fields[name]
 
@@ -152,13 +170,14 @@ class Card:
             return
         if 0x3000 <= offset < 0x3008:
             self.doorbells.append((offset - 0x3000, size, value))
-            if value < self.queue_count:
-                self.serve(value)
+            queue = (value & 0xFFFF) - 0x140 * self.has(Feature.NOTIF_CONFIG_DATA)
+            if 0 <= queue < self.queue_count:
+                self.serve(queue)
             return
         if 0x2000 <= offset < 0x203C:
             self.config[offset - 0x2000 : offset - 0x2000 + size] = value.to_bytes(size, "little")
             return
-        if offset >= 0x38:
+        if offset >= 0x3C:
             return
         base = offset & ~7 if 0x20 <= offset < 0x38 else offset
         name, width = NAMES[base]
@@ -180,6 +199,11 @@ class Card:
             elif (self.quirk, name) not in {("size not kept", "queue_size"), ("no vectors", "queue_msix_vector"),
                                             ("not enabled", "queue_enable")}:  # fmt: skip
                 queue[name] = value
+                if name == "queue_reset":
+                    queue["resets"] = 3
+
+    def has(self, feature):
+        return self.accepted >> feature & 1
 
     @property
     def accepted(self):
@@ -200,8 +224,10 @@ class Card:
             needed = PLATFORM if self.is_strict else 1 << Feature.VERSION_1
             if self.accepted & ~self.offered or needed & ~self.accepted:
                 value &= ~DeviceStatus.FEATURES_OK
+        if value & DeviceStatus.SUSPEND and self.quirk != "never suspends":
+            value &= ~(DeviceStatus.SUSPEND if self.status & DeviceStatus.SUSPEND else DeviceStatus.DRIVER_OK)
         self.status = value
-        self.memory.log.append(StatusWritten(value))
+        self.memory.log.append(Suspended() if value & DeviceStatus.SUSPEND else StatusWritten(value))
 
     # -- what it is for --
 
@@ -213,20 +239,37 @@ class Card:
         queue = self.queues[index]
         if not self.status & DeviceStatus.DRIVER_OK or not queue["queue_enable"]:
             return
-        layout = SplitLayout(queue["queue_size"], queue["queue_desc"], queue["queue_driver"], queue["queue_device"])
-        view = _AsCard(self.memory)
-        while queue["avail"] != self.word(layout.avail_idx):
-            head = self.word(layout.avail_slot(queue["avail"]))
-            chain = read_chain(view, layout, head)
+        view, features = _AsCard(self.memory), self.accepted
+        layout = make_layout(features, queue["queue_size"], queue["queue_desc"], queue["queue_driver"], queue["queue_device"])
+        while (chain := self.next_chain(view, layout, queue)) is not None:
             result = self.blk.execute(gather(view, chain.readable), chain.writable_bytes)
             data = result.outcomes[0].data.ljust(result.room - 1, b"\0") + bytes([result.status])
             scatter(view, chain.writable, data)
-            view.write(layout.used_slot(queue["used"]), head.to_bytes(4, "little") + len(data).to_bytes(4, "little"))
-            queue["avail"], queue["used"] = queue["avail"] + 1 & 0xFFFF, queue["used"] + 1 & 0xFFFF
-            view.write(layout.used_idx, queue["used"].to_bytes(2, "little"))
-            if not self.word(layout.avail) & 1 and queue["queue_msix_vector"] != NO_VECTOR:
+            if self.has(Feature.RING_PACKED):
+                used = PackedDescriptor(0, len(data), chain.head, 2 | (0x8080 if layout.wrap(queue["used"]) else 0))
+                view.write(layout.descriptor(queue["used"]), used.pack())
+                queue["used"] += len(chain.numbers)
+                wants = self.word(layout.driver + 2) != 1
+            else:
+                view.write(layout.used_slot(queue["used"]), chain.head.to_bytes(4, "little") + len(data).to_bytes(4, "little"))
+                queue["used"] = queue["used"] + 1 & 0xFFFF
+                view.write(layout.used_idx, queue["used"].to_bytes(2, "little"))
+                wants = not self.word(layout.avail) & 1
+            if wants and queue["queue_msix_vector"] != NO_VECTOR:
                 self.pending.append(queue["queue_msix_vector"])
                 self.memory.log.append(Notification())
+
+    def next_chain(self, view, layout, queue):
+        """The next chain that is available; None: there is none."""
+        is_indirect = bool(self.has(Feature.INDIRECT_DESC))
+        if self.has(Feature.RING_PACKED):
+            chain = read_list(view, layout, queue["avail"], indirect=is_indirect)
+            queue["avail"] += len(chain.numbers) if chain is not None else 0
+            return chain
+        if queue["avail"] == self.word(layout.avail_idx):
+            return None
+        queue["avail"] = queue["avail"] + 1 & 0xFFFF
+        return read_chain(view, layout, self.word(layout.avail_slot(queue["avail"] - 1)), indirect=is_indirect)
 
 
 class _AsCard:
@@ -528,3 +571,137 @@ def test_driver_window():
     run(driver.find(), card.perform)
     with pytest.raises(DriverError, match="no PCI_CFG structure"):
         run(driver.window_read(0, 0, 4), card.perform)
+
+
+WIDE = virtio_capability(COMMON, 0, 0x0000, 0x3C)  # with the fields of NOTIF_CONFIG_DATA and RING_RESET
+EXTRA = sum(1 << bit for bit in (Feature.NOTIFICATION_DATA, Feature.NOTIF_CONFIG_DATA, Feature.RING_RESET, Feature.SUSPEND))
+
+
+@pytest.mark.parametrize("doorbell", [0, 1 << Feature.NOTIFICATION_DATA, 1 << Feature.NOTIF_CONFIG_DATA, EXTRA])
+@pytest.mark.parametrize("indirect", [0, 1 << Feature.INDIRECT_DESC])
+@pytest.mark.parametrize("packed", [0, 1 << Feature.RING_PACKED])
+def test_driver_either_ring(packed, indirect, doorbell):
+    """MODEL-VPCI-9: the ring that was negotiated, with or without tables, under the same driver of a disk; doorbells of 16 and 32 bits
+    with what they must tell; a packed queue of any size (V088, V119)."""
+    features = OFFERED | packed | indirect | doorbell
+    card = Card(offered=features, capabilities=standard(common=WIDE), queue_size=13 if packed else 16)
+    driver, memory, size = found(card), card.memory, 13 if packed else 8
+    ring = make_ring(memory, features, size=size, base=RINGS)
+    assert type(ring) is (PackedDriver if packed else SplitDriver)
+    assert (ring.indirect, ring.event_idx, ring.in_order) == (bool(indirect), False, False)
+    memory.log.clear()
+    rules = make_rules(ring.layout, memory, features, is_ready=False)
+    assert run(driver.start([ring.layout], wanted=features, required=PLATFORM, vectors=[1]), card.perform) == features
+    assert driver.problems == []
+    blk = BlkDriver(ring, memory, area=(RINGS + 0x10_0000, 0x10_0000), rng=random.Random(3))
+    for n in range(9):
+        made = blk.write(n, bytes([n]) * 512)
+        assert blk.publish()
+        run(driver.notify(0, ring), card.perform)
+        assert blk.poll() == [made] and made.status == BlkStatus.OK
+    assert card.blk.store[: 9 * 512] == b"".join(bytes([n]) * 512 for n in range(9))
+    name = 0x140 if doorbell & 1 << Feature.NOTIF_CONFIG_DATA else 0
+    if doorbell & 1 << Feature.NOTIFICATION_DATA:
+        ends = [3 * n % 13 << 16 | (1 - 3 * n // 13 % 2) << 31 if packed else n << 16 for n in range(1, 10)]
+        assert card.doorbells == [(0, 4, name | end) for end in ends]
+        with pytest.raises(ValueError, match="not of None"):
+            run(driver.notify(0), card.perform)
+    else:
+        assert card.doorbells == [(0, 2, name)] * 9
+    assert rules.broken(memory.log, is_finished=True) == []
+
+
+@pytest.mark.parametrize("packed", [0, 1 << Feature.RING_PACKED])
+def test_driver_queue_reset(packed):
+    """MODEL-VPCI-10: a queue is reset alone, then enabled with another size at another place, from its first index or wrap counters on;
+    one that is never reset, or stays enabled, is found (V014 to V016, V083 to V086)."""
+    features = OFFERED | packed | 1 << Feature.RING_RESET
+    card = Card(offered=features, capabilities=standard(common=WIDE))
+    driver, memory = found(card), card.memory
+    ring, again = make_ring(memory, features, size=8, base=RINGS), make_ring(memory, features, size=4, base=RINGS + 0x1000)
+    memory.log.clear()
+    rules = make_rules(ring.layout, memory, features, is_ready=False)
+    run(driver.start([ring.layout], wanted=features, required=PLATFORM, vectors=[1]), card.perform)
+    for used in (ring, again):
+        blk = BlkDriver(used, memory, area=(RINGS + 0x10_0000, 0x10_0000), rng=random.Random(3))
+        for _ in range(7):
+            made = blk.flush()
+            blk.publish()
+            run(driver.notify(0), card.perform)
+            assert blk.poll() == [made]
+        if used is ring:
+            run(driver.reset_queue(0), card.perform)
+            memory.log.append(QueueReset())
+            with pytest.raises(DriverError, match="queue 0 of function 0 is not set up"):
+                run(driver.notify(0), card.perform)
+            run(driver.set_up_queue(0, again.layout, vector=2), card.perform)
+            memory.log.append(QueueEnabled(again.layout))
+    assert driver.problems == []
+    assert rules.broken(memory.log, is_finished=True) == []
+    card.quirk = "stays enabled"
+    run(driver.reset_queue(0), card.perform)
+    card.quirk = "never resets"
+    with pytest.raises(DriverError, match="queue 0 of function 0 is not reset after 20 looks"):
+        run(driver.reset_queue(0), card.perform)
+    card.quirk = ""
+    run(driver.reset_queue(0), card.perform)
+    assert driver.problems == ["V086: queue_enable of queue 0 is not 0 after its reset",
+                               "V083: queue_reset of queue 0 is not 0 while the queue is enabled"]  # fmt: skip
+    driver.features = OFFERED
+    with pytest.raises(DriverError, match="cannot be reset without RING_RESET"):
+        run(driver.reset_queue(0), card.perform)
+    short = Card(offered=features)
+    driver = found(short)
+    run(driver.start([ring.layout], wanted=features, required=PLATFORM), short.perform)
+    with pytest.raises(DriverError, match="has 0x38 bytes and no queue_reset"):
+        run(driver.reset_queue(0), short.perform)
+
+
+def test_driver_suspend():
+    """MODEL-VPCI-11: a device is suspended and resumed by its status, and keeps its rings; one that does not show it, or needs a reset,
+    is found (V017, V019, V021, V022)."""
+    features = OFFERED | 1 << Feature.SUSPEND
+    card = Card(offered=features)
+    driver, memory = found(card), card.memory
+    ring = make_ring(memory, features, size=8, base=RINGS)
+    memory.log.clear()
+    rules = make_rules(ring.layout, memory, features, is_ready=False)
+    run(driver.start([ring.layout], wanted=features, required=PLATFORM, vectors=[1]), card.perform)
+    blk = BlkDriver(ring, memory, area=(RINGS + 0x10_0000, 0x10_0000), rng=random.Random(3))
+    for _ in range(3):
+        made = blk.flush()
+        blk.publish()
+        run(driver.notify(0), card.perform)
+        assert blk.poll() == [made]
+        run(driver.suspend(), card.perform)
+        assert card.status == 27
+        run(driver.resume(), card.perform)
+        assert card.status == 15
+    assert rules.broken(memory.log, is_finished=True) == []
+    card.quirk = "never suspends"
+    with pytest.raises(DriverError, match="is not suspended after 20 looks"):
+        run(driver.suspend(), card.perform)
+    card.status |= DeviceStatus.NEEDS_RESET
+    with pytest.raises(DriverError, match="needs a reset"):
+        run(driver.suspend(), card.perform)
+
+
+@pytest.mark.parametrize("notify, problem", [
+    (virtio_capability(NOTIFY, 0, 0x3002, 8, notify_off_multiplier=4), "V092: NOTIFY structure of 8 bytes at 0x3002"),
+    (virtio_capability(NOTIFY, 0, 0x3000, 2, notify_off_multiplier=0), "V092: NOTIFY structure of 2 bytes"),
+    (virtio_capability(NOTIFY, 0, 0x3000, 8, notify_off_multiplier=2), "V093: notify_off_multiplier is 2"),
+])  # fmt: skip
+def test_driver_wide_doorbells(notify, problem):
+    """MODEL-VPCI-12: doorbells of 32 bits need a structure that they fit in (V092 to V094)."""
+    for features in (OFFERED, OFFERED | 1 << Feature.NOTIFICATION_DATA):
+        card = Card(offered=features, capabilities=standard(notify=notify))
+        driver = found(card)
+        run(driver.find(), card.perform)
+        run(driver.reset(), card.perform)
+        run(driver.acknowledge(), card.perform)
+        run(driver.negotiate(features), card.perform)
+        found_problems = [one for one in driver.problems if one.startswith(problem)]
+        assert len(found_problems) == (features != OFFERED)
+        if "2 bytes" in problem and features != OFFERED:
+            with pytest.raises(DriverError, match="V094"):
+                run(driver.set_up_queue(0, SplitLayout.at(RINGS, 8)), card.perform)

@@ -3,12 +3,15 @@
 import random
 from collections import defaultdict
 
+import pytest
+
 from ringwall.models.virtio.iommu import IommuDevice
-from ringwall.models.virtio.iommu_formats import FaultReason, Range, Region, Status
+from ringwall.models.virtio.iommu_formats import Attach, AttachFlag, FaultReason, Map, Range, Region, Status
 from ringwall.models.virtio.iommu_rules import OFFERED, X86_MSI, IommuDescription
-from ringwall.models.virtio.iommu_traffic import MALFORMED, VALID, IommuTraffic
+from ringwall.models.virtio.iommu_traffic import ACCESSES, MALFORMED, VALID, IommuTraffic
 
 FILL = b"\xa5"
+OK, INVAL, RANGE, NOENT, FAULT = Status.OK, Status.INVAL, Status.RANGE, Status.NOENT, Status.FAULT
 
 
 def device_of(**options):
@@ -45,3 +48,47 @@ def test_traffic_reaches_everything():
     assert set(found) == {*VALID, *MALFORMED}
     assert set().union(*found.values()) == {None, *Status} - {Status.IOERR, Status.DEVERR}
     assert verdicts == {(None, False), (None, True), (FaultReason.DOMAIN, False), (FaultReason.MAPPING, False)}
+
+
+# What each malformed request, and each of the others, may end in when everything it can meet is there.
+WANTED = {
+    **{name: {OK} for name in VALID}, "unknown_type": {None}, "no_tail": {None}, "short": {None, INVAL},
+    "head_reserved": {OK}, "long": {OK, INVAL, None}, "much_room": {OK, INVAL, None},
+    "attach_reserved": {INVAL}, "attach_flags": {INVAL}, "attach_stranger": {NOENT}, "attach_other_kind": {INVAL},
+    "attach_beyond": {RANGE, INVAL}, "detach_stranger": {NOENT}, "detach_elsewhere": {INVAL, OK, NOENT, RANGE}, "detach_reserved": {OK},
+    "map_start_unaligned": {RANGE}, "map_end_unaligned": {RANGE}, "map_phys_unaligned": {RANGE}, "map_overlap": {INVAL},
+    "map_flags": {INVAL}, "map_no_flags": {OK, INVAL}, "map_missing": {NOENT}, "map_bypass": {INVAL}, "map_inverted": {INVAL, RANGE},
+    "map_outside": {RANGE, INVAL}, "map_region": {INVAL, RANGE}, "map_phys_outside": {RANGE, INVAL, FAULT}, "unmap_split": {RANGE},
+    "unmap_unaligned": {OK}, "unmap_missing": {NOENT}, "unmap_bypass": {INVAL}, "unmap_inverted": {INVAL, RANGE, OK},
+    "unmap_reserved": {OK, INVAL}, "probe_stranger": {NOENT}, "probe_small": {INVAL}, "probe_reserved": {OK},
+}  # fmt: skip
+
+
+def test_names_say_what_is_made():
+    """MODEL-VIOMMU-GEN-2: of each name 40 requests to a device with domains of both kinds and ten mappings apart: they may end in what
+    the name promises, and in nothing else."""
+    device = device_of()
+    maps = (Map(1, n << 20, (n << 20) + 0x2FFF, n << 24, 3) for n in range(1, 11))
+    for request in (Attach(1, 1), Attach(1, 3), Attach(2, 2, AttachFlag.BYPASS), *maps):
+        assert device.execute(request.pack(), 4) == bytes(4)
+    traffic = IommuTraffic(device, random.Random(2), pages=0x8000, base=0x20000)
+    for name in (*VALID, *MALFORMED):
+        found = set()
+        for _ in range(40):
+            sent = traffic.request(name)
+            found |= {one.status for one in device.rules.outcomes(device.state, sent.readable, sent.room)}
+        assert found == WANTED[name], name
+    assert set(WANTED) == {*VALID, *MALFORMED}
+
+
+def test_traffic_repeats():
+    """MODEL-VIOMMU-GEN-3: the same seed makes the same requests and accesses; weights leave names out; bad parameters are refused."""
+    made = [IommuTraffic(device_of(), random.Random(seed), malformed=0.5) for seed in (3, 3, 4)]
+    streams = [[(one.request(), one.access()) for _ in range(50)] for one in made]
+    assert streams[0] == streams[1] != streams[2]
+    weights = {name: name in ("map", "mapped") for name in (*VALID, *ACCESSES)}
+    quiet = IommuTraffic(device_of(), random.Random(5), malformed=0, weights=weights)
+    assert {quiet.request().name for _ in range(50)} == {"map"}
+    for options, what in (({"malformed": 1.5}, "between 0 and 1"), ({"weights": {"bad": 1}}, "not \\['bad'\\]")):
+        with pytest.raises(ValueError, match=what):
+            IommuTraffic(device_of(), random.Random(6), **options)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringwall.models.memory import Access, GuestMemory
+from ringwall.models.virtio.judge import QueueEnabled, QueueReset, Suspended
 from ringwall.models.virtio.rules import RULES, Broken, Notification, SplitDeviceRules, StatusWritten
 from ringwall.models.virtio.split import Malformed, SplitDriver, read_chain
 
@@ -20,8 +21,9 @@ class Device:
     bytes of ``answer(readable, room)``. ``bug``: the one thing that it does wrong.
     """
 
-    def __init__(self, memory, layout, rng, *, event_idx=False, indirect=False, bug="", first=0):
+    def __init__(self, memory, layout, rng, *, event_idx=False, indirect=False, in_order=False, bug="", first=0):
         self.memory, self.layout, self.rng, self.event_idx, self.indirect, self.bug = memory, layout, rng, event_idx, indirect, bug
+        self.in_order, self.batches = in_order, False
         self.avail = self.used = first
         self.taken = []  # chains that are not served yet
         self.is_broken = False  # NEEDS_RESET
@@ -73,7 +75,8 @@ class Device:
         old, bug = self.used, self.bug
         elements, late = [], []
         for _ in range(count):
-            chain = self.taken.pop(self.rng.randrange(len(self.taken)))
+            is_first = self.in_order and bug != "not in order"
+            chain = self.taken.pop(0 if is_first else -1 if self.in_order else self.rng.randrange(len(self.taken)))
             data = b"".join(self.read(*span) for span in chain.readable)
             if bug == "reads writable":
                 self.read(*chain.writable[0])
@@ -84,6 +87,8 @@ class Device:
             if bug == "id of 32 bits":
                 head |= 0x10000
             elements.append((head, length))
+        if self.in_order and self.batches:
+            elements = elements[-1:]
         if bug == "used twice":
             elements[1] = elements[0]
         raw = [head.to_bytes(4, "little") + length.to_bytes(4, "little") for head, length in elements]
@@ -116,7 +121,8 @@ class Device:
     def answer(self, chain, data, late):
         """Write what the chain asks for; return the length to report."""
         bug, room = self.bug, chain.writable_bytes
-        done = self.rng.randrange(room + 1) if bug not in ("over-report", "len too large", "late data", "hole") else room
+        is_whole = bug in ("over-report", "len too large", "late data", "hole") or (self.in_order and bug != "skips unwritten")
+        done = room if is_whole else self.rng.randrange(max(room, 1)) if self.in_order else self.rng.randrange(room + 1)
         left, skip = done, bug == "hole"
         for address, length in chain.writable:
             piece = bytes(self.rng.randrange(256) for _ in range(min(left, length)))
@@ -172,15 +178,17 @@ class Device:
 class Bench:
     """A driver, a device and the judge of it on one memory whose log is what happened."""
 
-    def __init__(self, seed=1, *, bug="", size=SIZE, indirect=False, event_idx=False, index=0, arrangement="scattered",
+    def __init__(self, seed=1, *, bug="", size=SIZE, indirect=False, event_idx=False, in_order=False, index=0, arrangement="scattered",
                  addresses=None, **rules):  # fmt: skip
         self.rng = random.Random(seed)
         self.memory = GuestMemory(log=True)
         self.driver = SplitDriver(self.memory, size=size, base=None if addresses else BASE, addresses=addresses, indirect=indirect,
-                                  event_idx=event_idx, index=index, arrangement=arrangement, rng=self.rng)  # fmt: skip
-        self.device = Device(self.memory, self.driver.layout, self.rng, event_idx=event_idx, indirect=indirect, bug=bug, first=index)
-        self.rules = SplitDeviceRules(self.driver.layout, self.memory, indirect=indirect, event_idx=event_idx, index=index,
-                                      **{"granule": 1, **rules})  # fmt: skip
+                                  event_idx=event_idx, in_order=in_order, index=index,
+                                  arrangement="contiguous" if in_order else arrangement, rng=self.rng)  # fmt: skip
+        self.device = Device(self.memory, self.driver.layout, self.rng, event_idx=event_idx, indirect=indirect, in_order=in_order, bug=bug,
+                             first=index)  # fmt: skip
+        self.rules = SplitDeviceRules(self.driver.layout, self.memory, indirect=indirect, event_idx=event_idx, in_order=in_order,
+                                      index=index, **{"granule": 1, **rules})  # fmt: skip
         self.before = self.memory.snapshot()
         self.memory.log.clear()
 
@@ -486,3 +494,91 @@ def test_rules_moments():
     bench = Bench(bug="index and element at once")
     bench.round()
     assert [one.rule for one in bench.broken()] == ["V039"]
+
+
+@pytest.mark.parametrize("index", [0, 65530])
+@pytest.mark.parametrize("batches", [False, True])
+def test_rules_in_order(batches, index):
+    """MODEL-RULES-12: with IN_ORDER chains come back in order, one by one or as batches with one element in the slot of the first; one
+    out of its turn, or skipped without having been written to its end, is named (V049, V050)."""
+    for bug, rule in (("", set()), ("not in order", {"V049"}), ("skips unwritten", {"V050"} if batches else set())):
+        for count in (2, 3, 5):
+            bench = Bench(in_order=True, index=index)
+            bench.device.batches = batches
+            for n in range(3):
+                bench.device.bug = bug if n == 2 else ""
+                for _ in range(count):
+                    bench.add()
+                bench.device.take()
+                bench.device.serve(1 if bench.device.bug == "not in order" else count)
+                if not bench.device.bug:
+                    assert len(bench.driver.poll_used()) == count
+            assert bench.names(is_finished=False) == rule, (bug, count)
+
+
+def test_rules_queue_reset():
+    """MODEL-RULES-13: after the reset of its queue the device leaves it alone until it is enabled again, elsewhere and from index 0 on
+    (V014 to V016)."""
+    for event in (Access(BASE, bytes(16), False, "device"), Access(BUFFERS, b"x", True, "device"), Notification()):
+        bench = Bench()
+        bench.round(3)
+        bench.add()
+        bench.memory.log += [QueueReset(), event]
+        assert [(one.rule, one.event) for one in bench.broken()] == [("V014", len(bench.memory.log) - 1)]
+        bench.memory.log[-1:] = [StatusWritten(15)]  # does not enable it
+        again = SplitDriver(bench.memory, size=4, base=BASE + 0x8000)
+        bench.memory.log.append(QueueEnabled(again.layout))
+        old, bench.driver = bench.device, again
+        bench.device = Device(bench.memory, again.layout, bench.rng)
+        for _ in range(6):
+            bench.round()
+            bench.driver.poll_used()
+        assert bench.names() == set()
+        old.word(old.layout.avail_idx)  # it looks where the queue was
+        assert bench.names() == {"stray read"}
+        bench.memory.log.pop()
+        bench.memory.write(again.layout.used_idx, bytes([10, 0]), source="device")  # goes on where it was
+        assert bench.names() == {"used index"}
+
+
+def test_rules_suspend():
+    """MODEL-RULES-14: what was used is notified before SUSPEND shows; then nothing happens, whatever becomes available, until the device
+    resumes (V019, V023)."""
+    for event in (Access(BASE, bytes(16), False, "device"), Access(BASE, bytes(16), True, "device"), Notification()):
+        bench = Bench()
+        bench.round(3)
+        bench.driver.poll_used()
+        bench.memory.log += [Suspended(), event]
+        assert [(one.rule, one.event) for one in bench.broken()] == [("V019", len(bench.memory.log) - 1)]
+        bench.memory.log.pop()
+        bench.add()
+        bench.memory.log.append(StatusWritten(31))
+        bench.round(2)
+        assert bench.names() == {"V046"}
+        bench.device.serve(1)
+        assert bench.names() == set()
+    bench = Bench(bug="never notifies")
+    bench.round()
+    bench.memory.log.append(Suspended())
+    assert [(one.rule, one.is_must) for one in bench.broken()] == [("V023", False)]
+
+
+def test_rules_endless():
+    """MODEL-RULES-15: a device that does not leave a loop is named once its reads exceed the bound, 64 bytes for each of 16 and size + 2
+    per chain; one that reads as much for good chains is not (V032)."""
+    bench = Bench()
+    bench.driver.add_malformed(Malformed.LOOP, bench.spans(1), bench.spans(1))
+    bench.driver.publish()
+    bound = 64 * (16 + 2 * (SIZE + 2))
+    assert bound == 64 * bench.driver.read_bound(2)
+    for _ in range(bound // 16):
+        bench.memory.read(BASE, 16, source="device")
+    assert bench.names() == set()
+    bench.memory.read(BASE, 16, source="device")
+    bench.memory.read(BASE, 16, source="device")
+    assert [one.rule for one in bench.broken()] == ["V032"]
+    bench = Bench()
+    bench.add()
+    for _ in range(bound):
+        bench.memory.read(BASE, 16, source="device")
+    assert bench.names(is_finished=False) == set()

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringwall.models.memory import GuestMemory
+from ringwall.models.virtio.ring import Answer
 from ringwall.models.virtio.split import (
     ARRANGEMENTS,
     INDIRECT,
@@ -82,7 +83,8 @@ def test_split_image():
     ({"size": 4, "base": 0, "arrangement": "odd"}, "not 'odd'"),
     ({"size": 4, "base": 0, "arrangement": "scattered"}, "not None"),
     ({"size": 4, "base": 0, "index": 65536}, "not 65536"),
-    ({"size": 4, "base": 0, "tables": 8}, "not at 8"),
+    ({"size": 4, "base": 0, "tables": -16}, "not at -16"),
+    ({"size": 4, "base": 0, "arrangement": "reversed", "in_order": True}, "contiguous while IN_ORDER is on, not 'reversed'"),
 ])  # fmt: skip
 def test_split_parameters(arguments, message):
     """MODEL-SPLIT-2: a queue that cannot be is refused with a sentence."""
@@ -178,6 +180,7 @@ EXPECTED = {
     Malformed.HEAD_OUT_OF_RANGE: ("head 8 out of a queue of 8", False),
     Malformed.HEAD_TWICE: ("", True),
     Malformed.AVAIL_JUMP: ("", True),
+    Malformed.AVAIL_BACK: ("", True),
     Malformed.NEXT_OUT_OF_RANGE: ("next 8 out of a queue of 8", False),
     Malformed.TOO_MANY_DESCRIPTORS: ("more than 8 descriptors", False),
     Malformed.TOO_MANY_BYTES: ("more than 2^32 bytes", True),
@@ -189,6 +192,7 @@ EXPECTED = {
     Malformed.INDIRECT_NESTED: ("inside an indirect table", False),
     Malformed.TABLE_EMPTY: ("indirect table of 0 bytes", False),
     Malformed.TABLE_LENGTH: ("indirect table of 40 bytes", False),
+    Malformed.TABLE_WRAP: ("indirect table beyond 2^64", False),
     Malformed.TABLE_NEXT_OUT_OF_RANGE: ("next 3 out of an indirect table of 3", False),
     Malformed.TABLE_LOOP: ("more than 8 descriptors", False),
 }
@@ -207,7 +211,7 @@ def test_split_malformed(kind, arrangement):
     ring.publish()
     index = memory.load_uw_le(ring.layout.avail_idx)
     assert memory.load_uw_le(ring.layout.avail_slot(0)) == head
-    if kind is Malformed.AVAIL_JUMP:
+    if kind in (Malformed.AVAIL_JUMP, Malformed.AVAIL_BACK):
         assert index > ring.layout.size
     else:
         assert index == (2 if kind is Malformed.HEAD_TWICE else 1)
@@ -251,7 +255,8 @@ def test_split_malformed_parameters():
         ring.add_malformed(Malformed.READABLE_AFTER_WRITABLE, [(0, 1)])
     with pytest.raises(ValueError, match="no such"):
         ring.add_malformed("no such")
-    assert {kind for kind in Malformed if kind.may_be_served} == {
+    assert all(Answer.REFUSED in kind.allowed for kind in Malformed)
+    assert {kind for kind in Malformed if Answer.SERVED in kind.allowed} == {
         Malformed.ZERO_LENGTH, Malformed.READABLE_AFTER_WRITABLE, Malformed.TOO_MANY_DESCRIPTORS}  # fmt: skip
 
 
@@ -368,3 +373,47 @@ def test_split_scatter(lengths, data):
     assert gather(memory, spans) == data[:room] + b"\xee" * (room - len(data))
     for address, length in memory.differences(before):
         assert any(start <= address and address + length <= start + size for start, size in spans)
+
+
+def test_split_in_order():
+    """MODEL-SPLIT-14: with IN_ORDER descriptors and tables are taken in ring order over the end of the table; a used element returns all
+    chains in front of it too, written to their end, and none that the index does not cover (V049, V050)."""
+    memory, ring = make(8, in_order=True, indirect=True, index=65533)
+    at, turn = 65533, 0
+    for count in (3, 3, 4, 1, 5):
+        heads = [ring.add_chain([(0, 1)] * (count - 1), [(0x1000, 20)]), ring.add_chain([(0, 1)], [(0x1000, 9)], direct=0)]
+        ring.publish()
+        assert heads == [turn % 8, (turn + count) % 8]
+        for n in range(count - 1):
+            assert Descriptor.unpack(memory.read(ring.layout.descriptor((turn + n) % 8), 16)).next == (turn + n + 1) % 8
+        assert Descriptor.unpack(memory.read(read_chain(memory, ring.layout, heads[1], indirect=True).table[0], 16)).next == 1
+        memory.write(ring.layout.used_slot(at), heads[1].to_bytes(4, "little") + b"\5\0\0\0")
+        memory.write(ring.layout.used_slot(at + 1), b"\xff" * 8)  # no element is there
+        memory.store_uw_le(ring.layout.used_idx, at + 1 & 0xFFFF)
+        with pytest.raises(RingError, match=f"names {heads[1]}, so that 2 came back, not 1"):
+            ring.poll_used()
+        memory.store_uw_le(ring.layout.used_idx, at + 2 & 0xFFFF)
+        assert ring.poll_used() == [(heads[0], 20), (heads[1], 5)]
+        at, turn = at + 2 & 0xFFFF, turn + count + 1
+    assert ring.free_count == 8
+
+
+def test_split_notification():
+    """MODEL-SPLIT-15: with NOTIFICATION_DATA a notification is queue, 15 bits of the available index, and its bit 15 as wrap counter,
+    whether or not anything was added since (V045, V119)."""
+    memory, ring = make(4, index=0x7FFF)
+    assert ring.notification(3) == 0x7FFF_0003
+    ring.add_chain([(0, 1)])
+    assert ring.notification(3) == 0x7FFF_0003
+    ring.publish()
+    assert ring.notification(3) == ring.notification(3) == 0x8000_0003
+    assert make(4, index=65535)[1].notification(0xFFFF) == 0xFFFF_FFFF
+    assert memory.load_uw_le(ring.layout.avail_idx) == 0x8000
+
+
+def test_split_tables_anywhere():
+    """MODEL-SPLIT-16: nothing says how an indirect table is aligned (V024)."""
+    memory, ring = make(8, indirect=True, tables=0x4_0009)
+    head = ring.add_chain([(0x1000, 1)], [(0x2000, 2)], direct=0)
+    chain = read_chain(memory, ring.layout, head, indirect=True)
+    assert (chain.readable, chain.writable, chain.table) == (((0x1000, 1),), ((0x2000, 2),), (0x4_0009 + 144 * head, 32))

@@ -11,6 +11,10 @@ from ringwall.models.iommu.commands import IofenceC, IotinvalVma
 from ringwall.models.iommu.registers import IommuMode
 from ringwall.models.iommu.tables import Allocator, DeviceContext, DeviceDirectory, PageTable
 from ringwall.models.tlp import decode, encode, memory_read, memory_write
+from ringwall.models.virtio.driver import FIELDS, OPTIONAL_FIELDS, Feature
+from ringwall.models.virtio.packed import PackedMalformed
+from ringwall.models.virtio.split import Malformed
+from ringwall.models.virtio.virtqueue import make_ring
 from ringwall.sim.ring_checker import DoubtfulBlkDevice, RingChecker
 from ringwall.sim.scoreboard import Difference
 from ringwall.sim.session import Session
@@ -46,7 +50,7 @@ class Reverse:
 class Run:
     """A driver and a card that are written here, behind page tables that shuffle the pages."""
 
-    def __init__(self, seed=1, indices=0, **options):
+    def __init__(self, seed=1, indices=0, size=SIZE, **options):
         self.rng, self.now = random.Random(seed), 0
         self.session = session = Session(seed=seed, cycle=lambda: self.now)
         allocator = Allocator(session.memory, 0x10_0000, 64 * 4096)
@@ -67,7 +71,7 @@ class Run:
         self.avail_index = self.used_index = indices
         self.store(AVAIL + 2, indices.to_bytes(2, "little"))
         self.store(USED + 2, indices.to_bytes(2, "little"))
-        self.checker = RingChecker(session.memory, session.golden, session.allowed, function=1, size=SIZE, desc=DESC, avail=AVAIL,
+        self.checker = RingChecker(session.memory, session.golden, session.allowed, function=1, size=size, desc=DESC, avail=AVAIL,
                                    used=USED, device=Reverse(), vector=1, messages=messages, index=indices, patience=100,
                                    **options)  # fmt: skip
         session.board.checkers.append(self.checker)
@@ -141,7 +145,7 @@ class Run:
 
     def answer(self, head, data=None):
         """The card writes the data of a chain; returns how much."""
-        readable, writable, _ = self.out[head]
+        readable, writable, *_ = self.out[head]
         data = readable[::-1] if data is None else data
         at = 0
         for iova, length in writable:
@@ -366,3 +370,267 @@ def test_doubtful():
     assert (again.store, again.unknown, set(again.doubtful)) == (device.store, set(), set())
     with pytest.raises(ValueError, match="not 'explode'"):
         again.repeat("explode", [])
+
+
+class RingRun(Run):
+    """A ring of either kind with any features, the driver's side from the models, and a card that is written here."""
+
+    def __init__(self, *features, seed=1):
+        bits = sum(1 << bit for bit in features)
+        self.is_packed = Feature.RING_PACKED in features
+        super().__init__(seed, size=7 if self.is_packed else SIZE, features=bits, status=STATUS)
+        self.ring = make_ring(self.Iovas(self), bits, size=7 if self.is_packed else SIZE, addresses=(DESC, AVAIL, USED), tables=0x8003)
+        self.places = list(range(64))  # of buffers
+        self.turn = 0
+        self.software(MemoryWrite(STATUS, 1, 15))
+
+    @dataclass
+    class Iovas:
+        """Memory as the driver has it."""
+
+        run: Run
+
+        def read(self, address, length):
+            return b"".join(self.run.session.golden.read(spa, len(part)) for spa, part in self.run.pieces(address, bytes(length)))
+
+        def write(self, address, data):
+            self.run.store(address, data)
+
+    def spans(self, lengths):
+        """Return buffers, readable and writable ones, and what the first hold."""
+        spans = []
+        for length in lengths:
+            place = self.places.pop(self.rng.randrange(len(self.places)))
+            spans.append((BUFFERS + place * 0x4000 + self.rng.randrange(4096), abs(length)))
+            self.store(spans[-1][0], self.rng.randbytes(abs(length)))
+        count = sum(length >= 0 for length in lengths)
+        return spans[:count], spans[count:], b"".join(self.ring.memory.read(*span) for span in spans[:count])
+
+    def offer(self, lengths, *, direct=None):
+        """The driver makes a chain of ``lengths`` available, negative ones writable."""
+        readable, writable, sent = self.spans(lengths)
+        free = self.ring.free_count
+        name = self.ring.add_chain(readable, writable, direct=direct)
+        self.ring.publish()
+        self.out[name] = sent, writable, free - self.ring.free_count, readable
+        return name
+
+    def take_back(self, name):
+        """The driver has a chain back; returns how many descriptors it had."""
+        _, writable, slots, readable = self.out.pop(name)
+        self.places += [(address - BUFFERS) // 0x4000 for address, _ in readable + writable]
+        return slots
+
+    def mark(self, name, length=0, *, turn=None, write=None, flags=None):
+        """The card writes a used descriptor."""
+        turn = self.turn if turn is None else turn
+        last = (0x8080 if turn // 7 % 2 == 0 else 0) | 2 * bool(length if write is None else write) if flags is None else flags
+        raw = bytes(8) + length.to_bytes(4, "little") + name.to_bytes(2, "little") + last.to_bytes(2, "little")
+        self.write(DESC + 16 * (turn % 7), raw)
+
+    def publish(self, name, length, steps=1):
+        """The card returns a chain, and the ``steps - 1`` in front of it in the same batch."""
+        if self.is_packed:
+            self.mark(name, length)
+            batch = list(self.out)[:steps] if steps > 1 else [name]
+            self.turn += sum(self.out[one][2] for one in batch)
+        else:
+            self.write(USED + 4 + 8 * (self.used_index % SIZE), name.to_bytes(4, "little") + length.to_bytes(4, "little"))
+            self.used_index += steps
+            self.index(self.used_index & 0xFFFF)
+
+    def give_back(self, name, length=None, data=None, told=True):
+        written = self.answer(name, data)
+        self.publish(name, written if length is None else length)
+        self.take_back(name)
+        if told:
+            self.interrupt()
+
+    def register(self, name, value):
+        offset, size = (FIELDS | OPTIONAL_FIELDS)[name]
+        for low in range(0, size, 4):
+            self.software(MemoryWrite(STATUS - 0x14 + offset + low, min(size, 4), value >> 8 * low & 0xFFFF_FFFF))
+
+    def reset_queue(self):
+        self.register("queue_select", 0)
+        self.register("queue_reset", 1)
+        self.software(MemoryRead(STATUS - 0x14 + 0x3A, 2), result=0)
+
+
+PACKED, INDIRECT, EVENT, ORDER = Feature.RING_PACKED, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.IN_ORDER
+KINDS = [[bit for n, bit in enumerate((PACKED, INDIRECT, EVENT, ORDER)) if mask >> n & 1] for mask in range(16)]
+
+
+@pytest.mark.parametrize("features", KINDS, ids=lambda bits: "+".join(bit.name for bit in bits) or "none")
+def test_good_kinds(features):
+    """SIM-RING-8: rings of either kind, with tables, event index and in-order use in every combination: chains come back as they may, all
+    are compared, interrupts come when they are asked for (V029, V030, V033, V036 to V038, V049, V050, V057 to V062, V064)."""
+    run = RingRun(*features, seed=5)
+    count = 0
+    for _ in range(40):
+        while run.ring.free_count > 2 and run.rng.random() < 0.7:
+            lengths = [run.rng.choice([1, 16, 700, -1, -16, -700, -5000]) for _ in range(run.rng.randrange(1, 4))]
+            run.offer(sorted(lengths, reverse=True), direct=0 if INDIRECT in features and run.rng.random() < 0.5 else None)
+        if not run.out:
+            continue
+        ahead = run.rng.randrange(3) if EVENT in features else 0
+        run.ring.enable_interrupts(ahead=ahead)
+        names = list(run.out)[: run.rng.randrange(1, len(run.out) + 1)]
+        if ORDER not in features:
+            run.rng.shuffle(names)
+        lengths = [run.answer(name) for name in names]
+        are_whole = all(length == sum(size for _, size in run.out[name][1]) for name, length in zip(names[:-1], lengths))
+        if ORDER in features and are_whole:
+            run.publish(names[-1], lengths[-1], len(names))
+        else:
+            for name, length in zip(names, lengths):
+                run.publish(name, length)
+        slots = [run.take_back(name) for name in names]
+        if ahead < (sum(slots) if run.is_packed else len(slots)):
+            run.interrupt()
+        assert sorted(name for name, _ in run.ring.poll_used()) == sorted(names)
+        count += len(names)
+    run.session.finish()
+    assert run.checker.comparisons == len(run.checker.finished) == count > 40
+
+
+def kind(*features):
+    """Return what makes a deed of ``act(run, a, b)`` on such a ring, with two chains on offer: 0 of 700 bytes each way, 1 of 20 to read."""
+    def made(act):
+        def go(run):
+            tables = 0 if INDIRECT in features else None
+            act(run, run.offer([700, -300, -400], direct=tables), run.offer([20], direct=tables))
+
+        return features, go
+
+    return made
+
+
+packed, split = kind(PACKED), kind()
+
+
+def malformed(mistake, *features):
+    """Return a deed: the card does not leave a ring that is wrong."""
+    def go(run):
+        run.ring.add_malformed(mistake, *run.spans([16, -16])[:2])
+        run.ring.publish()
+        for _ in range(100):
+            run.read(DESC, 64)
+
+    return features, go
+
+
+def wish(act, ahead):
+    """Return a deed on a ring whose driver wants to hear of the chain or descriptor ``ahead``."""
+    def go(run, a, b):
+        run.ring.enable_interrupts(ahead=ahead)
+        act(run, a, b)
+
+    return go
+
+
+def late_deed(deed):
+    features, act = deed
+    return features, late(act)
+
+
+KIND_DEEDS = {
+    "packed: wrong byte": (packed(lambda run, a, b: run.give_back(a, data=spoil(run, a))), "byte 301 of 700 differs"),
+    "packed: writes a readable buffer": (packed(lambda run, a, b: run.write(run.out[b][3][0][0], bytes(8))), r"V053.*2\.8\.15"),
+    "packed: writes a table": (kind(PACKED, INDIRECT)(lambda run, a, b: run.write(0x8003, bytes(8))), "V053"),
+    "packed: reads what is writable": (packed(lambda run, a, b: run.read(run.out[a][1][0][0], 64)), "V054"),
+    "packed: uses what is not available": (packed(lambda run, a, b: run.mark(b, turn=4)), "V055"),
+    "packed: changes what it used": (packed(lambda run, a, b: (run.give_back(a), run.write(DESC, bytes(4)))), "V056"),
+    "packed: changes what it skipped": (packed(lambda run, a, b: (run.give_back(a), run.write(DESC + 32, bytes(4)))), "V056"),
+    "packed: unknown ID": (packed(lambda run, a, b: run.mark(0x55)), "V058"),
+    "packed: same ID twice": (packed(lambda run, a, b: (run.give_back(b), run.mark(b))), "used twice"),
+    "packed: one used descriptor each": (packed(lambda run, a, b: (run.mark(a, turn=1), run.give_back(a))), "V058"),
+    "packed: WRITE missing": (packed(lambda run, a, b: (run.answer(a), run.mark(a))), "V061"),
+    "packed: WRITE and nothing written": (packed(lambda run, a, b: run.mark(b, write=True)), "V061"),
+    "packed: reports too much": (packed(lambda run, a, b: (run.give_back(a, 701), reset(run))), "length of function 1"),
+    "packed: data late": (packed(lambda run, a, b: (run.mark(a, 700), run.answer(a))), "V061|byte 0 of 700 differs"),
+    "packed: no interrupt": (late_deed(packed(lambda run, a, b: (run.give_back(a, told=False), run.give_back(b, told=False)))), "V062"),
+    "packed: an interrupt too many": (packed(lambda run, a, b: (run.give_back(b), run.interrupt())), "unasked"),
+    "packed: interrupt at the wrong descriptor": (
+        kind(PACKED, EVENT)(wish(lambda run, a, b: run.give_back(a), 3)), "unasked"),
+    "packed: none at the right one": (
+        late_deed(kind(PACKED, EVENT)(wish(lambda run, a, b: (run.give_back(a, told=False), run.give_back(b, told=False)), 2))), "V062"),
+    "packed: DESC without the feature": (packed(lambda run, a, b: run.write(USED, b"\0\0\2\0")), "V063"),
+    "packed: reserved bits": (kind(PACKED, EVENT)(lambda run, a, b: run.write(USED + 2, b"\2\1")), "V063"),
+    "packed: out of order": (kind(PACKED, ORDER)(lambda run, a, b: (run.publish(b, 0, 2), reset(run))), "byte 0 of 700 differs|V064"),
+    "packed: writes the driver's area": (packed(lambda run, a, b: run.write(AVAIL, bytes(4))), "stray write"),
+    "packed: reads elsewhere": (packed(lambda run, a, b: run.read(DESC + 16 * 7, 4)), "stray read"),
+    "packed: never returned": (late_deed(packed(lambda run, a, b: run.give_back(b))), "V046"),
+    "packed: does not leave a list": (malformed(PackedMalformed.LIST_TOO_LONG, PACKED), "V067"),
+    "packed: acts after a reset": (packed(lambda run, a, b: (reset(run), run.read(DESC, 16))), "V011"),
+    "split: does not leave a loop": (malformed(Malformed.LOOP), "V032"),
+    "split: writes a table": (kind(INDIRECT)(lambda run, a, b: run.write(0x8003, bytes(8))), "V026"),
+    "split: no interrupt at used_event": (
+        late_deed(kind(EVENT)(wish(lambda run, a, b: (run.give_back(a, told=False), run.give_back(b, told=False)), 1))), "V037"),
+    "split: interrupt before used_event": (kind(EVENT)(wish(lambda run, a, b: run.give_back(a), 1)), "V038"),
+    "split: flags with EVENT_IDX": (kind(EVENT)(lambda run, a, b: run.write(USED, b"\1\0")), "V044"),
+    "split: avail_event without the feature": (split(lambda run, a, b: run.write(USED + 4 + 8 * SIZE, b"\1\0")), "stray write"),
+    "split: out of order": (kind(ORDER)(lambda run, a, b: run.publish(b, 0)), "V049"),
+    "split: skips what it did not write": (
+        kind(ORDER)(lambda run, a, b: (run.answer(a, run.out[a][0][::-1][:650]), run.publish(b, 0, 2))), "byte 650 of 700 differs|V050"),
+    "split: acts after the reset of its queue": (split(lambda run, a, b: (run.reset_queue(), run.read(DESC, 16))), "V014"),
+    "packed: interrupts after the reset of its queue": (packed(lambda run, a, b: (run.reset_queue(), run.interrupt())), "V014"),
+    "split: acts while suspended": (split(lambda run, a, b: (suspend(run), run.read(AVAIL, 4))), "V019"),
+    "packed: interrupts while suspended": (packed(lambda run, a, b: (suspend(run), run.interrupt())), "V019"),
+    "split: suspended before its interrupts": (split(lambda run, a, b: (run.give_back(b, told=False), suspend(run))), "V023"),
+}  # fmt: skip
+
+
+def suspend(run):
+    run.software(MemoryWrite(STATUS, 1, 31))
+    run.software(MemoryRead(STATUS, 1), result=27)
+
+
+@pytest.mark.parametrize("deed", KIND_DEEDS)
+def test_bad_kinds(deed):
+    """SIM-RING-9: each thing that a device must not do to a packed ring, with tables, event index, in-order use, to a queue that was reset
+    or a device that is suspended is found (V014, V019, V023, V026, V032, V037, V038, V044, V049, V050, V053 to V056, V058, V061 to V064,
+    V067)."""
+    (features, act), message = KIND_DEEDS[deed]
+    run = RingRun(*features)
+
+    def go():
+        act(run)
+        run.session.finish()
+
+    with pytest.raises(Difference, match=message):
+        go()
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_queue_life(is_packed):
+    """SIM-RING-10: a queue is reset with chains half done and enabled elsewhere, smaller, from its first index on; a device is suspended
+    and resumed: each chain is judged (V014 to V016, V019)."""
+    run = RingRun(*([PACKED] if is_packed else []))
+    for _ in range(3):
+        run.give_back(run.offer([16, -64]))
+        run.ring.poll_used()
+    suspend(run)
+    half = run.offer([16, -64])
+    run.software(MemoryWrite(STATUS, 1, 31))
+    run.write(run.out[half][1][0][0], bytes(40))
+    run.reset_queue()
+    del run.out[half]
+    ring = make_ring(run.ring.memory, run.checker.features, size=7 if is_packed else 4, addresses=(DESC + 0x800, AVAIL + 0x800, USED))
+    for name, value in (("queue_size", ring.layout.size), ("queue_desc", DESC + 0x800), ("queue_driver", AVAIL + 0x800),
+                        ("queue_device", USED), ("queue_enable", 1)):  # fmt: skip
+        run.register(name, value)
+    run.ring, before = ring, run.checker.comparisons
+    assert before == 3
+    name = run.offer([16, -64])
+    data = run.out[name][0][::-1]
+    run.write(run.out[name][1][0][0], data)
+    if is_packed:
+        run.write(DESC + 0x800, bytes(8) + (16).to_bytes(4, "little") + name.to_bytes(2, "little") + b"\x82\x80")
+    else:
+        run.write(USED + 4, name.to_bytes(4, "little") + (16).to_bytes(4, "little"))
+        run.index(1)
+    run.interrupt()
+    assert ring.poll_used() == [(name, 16)]
+    run.session.finish()
+    assert run.checker.comparisons == 4

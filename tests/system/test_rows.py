@@ -83,7 +83,7 @@ async def attach(card, number, *, base, seed, tables=False, platform=True, pages
     await card.port.run(driver.start([ring.layout], wanted=wanted, vectors=[1], config_vector=0))
     assert bool(driver.features >> Feature.ACCESS_PLATFORM & 1) == platform
     blk = BlkDriver(ring, memory, area=(base + RING_BYTES, pages * PAGE), rng=random.Random(seed))
-    disk = card.disks[number] = Disk(card, function, table, memory, ring.layout, driver, blk)
+    disk = card.disks[number] = Disk(card, function, table, memory, 0, driver, blk)
     disk.watch(vector=1, is_running=True)
     return disk
 

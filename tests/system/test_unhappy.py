@@ -721,36 +721,6 @@ async def bus_master_is_off(dut):
 
 
 @cocotb.test(**LIMITS)
-async def bus_master_is_off_for_a_moment(dut):
-    """SYS-BAD-18 (R05, V002, V040): Bus Master off and on again in the middle of reads: what comes back is whole, its status written, or
-    says IOERR; else NEEDS_RESET, and nothing more comes back."""
-    card, (disk,) = await begin(dut)
-    content, lost = card.rng.randbytes(16 * PAGE), 0
-    await disk.done([disk.blk.write(600, content)])
-    for n in range(24):
-        requests = [disk.blk.read(600 + 8 * k, card.rng.choice([512, 2048])) for k in range(12)]
-        disk.golden.doubtful |= {(request.kind, request.sector) for request in requests}
-        await disk.offer()
-        await ClockCycles(dut.clk, 40 * n)
-        await card.port.perform(bus_master(disk.function, False))
-        await card.port.perform(bus_master(disk.function, True))
-        await ClockCycles(dut.clk, 3000)
-        disk.blk.poll()
-        for request in requests:
-            assert not request.is_done or request.status in (OK, IOERR), f"read {n}: its status was not written"
-        if await status_of(disk) & DeviceStatus.NEEDS_RESET:
-            assert not all(request.is_done for request in requests)
-            lost += 1
-            await disk.restart()
-        else:
-            assert all(request.is_done for request in requests)
-        disk.golden.doubtful.clear()
-    assert 0 < lost < 24
-    await works(disk)
-    card.finish()
-
-
-@cocotb.test(**LIMITS)
 async def iommu_may_not_master(dut):
     """SYS-BAD-14 (R05, R24): the IOMMU without Bus Master cannot walk nor record: refused, fqmf; on again all works."""
     card, (disk,) = await begin(dut, page_faults=False)

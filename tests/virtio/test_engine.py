@@ -13,8 +13,10 @@ from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
 from ringwall.models.memory import GuestMemory
 from ringwall.rtl.tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, Hint
-from ringwall.rtl.virtio.blk_function import BlkFunction
-from ringwall.rtl.virtio.engine import QueueDescription, RingEngine
+from ringwall.rtl.virtio.blk import Blk
+from ringwall.rtl.virtio.blk_device import BlkDevice
+from ringwall.rtl.virtio.device import DeviceFunction
+from ringwall.rtl.virtio.engine import PortDescription, RingEngine
 from ringwall.rtl.virtio.layouts import Notification, QueueCommand, QueueOperation
 from ringwall.sim.burst_bus import BurstMemory
 from ringwall.sim.run import params, run
@@ -48,18 +50,19 @@ class TwoDisks(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        queues = (QueueDescription(0, 0, 64), QueueDescription(1, 0, 16))
-        m.submodules.engine = engine = RingEngine(width=self.width, functions=(1, 2), clients=(1, 4), queues=queues)
+        ports = (PortDescription(0, (64,)), PortDescription(1, (16,)))
+        m.submodules.engine = engine = RingEngine(width=self.width, functions=(1, 2), clients=(1, 4), ports=ports)
         for name in ("commands", "kicks", "notifications", "hints"):
             wiring.connect(m, getattr(engine, name), wiring.flipped(getattr(self, name)))
         for n in range(2):
-            disk = BlkFunction(width=self.width, function=n + 1, client=3 * n + 2, capacity_sectors=SECTORS)
+            blk = Blk(width=self.width, device=BlkDevice(SECTORS))
+            disk = DeviceFunction(width=self.width, function=n + 1, clients=[3 * n + 2], back_end=blk)
             m.submodules[f"disk_{n}"] = disk
             for name in ("bursts", "read_data", "write_data", "write_done"):
                 wiring.connect(m, getattr(engine, name)[n], wiring.flipped(getattr(self, f"ring_{name}")[n]))
-                wiring.connect(m, getattr(disk, name), wiring.flipped(getattr(self, f"data_{name}")[n]))
+                wiring.connect(m, getattr(disk, name)[0], wiring.flipped(getattr(self, f"data_{name}")[n]))
             for name in ("chains", "readable", "writable", "finished"):
-                wiring.connect(m, getattr(engine, name)[n], getattr(disk, name))
+                wiring.connect(m, getattr(engine, name)[n], getattr(disk, name)[0])
             m.d.comb += [
                 self.needs_reset[n].eq(engine.needs_reset[n]),
                 engine.stop[n].eq(self.stop[n]),
@@ -77,9 +80,9 @@ def test_engine(request, width):
 
 def test_parameters_are_checked():
     """VIRTIO-RING-9: bad widths, functions, queue counts and sizes are refused with a sentence."""
-    good = {"width": 64, "functions": (1,), "clients": (1,), "queues": (QueueDescription(0),)}
-    for bad in ({"width": 63}, {"functions": ()}, {"clients": (1, 2)}, {"queues": ()}, {"queues": (QueueDescription(1),)},
-                {"queues": (QueueDescription(0, 0, 100),)}):
+    good = {"width": 64, "functions": (1,), "clients": (1,), "ports": (PortDescription(0),)}
+    for bad in ({"width": 63}, {"functions": ()}, {"clients": (1, 2)}, {"ports": ()}, {"ports": (PortDescription(1),)},
+                {"ports": (PortDescription(0, (100,)),)}):
         with pytest.raises(ValueError, match=r"must be .*, not"):
             RingEngine(**good | bad)
 

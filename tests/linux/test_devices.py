@@ -1,0 +1,32 @@
+"""An unmodified Linux drives the card's other devices: console, random numbers, network."""
+
+import pytest
+
+from ringwall.rtl.config import EndpointConfig
+from ringwall.rtl.virtio.console import ConsoleDevice
+from ringwall.rtl.virtio.rng import RngDevice
+from ringwall.sim.looped import LoopedCard
+
+from .test_uml import Guests
+
+pytestmark = pytest.mark.guest
+CONFIG = EndpointConfig(width=64, disks=(), devices=(ConsoleDevice(), RngDevice()), completion_timeout_cycles=10_000)
+
+
+@pytest.fixture(scope="module")
+def guests(tmp_path_factory):
+    made = Guests(tmp_path_factory.mktemp("devices"), config=CONFIG, card=LoopedCard)
+    yield made
+    made.close()
+
+
+def test_console(guests):
+    """LINUX-DEV-1: what is written to /dev/hvc0 comes back from the card, byte for byte, in pieces of 1 byte to 64 KiB."""
+    run = guests.boot("console")
+    assert [int(size) for size in run.facts["echoed"]] == [1, 2, 3, 63, 64, 65, 1000, 4095, 4096, 65536]
+
+
+def test_random(guests):
+    """LINUX-DEV-2: /dev/hwrng is the card's: 16,000 bytes, no two parts the same, and they cannot be compressed."""
+    run = guests.boot("hwrng")
+    assert int(run.fact("random").split()[0]) > 8000
