@@ -28,22 +28,22 @@ FILL = 0xA5  # what buffers hold before
 RECORD_BYTES = 24
 
 
-def description_of(device, endpoints):
-    """Return the golden description of a :class:`ringwall.rtl.viommu.device.IommuDevice` for ``endpoints``."""
+def description_of(device):
+    """Return the golden description of a :class:`ringwall.rtl.viommu.device.IommuDevice`."""
     regions = tuple(Region(r.start, r.end, RegionType.MSI if r.is_msi else RegionType.RESERVED) for r in device.regions)
     told = IommuConfig.unpack(device.configuration)
     return IommuDescription(
-        dict.fromkeys(endpoints, regions), features=device.features, page_size_mask=told.page_size_mask, input_range=told.input_range,
-        domain_range=told.domain_range, probe_size=told.probe_size, bypass=int(device.bypass), capacity=device.intervals,
-        physical=(Range(0, (1 << 56) - 1),))  # fmt: skip
+        dict.fromkeys(device.endpoints, regions), features=device.device_features, page_size_mask=told.page_size_mask,
+        input_range=told.input_range, domain_range=told.domain_range, probe_size=told.probe_size, bypass=int(device.bypass),
+        capacity=device.intervals, physical=(Range(0, (1 << 56) - 1),))  # fmt: skip
 
 
 class Wall(wiring.Component):
     """A :class:`Viommu` and the gate that asks it; client n of the gate is that of function n + 1."""
 
-    def __init__(self, *, width, device, endpoints):
-        self._gate = Gate(clients=len(endpoints), functions=len(endpoints) + 1, doorbells=True)
-        self._unit = Viommu(width=width, device=device, endpoints=endpoints)
+    def __init__(self, *, width, device):
+        self._gate = Gate(clients=len(device.endpoints), functions=len(device.endpoints) + 1, doorbells=True)
+        self._unit = Viommu(width=width, device=device)
         gates, units = self._gate.signature.members, self._unit.signature.members
         self._theirs = ("bursts", "o", "hints", "bypass", "retired_reads", "retired_writes")
         between = ("translate_request", "translate_response", "fence", "fenced")
@@ -79,13 +79,12 @@ class Inbox(Queue):
 class WallBench:
     """Drives a :class:`Wall`. Accesses are judged by the golden ``device`` when they are over, so that its fences count.
 
-    Parameters of the run are ``width`` and ``endpoints``; ``latency()`` gives the cycles from a burst that left the gate to its end.
+    Parameter of the run is ``width``; ``latency()`` gives the cycles from a burst that left the gate to its end.
     """
 
     def __init__(self, dut, device):
         self.dut, self.latency = dut, lambda: 5
-        self.width, self.endpoints = params()["width"], params()["endpoints"]
-        self.device = GoldenDevice(description_of(device, self.endpoints))
+        self.width, self.device = params()["width"], GoldenDevice(description_of(device))
 
     async def begin(self):
         dut = self.dut
@@ -98,7 +97,7 @@ class WallBench:
         for n in (REQUESTS, EVENTS):
             cocotb.start_soon(self.writable[n].watch(self.beats[n]))
             self.writable[n].set_ready(1)
-        self.ports = {one: (Stream(dut, f"bursts__{n}"), Lock()) for n, one in enumerate(self.endpoints)}
+        self.ports = {one: (Stream(dut, f"bursts__{n}"), Lock()) for n, one in enumerate(self.device.description.endpoints)}
         self.hints = Stream(dut, "hints"), Lock()
         self.o, self.left, self.under_way, self.cookie = Stream(dut, "o"), [], {}, 0
         cocotb.start_soon(self.o.watch(self))

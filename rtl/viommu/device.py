@@ -1,10 +1,14 @@
-"""What a virtio-iommu tells of itself: features, configuration, reserved addresses."""
+"""What a virtio-iommu is to a card: features, configuration, reserved addresses, queues."""
 
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ..iommu.gate import MAX_FUNCTIONS
 from ..spec import virtio_iommu as spec
+from ..virtio.device import Port
+from .layouts import SLOTS
 from .translator import FEATURES, PAGE_BITS
+from .unit import Viommu
 
 PROBE_STEP_BYTES = 64  # probe_size is a multiple
 
@@ -41,7 +45,8 @@ class IommuDevice:
 
     ``input_bits``: of an address that can be mapped. ``page_size_mask``: its lowest bit is the granularity. ``domain_range``: first and
     last domain ID. ``regions``: reserved addresses of all endpoints. ``bypass``: the field at power-on. ``intervals``: mappings that fit,
-    of all domains together. ``entries``, ``ways``: of the IOTLB. ``events``: fault records that wait for a buffer.
+    of all domains together. ``entries``, ``ways``: of the IOTLB. ``events``: fault records that wait for a buffer. ``endpoints``: the
+    functions that it translates for, whose numbers are the endpoint IDs. ``queue_size``: the largest of both queues.
     """
 
     input_bits: int = 48
@@ -53,6 +58,12 @@ class IommuDevice:
     entries: int = 64
     ways: int = 4
     events: int = 16
+    endpoints: tuple[int, ...] = (1,)
+    queue_size: int = 256
+
+    device_type = spec.DEVICE_TYPE
+    class_code = 0x080600  # IOMMU
+    config_bytes = spec.CONFIG_BYTES
 
     def __post_init__(self):
         if self.input_bits not in FEATURES:
@@ -61,6 +72,8 @@ class IommuDevice:
             raise ValueError(f"Page sizes must be bits of 64, none below {1 << PAGE_BITS}, not {self.page_size_mask!r}")
         if not 0 <= self.domain_range[0] <= self.domain_range[1] < 1 << 32:
             raise ValueError(f"Domains must be a range of 32-bit numbers, not {self.domain_range!r}")
+        if not set(self.endpoints) <= set(range(MAX_FUNCTIONS)) or len(self.endpoints) >= SLOTS:
+            raise ValueError(f"Endpoints must be at most {SLOTS - 1} functions, not {self.endpoints!r}")
         if sum(region.is_msi for region in self.regions) > 1:
             raise ValueError(f"Regions for MSI must be at most one, not {self.regions!r}")
         ordered = sorted(self.regions, key=lambda region: region.start)
@@ -73,10 +86,19 @@ class IommuDevice:
         return (self.page_size_mask & -self.page_size_mask).bit_length() - 1
 
     @property
-    def features(self):
-        """Bits of the device type that are offered; without reserved addresses there is nothing to probe. [VIRTIO1.4 5.13.3]"""
+    def device_features(self):
+        """Bits that are offered; without reserved addresses there is nothing to probe. [VIRTIO1.4 5.13.3]"""
         offered = [spec.F_INPUT_RANGE, spec.F_DOMAIN_RANGE, spec.F_MAP_UNMAP, spec.F_MMIO, spec.F_BYPASS_CONFIG]
         return sum(1 << bit for bit in [*offered, *([spec.F_PROBE] if self.regions else [])])
+
+    @property
+    def ports(self):
+        """The request queue, the event queue."""
+        return Port((self.queue_size,)), Port((self.queue_size,), waits=True)
+
+    def back_end(self, width):
+        """Return the :class:`.unit.Viommu`."""
+        return Viommu(width=width, device=self)
 
     @property
     def window(self):

@@ -7,6 +7,8 @@ from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from ..stream.round_robin import number
+
 
 class OrderKind(enum.Enum, shape=1):
     """What an order is."""
@@ -154,7 +156,7 @@ class Intervals(wiring.Component):
         step, back = way.write_port(), way.read_port()
         on_way, came_by, noting = Signal(self.key_bits), Signal(index_bits), Signal()
         size = Signal(self.key_bits)
-        m.d.comb += [size.eq(node.middle & -node.middle), step.en.eq(noting), step.addr.eq(encode(size)), step.data.eq(came_by)]
+        m.d.comb += [size.eq(node.middle & -node.middle), step.en.eq(noting), step.addr.eq(number(size)), step.data.eq(came_by)]
         m.d.sync += noting.eq(0)
         with m.If(noting):
             m.d.sync += on_way.eq(on_way | size)
@@ -273,7 +275,7 @@ class Intervals(wiring.Component):
                 m.d.sync += [nearest.eq(above & -above), parent.is_root.eq(above == 0)]
                 m.next = "ASK_WAY"
             with m.State("ASK_WAY"):
-                m.d.comb += back.addr.eq(encode(nearest))
+                m.d.comb += back.addr.eq(number(nearest))
                 m.next = "READ_WAY"
             with m.State("READ_WAY"):
                 m.d.sync += [parent.index.eq(back.data), parent.is_right.eq((order.first & nearest).any()), node_at.eq(back.data)]
@@ -393,9 +395,3 @@ def _highest(value):
     """Return ``value`` with its highest 1 alone."""
     turned = Cat(*reversed(value))
     return Cat(*reversed((turned & -turned)[: len(value)]))
-
-
-def encode(one_hot):
-    """Return the number of the bit that is 1."""
-    bits = range((len(one_hot) - 1).bit_length())
-    return Cat(Cat(one_hot[n] for n in range(len(one_hot)) if n >> bit & 1).any() for bit in bits)

@@ -4,12 +4,13 @@ from amaranth import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..dma.layouts import ChainBeat
 from ..iommu.gate import MAX_FUNCTIONS
 from ..spec import virtio_iommu as spec
+from ..stream.round_robin import number
 from ..tlp.layouts import BurstStatus
 from ..virtio.layouts import Chain
-from .intervals import Order, OrderKind, Outcome, encode
+from ..virtio.ports import port_streams
+from .intervals import Order, OrderKind, Outcome
 from .layouts import SLOT_BITS, SLOTS, Endpoint, Forget
 from .translator import FRAME_BITS, PAGE_BITS
 
@@ -46,14 +47,11 @@ class Requests(wiring.Component):
         Data width in bits: 64, 128, 256 or 512.
     device : :class:`.device.IommuDevice`
         What it tells of itself.
-    endpoints : tuple of :class:`int`
-        Functions that it translates for; their numbers are the endpoint IDs: at most 7 of 0 to 7.
 
     Members
     -------
     chains, readable, writable
-        ``In(stream.Signature(Chain))``, ``In(stream.Signature(ChainBeat(width)))``, ``Out(stream.Signature(ChainBeat(width)))``: the
-        queue, as for any back end.
+        The queue, see :func:`..virtio.ports.port_streams`.
     features : ``In(7)``
         What the driver accepted.
     orders, outcomes : ``Out(stream.Signature(Order(key_bits, 44)))``, ``In(stream.Signature(Outcome))``
@@ -66,22 +64,13 @@ class Requests(wiring.Component):
         Of the gate.
     is_idle : ``Out(1)``
         There is no request.
-
-    Raises
-    ------
-    :exc:`ValueError`
-        If the endpoints are too many or no functions.
     """
 
-    def __init__(self, *, width, device, endpoints):
-        if not set(endpoints) <= set(range(MAX_FUNCTIONS)) or len(endpoints) >= SLOTS:
-            raise ValueError(f"Endpoints must be at most {SLOTS - 1} functions, not {endpoints!r}")
-        self.width, self.device, self.endpoints = width, device, tuple(endpoints)
+    def __init__(self, *, width, device):
+        self.width, self.device = width, device
         self.key_bits = SLOT_BITS + device.input_bits - PAGE_BITS
         super().__init__({
-            "chains": In(stream.Signature(Chain)),
-            "readable": In(stream.Signature(ChainBeat(width))),
-            "writable": Out(stream.Signature(ChainBeat(width))),
+            **port_streams(width),
             "features": In(7),
             "orders": Out(stream.Signature(Order(self.key_bits, FRAME_BITS))),
             "outcomes": In(stream.Signature(Outcome)),
@@ -159,7 +148,7 @@ class Requests(wiring.Component):
                 starts = mapping.virt_start | mapping.phys_start
                 m.d.sync += [
                     is_whole.eq(Cat((kind == one) & (chain.readable_bytes >= least) for one, least in self._needed().items()).any()),
-                    exists.eq(has.any()), slot.eq(encode(has)), free.eq(encode(~live & -~live)),
+                    exists.eq(has.any()), slot.eq(number(has)), free.eq(number((~live & -~live)[:SLOTS])),
                     is_domain.eq((attach.domain >= device.domain_range[0]) & (attach.domain <= device.domain_range[1])),
                     length.eq(mapping.virt_end - mapping.virt_start), is_ordered.eq(mapping.virt_end > mapping.virt_start),
                     is_aligned.eq((starts & granule == 0) & (mapping.virt_end & granule == granule)),
@@ -167,7 +156,7 @@ class Requests(wiring.Component):
                     is_reserved.eq(Cat(0, *((mapping.virt_start <= r.end) & (mapping.virt_end >= r.start) for r in device.regions)).any()),
                 ]  # fmt: skip
                 named = Mux(kind == spec.T_PROBE, request.probe.endpoint, attach.endpoint)
-                m.d.sync += is_endpoint.eq(Cat(named == n for n in self.endpoints).any())
+                m.d.sync += is_endpoint.eq(Cat(named == n for n in device.endpoints).any())
                 m.d.sync += function.eq(named)
                 m.next = "DECODE"
             with m.State("DECODE"):

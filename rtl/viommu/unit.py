@@ -1,16 +1,18 @@
 """virtio-iommu as one back end: requests, mappings, translation, events."""
 
-from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
+from amaranth import Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..iommu.layouts import DwordRequest, TranslateResponse
 from ..spec import virtio_iommu as spec
+from ..stream.queue import Queue
 from ..virtio.device import back_end_ports
 from ..virtio.layouts import ConfigWrite
-from .device import IommuDevice
+from ..virtio.ports import join_port
 from .events import Events
 from .intervals import Intervals
+from .layouts import Report
 from .requests import Requests
 from .translator import FRAME_BITS, Translator
 
@@ -31,15 +33,10 @@ class Viommu(wiring.Component):
     width : :class:`int`
         Data width in bits: 64, 128, 256 or 512.
     device : :class:`.device.IommuDevice`
-        Its sizes and features.
-    endpoints : tuple of :class:`int`
-        Functions that it translates for.
+        What it tells of itself, its sizes, and the functions that it translates for.
 
     Members
     -------
-    chains, readable, writable, settled, failed, flows, features, config, config_changed, needs_reset, stop, stopped, port_stop,
-    port_stopped, suspend, suspended
-        See :func:`..virtio.device.back_end_ports`: a port for requests and one for events, which waits.
     config_write : ``In(ConfigWrite)``
         The driver writes ``bypass``; nothing else can be written.
     restore : ``In(1)``
@@ -51,16 +48,18 @@ class Viommu(wiring.Component):
     hit, miss : ``Out(1)``
         Pulses of the translator, for counters.
     dropped : ``Out(32)``
-        Faults that were not recorded.
+        Faults that came when all places for reports were taken.
+    Others
+        See :func:`..virtio.device.back_end_ports`: a port for requests and one for events, which waits.
     """
 
-    def __init__(self, *, width, device=None, endpoints):
-        self.width, self.device, self.endpoints = width, device or IommuDevice(), tuple(endpoints)
-        self._requests = Requests(width=width, device=self.device, endpoints=self.endpoints)
+    def __init__(self, *, width, device):
+        self.width, self.device = width, device
+        self._requests = Requests(width=width, device=self.device)
         self._translator = Translator(input_bits=self.device.input_bits, window=self.device.window, entries=self.device.entries,
                                       ways=self.device.ways)  # fmt: skip
         super().__init__({
-            **back_end_ports(width, 2, spec.CONFIG_BYTES),
+            **back_end_ports(width, 2, device.config_bytes),
             "config_write": In(ConfigWrite),
             "restore": In(1),
             "translate_request": In(stream.Signature(DwordRequest)),
@@ -74,27 +73,27 @@ class Viommu(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        begin_anew = ResetInserter(self.stop)
-        requests, translator = self._requests, self._translator
+        requests, translator, events = self._requests, self._translator, Events(width=self.width)
+        join_port(m, self, REQUESTS, requests)
+        join_port(m, self, EVENTS, events)
         intervals = Intervals(intervals=self.device.intervals, key_bits=requests.key_bits, page_bits=FRAME_BITS)
-        m.submodules.translator = translator
-        m.submodules.requests, m.submodules.intervals = begin_anew(requests), begin_anew(intervals)
-        m.submodules.events = events = Events(width=self.width, depth=self.device.events)
-        outer = wiring.flipped
-        for one, other in ((outer(self.chains[REQUESTS]), requests.chains), (requests.writable, outer(self.writable[REQUESTS])),
-                           (outer(self.chains[EVENTS]), events.chains), (outer(self.readable[EVENTS]), events.readable),
-                           (events.writable, outer(self.writable[EVENTS])), (requests.orders, intervals.orders),
-                           (intervals.outcomes, requests.outcomes), (translator.reports, events.reports),
-                           (outer(self.translate_request), translator.request),
-                           (translator.response, outer(self.translate_response))):  # fmt: skip
+        m.submodules.translator, m.submodules.intervals = translator, ResetInserter(self.stop)(intervals)
+        reports = Queue(Report, self.device.events)
+        m.submodules.reports = ResetInserter(self.stop)(reports)
+        for one, other in ((requests.orders, intervals.orders), (intervals.outcomes, requests.outcomes), (reports.o, events.reports),
+                           (wiring.flipped(self.translate_request), translator.request),
+                           (translator.response, wiring.flipped(self.translate_response))):  # fmt: skip
             wiring.connect(m, one, other)
-        readable, forget, find, found = self.readable[REQUESTS], translator.forget, translator.find, translator.found
+        m.d.comb += [
+            reports.i.payload.eq(translator.reports.payload), reports.i.valid.eq(translator.reports.valid), translator.reports.ready.eq(1),
+        ]  # fmt: skip
+        with m.If(translator.reports.valid & ~reports.i.ready):
+            m.d.sync += self.dropped.eq(self.dropped + 1)
+        forget, find, found = translator.forget, translator.find, translator.found
         has_stopped = Signal()  # a lookup of the last cycle of a stop is answered behind it
         m.d.sync += has_stopped.eq(self.stop)
         m.d.comb += [
             requests.features.eq(self.features),
-            requests.readable.payload.eq(readable.payload), requests.readable.valid.eq(readable.valid),
-            readable.ready.eq(requests.readable.ready | self.stop),
             forget.valid.eq(requests.forget.valid | self.stop), forget.p.is_page.eq(requests.forget.p.is_page & ~self.stop),
             forget.p.page.eq(requests.forget.p.page), requests.forget.ready.eq(1),
             intervals.find.payload.eq(find.payload), intervals.find.valid.eq(find.valid & ~self.stop),
@@ -102,8 +101,7 @@ class Viommu(wiring.Component):
             found.valid.eq(intervals.found.valid | self.stop | has_stopped),
             found.payload.eq(Mux(self.stop | has_stopped, 0, intervals.found.payload)), translator.lost.eq(self.stop | has_stopped),
             *(ours.eq(theirs) for ours, theirs in zip(translator.endpoints, requests.attachments)),
-            events.stop.eq(self.stop | self.port_stop[EVENTS]), events.suspend.eq(self.suspend),
-            self.hit.eq(translator.hit), self.miss.eq(translator.miss), self.dropped.eq(events.dropped),
+            events.suspend.eq(self.suspend), self.hit.eq(translator.hit), self.miss.eq(translator.miss),
         ]  # fmt: skip
 
         bypass, shown, byte = Signal(init=self.device.bypass), Signal(init=self.device.bypass), spec.CONFIG_BYPASS % 8
@@ -142,10 +140,8 @@ class Viommu(wiring.Component):
                 m.d.comb += requests.fenced.valid.eq(1)
                 with m.If(requests.fenced.ready | self.stop):
                     m.next = "AWAIT"
-        none_come = ~Cat(chain.valid for chain in self.chains).any() & ~Cat(beat.valid for beat in self.readable).any()
         m.d.comb += [
-            self.stopped.eq(self.stop & is_clean & none_come),
-            self.port_stopped.eq(Cat(1, ~self.chains[EVENTS].valid & ~self.readable[EVENTS].valid) & self.port_stop),
+            self.stopped.eq(self.stop & is_clean & self.port_stopped.all()),
             self.suspended.eq(self.suspend & requests.is_idle & events.is_idle & ~self.chains[REQUESTS].valid),
         ]
         return m

@@ -23,16 +23,16 @@ from ringwall.models.virtio.iommu_rules import Access
 from ringwall.rtl.spec import virtio_iommu as spec
 from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.rtl.viommu.device import X86_DOORBELLS, IommuDevice, Region
-from ringwall.rtl.viommu.requests import Requests
 from ringwall.rtl.viommu.translator import Translator
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import cycle
 from ringwall.sim.viommu_bench import EVENTS, RECORD_BYTES, REQUESTS, Wall, WallBench
 
 PAGE = 4096
-DEVICE = IommuDevice(intervals=32, domain_range=(1, 100), regions=(X86_DOORBELLS, Region(0x10_0000, 0x10_1FFF)), events=4, entries=16)
-PLAIN = IommuDevice(intervals=16, regions=(), bypass=False, entries=16)
-ENDPOINTS = (1, 2, 3)
+ENDPOINTS = 1, 2, 3
+DEVICE = IommuDevice(endpoints=ENDPOINTS, intervals=32, domain_range=(1, 100), events=4, entries=16,
+                     regions=(X86_DOORBELLS, Region(0x10_0000, 0x10_1FFF)))  # fmt: skip
+PLAIN = IommuDevice(endpoints=ENDPOINTS, intervals=16, regions=(), bypass=False, entries=16)
 RW = MapFlag.READ | MapFlag.WRITE
 OF_WIDTHS = ["framing_says_nothing", "properties_are_exact", "faults_are_told"]
 TESTS = [
@@ -52,19 +52,19 @@ TESTS = [
 
 
 def test_unit(request):
-    run(Wall(width=256, device=DEVICE, endpoints=ENDPOINTS), module=__name__, node=request.node.nodeid,
-        params={"width": 256, "endpoints": ENDPOINTS, "plain": False}, testcase=TESTS)  # fmt: skip
+    run(Wall(width=256, device=DEVICE), module=__name__, node=request.node.nodeid,
+        params={"width": 256, "plain": False}, testcase=TESTS)  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [64, 128, 512])
 def test_widths(request, width):
-    run(Wall(width=width, device=DEVICE, endpoints=ENDPOINTS), module=__name__, node=request.node.nodeid,
-        params={"width": width, "endpoints": ENDPOINTS, "plain": False}, testcase=OF_WIDTHS)  # fmt: skip
+    run(Wall(width=width, device=DEVICE), module=__name__, node=request.node.nodeid,
+        params={"width": width, "plain": False}, testcase=OF_WIDTHS)  # fmt: skip
 
 
 def test_plain(request):
-    run(Wall(width=64, device=PLAIN, endpoints=ENDPOINTS), module=__name__, node=request.node.nodeid,
-        params={"width": 64, "endpoints": ENDPOINTS, "plain": True}, testcase="without_regions")  # fmt: skip
+    run(Wall(width=64, device=PLAIN), module=__name__, node=request.node.nodeid,
+        params={"width": 64, "plain": True}, testcase="without_regions")  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", [
@@ -80,7 +80,7 @@ def test_parameters_are_checked():
     """VIOMMU-REQ-2: endpoints that are no functions, too many of them, regions of parts of pages: refused with a sentence."""
     for bad in ((8,), tuple(range(8)), (-1,)):
         with pytest.raises(ValueError, match=r"Endpoints must be at most 7 functions, not"):
-            Requests(width=64, device=DEVICE, endpoints=bad)
+            IommuDevice(endpoints=bad)
     for bad in ((0, 0x800), (0x800, 0xFFF), (0xFFFF, 0), (0, 1 << 64)):
         with pytest.raises(ValueError, match=r"must be whole pages .*, not"):
             Region(*bad)
@@ -91,8 +91,8 @@ def test_parameters_are_checked():
 def test_features():
     """VIOMMU-REQ-3: MAP_UNMAP is offered, BYPASS never; without reserved regions there is no PROBE (V157, V158)."""
     for device in (DEVICE, PLAIN, IommuDevice()):
-        assert device.features >> spec.F_MAP_UNMAP & 1 and not device.features >> 3 & 1
-        assert device.features >> spec.F_PROBE & 1 == bool(device.regions)
+        assert device.device_features >> spec.F_MAP_UNMAP & 1 and not device.device_features >> 3 & 1
+        assert device.device_features >> spec.F_PROBE & 1 == bool(device.regions)
 
 
 async def begin(dut):
