@@ -99,8 +99,9 @@ class WallBench:
             self.writable[n].set_ready(1)
         self.ports = {one: (Stream(dut, f"bursts__{n}"), Lock()) for n, one in enumerate(self.device.description.endpoints)}
         self.hints = Stream(dut, "hints"), Lock()
-        self.o, self.left, self.under_way, self.cookie = Stream(dut, "o"), [], {}, 0
-        cocotb.start_soon(self.o.watch(self))
+        self.o, self.under_way, self.cookie = Stream(dut, "o"), {}, 0
+        self.times = []  # cycles in which bursts left the gate
+        cocotb.start_soon(self.o.watch(self, self.times))
         self.o.set_ready(1)
         self.retired = Queue(), Queue()
         for name, ends in zip(("retired_reads", "retired_writes"), self.retired):
@@ -176,16 +177,18 @@ class WallBench:
 
     # -- accesses --
 
-    async def send(self, access):
-        """Let an access enter the gate; return an event that has its ``verdict`` when it is over and judged."""
-        self.cookie = self.cookie + 1 & 0xFFF
-        over = Event()
-        self.under_way[self.cookie] = self.device.begin(access), over
-        burst = pack(Burst, address=access.address, length_bytes=access.length, is_write=access.is_write, function=access.endpoint,
-                     cookie=self.cookie)  # fmt: skip
-        port, lock = self.ports[access.endpoint]
+    async def send(self, *accesses):
+        """Let accesses of one endpoint enter the gate, back to back; return an event for the last that has its ``verdict`` when it is over
+        and judged."""
+        bursts, over = [], None
+        for one in accesses:
+            self.cookie, over = self.cookie + 1 & 0xFFF, Event()
+            self.under_way[self.cookie] = self.device.begin(one), over
+            bursts.append(pack(Burst, address=one.address, length_bytes=one.length, is_write=one.is_write, function=one.endpoint,
+                               cookie=self.cookie))  # fmt: skip
+        port, lock = self.ports[accesses[0].endpoint]
         async with lock:
-            await port.put(burst)
+            await port.put_many(bursts)
         return over
 
     async def access(self, access):

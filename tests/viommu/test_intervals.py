@@ -124,7 +124,7 @@ class Bench:
         return sorted((first, min(last, top)))
 
 
-@cocotb.test(timeout_time=5, timeout_unit="ms")
+@cocotb.test(timeout_time=2, timeout_unit="ms")
 async def a_list_answers_the_same(dut):
     """VIOMMU-INT-2: thousands of insertions, removals and lookups: outcomes and answers are those of a list (V183, V194, V195)."""
     bench = await Bench(dut).begin()
@@ -146,7 +146,7 @@ async def a_list_answers_the_same(dut):
         await bench.find(key)
 
 
-@cocotb.test(timeout_time=5, timeout_unit="ms")
+@cocotb.test(timeout_time=2, timeout_unit="ms")
 async def lookups_go_between(dut):
     """VIOMMU-INT-3: while a removal takes out intervals one by one lookups are answered, of all that still is there, and it ends."""
     bench = await Bench(dut).begin()
@@ -170,7 +170,7 @@ async def lookups_go_between(dut):
         await bench.find(key)
 
 
-@cocotb.test(timeout_time=20, timeout_unit="ms")
+@cocotb.test(timeout_time=4, timeout_unit="ms")
 async def full_is_full(dut):
     """VIOMMU-INT-4: as many intervals fit as were asked for, however they lie, whatever was taken out before; one more does not."""
     bench = await Bench(dut).begin()
@@ -190,7 +190,7 @@ async def full_is_full(dut):
         await bench.find(key)
 
 
-@cocotb.test(timeout_time=20, timeout_unit="ms")
+@cocotb.test(timeout_time=4, timeout_unit="ms")
 async def costs_are_bounded(dut):
     """VIOMMU-INT-5: of 4096 intervals the highest tree costs <= 200 cycles per lookup and insertion, a removal 8 more for each."""
     bench = await Bench(dut).begin()

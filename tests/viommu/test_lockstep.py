@@ -1,10 +1,14 @@
 """Random requests and accesses through the card's virtio-iommu and its gate, and through the golden one."""
 
+import lzma
+from pathlib import Path
+
 import cocotb
 import pytest
 from cocotb.triggers import ClockCycles
 
-from ringwall.models.virtio.iommu_formats import Status
+from ringwall.models.virtio.iommu_formats import Probe, Status
+from ringwall.models.virtio.iommu_trace import Seen, read_trace
 from ringwall.models.virtio.iommu_traffic import MALFORMED, VALID, IommuTraffic
 from ringwall.rtl.viommu.device import X86_DOORBELLS, IommuDevice, Region
 from ringwall.sim.run import params, run
@@ -17,11 +21,19 @@ DEVICES = {
 }  # fmt: skip
 
 
+LINES = lzma.decompress((Path(__file__).parent.parent / "models/viommu-linux-boot.trace.xz").read_bytes()).decode().splitlines()
+BOOT = IommuDevice(intervals=64, entries=16)
+
+
 @pytest.mark.parametrize("name", DEVICES)
 def test_lockstep(request, name):
     width, device = DEVICES[name]
-    run(Wall(width=width, device=device), module=__name__, node=request.node.nodeid,
-        params={"name": name, "width": width})  # fmt: skip
+    run(Wall(width=width, device=device), module=__name__, node=request.node.nodeid, params={"name": name, "width": width},
+        testcase="both_do_the_same")  # fmt: skip
+
+
+def test_boot(request):
+    run(Wall(width=128, device=BOOT), module=__name__, node=request.node.nodeid, params={"width": 128}, testcase="linux_boots")
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
@@ -70,3 +82,16 @@ async def both_do_the_same(dut):
     assert not problem, problem
     assert statuses == {None, *Status} - {Status.IOERR, Status.UNSUPP, Status.DEVERR}
     assert accesses > 500 and records and int(dut.dropped.value)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def linux_boots(dut):
+    """VIOMMU-LOCK-2 (R24): what Linux did with QEMU's virtio-iommu while it booted from a disk behind it: every request is OK, every access
+    goes where it went then."""
+    bench = await WallBench(dut, BOOT).begin()
+    for event in read_trace(LINES, {16: 1}):
+        if isinstance(event, Seen):
+            assert (await bench.access(event.access)).phys == event.phys
+        else:
+            room = bench.device.description.probe_size if isinstance(event, Probe) else 0
+            assert (await bench.serve(event.pack(), room + 4))[room:] == bytes(4)
