@@ -45,7 +45,7 @@ async def requests_and_lookups(dut):
         return n * PAGE, (n if last is None else last) * PAGE + PAGE - 1
 
     await ask(Attach(1, 1))
-    maps = [(await ask(Map(1, *page(n), n * PAGE, MapFlag.READ)))[0] for n in HIGHEST]
+    maps = [(await ask(Map(1, *page(n), n * PAGE, MapFlag.READ)))[0] for n in reversed(HIGHEST)]
     misses, bench.latency = [], lambda: 0
     for n in HIGHEST:
         began = cycle()
