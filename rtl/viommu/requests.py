@@ -30,8 +30,8 @@ class Requests(wiring.Component):
     """Serves one request after the other: keeps which endpoint is in which domain, orders changes of the mappings. [VIRTIO1.4 5.13.6]
 
     The status is in the fourth of the last bytes that the device may write, whatever their number; those in front of it are the properties
-    that were asked for, or zero. A request of unknown type or shorter than its type wants, or without room for its tail, is given back
-    unwritten; bytes behind a request are ignored. What could not be fetched ends in IOERR.
+    that were asked for, or zero. A request of a type that is unknown or was not negotiated, shorter than its type wants, or without room
+    for its tail is given back unwritten; bytes behind a request are ignored. What could not be fetched ends in IOERR.
 
     Where the standard leaves it open: UNMAP with ``reserved`` set does nothing (INVAL); DETACH from a domain in which the endpoint is not:
     INVAL; MAP with its end not above its start, UNMAP with its end below it: INVAL; a MAP beyond the physical addresses that there are:

@@ -24,6 +24,16 @@ def test_card(request):
     run(RawCard(CONFIG), module=__name__, node=request.node.nodeid)
 
 
+def test_config():
+    """VIOMMU-CARD-2: the endpoints are the card's other functions, virtual ones too; bypass is 0 at first in a strict card (R48)."""
+    assert CONFIG.virtio_iommu.endpoints == (1,) and not CONFIG.virtio_iommu.bypass and CONFIG.functions == 2
+    disks = BlkConfig(virtual_functions=2), BlkConfig()
+    card = EndpointConfig(iommu=VirtioIommuConfig(), disks=disks)
+    assert card.virtio_iommu.endpoints == (1, 2, 3, 4) and card.virtio_iommu.bypass
+    assert not EndpointConfig(iommu=VirtioIommuConfig(bypass=False), disks=disks).virtio_iommu.bypass
+    assert EndpointConfig().virtio_iommu is None
+
+
 class Queue:
     """A queue of function 0 with a buffer of a page for each place of its ring."""
 
