@@ -155,6 +155,9 @@ async def statuses_are_exact(dut):
         (good, Status.OK), (Detach(1, 1, reserved=bytes(range(8))), Status.OK), (Unmap(1, *pages(16)), Status.RANGE),  # V177
         (Detach(1, 2), Status.OK), (good, Status.NOENT), (Attach(1, 2), Status.OK), (good, Status.OK),  # V181
         (Attach(3, 2), Status.OK), (good, Status.NOENT), (Attach(1, 2), Status.OK), (good, Status.OK),  # V174
+        (Attach(4, 1), Status.OK), (Map(4, *pages(1), 0, RW), Status.OK), (Attach(1, 1), Status.OK),
+        (Map(4, *pages(2), 0, RW), Status.NOENT),
+        (Detach(1, 1), Status.OK),  # V174
         (Detach(2, 3), Status.OK), (Attach(2, 3), Status.OK), (Map(2, *pages(16), 0, RW), Status.OK),
     ]  # fmt: skip
     for request, status in rows:
