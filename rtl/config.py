@@ -16,11 +16,13 @@ from .function.description import (
     SerialNumber,
 )
 from .iommu.features import Features
+from .iommu.features import Features
+from .spec.virtio import F_SR_IOV
 from .viommu.device import IommuDevice
 from .virtio.blk import Blk
 from .virtio.blk_device import BlkDevice
 from .virtio.device import Device
-from .virtio.transport import virtio_function
+from .virtio.transport import KNOWN, virtio_function
 
 IOMMU_VECTORS = 4
 MSIX_TABLE, MSIX_PBA = 0x300, 0x400  # offsets of msi_cfg_tbl, which is the MSI-X table, and of its pending bits [RVIOMMU1.0 6.29]
@@ -155,6 +157,9 @@ class EndpointConfig:
         virtio-blk functions; their virtual functions get the numbers behind all others, disk by disk.
     devices : tuple of :class:`.virtio.device.Device`
         Functions behind the disks: other kinds of device, or the user's own.
+    transport_features : :class:`int`
+        Bits of rings and transport that all devices offer; by default all that there are: packed rings, indirect descriptors, event index,
+        in-order use, queue reset, suspend, doorbells with data. SR_IOV is added where it belongs. [VIRTIO1.4 6]
     strict : :class:`bool`
         False: a host that ignores the IOMMU finds a working card (Bare at power-on; a driver without ACCESS_PLATFORM bypasses). True:
         Off at power-on, and such a driver is refused.
@@ -178,6 +183,7 @@ class EndpointConfig:
     host_ats: HostAtsConfig | None = None
     disks: tuple[BlkConfig, ...] = (BlkConfig(),)
     devices: tuple[Device, ...] = ()
+    transport_features: int = KNOWN & ~(1 << F_SR_IOV)
     strict: bool = False
     tags: int = 256
     wall_tags: int = 16

@@ -19,11 +19,11 @@ from .tlp.requester import ReadClient
 from .virtio.device import Device, DeviceFunction, join
 from .virtio.engine import PortDescription, RingEngine
 from .virtio.layouts import QueueCommand
-from .virtio.transport import MSIX_BAR, MSIX_BYTES, MSIX_VECTORS_MAX, OFFERED, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
+from .virtio.transport import MSIX_BAR, MSIX_BYTES, MSIX_VECTORS_MAX, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
 
 __all__ = ["Activity", "Endpoint", "descriptions_of"]
 
-RING_BUFFER_BYTES = 1024
+RING_BUFFER_BYTES, RING_READS = 4096, 64
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Endpoint(wiring.Component):
         readers = []
         for place in places:
             readers += [
-                ReadClient(f"ring {place.number}", False, RING_BUFFER_BYTES),
+                ReadClient(f"ring {place.number}", False, RING_BUFFER_BYTES, RING_READS),
                 *(ReadClient(f"data {place.number}.{n}", True, port.read_buffer_bytes or config.read_buffer_bytes)
                   for n, port in enumerate(place.device.ports)),
                 ReadClient(f"msix {place.number}", False, 0, messages=True),
@@ -182,7 +182,8 @@ class Endpoint(wiring.Component):
             transport = add(f"transport_{number}", PciTransport(
                 function=number, device_features=device.device_features, queues=place.queues, first_queue=place.queue,
                 config_bytes=device.config_bytes, vectors=vectors_of(device), strict=config.strict,
-                transport_features=OFFERED | (1 << virtio.F_SR_IOV if getattr(device, "virtual_functions", 0) else 0)))
+                dependencies=getattr(device, "dependencies", ()),
+                transport_features=config.transport_features | (1 << virtio.F_SR_IOV if getattr(device, "virtual_functions", 0) else 0)))
             add(f"device_{number}", function)
             wiring.connect(m, core.buses[n], transport.bus)
             wiring.connect(m, transport.commands, commands.i[n])
@@ -200,7 +201,7 @@ class Endpoint(wiring.Component):
             if place in self._users:
                 join(m, self, function, {f"{name}_{number}": name for name in function.outside})
             else:
-                self._translate(m, core, function, transport)
+                self._translate(m, core, function)
             state, stop, notifies = core.state[number], Signal(name=f"stop_{number}"), Signal(name=f"notifies_{number}")
             notified = engine.notifications.payload.queue
             m.d.comb += [
@@ -210,6 +211,7 @@ class Endpoint(wiring.Component):
                 core.busy[number].eq(transport.stop | ~msix.cleared[n]),
                 transport.config.eq(function.config),
                 transport.config_changed.eq(function.config_changed),
+                function.config_write.eq(transport.config_write),
                 transport.msix_enable.eq(state.msix_enable),
                 notifies.eq((notified >= place.queue) & (notified < place.queue + len(place.queues))),
                 transport.notifications.valid.eq(engine.notifications.valid & notifies),
@@ -219,6 +221,12 @@ class Endpoint(wiring.Component):
                 msix.state[n].eq(state),
                 core.bypass[number].eq(place not in self._users or (0 if config.strict else ~transport.access_platform)),
                 engine.stop[n].eq(stop),
+                transport.idle.eq(engine.idle[place.queue :]),
+                engine.suspend[n].eq(transport.suspend),
+                function.suspend.eq(transport.suspend),
+                transport.suspended.eq(engine.suspended[n] & function.suspended),
+                function.port_stop.eq(engine.port_stop[place.port :]),
+                engine.port_stopped[place.port : place.port + len(device.ports)].eq(function.port_stopped),
                 function.features.eq(transport.features),
                 function.stop.eq(stop),
                 msix.stop[n].eq(stop),
@@ -234,13 +242,12 @@ class Endpoint(wiring.Component):
         ]
         return m
 
-    def _translate(self, m, core, function, transport):
+    def _translate(self, m, core, function):
         """Let a virtio-iommu translate for the gate. What it sends itself is physical, so that it never waits for its own answers."""
         for source, sink in ((core.translate_request, function.translate_request), (function.translate_response, core.translate_response),
                              (function.fence, core.fence), (core.fenced, function.fenced)):  # fmt: skip
             wiring.connect(m, source, sink)
         m.d.comb += [
-            function.config_write.eq(transport.config_write),
             function.restore.eq(core.reset[0] if self.config.strict else 0),  # no reset of the function lets others bypass
             self.activity.iotlb_hit.eq(function.hit), self.activity.iotlb_miss.eq(function.miss),
         ]  # fmt: skip

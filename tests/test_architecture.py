@@ -212,6 +212,32 @@ def test_plan_is_judged():
     assert plan_faults({"A-1": ["x"]}, [{**good, "stage": "V9"}]) == ["A-1 says too little"]
 
 
+STATEMENT = re.compile(r"\bV\d{3}\b")
+STATEMENTS = [f"V{n:03}" for n in range(1, 214)]  # of virtio 1.4, as the founders numbered them
+
+
+def statement_faults(plan: list[dict], left_out: str) -> list[str]:
+    """Return statements that neither an entry of the plan covers nor ``left_out`` (a table, its second column) names, or both do."""
+    covered = {name for entry in plan for name in STATEMENT.findall(f"{entry.get('covers', '')} {entry['spec']}")}
+    absent = {name for line in left_out.splitlines() if line.startswith("|") for name in STATEMENT.findall(line.split("|")[2])}
+    faults = [f"{name} has no test, and no reason" for name in STATEMENTS if name not in covered | absent]
+    faults += [f"{name} is left out and has a test" for name in sorted(covered & absent)]
+    return faults + [f"{name} is no statement" for name in sorted((covered | absent) - set(STATEMENTS))]
+
+
+def test_statements():
+    """ARCH-11: each statement V001 to V213 of virtio is covered by a test, or README.md says why it is left out; a gap is seen."""
+    plan = tomllib.loads((ROOT / "tests/plan.toml").read_text())["test"]
+    left_out = (ROOT / "README.md").read_text().split("## What virtio offers and this card does not, and why")[1].split("\n## ")[0]
+    faults = statement_faults(plan, left_out)
+    assert not faults, "\n".join(faults)
+    covering = [entry for entry in plan if "V150" not in entry.get("covers", [])]
+    assert statement_faults(covering, left_out) == ["V150 has no test, and no reason"]
+    assert statement_faults(plan, left_out.replace("V102, ", "")) == ["V102 has no test, and no reason"]
+    assert statement_faults(plan, left_out.replace("V102, ", "V150, V999, ")) == [
+        "V102 has no test, and no reason", "V150 is left out and has a test", "V999 is no statement"]  # fmt: skip
+
+
 def package_faults(listed: list[str], folders: list[str]) -> list[str]:
     """Return packages that are listed without a folder, and folders that are not listed."""
     return sorted({f"ringwall.{folder.replace('/', '.')}" for folder in folders} ^ set(listed))

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from .iommu_formats import CONFIG_BYTES, FAULT_BYTES, Fault, FaultFlag, IommuConfig, IommuFeature, Range
-from .iommu_rules import Access, IommuDescription, IommuRules, IommuState, Outcome, Verdict
+from .iommu_rules import KNOWN_FEATURES, Access, IommuDescription, IommuRules, IommuState, Outcome, Verdict
 
 __all__ = ["IommuDevice", "OpenAccess", "Served"]
 
@@ -157,16 +157,17 @@ class IommuDevice:
         """Serve a request at once, as our card does; return what is written, whose length is the used length."""
         if self._pending:
             raise ValueError(f"Requests must be settled in order, not with {len(self._pending)!r} pending")
-        written = self.serve(readable, room).outcomes[0].written(room)
-        before = b"\xff" * room
+        first, before = self.serve(readable, room).outcomes[0], b"\xff" * room
+        written = first.written(room)
         self.settle(before, written or before, len(written))
+        self._set([first.state], self._fading)
         return written
 
     # -- features, configuration, reset --
 
     def negotiate(self, features: int) -> None:
         """The driver's FEATURES_OK was accepted, with ``features``. [VIRTIO1.4 3.1.1]"""
-        if features & self.description.features != features & (1 << len(IommuFeature)) - 1:
+        if features & KNOWN_FEATURES & ~self.description.features:
             raise ValueError(f"Features must be offered, not {features:#x}")
         self._set([replace(state, accepted=features) for state in self._now], self._fading)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 from .intervals import IntervalMap
 from .intervals import Mapping as Interval
@@ -34,14 +35,15 @@ from .iommu_formats import (
     unpack_regions,
 )
 
-__all__ = ["ALL_32", "ALL_64", "OFFERED", "X86_MSI", "Access", "Domain", "IommuDescription", "IommuRules", "IommuState", "Outcome",
-           "Verdict"]  # fmt: skip
+__all__ = ["ALL_32", "ALL_64", "KNOWN_FEATURES", "MSI_BYTES", "OFFERED", "X86_MSI", "Access", "Domain", "IommuDescription", "IommuRules",
+           "IommuState", "Outcome", "Verdict"]  # fmt: skip
 
 ALL_64, ALL_32 = Range(0, (1 << 64) - 1), Range(0, (1 << 32) - 1)
 X86_MSI = Region(0xFEE00000, 0xFEEFFFFF, RegionType.MSI)  # where x86 machines take interrupts
 MSI_BYTES = 4  # a message signaled interrupt is one write of a dword
 ATTACH_FLAGS, MAP_FLAGS = int(AttachFlag.BYPASS), int(MapFlag.READ | MapFlag.WRITE | MapFlag.MMIO)
-OFFERED = sum(1 << bit for bit in IommuFeature if bit is not IommuFeature.BYPASS)  # V157, V158
+KNOWN_FEATURES = sum(1 << bit for bit in IommuFeature)
+OFFERED = KNOWN_FEATURES & ~(1 << IommuFeature.BYPASS)  # V157, V158
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class IommuDescription:
     reattaches: bool = True
 
     def __post_init__(self):
-        if self.features & ~sum(1 << bit for bit in IommuFeature):
+        if self.features & ~KNOWN_FEATURES:
             raise ValueError(f"Features must be those of a virtio-iommu, not {self.features:#x}")
         if self.offers(IommuFeature.BYPASS) and self.offers(IommuFeature.BYPASS_CONFIG):  # V158
             raise ValueError(f"Features must not contain both BYPASS and BYPASS_CONFIG, not {self.features:#x}")
@@ -96,11 +98,14 @@ class IommuDescription:
             raise ValueError(f"Page size mask must have 1 to 64 bits, not {self.page_size_mask!r}")
         if self.bypass not in (0, 1):  # V160
             raise ValueError(f"Bypass must be 0 or 1, not {self.bypass!r}")
+        for limits in (self.input_range, self.domain_range, *self.physical):
+            if limits.end < limits.start:
+                raise ValueError(f"Ranges must not be inverted, not {limits!r}")
         if self.capacity < 1:
             raise ValueError(f"Capacity must be at least 1, not {self.capacity!r}")
         for number, regions in self.endpoints.items():
-            others = ((one, other) for one in regions for other in regions if one is not other)
-            if any(one.end < one.start for one in regions) or any(one.overlaps(other.start, other.end) for one, other in others):  # V206
+            pairs = combinations(regions, 2)
+            if any(one.end < one.start for one in regions) or any(one.overlaps(other.start, other.end) for one, other in pairs):  # V206
                 raise ValueError(f"Regions of endpoint {number} must not be inverted or overlap, not {regions!r}")
             if sum(one.subtype == RegionType.MSI for one in regions) > 1:  # V205
                 raise ValueError(f"Endpoint {number} must have at most one MSI region, not {regions!r}")
@@ -204,8 +209,6 @@ class Outcome:
             if after != before:
                 return "is written, must not be"
             return f"used length {used_len}, must be 0" if used_len else ""
-        if len(after) < TAIL_BYTES:
-            return "no tail"
         properties, status, reserved = after[:-TAIL_BYTES], after[-TAIL_BYTES], after[1 - TAIL_BYTES :]
         if status != self.status:
             return f"status {status}"
@@ -280,24 +283,22 @@ class IommuRules:
         whether an interrupt of a blocked endpoint is.
         """
         number, address = access.endpoint, access.address
-        region = next((one for one in self.description.endpoints[number] if address in one), None)
-        same, refused = Verdict(address), Verdict(reason=FaultReason.MAPPING)
-        is_message = access.is_write and access.length == MSI_BYTES and address % MSI_BYTES == 0
-        if region is not None:
-            refused = same if region.subtype == RegionType.MSI and is_message else refused
-        domain = state.domain_of(number)
+        same, blocked, unmapped = Verdict(address), Verdict(reason=FaultReason.DOMAIN), Verdict(reason=FaultReason.MAPPING)
         if number in state.untranslated:
             return frozenset([same])
+        region = next((one for one in self.description.endpoints[number] if address in one), None)
+        is_message = access.is_write and access.length == MSI_BYTES and address % MSI_BYTES == 0
+        special = same if region is not None and region.subtype == RegionType.MSI and is_message else unmapped
+        domain = state.domain_of(number)
         if self.is_bypassed(state, number):
-            return frozenset([same] if region is None else [same, refused])
+            return frozenset([same] if region is None else [same, special])
         if domain is None:  # V167
-            blocked = Verdict(reason=FaultReason.DOMAIN)
-            return frozenset([blocked] if region is None else [blocked, refused])
+            return frozenset([blocked] if region is None else [blocked, special])
         if region is not None:  # V208
-            return frozenset([refused])
+            return frozenset([special])
         found = domain.mappings.at(address)
         if found is None or not found.flags & (MapFlag.WRITE if access.is_write else MapFlag.READ):  # V187, V188
-            return frozenset([refused])
+            return frozenset([unmapped])
         return frozenset([Verdict(found.leads_to(address), is_mmio=bool(found.flags & MapFlag.MMIO))])
 
     def is_bypassed(self, state: IommuState, endpoint: int) -> bool:
@@ -318,12 +319,12 @@ class IommuRules:
         INVAL or unwritten.
         """
         unwritten, invalid = Outcome(None, state), Outcome(Status.INVAL, state)
-        if room < TAIL_BYTES or not readable or readable[0] not in REQUESTS:  # V164, V168
-            return [unwritten] if room < TAIL_BYTES or readable else [unwritten, invalid]
-        kind = REQUESTS[readable[0]]
+        kind = REQUESTS.get(readable[0]) if readable else None
+        if room < TAIL_BYTES or (readable and kind is None):  # V164
+            return [unwritten]
         if kind is Probe and not self.description.offers(IommuFeature.PROBE):  # V199
             return [unwritten]
-        if len(readable) < kind.LAYOUT.size:
+        if kind is None or len(readable) < kind.LAYOUT.size:  # V168
             return [unwritten, invalid]
         found = self._serve[kind](state, kind.unpack(readable), room)
         fitting = TAIL_BYTES + (self.description.probe_size if kind is Probe else 0)
@@ -365,12 +366,13 @@ class IommuRules:
             musts.append(Status.NOENT)
         if musts:
             return self._unchanged(state, musts)
-        stays, moves = state.attached.get(endpoint) == number, state.attached.get(endpoint, number) != number
-        others = [] if stays else [one for one, domain in state.attached.items() if domain == number]
+        current = state.attached.get(endpoint)
+        moves = current not in (None, number)
+        others = [] if current == number else [one for one, domain in state.attached.items() if domain == number]
         if (others and not self.description.shares) or (moves and not self.description.reattaches):  # V172, V174
             return self._unchanged(state, [Status.UNSUPP])
-        if found := self._unchanged(state, self._number_faults(number)):
-            return found
+        if found := self._number_faults(number):
+            return self._unchanged(state, found)
         domain = state.domains.get(number)
         shoulds, mays = [], []
         if domain is not None and domain.is_bypass != is_bypass:  # V173

@@ -344,7 +344,7 @@ class RingJudge(ABC):
             case StatusWritten():
                 self._status(event.value)
             case QueueReset():
-                self._close("V014")
+                self._shut("V014")
             case QueueEnabled():
                 self.layout = event.layout
                 self._open_queue()
@@ -383,14 +383,14 @@ class RingJudge(ABC):
     def _status(self, value: int) -> None:
         """[VIRTIO1.4 2.1, 2.4]"""
         if value == 0:
-            self._close("V011" if self.is_ready or self.closed != "V001" else "V001")
+            self._shut("V011" if self.is_ready or self.closed != "V001" else "V001")
         elif value & DRIVER_OK and self.closed == "V019":
             self.is_ready, self.closed = True, "V011"
             self._look()
         elif value & DRIVER_OK and not self.is_ready and self.closed != "V014":
             self._open_queue()
 
-    def _close(self, rule: str) -> None:
+    def _shut(self, rule: str) -> None:
         """The queue was reset."""
         self.duties.clear()
         self._claims()

@@ -233,7 +233,7 @@ class Malformed(StrEnum):
     @property
     def allowed(self) -> frozenset[Answer]:
         """How a device may answer: one that overlooks the mistake and knows what to do may serve the chain as well as refuse it."""
-        is_known = self in (Malformed.ZERO_LENGTH, Malformed.READABLE_AFTER_WRITABLE, Malformed.TOO_MANY_DESCRIPTORS)
+        is_known = self in (Malformed.HEAD_TWICE, Malformed.ZERO_LENGTH, Malformed.READABLE_AFTER_WRITABLE, Malformed.TOO_MANY_DESCRIPTORS)
         return frozenset({Answer.REFUSED, Answer.SERVED} if is_known else {Answer.REFUSED})
 
 

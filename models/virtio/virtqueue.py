@@ -10,10 +10,11 @@ from .ring import Memory, RingDriver, RingLayout
 from .rules import SplitDeviceJudge, SplitDeviceRules
 from .split import SplitDriver, SplitLayout
 
-__all__ = ["make_judge", "make_layout", "make_ring", "make_rules"]
+__all__ = ["is_packed", "make_judge", "make_layout", "make_ring", "make_rules"]
 
 
-def _is_packed(features: int) -> bool:
+def is_packed(features: int) -> bool:
+    """RING_PACKED was negotiated."""
     return bool(features >> Feature.RING_PACKED & 1)
 
 
@@ -24,7 +25,7 @@ def _options(features: int) -> dict[str, bool]:
 
 def make_layout(features: int, size: int, descriptor_area: int, driver_area: int, device_area: int) -> RingLayout:
     """Return where the parts of a queue lie."""
-    return (PackedLayout if _is_packed(features) else SplitLayout)(size, descriptor_area, driver_area, device_area)
+    return (PackedLayout if is_packed(features) else SplitLayout)(size, descriptor_area, driver_area, device_area)
 
 
 def make_ring(memory: Memory, features: int, *, size: int, **options) -> RingDriver:
@@ -32,14 +33,14 @@ def make_ring(memory: Memory, features: int, *, size: int, **options) -> RingDri
 
     ``options``: ``base`` or ``addresses``, and further ones of :class:`.ring.RingDriver`.
     """
-    return (PackedDriver if _is_packed(features) else SplitDriver)(memory, size=size, **_options(features), **options)
+    return (PackedDriver if is_packed(features) else SplitDriver)(memory, size=size, **_options(features), **options)
 
 
 def make_judge(layout: RingLayout, memory: Readable, features: int, **options) -> RingJudge:
     """Return the judge of a device on a queue, by the features that were negotiated; ``options``: of :class:`.judge.RingJudge`."""
-    return (PackedDeviceJudge if _is_packed(features) else SplitDeviceJudge)(layout, memory, **_options(features), **options)
+    return (PackedDeviceJudge if is_packed(features) else SplitDeviceJudge)(layout, memory, **_options(features), **options)
 
 
 def make_rules(layout: RingLayout, memory, features: int, **options) -> DeviceRules:
     """Return what judges a log of events on a queue, by the features that were negotiated."""
-    return (PackedDeviceRules if _is_packed(features) else SplitDeviceRules)(layout, memory, **_options(features), **options)
+    return (PackedDeviceRules if is_packed(features) else SplitDeviceRules)(layout, memory, **_options(features), **options)

@@ -10,7 +10,6 @@ F_MRG_RXBUF = 15
 F_STATUS = 16
 F_CTRL_VQ = 17
 F_CTRL_RX = 18
-F_CTRL_RX_EXTRA = 20
 F_MQ = 22
 F_CTRL_MAC_ADDR = 23
 
@@ -19,6 +18,7 @@ S_LINK_UP = 0  # bit number of status [VIRTIO1.4 5.1.4]
 MTU_MIN, MTU_MAX = 68, 65535  # [VIRTIO1.4 5.1.4.1]
 
 HEADER_BYTES = 12  # of a packet in a buffer [VIRTIO1.4 5.1.9]
+HDR_NUM_BUFFERS = 10  # offset
 HDR_F_NEEDS_CSUM = 0  # bit numbers of its flags [VIRTIO1.4 5.1.9]
 HDR_F_DATA_VALID = 1
 GSO_NONE = 0
@@ -26,10 +26,6 @@ GSO_NONE = 0
 CTRL_RX = 0  # classes of the control queue, and their commands [VIRTIO1.4 5.1.9.5]
 CTRL_RX_PROMISC = 0
 CTRL_RX_ALLMULTI = 1
-CTRL_RX_ALLUNI = 2
-CTRL_RX_NOMULTI = 3
-CTRL_RX_NOUNI = 4
-CTRL_RX_NOBCAST = 5
 CTRL_MAC = 1
 CTRL_MAC_TABLE_SET = 0
 CTRL_MAC_ADDR_SET = 1

@@ -6,6 +6,7 @@ from itertools import pairwise
 from ..iommu.gate import MAX_FUNCTIONS
 from ..spec import virtio_iommu as spec
 from ..virtio.device import Port
+from ..virtio.ports import SMALL_READS
 from .layouts import SLOTS
 from .translator import FEATURES, PAGE_BITS
 from .unit import Viommu
@@ -94,7 +95,7 @@ class IommuDevice:
     @property
     def ports(self):
         """The request queue, the event queue."""
-        return Port((self.queue_size,)), Port((self.queue_size,), waits=True)
+        return tuple(Port((self.queue_size,), waits, SMALL_READS) for waits in (False, True))
 
     def back_end(self, width):
         """Return the :class:`.unit.Viommu`."""

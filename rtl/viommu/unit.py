@@ -8,7 +8,6 @@ from ..iommu.layouts import DwordRequest, TranslateResponse
 from ..spec import virtio_iommu as spec
 from ..stream.queue import Queue
 from ..virtio.device import back_end_ports
-from ..virtio.layouts import ConfigWrite
 from ..virtio.ports import join_port
 from .events import Events
 from .intervals import Intervals
@@ -37,8 +36,6 @@ class Viommu(wiring.Component):
 
     Members
     -------
-    config_write : ``In(ConfigWrite)``
-        The driver writes ``bypass``; nothing else can be written.
     restore : ``In(1)``
         1: ``bypass`` becomes what it was at power-on.
     translate_request, translate_response : ``In(stream.Signature(DwordRequest))``, ``Out(stream.Signature(TranslateResponse))``
@@ -50,7 +47,8 @@ class Viommu(wiring.Component):
     dropped : ``Out(32)``
         Faults that came when all places for reports were taken.
     Others
-        See :func:`..virtio.device.back_end_ports`: a port for requests and one for events, which waits.
+        See :func:`..virtio.device.back_end_ports`: a port for requests and one for events, which waits. Of the configuration ``bypass``
+        alone can be written.
     """
 
     def __init__(self, *, width, device):
@@ -60,7 +58,6 @@ class Viommu(wiring.Component):
                                       ways=self.device.ways)  # fmt: skip
         super().__init__({
             **back_end_ports(width, 2, device.config_bytes),
-            "config_write": In(ConfigWrite),
             "restore": In(1),
             "translate_request": In(stream.Signature(DwordRequest)),
             "translate_response": Out(stream.Signature(TranslateResponse)),

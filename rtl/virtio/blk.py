@@ -9,7 +9,7 @@ from ..tlp.layouts import BurstStatus
 from .blk_device import BlkDevice
 from .device import back_end_ports
 from .header import HEADER_BYTES, HeaderSplitter
-from .layouts import Chain, ConfigWrite
+from .layouts import Chain
 from .store import MemoryPort, Store
 
 WIDTHS = (64, 128, 256, 512)
@@ -55,11 +55,9 @@ class Blk(wiring.Component):
 
     Members
     -------
-    chains, readable, writable, settled, failed, features, config, config_changed, needs_reset, stop, stopped, port_stop, port_stopped,
-    suspend, suspended
+    chains, readable, writable, settled, failed, features, config, config_changed, config_write, needs_reset, stop, stopped, port_stop,
+    port_stopped, suspend, suspended
         See :func:`.device.back_end_ports`: one port for all queues.
-    config_write : ``In(ConfigWrite)``
-        With ``has_cache_control``: the driver writes ``writeback``.
     memory : ``Out(MemoryPort(width, rows))``
         With ``has_memory_port``. Row 0 begins with byte 0 of sector 0.
     sectors : ``In(range(capacity_sectors + 1))``
@@ -79,8 +77,6 @@ class Blk(wiring.Component):
         self.width, self.device, self.has_memory_port = width, device or BlkDevice(), has_memory_port
         self.rows = self.device.capacity_sectors * spec.SECTOR_BYTES * 8 // width
         members = back_end_ports(width, 1, spec.CONFIG_BYTES)
-        if self.device.has_cache_control:
-            members["config_write"] = In(ConfigWrite)
         if has_memory_port:
             members["memory"] = Out(MemoryPort(width, self.rows))
             members["sectors"] = In(range(self.device.capacity_sectors + 1))

@@ -39,10 +39,11 @@ class ChainWalker(wiring.Component):
     """Walks the slots of each function in order, once the scout was there, and gives each chain to its port when its walk ended well.
 
     A chain breaks its function (``broken``) that has more descriptors than ``limit``, a next index beyond table or queue, a readable
-    descriptor behind a writable one, more than 2^32-1 readable or writable bytes, an indirect table without INDIRECT_DESC, inside a
-    table, beside NEXT, in a packed list of several entries, of no or broken or more than ``limit`` descriptors, or not at a multiple of
-    16; a packed list that is longer than its ring, or whose end is still not available when its ring is read again. [VIRTIO1.4 2.7.5,
-    2.8.6, 2.8.7] WRITE of a descriptor that refers to a table is ignored, in a packed table everything but WRITE.
+    descriptor behind a writable one, more than 2^32-1 readable or writable bytes or 2^32 of both, a buffer or table beyond 2^64, an
+    indirect table without INDIRECT_DESC, inside a table, beside NEXT, in a packed list of several entries, of no or broken or more than
+    ``limit`` descriptors, or not at a multiple of 16; a packed list that is longer than its ring, or whose end is still not available when
+    its ring is read again. [VIRTIO1.4 2.7.5, 2.8.6, 2.8.7] WRITE of a descriptor that refers to a table is ignored, in a packed table
+    everything but WRITE.
 
     A chain waits until its port has room for the longest chain. One of a port that ``waits`` is forgotten meanwhile, so that it holds up
     nobody, and its queue is started again (``flush``); so is one that meets a slot of another queue, which is then ``barred``.
@@ -154,11 +155,11 @@ class ChainWalker(wiring.Component):
 
         # The slot at work.
         function, turn = Signal(range(function_depth)), Signal(range(function_depth))
-        place, waiting, begun_queue = Signal(SLOT_BITS + 1), Signal(2 * SLOTS), Signal(range(queue_depth))
+        place, begun_queue = Signal(SLOT_BITS + 1), Signal(range(queue_depth))
         with m.Switch(function):
             for n in range(self.functions):
                 with m.Case(n):
-                    m.d.comb += [place.eq(self.places[n]), waiting.eq(self.waiting[n]), begun_queue.eq(begun_queues[n])]
+                    m.d.comb += [place.eq(self.places[n]), begun_queue.eq(begun_queues[n])]
         slot, table, descriptor, walk, fresh = Signal(Slot), Signal(RingTable), Signal(Descriptor), Signal(Walk), Signal(Walk)
         port, limit, index, port_waits = Signal(range(max(self.ports, 2))), Signal(16), Signal(16), Signal()
         with m.Switch(slot.queue):
@@ -186,7 +187,7 @@ class ChainWalker(wiring.Component):
             second_waits = self.waiting[n].bit_select(Cat(self.places[n][:SLOT_BITS], Const(1, 1)), 1)
             m.d.comb += [
                 ready[n].eq(
-                    (self.places[n] != self.scouted[n]) & ~(stuck[n] & second_waits) & ~(unasked[n] & ~self.room[n] & self.alive[n])),
+                    (self.places[n] != self.scouted[n]) & ~second_waits & ~(unasked[n] & ~self.room[n] & self.alive[n])),
                 lost[n].eq(begun[n] & ~stuck[n]
                            & (~self.alive[n] | self.suspend[n] | ~self.enabled.bit_select(begun_queues[n], 1))),
             ]
@@ -207,13 +208,21 @@ class ChainWalker(wiring.Component):
             sum_readable.eq(walk.readable + Mux(is_write, 0, descriptor.length)),
             sum_writable.eq(walk.writable + Mux(is_write, descriptor.length, 0)),
         ]
+        total, is_beyond, end, most = Signal(34), Signal(), Signal(33), Signal(16)
+        m.d.comb += [
+            total.eq(sum_readable + sum_writable),
+            end.eq(descriptor.address[:32] + descriptor.length),
+            is_beyond.eq(descriptor.address[32:].all() & end[32] & end[:32].any()),
+            most.eq(Mux(table.size < limit, table.size, limit)),
+        ]
         with m.If(is_table):
             m.d.comb += is_bad.eq(
-                in_table | (packed & (walk.slots != 0)) | ~has_sound_table(descriptor, table.rules, flags[spec.F_NEXT])
-                | (descriptor.length[4:] > limit))
+                in_table | is_beyond | (packed & (walk.slots != 0)) | ~has_sound_table(descriptor, table.rules, flags[spec.F_NEXT])
+                | (descriptor.length[4:] > most))
         with m.Else():
             m.d.comb += is_bad.eq(
-                (walk.count >= limit) | (walk.is_writing & ~is_write) | sum_readable[32] | sum_writable[32]
+                (walk.count >= most) | (walk.is_writing & ~is_write) | is_beyond
+                | sum_readable[32] | sum_writable[32] | (total > 1 << 32)
                 | (is_chained & Mux(packed, ~in_table & (walk.slots + 1 >= table.size), following >= entries)))
 
         # Segments: each waits until it is known whether it is its list's last.
@@ -236,6 +245,8 @@ class ChainWalker(wiring.Component):
 
         # Where the next descriptor is.
         target, offset, second_offset, in_first, in_second = Signal(60), Signal(16), Signal(16), Signal(), Signal()
+        table_place, table_block = descriptor.address[4:6], Signal(3)
+        m.d.comb += table_block.eq(LINE_DESCRIPTORS - table_place)
         rest, in_block, second_number, opens_second = Signal(16), Signal(3), Signal(7), Signal()
         m.d.comb += [
             offset.eq(walk.next - (slot.head - slot.before)),
@@ -338,6 +349,11 @@ class ChainWalker(wiring.Component):
                 with m.Else():
                     m.next = "JUDGE"
             with m.State("JUDGE"):
+                m.d.comb += [
+                    self.line.number.eq(second_number),
+                    self.line.place.eq(table_place),
+                    self.wants_line.eq(is_table),
+                ]
                 with m.If(packed & ~in_table & ~is_available(flags, slot.wrap)):
                     m.d.comb += [
                         gone.eq(1), flush.eq(queue_here), give_up.eq(is_begun), self.flush_ends.eq(Mux(is_begun, 0, queue_here)),
@@ -358,6 +374,14 @@ class ChainWalker(wiring.Component):
                     with m.If(packed):
                         m.d.sync += walk.id.eq(descriptor.flags)
                     m.next = "STEP"
+                    with m.If(walk.has_second):  # the scout has asked for its beginning
+                        m.d.sync += [
+                            walk.has_second.eq(0),
+                            walk.in_second.eq(1),
+                            walk.first.eq(0),
+                            walk.length.eq(Mux(descriptor.length[4:] < table_block, descriptor.length[4:], table_block)),
+                        ]
+                        m.next = "GET"
                 with m.Else():
                     m.next = "PUT"
             with m.State("PUT"):
@@ -422,8 +446,6 @@ class ChainWalker(wiring.Component):
                             m.next = "WAIT"
                     with m.Else():
                         m.d.comb += opens_second.eq(1)
-                        with m.If(waiting.bit_select(second_number, 1)):
-                            m.next = "WAIT"
             with m.State("ASK"):
                 m.d.comb += self.accesses.valid.eq(1)
                 with m.If(self.accesses.ready):

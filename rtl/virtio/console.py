@@ -9,10 +9,12 @@ from amaranth.lib.wiring import In, Out
 from ..dma.reader import WIDTHS
 from ..spec import virtio_console as spec
 from ..stream.arbiter import Arbiter
+from ..stream.queue import Queue
 from .device import Port, back_end_ports
-from .ports import join_port, port_streams
+from .ports import SMALL_READS, join_port, port_streams
 from .serializer import Serializer
 
+EMERGENCY_BYTES = 64  # that wait; more at once are lost
 PATIENCE = 16  # cycles without a byte that end a buffer
 
 
@@ -21,7 +23,7 @@ class ConsoleDevice:
     """A virtio-console device, for a card. [VIRTIO1.4 5.3]
 
     ``columns``, ``rows``: the size of the terminal, offered (SIZE) unless 0. ``emergency``: single bytes can be written into the
-    configuration (EMERG_WRITE). ``queue_size``: the largest of each queue.
+    configuration (EMERG_WRITE), also without a queue; they go to ``from_driver``. ``queue_size``: the largest of each queue.
     """
 
     columns: int = 0
@@ -45,7 +47,8 @@ class ConsoleDevice:
     @property
     def ports(self):
         """What the driver receives, what it transmits."""
-        return (Port((self.queue_size,), waits=True), Port((self.queue_size,)))
+        sizes = (self.queue_size,)
+        return (Port(sizes, waits=True, read_buffer_bytes=SMALL_READS), Port(sizes, read_buffer_bytes=SMALL_READS))
 
     def back_end(self, width):
         """Return the :class:`Console`."""
@@ -76,9 +79,6 @@ class Console(wiring.Component):
         Bytes that the driver receives.
     from_driver : ``Out(stream.Signature(8))``
         Bytes that the driver transmits.
-    emergency : ``In(stream.Signature(8))``
-        Bytes that the driver wrote into ``emerg_wr`` of the configuration; they go to ``from_driver``, also without a queue. Only if the
-        device has them.
     Others
         See :func:`.device.back_end_ports`: two ports, the first waits.
 
@@ -92,10 +92,9 @@ class Console(wiring.Component):
         if width not in WIDTHS:
             raise ValueError(f"Data width must be 64, 128, 256 or 512 bits, not {width!r}")
         self.width, self.device = width, device
-        members = {"to_driver": In(stream.Signature(8)), "from_driver": Out(stream.Signature(8))}
-        if device.emergency:
-            members["emergency"] = In(stream.Signature(8))
-        super().__init__({**back_end_ports(width, 2, device.config_bytes), **members})
+        super().__init__({
+            **back_end_ports(width, 2, device.config_bytes), "to_driver": In(stream.Signature(8)), "from_driver": Out(stream.Signature(8)),
+        })  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
@@ -114,7 +113,13 @@ class Console(wiring.Component):
         m.submodules.bytes = both = Arbiter(8, 1 + self.device.emergency)
         wiring.connect(m, transmit.o, both.i[0])
         if self.device.emergency:
-            wiring.connect(m, wiring.flipped(self.emergency), both.i[1])
+            m.submodules.emergency = emergency = Queue(8, EMERGENCY_BYTES)
+            wiring.connect(m, emergency.o, both.i[1])
+            word, lane = divmod(spec.EMERG_WR, 8)
+            m.d.comb += [
+                emergency.i.valid.eq((self.config_write.word == word) & self.config_write.enable[lane]),
+                emergency.i.payload.eq(self.config_write.data.word_select(lane, 8)),
+            ]
         wiring.connect(m, both.o, wiring.flipped(self.from_driver))
         return m
 

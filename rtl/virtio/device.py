@@ -11,7 +11,7 @@ from ..dma.layouts import ChainBeat, Segment, WriterDone, client_ports
 from ..dma.scatter_gather import ScatterGather
 from ..stream.arbiter import Arbiter
 from ..tlp.layouts import Hint
-from .layouts import Chain
+from .layouts import Chain, ConfigWrite
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def back_end_ports(width, ports=1, config_bytes=0):
     - ``settled``, ``failed``, ``flows`` (arrays of ``ports``): of the port's :class:`..dma.writer.Writer`.
     - ``features``: what driver and device agreed on. ``needs_reset``: pulse, the device cannot go on.
     - ``config``: the device configuration, byte 0 in bits 7:0. ``config_changed``: pulse, it is another from this cycle on.
+      ``config_write``: the driver writes to it.
     - ``stop``, ``stopped``: see "Stop" in rtl/README.md. ``port_stop``, ``port_stopped``: the same of one waiting port.
     - ``suspend``, ``suspended``: begin nothing with a chain that was not begun; nothing is begun. [VIRTIO1.4 3.4]
     """
@@ -79,7 +80,8 @@ def back_end_ports(width, ports=1, config_bytes=0):
         "readable": In(stream.Signature(ChainBeat(width))).array(ports),
         "writable": Out(stream.Signature(ChainBeat(width))).array(ports),
         "settled": In(1).array(ports), "failed": In(1).array(ports), "flows": Out(1).array(ports),
-        "features": In(128), "config": Out(8 * config_bytes), "config_changed": Out(1), "needs_reset": Out(1),
+        "features": In(128), "config": Out(8 * config_bytes), "config_changed": Out(1), "config_write": In(ConfigWrite),
+        "needs_reset": Out(1),
         "stop": In(1), "stopped": Out(1), "port_stop": In(ports), "port_stopped": Out(ports), "suspend": In(1), "suspended": Out(1),
     }  # fmt: skip
 
@@ -116,7 +118,7 @@ class DeviceFunction(wiring.Component):
         Of all ports.
     bursts, read_data, write_data, write_done : one per port
         Towards gate and requester.
-    features, config, config_changed, needs_reset, stop, stopped, port_stop, port_stopped, suspend, suspended
+    features, config, config_changed, config_write, needs_reset, stop, stopped, port_stop, port_stopped, suspend, suspended
         Of the back end, see :func:`back_end_ports`; what stops has its movers stopped, too.
     """
 
@@ -135,8 +137,8 @@ class DeviceFunction(wiring.Component):
             "finished": Out(stream.Signature(WriterDone)).array(count),
             "hints": Out(stream.Signature(Hint)),
             **{name: member.array(count) for name, member in client_ports(width).items()},
-            **{name: common[name] for name in ("features", "config", "config_changed", "needs_reset", "stop", "stopped", "port_stop",
-                                               "port_stopped", "suspend", "suspended")},
+            **{name: common[name] for name in ("features", "config", "config_changed", "config_write", "needs_reset", "stop", "stopped",
+                                               "port_stop", "port_stopped", "suspend", "suspended")},
             **self.outside,
         })  # fmt: skip
 
@@ -165,7 +167,7 @@ class DeviceFunction(wiring.Component):
             ]
         join(m, self, back_end, {name: name for name in self.outside})
         m.d.comb += [
-            *(getattr(back_end, name).eq(getattr(self, name)) for name in ("features", "stop", "port_stop", "suspend")),
+            *(getattr(back_end, name).eq(getattr(self, name)) for name in ("features", "config_write", "stop", "port_stop", "suspend")),
             *(getattr(self, name).eq(getattr(back_end, name)) for name in ("config", "config_changed", "needs_reset", "suspended")),
             self.stopped.eq(back_end.stopped & Cat(mover.stopped for mover in movers).all()),
         ]

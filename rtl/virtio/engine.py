@@ -121,9 +121,9 @@ class PortQueues(wiring.Component):
 class RingEngine(wiring.Component):
     """Serves virtqueues, split or packed: turns available descriptor chains into scatter lists, and finished ones into used entries.
 
-    Three parts look for chains, each with its own pace: a dispatcher asks for ring entries far ahead of their use, a scout for the indirect
-    tables and the far descriptors that they need, and a walker turns them into chains, in ring order; ``UsedRings`` publishes those that are
-    finished. A chain becomes visible only when its walk ended well. [VIRTIO1.4 2.7, 2.8]
+    Three parts look for chains, each with its own pace: a dispatcher asks for ring entries far ahead of their use, a scout for the
+    indirect tables and the far descriptors that they need, and a walker turns them into chains, in ring order; ``UsedRings`` publishes
+    those that are finished. A chain becomes visible only when its walk ended well. [VIRTIO1.4 2.7, 2.8]
 
     A ring that breaks a rule (see :class:`.chain_walker.ChainWalker`; an available index that jumps by more than the queue size, or back; a
     head beyond the queue), or whose access fails, or a chain whose ``finished`` is not OK, gives ``needs_reset`` for its function; nothing

@@ -108,7 +108,9 @@ def test_properties_that_no_device_writes(raw, what):
     ({"page_size_mask": 0}, "1 to 64 bits"), ({"page_size_mask": 1 << 64}, "1 to 64 bits"), ({"bypass": 2}, "0 or 1"),
     ({"capacity": 0}, "at least 1"), ({"endpoints": {1: (X86_MSI, Region(0, 9, RegionType.MSI))}}, "at most one MSI"),
     ({"endpoints": {1: (Region(0, 9), Region(9, 19))}}, "not be inverted or overlap"),
-    ({"endpoints": {1: (Region(9, 8),)}}, "not be inverted or overlap"),
+    ({"endpoints": {1: (RESERVED, RESERVED)}}, "not be inverted or overlap"),
+    ({"endpoints": {1: (Region(9, 8),)}}, "not be inverted or overlap"), ({"input_range": Range(9, 8)}, "Ranges must not be inverted"),
+    ({"domain_range": Range(1, 0)}, "Ranges must not be inverted"), ({"physical": (Range(1, 0),)}, "Ranges must not be inverted"),
     ({"endpoints": {1: (X86_MSI, RESERVED)}, "probe_size": 47}, "must fit in 47 bytes"),
 ])  # fmt: skip
 def test_devices_that_may_not_be(options, what):

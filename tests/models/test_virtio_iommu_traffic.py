@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 
 from ringwall.models.virtio.iommu import IommuDevice
-from ringwall.models.virtio.iommu_formats import Attach, AttachFlag, FaultReason, Map, Range, Region, Status
+from ringwall.models.virtio.iommu_formats import Attach, AttachFlag, Detach, FaultReason, Map, Range, Region, Status, Unmap
 from ringwall.models.virtio.iommu_rules import OFFERED, X86_MSI, IommuDescription
 from ringwall.models.virtio.iommu_traffic import ACCESSES, MALFORMED, VALID, IommuTraffic
 
@@ -92,3 +92,62 @@ def test_traffic_repeats():
     for options, what in (({"malformed": 1.5}, "between 0 and 1"), ({"weights": {"bad": 1}}, "not \\['bad'\\]")):
         with pytest.raises(ValueError, match=what):
             IommuTraffic(device_of(), random.Random(6), **options)
+
+
+class Pages:
+    """What requests that were OK have done, page by page."""
+
+    def __init__(self):
+        self.attached, self.bypass, self.pages = {}, set(), {}
+
+    def leave(self, endpoint):
+        number = self.attached.pop(endpoint, None)
+        if number not in self.attached.values():
+            self.bypass.discard(number)
+            self.pages = {key: value for key, value in self.pages.items() if key[0] != number}
+
+    def done(self, request):
+        match request:
+            case Attach(number, endpoint, flags):
+                if self.attached.get(endpoint) != number:
+                    self.leave(endpoint)
+                self.attached[endpoint] = number
+                self.bypass |= {number} if flags else set()
+            case Detach(number, endpoint):
+                if self.attached.get(endpoint) == number:
+                    self.leave(endpoint)
+            case Map(number, start, end, phys, flags):
+                for at in range(start, end, 4096):
+                    assert (number, at) not in self.pages
+                    self.pages[number, at] = phys + at - start, flags
+            case Unmap(number, start, end):
+                self.pages = {key: value for key, value in self.pages.items() if key[0] != number or not start <= key[1] <= end}
+
+    def goes(self, access):
+        """Where an access must go; None: nowhere."""
+        number = self.attached.get(access.endpoint)
+        if number is None or number in self.bypass:
+            return access.address
+        offset = access.address % 4096
+        phys, flags = self.pages.get((number, access.address - offset), (0, 0))
+        return phys + offset if flags & (2 if access.is_write else 1) else None
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_as_page_by_page(seed):
+    """MODEL-VIOMMU-GEN-4 (R27, R76): 3000 random requests served as our card does: accesses go where a dictionary of pages says that was
+    filled by the requests that were OK."""
+    device, rng, pages, count = device_of(), random.Random(seed), Pages(), 0
+    traffic = IommuTraffic(device, rng, pages=64, malformed=0.3)
+    kinds = {1: Attach, 2: Detach, 3: Map, 4: Unmap}
+    for _ in range(3000):
+        sent = traffic.request()
+        if device.execute(sent.readable, sent.room)[-4:] == bytes(4) and sent.readable[0] in kinds:
+            pages.done(kinds[sent.readable[0]].unpack(sent.readable))
+        for _ in range(3):
+            access = traffic.access()
+            if access.address < 0xFE000000:  # below the reserved regions
+                (verdict,) = device.translate(access.endpoint, access.address, access.is_write, access.length)
+                assert verdict.phys == pages.goes(access), (sent.name, access)
+                count += verdict.phys not in (None, access.address)
+    assert count > 1000

@@ -257,7 +257,7 @@ def test_split_malformed_parameters():
         ring.add_malformed("no such")
     assert all(Answer.REFUSED in kind.allowed for kind in Malformed)
     assert {kind for kind in Malformed if Answer.SERVED in kind.allowed} == {
-        Malformed.ZERO_LENGTH, Malformed.READABLE_AFTER_WRITABLE, Malformed.TOO_MANY_DESCRIPTORS}  # fmt: skip
+        Malformed.HEAD_TWICE, Malformed.ZERO_LENGTH, Malformed.READABLE_AFTER_WRITABLE, Malformed.TOO_MANY_DESCRIPTORS}  # fmt: skip
 
 
 def test_split_kick():

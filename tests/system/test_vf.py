@@ -5,6 +5,7 @@ from cocotb.triggers import ClockCycles
 
 from ringwall.models.host import ConfigRead, ConfigWrite, MemoryRead, disable_virtual, enable_msix
 from ringwall.models.tlp import TlpType
+from ringwall.models.virtio.driver import Feature, VirtioPciDriver
 from ringwall.rtl.config import BlkConfig, EndpointConfig
 from ringwall.rtl.verilog import RawCard
 from ringwall.sim.card import Card
@@ -56,7 +57,7 @@ async def check(disk, sector, content):
 
 @cocotb.test(timeout_time=400, timeout_unit="us")
 async def virtual_disks_work_and_go(dut):
-    """SYS-VF-1 (R54, R72): two VFs appear, work at once, go under load; one comes back with what it held; judged."""
+    """SYS-VF-1 (R54, R72): two VFs appear, work, go under load; one comes back with what it held; judged; the owner has SR_IOV (V124)."""
     card = await Card(dut, CONFIG, seed=cocotb.RANDOM_SEED, latency=20).begin()
     requests, perform = Requests(), card.port.perform
     card.observers.append(requests)
@@ -70,6 +71,11 @@ async def virtual_disks_work_and_go(dut):
     assert {index: bar.size for index, bar in plan.bars.items()} == {0: 16384, 2: 4096}
     assert not any(info.problems for info in card.functions)
     one, other = [await card.disk(n, buffer_pages=16, queue_size=16, base=n << 33) for n in (1, 2)]
+
+    owner = VirtioPciDriver(card.functions[0])
+    await card.port.run(owner.find())
+    await card.port.run(owner.read_features())
+    assert [driver.offered >> Feature.SR_IOV & 1 for driver in (owner, one.driver, other.driver)] == [1, 0, 0]
 
     # At once, each its own sectors, pages and interrupts.
     contents = [card.rng.randbytes(2 * SECTOR) for _ in range(2)]

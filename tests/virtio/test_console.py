@@ -8,9 +8,10 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.rtl.virtio.console import Console, ConsoleDevice
+from ringwall.rtl.virtio.layouts import ConfigWrite
 from ringwall.sim.back_end import BackEndPort
 from ringwall.sim.run import params, run
-from ringwall.sim.stream import Stream, cycle, random_ready, start
+from ringwall.sim.stream import Stream, cycle, pack, random_ready, start
 
 
 @pytest.mark.parametrize("width", [64, 128, 256, 512])
@@ -216,15 +217,22 @@ async def configuration_and_emergency(dut):
     assert int(dut.config.value).to_bytes(12, "little") == bytes([132, 0, 43, 0]) + bytes(8)
     if bench.width == 64:
         return  # has none
-    emergency = Stream(dut, "emergency")
+
+    async def emergency(text, pause=0):
+        for byte in text:
+            dut.config_write.value = pack(ConfigWrite, word=1, enable=0b1111, data=byte)
+            await RisingEdge(dut.clk)
+            dut.config_write.value = 0
+            await ClockCycles(dut.clk, 1 + pause)
+
     dut.stop.value = 1
     bench.from_driver.set_ready(1)
-    await emergency.put_many(b"before all")
+    await emergency(b"before all")
     await ClockCycles(dut.clk, 4)
     assert bytes(bench.sent) == b"before all"
     dut.stop.value = 0
     bench.sent.clear()
     cocotb.start_soon(bench.transmit.give(b"-" * 200))
-    await emergency.put_many(b"amid", lambda: 10)
+    await emergency(b"amid", 10)
     await bench.until(lambda: len(bench.sent) == 204)
     assert bytes(bench.sent).replace(b"-", b"") == b"amid" and bench.sent[-1] == ord("-")

@@ -1,0 +1,257 @@
+"""RingEngine alone, on every kind of ring: the models' drivers, good and bad ones, judge what comes out."""
+
+import os
+
+import cocotb
+import pytest
+from cocotb.triggers import ClockCycles
+
+from ringwall.models.memory import Access
+from ringwall.models.virtio.driver import Feature
+from ringwall.models.virtio.hostile import hostile_ring
+from ringwall.models.virtio.ring import Answer
+from ringwall.rtl.tlp.layouts import BurstStatus
+from ringwall.rtl.virtio.engine import PortDescription, RingEngine
+from ringwall.sim.ring_bench import RingBench
+from ringwall.sim.run import params, run
+
+PORTS = ((0, (16, 8)), (1, (16,)), (1, (8,)))
+PACKED, INDIRECT, EVENT, IN_ORDER = (1 << bit for bit in (Feature.RING_PACKED, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.IN_ORDER))
+KINDS = [packed | others for packed in (0, PACKED) for others in (0, INDIRECT, EVENT, IN_ORDER, INDIRECT | EVENT | IN_ORDER)]
+
+
+def dut(width):
+    return RingEngine(width=width, functions=(1, 2), clients=(1, 4),
+                      ports=[PortDescription(function, sizes, n == 2) for n, (function, sizes) in enumerate(PORTS)])  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [64])  # the most beats in a line; tests/virtio/test_engine.py has all widths, tests/bench 256
+def test_rings(request, width):
+    run(dut(width), module=__name__, node=request.node.nodeid, params={"width": width}, sim=os.environ.get("SIM") or "verilator")
+
+
+async def bench_of(dut):
+    return await RingBench(dut, params()["width"], PORTS).begin()
+
+
+async def traffic(bench, queue, rounds, *, most=5):
+    """Random chains on one queue; each must arrive as it was made, once and in order."""
+    ring, rng, port = bench.rings[queue], bench.rng, sum(queue >= edge for edge in (2, 3))
+    back, index = bench.backs[port], queue if port == 0 else port - 1
+    for _ in range(rounds):
+        made = []
+        while ring.free_count >= most and len(made) < rng.randrange(1, 12):
+            readable, writable = bench.spans(most)
+            name = ring.add_chain(readable, writable, direct=rng.choice([None, 0]) if ring.indirect else None)
+            made.append((name, readable, writable))
+        seen = len(back.chains)
+        await bench.publish(queue)
+        found = []
+        while len(found) < len(made):
+            await bench.until(lambda: ring.has_used)
+            found += ring.poll_used()
+        mine = [chain[1:] for chain in back.chains[seen:] if chain[0] == index]
+        assert mine == [(readable, writable) for _, readable, writable in made]
+        assert found == [(name, sum(length for _, length in writable)) for name, _, writable in made]
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def chains_are_served(dut):
+    """VIRTIO-RING-11: chains of every kind of ring arrive whole, once, in order; doorbells as asked (V024, V046, V049, V055, V057)."""
+    bench = await bench_of(dut)
+    for features in KINDS:
+        is_packed = bool(features & PACKED)
+        dut._log.info("features %#x", features)
+        for queue, size in enumerate((13, 7, 11, 5) if is_packed else (16, 8, 16, 8)):
+            arrangement = "contiguous" if features & IN_ORDER else bench.rng.choice(["contiguous", "scattered", "reversed"])
+            await bench.enable(queue, size, features, arrangement=arrangement)
+        tasks = [cocotb.start_soon(traffic(bench, queue, 3, most=4)) for queue in range(4)]
+        for task in tasks:
+            await task
+        assert not bench.broken
+        for queue in range(4):
+            await bench.reset(queue)
+
+
+async def works(bench, queue):
+    """Make the queue anew and use it."""
+    await bench.enable(queue, 8, bench.features[queue])
+    await traffic(bench, queue, 2)
+
+
+@cocotb.test(timeout_time=8, timeout_unit="ms")
+async def malformed_rings_are_refused(dut):
+    """VIRTIO-RING-12: malformed rings end as allowed (V031, V032, V047, V048, V059) in bounded reads (V067); stop mends."""
+    bench = await bench_of(dut)
+    spans = ([(0x5000, 64), (0x6000, 10)], [(0x7000, 100)])
+    for features in (0, INDIRECT, PACKED, PACKED | INDIRECT):
+        await bench.enable(2, 16, features)
+        for kind in (await bench.enable(0, 8, features)).malformed:
+            if kind.needs_indirect not in (None, bool(features & INDIRECT)):
+                continue
+            await bench.enable(0, 8, features)
+            ring, back, server, before = bench.rings[0], bench.backs[0], bench.servers[0], len(bench.backs[0].chains)
+            bench.broken.clear()
+            reads = sum(not burst.is_write for _, burst, _ in server.log)
+            ring.add_malformed(kind, *spans)
+            await bench.publish(0, always=True)
+            await ClockCycles(dut.clk, 1500)
+            answer = Answer.REFUSED if bench.broken else Answer.SERVED if len(back.chains) > before else Answer.IDLE
+            dut._log.info("%#x %s: %s, %d reads", features, kind.name, answer, sum(not b.is_write for _, b, _ in server.log) - reads)
+            assert answer in kind.allowed and len(bench.broken) <= 1
+            assert sum(not burst.is_write for _, burst, _ in server.log) - reads <= ring.read_bound()
+            await traffic(bench, 2, 1)
+            await bench.publish(0, always=True)
+            await ClockCycles(dut.clk, 60)
+            assert len(bench.broken) <= 1 and not set(bench.broken) - {0}
+            await bench.stop(0)
+            await works(bench, 0)
+            await bench.stop(0)
+        await bench.stop(1)
+
+
+@cocotb.test(timeout_time=8, timeout_unit="ms")
+async def queues_are_taken_back(dut):
+    """VIRTIO-RING-13: RESET at any moment ends in idle, with no access and no notification behind it (V014-V016)."""
+    bench = await bench_of(dut)
+    for features in (0, PACKED | INDIRECT | EVENT):
+        for turn in range(9):
+            queue = (0, 3, 1)[turn % 3]  # with another queue of its port, of a port that waits
+            for q in {0, queue}:
+                await bench.enable(q, 8, features)
+            bench.backs[2].held = queue == 3 and turn % 2 == 0
+            ring = bench.rings[queue]
+            for _ in range(4):
+                ring.add_chain(*bench.spans(2), direct=0 if features and bench.rng.random() < 0.5 else None)
+            other = cocotb.start_soon(traffic(bench, 0, 3)) if queue else None
+            await bench.publish(queue, always=True)
+            await ClockCycles(dut.clk, bench.rng.randrange(250))
+            await bench.reset(queue)
+            low, high = 0x100000 * (queue + 1), 0x100000 * (queue + 2)
+            bench.told(queue)
+            logs = [len(server.log) for server in bench.servers]
+            await ClockCycles(dut.clk, 150)
+            late = [burst for server, at in zip(bench.servers, logs) for _, burst, _ in server.log[at:] if low <= burst.address < high]
+            assert not late and not bench.told(queue)
+            if other:
+                await other
+                await bench.reset(0)
+            bench.backs[2].held = False
+            await works(bench, queue)
+            await bench.reset(queue)
+    assert not bench.broken
+
+
+@cocotb.test(timeout_time=8, timeout_unit="ms")
+async def functions_are_suspended(dut):
+    """VIRTIO-RING-14: suspend ends in suspended, with nothing on the link until resume (V019, V023); nothing is lost."""
+    bench = await bench_of(dut)
+    for features in (0, PACKED | EVENT):
+        for queue in (2, 3):
+            await bench.enable(queue, 16 if queue == 2 else 8, features)
+        for _ in range(5):
+            tasks = [cocotb.start_soon(traffic(bench, queue, 3)) for queue in (2, 3)]
+            await ClockCycles(dut.clk, bench.rng.randrange(400))
+            bench.backs[2].held = True
+            dut.suspend.value = 2
+            await bench.until(lambda: int(dut.suspended.value) == 2)
+            count, notes = len(bench.servers[1].log), len(bench.notes)
+            await ClockCycles(dut.clk, 200)
+            assert int(dut.suspended.value) == 2 and count == len(bench.servers[1].log) and notes == len(bench.notes)
+            bench.backs[2].held = False
+            bench.backs[2].news.set()
+            dut.suspend.value = 0
+            for task in tasks:
+                await task
+        for queue in (2, 3):
+            await bench.reset(queue)
+    assert not bench.broken
+
+
+@cocotb.test(timeout_time=8, timeout_unit="ms")
+async def hostile_rings_are_survived(dut):
+    """VIRTIO-RING-15: random hostile rings: only what is allowed is touched, reads are bounded, refused where they must be."""
+    bench = await bench_of(dut)
+    server = bench.servers[0]
+    for turn in range(40):
+        features = bench.rng.choice((0, PACKED)) | bench.rng.choice((0, INDIRECT)) | bench.rng.choice((0, EVENT))
+        hostile = hostile_ring(bench.rng, features, size=8, base=0x100000)
+        bench.memory.write(hostile.base, hostile.image)
+        await bench.give(0, hostile.layout, features)
+        bench.broken.clear()
+        first, before = len(server.log), len(bench.backs[0].chains)
+        await bench.kicks.put(0)
+        await ClockCycles(dut.clk, 2500)
+        accesses = [Access(burst.address, data, burst.is_write, "engine") for _, burst, data in server.log[first:] if data is not None]
+        problems = hostile.problems(accesses, bench.memory)
+        served = len(bench.backs[0].chains) - before
+        dut._log.info("%d %#x: broken %s, %d chains of %d", turn, features, bench.broken, served, len(hostile.chains))
+        assert not problems, f"{turn} {hostile}: {problems}"
+        if hostile.must_refuse:
+            assert bench.broken == [0], f"{turn}: {hostile} was not refused"
+        elif not hostile.may_refuse and not any(chain.table and chain.table[0] % 16 for chain in hostile.chains):
+            assert not bench.broken, f"{turn}: {hostile} was refused"
+        if not bench.broken:
+            assert served == sum(chain.is_complete for chain in hostile.chains)
+        await bench.stop(0)
+
+
+@cocotb.test(timeout_time=8, timeout_unit="ms")
+async def failed_accesses_need_reset(dut):
+    """VIRTIO-RING-16: each read or write of a ring that fails gives needs_reset once; the other function works, stop mends (R03)."""
+    bench = await bench_of(dut)
+    for features in (INDIRECT | EVENT, PACKED | INDIRECT | EVENT, PACKED):
+        await bench.enable(2, 16, features)
+        kinds = {"read": lambda burst: not burst.is_write, "write": lambda burst: burst.is_write}
+        for name, chosen in kinds.items():
+            for number in range(12):
+                ring = await bench.enable(0, 8, features)
+                for tables in (0, None, 0):
+                    ring.add_chain(*bench.spans(2), direct=tables if ring.indirect else None)
+                bench.broken.clear()
+                seen = []
+
+                def status(burst, seen=seen, chosen=chosen, number=number):
+                    if burst.function == 1 and chosen(burst):
+                        seen.append(burst)
+                    return BurstStatus.UR if len(seen) == number + 1 and seen[-1] is burst else BurstStatus.OK
+
+                bench.status = status
+                await bench.publish(0, always=True)
+                await ClockCycles(dut.clk, 700)
+                bench.status = lambda burst: BurstStatus.OK
+                assert bench.broken == [0] * (len(seen) > number), f"{features:#x} {name} {number}: {seen[number:]}"
+                await traffic(bench, 2, 1)
+                await bench.stop(0)
+                if len(seen) <= number:
+                    break
+            assert number > 2
+        await works(bench, 0)
+        await bench.stop(0)
+        await bench.stop(1)
+
+
+@cocotb.test(timeout_time=8, timeout_unit="ms")
+async def stop_is_quick_and_clean(dut):
+    """VIRTIO-RING-17: stop at any moment ends in stopped with nothing under way (V011); the function begins anew, the other goes on."""
+    bench = await bench_of(dut)
+    for features in (INDIRECT | EVENT, PACKED | INDIRECT | EVENT):
+        for _ in range(12):
+            for queue, size in enumerate((16, 8)):
+                ring = await bench.enable(queue, size, features)
+                while ring.free_count > 3:
+                    ring.add_chain(*bench.spans(3), direct=bench.rng.choice([0, None]))
+                await bench.publish(queue, always=True)
+            await bench.enable(2, 16, features)
+            other = cocotb.start_soon(traffic(bench, 2, 1))
+            await ClockCycles(dut.clk, bench.rng.randrange(300))
+            await bench.stop(0)
+            assert not bench.servers[0].reads and not bench.servers[0].writes
+            count = len(bench.servers[0].log)
+            await ClockCycles(dut.clk, 60)
+            assert count == len(bench.servers[0].log)
+            await other
+            await bench.reset(2)
+            await works(bench, 0)
+            await bench.stop(0)
+    assert not bench.broken
