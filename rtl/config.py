@@ -16,7 +16,6 @@ from .function.description import (
     SerialNumber,
 )
 from .iommu.features import Features
-from .iommu.features import Features
 from .spec.virtio import F_SR_IOV
 from .viommu.device import IommuDevice
 from .virtio.blk import Blk
