@@ -111,7 +111,7 @@ class Endpoint(wiring.Component):
 
     def __init__(self, config: EndpointConfig):
         self.config = config
-        tlps = stream.Signature(TlpBeat(config.width))
+        tlps = stream.Signature(TlpBeat(config.width, config.pasid_bits > 0))
         self._places, client, queue, port = [], 0, 0, 0
         for number, device in enumerate(config.all_devices, config.first_disk):
             ports = len(device.ports)
@@ -218,7 +218,7 @@ class Endpoint(wiring.Component):
                 transport.idle.eq(engine.idle[place.queue :]),
                 engine.suspend[n].eq(transport.suspend),
                 function.suspend.eq(transport.suspend),
-                transport.suspended.eq(engine.suspended[n] & function.suspended),
+                transport.suspended.eq(engine.suspended[n] & function.suspended & msix.quiet[n]),
                 function.port_stop.eq(engine.port_stop[place.port :]),
                 engine.port_stopped[place.port : place.port + len(device.ports)].eq(function.port_stopped),
                 function.features.eq(transport.features),

@@ -80,7 +80,7 @@ class ChainWalker(wiring.Component):
         See :class:`.dispatcher.Dispatcher`.
     release : ``Out(ports)``
         Pulse: a slot of the port is gone and no chain comes of it.
-    port_empty : ``In(ports)``
+    port_ready : ``In(ports)``
         There is room for the segments of the longest chain.
     readable, writable, put_readable, put_writable, commit, rollback : ``Out``
         Segments, pulses of the ports that take them, and what becomes of them.
@@ -125,7 +125,7 @@ class ChainWalker(wiring.Component):
             "midway": Out(self.queues),
             "barred": Out(self.queues),
             "release": Out(self.ports),
-            "port_empty": In(self.ports),
+            "port_ready": In(self.ports),
             "readable": Out(Segment),
             "writable": Out(Segment),
             "put_readable": Out(self.ports),
@@ -195,7 +195,7 @@ class ChainWalker(wiring.Component):
         # What the descriptor says.
         packed, flags = Signal(), Signal(16)
         is_chained, is_table, is_write, is_bad, following, entries = Signal(), Signal(), Signal(), Signal(), Signal(16), Signal(16)
-        sum_readable, sum_writable = Signal(33), Signal(33)
+        sum_readable, sum_writable, is_too_much = Signal(33), Signal(33), Signal()  # with the descriptor, one cycle after it
         in_table = walk.in_table
         m.d.comb += [
             packed.eq(table.rules.packed),
@@ -205,12 +205,14 @@ class ChainWalker(wiring.Component):
             following.eq(Mux(packed, walk.next + 1, descriptor.next)),
             is_chained.eq(Mux(packed & in_table, following != walk.entries, flags[spec.F_NEXT])),
             entries.eq(Mux(in_table, walk.entries, table.size)),
+            is_too_much.eq(sum_readable[32] | sum_writable[32] | (sum_readable + sum_writable > 1 << 32)),
+        ]
+        m.d.sync += [
             sum_readable.eq(walk.readable + Mux(is_write, 0, descriptor.length)),
             sum_writable.eq(walk.writable + Mux(is_write, descriptor.length, 0)),
         ]
-        total, is_beyond, end, most = Signal(34), Signal(), Signal(33), Signal(16)
+        is_beyond, end, most = Signal(), Signal(33), Signal(16)
         m.d.comb += [
-            total.eq(sum_readable + sum_writable),
             end.eq(descriptor.address[:32] + descriptor.length),
             is_beyond.eq(descriptor.address[32:].all() & end[32] & end[:32].any()),
             most.eq(Mux(table.size < limit, table.size, limit)),
@@ -222,7 +224,6 @@ class ChainWalker(wiring.Component):
         with m.Else():
             m.d.comb += is_bad.eq(
                 (walk.count >= most) | (walk.is_writing & ~is_write) | is_beyond
-                | sum_readable[32] | sum_writable[32] | (total > 1 << 32)
                 | (is_chained & Mux(packed, ~in_table & (walk.slots + 1 >= table.size), following >= entries)))
 
         # Segments: each waits until it is known whether it is its list's last.
@@ -342,7 +343,7 @@ class ChainWalker(wiring.Component):
                     m.d.sync += alone.eq(alone | here)
                 with m.Elif((self.suspend & here).any()):
                     m.d.comb += [gone.eq(1), flush.eq(queue_here), give_up.eq(is_begun)]
-                with m.Elif(~is_begun & ~(self.port_empty & port_here).any()):
+                with m.Elif(~is_begun & ~(self.port_ready & port_here).any()):
                     m.d.comb += [gone.eq(port_waits), flush.eq(Mux(port_waits, queue_here, 0)), self.flush_parks.eq(flush)]
                 with m.Elif(resumed & (unasked & here).any()):
                     m.next = "STEP"
@@ -403,7 +404,10 @@ class ChainWalker(wiring.Component):
                     m.d.sync += walk.id.eq(descriptor.flags)
                 with m.If(has_bytes):
                     m.d.sync += [walk.held.eq(this), walk.held_valid.eq(1), walk.held_is_write.eq(is_write)]
-                with m.If(is_end):
+                with m.If(is_too_much):
+                    m.d.comb += [gone.eq(1), give_up.eq(is_begun), self.broken.eq(here)]
+                    m.next = "CHOOSE"
+                with m.Elif(is_end):
                     m.next = "COMMIT"
                     with m.If(is_alike):
                         m.next = "PUT_LAST"

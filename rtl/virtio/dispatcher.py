@@ -88,7 +88,7 @@ class Dispatcher(wiring.Component):
         It is neither stopped nor broken.
     claim : ``Out(ports)``
         Pulse: a slot of the port is taken.
-    port_free, port_roomy, port_empty : ``In(ports)``
+    port_free, port_roomy, port_ready : ``In(ports)``
         It may take one more; several; a whole chain's segments.
     forget : ``In(functions)``
         Its queues are not served any more.
@@ -134,7 +134,7 @@ class Dispatcher(wiring.Component):
             "claim": Out(self.ports),
             "port_free": In(self.ports),
             "port_roomy": In(self.ports),
-            "port_empty": In(self.ports),
+            "port_ready": In(self.ports),
             "forget": In(self.functions),
             "broken": Out(self.functions),
             "at_work": Out(self.functions),
@@ -187,7 +187,7 @@ class Dispatcher(wiring.Component):
         for q, (n, p) in enumerate(zip(self.queue_functions, self.queue_ports)):
             m.d.comb += wants[q].eq(
                 self.enabled[q] & self.alive[n] & ~self.suspend[n] & self.room[n] & ~self.barred[q]
-                & ~(parked[q] & ~self.port_empty[p])
+                & ~(parked[q] & ~self.port_ready[p])
                 & (work[q] | (hungry[q] & slots_roomy[n] & self.port_roomy[p])))
         turn = Signal(range(depth))
 

@@ -69,7 +69,7 @@ class PortQueues(wiring.Component):
         Pulse: the back end has finished a chain.
     is_free, is_roomy : ``Out(1)``
         One more entry may be asked for; several.
-    is_empty : ``Out(1)``
+    is_ready : ``Out(1)``
         There is room for the segments of the longest chain.
     stop : ``In(1)``
         All chains are forgotten.
@@ -84,7 +84,7 @@ class PortQueues(wiring.Component):
             "readables": Out(stream.Signature(Segment)),
             "writables": Out(stream.Signature(Segment)),
             "claim": In(1), "release": In(1), "finished": In(1),
-            "is_free": Out(1), "is_roomy": Out(1), "is_empty": Out(1), "stop": In(1),
+            "is_free": Out(1), "is_roomy": Out(1), "is_ready": Out(1), "stop": In(1),
         })
 
     def elaborate(self, platform):
@@ -109,7 +109,7 @@ class PortQueues(wiring.Component):
         m.d.comb += [
             self.is_free.eq(entries + flying < most),
             self.is_roomy.eq(entries + flying <= most // 2),
-            self.is_empty.eq(Cat(rooms).all()),
+            self.is_ready.eq(Cat(rooms).all()),
         ]
         m.d.sync += [
             entries.eq(entries + self.claim - self.release - self.commit),
@@ -351,8 +351,8 @@ class RingEngine(wiring.Component):
                 port.finished.eq(self.finished[n].valid & self.finished[n].ready & ~stop),
                 dispatcher.port_free[n].eq(port.is_free),
                 dispatcher.port_roomy[n].eq(port.is_roomy),
-                dispatcher.port_empty[n].eq(port.is_empty),
-                walker.port_empty[n].eq(port.is_empty),
+                dispatcher.port_ready[n].eq(port.is_ready),
+                walker.port_ready[n].eq(port.is_ready),
                 used.flights[n].valid.eq(walker.commit[n]),
                 used.flights[n].payload.eq(walker.flight),
             ]

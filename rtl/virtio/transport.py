@@ -9,6 +9,7 @@ from ..function.description import (
     Bar,
     FunctionDescription,
     MsixCapability,
+    PasidCapability,
     PcieCapability,
     PowerCapability,
     SriovCapability,
@@ -66,7 +67,7 @@ def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, p
         subsystem_id=device_id,
         bars=bars,
         capabilities=(
-            pcie or PcieCapability(has_flr=True),
+            pcie or PcieCapability(has_flr=True, has_prefixes=any(isinstance(c, PasidCapability) for c in extended)),
             MsixCapability(vectors, MSIX_BAR, 0, MSIX_BAR, MSIX_PBA),
             PowerCapability(keeps_state=False),
             *(VirtioCapability(kind, REGISTERS_BAR, n * STRUCTURE_BYTES, length) for kind, n, length in places if length),

@@ -255,7 +255,10 @@ class UsedWriter(wiring.Component):
             with m.State("LOAD"):
                 m.d.comb += take.eq(waits)
                 m.d.sync += [context.eq(read_context.data), ahead.eq(read_context.data.position), skipped.eq(0)]
-                m.d.sync += opened.eq(read_context.data.opened) if self.packets else opened.position.eq(read_context.data.position)
+                if self.packets:
+                    m.d.sync += opened.eq(read_context.data.opened)
+                else:
+                    m.d.sync += [opened.position.eq(read_context.data.position), opened.count.eq(0)]
                 m.next = "ADDRESS"
                 with m.If(~waits | is_dead | ~self.enabled.bit_select(queue, 1)):
                     m.next = "CHOOSE"

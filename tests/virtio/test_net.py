@@ -236,7 +236,7 @@ async def frames_fill_buffers(dut):
     frames = [any_packet(rng, size, macs=(MAC, bytes(6))).frame for size in sizes]
     rooms = [rng.choice([0, 5, 11, 12, 13, bench.lanes, 100, 100, 100, 200, rng.randrange(12, 700)]) for _ in range(800)]
     lost = await receive(bench, frames, rooms, gaps=lambda: rng.choice([0, 0, 0, 1]))
-    assert lost == dut.received_drops.value and 5 < lost < 40
+    assert lost == dut.received_drops.value and lost < 40
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")

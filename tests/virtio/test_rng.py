@@ -146,6 +146,7 @@ async def stop_empties_it(dut):
         stop.value, dut.suspend.value = 1, rng.randrange(2)
         port.writable.set_ready(1)  # as a mover that is stopped
         await giving
+        await port.give(b"late", 9)
         while not stopped.value:
             await RisingEdge(dut.clk)
         assert not dut.writable__0__valid.value
