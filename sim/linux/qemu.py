@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from . import uml
+from . import uml, viot
 
 __all__ = ["ARCHITECTURES", "IOMMUS", "command", "run"]
 
 ARCHITECTURES = ("amd64", "riscv64")
-IOMMUS = ("none", "intel", "virtio")
+IOMMUS = ("none", "intel", "virtio", "card")
 _MACHINES = {"amd64": "q35,accel=tcg,memory-backend=memory", "riscv64": "virt,aia=aplic-imsic,accel=tcg,memory-backend=memory"}
 _CPUS = {"amd64": "max,la57=off", "riscv64": "max"}
 _CONSOLES = {"amd64": "ttyS0", "riscv64": "ttyS0"}
@@ -16,14 +16,17 @@ _IOMMU = {
     "none": ((), ()),
     "intel": (("-device", "intel-iommu,caching-mode=on"), ("intel_iommu=on", "iommu.strict=1")),
     "virtio": (("-device", "virtio-iommu-pci"), ("iommu.strict=1",)),
+    "card": ((), ("iommu.strict=1",)),
 }
+_FIRST_SLOT = 0x10  # on the root bus, where the card's functions are when it has the IOMMU
 # Where our messages go: on amd64 no memory is ever there; a guest of another architecture may put memory everywhere but here.
 _MESSAGES = {"amd64": (0xFEE0_0000, 0x10_0000), "riscv64": (1 << 63, 0x10_0000)}
 _ANSWER_MS = 600_000  # QEMU's patience with an answer; its vCPU stands still meanwhile, so nothing is gained by less
 _JOB_TIMEOUT_S = 1_000_000  # of the guest's clock: timeout_s is what counts
 
 
-def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memory_mb=256, words=(), prompt=False, reboots=False):
+def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memory_mb=256, words=(), prompt=False, reboots=False,
+            viot_file=None):  # fmt: skip
     """Return the command that starts QEMU: one PCI Express slot with a ``vfio-user-pci`` for each socket, console on standard output.
 
     The guest's clock counts its instructions, and is the host's while it waits: a busy host is none to the guest. With a ``prompt`` its
@@ -40,7 +43,8 @@ def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memo
     arch : :class:`str`
         One of `ARCHITECTURES`.
     iommu : :class:`str`
-        One of `IOMMUS`: what QEMU puts in front of all devices.
+        One of `IOMMUS`: what QEMU puts in front of all devices; "card": function 0 of the card is a virtio-iommu for the others, whose
+        endpoint IDs are their places in ``sockets``. Then all are on the root bus, and `viot_file` has the table that says so.
     memory_mb : :class:`int`
         The guest's memory, a file that the card reaches.
     words : iterable of :class:`str`
@@ -49,6 +53,8 @@ def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memo
         Standard input is the console's, too.
     reboots : :class:`bool`
         A reboot boots again; otherwise it ends QEMU.
+    viot_file : path or None
+        Where the table is written.
 
     Raises
     ------
@@ -59,8 +65,10 @@ def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memo
         raise ValueError(f"Architecture of the guest must be one of {', '.join(ARCHITECTURES)}, not {arch!r}")
     if iommu not in IOMMUS:
         raise ValueError(f"IOMMU in front of the card must be one of {', '.join(IOMMUS)}, not {iommu!r}")
-    if iommu == "intel" and arch != "amd64":
-        raise ValueError(f"An Intel IOMMU must be in a guest of amd64, not {arch!r}")
+    if iommu in ("intel", "card") and arch != "amd64":
+        raise ValueError(f"An Intel IOMMU, and one that ACPI tells of, must be in a guest of amd64, not {arch!r}")
+    if iommu == "card" and viot_file is None:
+        raise ValueError("A card that has the IOMMU must have a file for its table, not None")
     if not isinstance(memory_mb, int) or not 64 <= memory_mb <= 2048:
         raise ValueError(f"Memory must be between 64 and 2048 MiB, not {memory_mb!r}")
     devices, more = _IOMMU[iommu]
@@ -73,9 +81,17 @@ def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memo
         found += ["-icount", "shift=2,sleep=on"]
     if not reboots:
         found.append("-no-reboot")
+    if iommu == "card":
+        places = [_FIRST_SLOT + n << 3 for n in range(len(sockets))]
+        Path(viot_file).write_bytes(viot.table(places[0], {place: n for n, place in enumerate(places) if n}))
+        found += ["-acpitable", f"sig=VIOT,rev=0,data={viot_file}"]
     for n, path in enumerate(sockets):
         device = {"driver": "vfio-user-pci", "bus": f"slot{n}", "socket": {"type": "unix", "path": str(path)}, "x-msg-timeout": _ANSWER_MS}
-        found += ["-device", f"pcie-root-port,id=slot{n},chassis={n}", "-device", json.dumps(device)]
+        if iommu == "card":
+            device |= {"bus": "pcie.0", "addr": hex(_FIRST_SLOT + n)}
+        else:
+            found += ["-device", f"pcie-root-port,id=slot{n},chassis={n}"]
+        found += ["-device", json.dumps(device)]
     line = [f"console={_CONSOLES[arch]}", "panic=-1", "rdinit=/init", *more, *words]
     return [*found, "-kernel", str(linux), "-initrd", str(image), "-append", " ".join(line)]
 
@@ -88,6 +104,7 @@ def run(loop, sockets, *, emulator, linux, image, job, folder, arch="amd64", iom
     """
     loop.bridge.messages = _MESSAGES.get(arch, loop.bridge.messages)
     started = command(emulator, sockets, linux=linux, image=image, arch=arch, iommu=iommu, memory_mb=memory_mb,
-                      words=[f"job={job}", f"job_timeout={_JOB_TIMEOUT_S}", *words], prompt=prompt, reboots=job == "reboot")  # fmt: skip
+                      words=[f"job={job}", f"job_timeout={_JOB_TIMEOUT_S}", *words], prompt=prompt, reboots=job == "reboot",
+                      viot_file=Path(folder) / "viot.bin")  # fmt: skip
     return uml.serve(loop, started, folder=Path(folder), timeout_s=timeout_s, echo=echo, prompt=prompt,
                      expect=(*expect, *uml.EXPECTED.get(job, ())), until=until, name=name)  # fmt: skip
