@@ -183,12 +183,13 @@ def pcie_capability(*, mps_supported: int = 512, ext_tag: bool = True, flr: bool
                     link_status: int = 0, device_capabilities_2: int = 1 << 4, device_control_2_rw: int = 1 << 4,
                     link_capabilities_2: int = 0, link_control_2: int = 0, link_control_2_rw: int = 0,
                     ext_tag_reset: bool = False, timeout_ranges: int = 0, atomic_requester: bool = False, atomic_completer: int = 0,
-                    tag_10_completer: bool = False, tag_10_requester: bool = False, ido: bool = False,
+                    tag_10_completer: bool = False, tag_10_requester: bool = False, ido: bool = False, prefixes: int = 0,
                     offset: int | None = None) -> CapabilityDescription:  # fmt: skip
     """Return a PCI Express capability, version 2, of an endpoint; what a link brings along is given as numbers. [PCIe5 7.5.3]
 
-    The words for AtomicOps (``atomic_completer``: bits for 32, 64 and 128-bit CAS), 10-bit tags, ID-based ordering and ranges of the
-    completion timeout (bits A to D) are added to the two numbers for Device Capabilities 2 and Device Control 2.
+    The words for AtomicOps (``atomic_completer``: bits for 32, 64 and 128-bit CAS), 10-bit tags, ID-based ordering, ranges of the
+    completion timeout (bits A to D) and up to 4 End-End TLP prefixes are added to the two numbers for Device Capabilities 2 and Device
+    Control 2. Prefixes need the Fmt field of three bits. [PCIe5 2.2.10]
     """
     if mps_supported not in (128, 256, 512, 1024, 2048, 4096):
         raise ValueError(f"Max_Payload_Size supported must be a power of two between 128 and 4096, not {mps_supported!r}")
@@ -198,6 +199,8 @@ def pcie_capability(*, mps_supported: int = 512, ext_tag: bool = True, flr: bool
         raise ValueError(f"AtomicOps of a completer must be three bits, not {atomic_completer!r}")
     if tag_10_requester and not tag_10_completer:
         raise ValueError("A requester of 10-bit tags must also complete them [PCIe5 7.5.3.15], not False")
+    if not 0 <= prefixes <= 4:
+        raise ValueError(f"End-End TLP prefixes must be at most 4, not {prefixes!r}")
     made = _Body(CAP_PCIE, 60, 2)
     made.put(0x02, 0x0002)
     made.put(0x04, mps_supported.bit_length() - 8 | ext_tag << 5 | 1 << 15 | flr << 28)  # 15: Role-Based Error Reporting
@@ -207,7 +210,8 @@ def pcie_capability(*, mps_supported: int = 512, ext_tag: bool = True, flr: bool
     made.put(0x0C, link_capabilities)
     made.put(0x10, rw=LINK_CONTROL_RW, kept=LINK_CONTROL_RW)
     made.put(0x12, link_status)
-    made.put(0x24, device_capabilities_2 | timeout_ranges | atomic_completer << 7 | tag_10_completer << 16 | tag_10_requester << 17)
+    made.put(0x24, device_capabilities_2 | timeout_ranges | atomic_completer << 7 | tag_10_completer << 16 | tag_10_requester << 17
+             | (0b11 << 20 | prefixes % 4 << 22 if prefixes else 0))  # fmt: skip
     enables = (0xF if timeout_ranges else 0) | atomic_requester << 6 | (3 << 8 if ido else 0) | tag_10_requester << 12
     made.put(0x28, rw=device_control_2_rw | enables)
     made.put(0x2C, link_capabilities_2)

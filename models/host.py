@@ -16,7 +16,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .memory import AccessFault
-from .tlp import TRANSLATION_REQUEST, UNTRANSLATED, CplStatus, MalformedTlp, Tlp, TlpType, decode, memory_read, memory_write, stray_bits
+from .tlp import (
+    TRANSLATED,
+    TRANSLATION_REQUEST,
+    UNTRANSLATED,
+    CplStatus,
+    MalformedTlp,
+    Tlp,
+    TlpType,
+    decode,
+    memory_read,
+    memory_write,
+    stray_bits,
+)
 
 if TYPE_CHECKING:
     from .host_iommu import HostIommu
@@ -264,7 +276,14 @@ _EXT_TAG, _FLR = 1 << 8, 1 << 15
 _ATS = -2  # stands for Control of the ATS capability [PCIe5 10.5.1.3]
 _ATS_CAP, _ATS_ENABLE, _INVALIDATION_COMPLETION = 0x0F, 1 << 15, 0x02  # extended capability; bit of Control; message code
 _PRI_CAP, _PRI_ENABLE, _PRI_RESET, _PRI_STOPPED, _PAGE_REQUEST = 0x13, 1 << 0, 1 << 1, 1 << 8, 0x04  # likewise
+_PASID = -3  # stands for Control of the PASID capability [PCIe5 7.8.8.3]
+_PASID_CAP, _PASID_ENABLE = 0x1B, 1 << 0  # likewise
 _VFS, _VF_ENABLE = -1, 1 << 0  # stands for Control of the SR-IOV capability, whose place differs; a bit of it [PCIe5 9.3.3.3]
+
+
+def _reset_values(control: int = _RESET_CONTROL) -> dict[int, list[int]]:
+    """Return the registers that are followed as they are behind a reset, with this Device Control."""
+    return {_COMMAND: [0], _DEVICE_CONTROL: [control], _DEVICE_CONTROL_2: [0], _VFS: [0], _ATS: [0], _PASID: [0]}
 
 
 class _Function:
@@ -279,15 +298,16 @@ class _Function:
     """
 
     __slots__ = ("atomics", "ats", "ats_enabled", "bars", "before", "bus_master", "ext_tag", "grace", "mps", "mrrs", "msix", "name",
-                 "no_snoop", "payload", "pcie", "physical", "relaxed_ordering", "sriov", "ten_bit_tags", "values", "virtual",
-                 "was_master")  # fmt: skip
+                 "no_snoop", "pasid", "pasid_bits", "pasid_enabled", "payload", "pcie", "physical", "relaxed_ordering", "sriov",
+                 "ten_bit_tags", "values", "virtual", "was_master")  # fmt: skip
 
     def __init__(self, name: str):
         self.name = name
-        self.pcie = self.sriov = self.ats = 0  # offsets of the capabilities, 0 while they are unknown
+        self.pcie = self.sriov = self.ats = self.pasid = 0  # offsets of the capabilities, 0 while they are unknown
+        self.pasid_bits = 0
         self.physical: _Function | None = None
         self.virtual: list[_Function] = []
-        self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL], _DEVICE_CONTROL_2: [0], _VFS: [0], _ATS: [0]}
+        self.values = _reset_values()
         self.bars: list[tuple[int, int]] = []  # (address, size)
         self.msix: _MsixShadow | None = None
         self.grace = 0
@@ -304,6 +324,7 @@ class _Function:
         commands, controls = self.values[_COMMAND], source.values[_DEVICE_CONTROL]
         self.bus_master = any(value & _BUS_MASTER for value in commands)
         self.ats_enabled = any(value & _ATS_ENABLE for value in self.values[_ATS])
+        self.pasid_enabled = any(value & _PASID_ENABLE for value in source.values[_PASID])
         sizes = [128 << min(value >> 5 & 7, 5) for value in controls]
         self.mps, self.payload = max(sizes), min(sizes)  # what the card may send; what it surely takes
         controls = controls + source.before
@@ -321,7 +342,7 @@ class _Function:
         """Return (which register, its new value) when the write concerns one that is followed."""
         places = ((_COMMAND, _COMMAND, True), (_DEVICE_CONTROL, self.pcie + _DEVICE_CONTROL, self.pcie),
                   (_DEVICE_CONTROL_2, self.pcie + _DEVICE_CONTROL_2, self.pcie), (_VFS, self.sriov + 8, self.sriov),
-                  (_ATS, self.ats + 6, self.ats))  # fmt: skip
+                  (_ATS, self.ats + 6, self.ats), (_PASID, self.pasid + 6, self.pasid))  # fmt: skip
         for which, offset, is_known in places:
             if is_known and operation.offset < offset + 2 and offset < operation.offset + operation.size:
                 raw = bytearray(self.values[which][-1].to_bytes(2, "little"))
@@ -348,8 +369,7 @@ class _Function:
                 self.before, self.was_master = values[:n], self.bus_master
             del values[:n]
             if self.before:
-                self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL & ~0xE0 | value & 0xE0], _DEVICE_CONTROL_2: [0], _VFS: [0],
-                               _ATS: [0]}  # fmt: skip
+                self.values = _reset_values(_RESET_CONTROL & ~0xE0 | value & 0xE0)
                 self.msix = self.msix and _MsixShadow(self.msix.address, self.msix.count)
             if self.before or (which == _VFS and not value & _VF_ENABLE):
                 for function in self.virtual:
@@ -362,7 +382,7 @@ class _Function:
     def vanish(self) -> None:
         """A virtual function ends; as after a reset, what it has sent by then may still come."""
         self.was_master, self.grace = self.bus_master, 1
-        self.values = {_COMMAND: [0], _DEVICE_CONTROL: [_RESET_CONTROL], _DEVICE_CONTROL_2: [0], _VFS: [0], _ATS: [0]}
+        self.values = _reset_values()
         self.bars, self.msix = [], self.msix and _MsixShadow(self.msix.address, self.msix.count)
         self.refresh()
 
@@ -580,8 +600,9 @@ class Host:
         elif isinstance(operation, ConfigWrite) and pending._change:
             function = self.function(operation.function)
             function.end(pending._change, status)
-            if self.iommu is not None and not function.ats_enabled:
-                self.iommu.forget(self.bus << 8 | operation.function)
+            for number, known in self._functions.items() if self.iommu is not None else ():
+                if not known.ats_enabled and (known is function or known in function.virtual):
+                    self.iommu.forget(self.bus << 8 | number)
 
     def _complete(self, tlp: Tlp) -> list[Reply]:
         """Take a completion of the card. [PCIe5 2.2.9, 2.3.2]"""
@@ -753,12 +774,27 @@ class Host:
         for is_broken, rule in (
             (tlp.at and not has_ats, "address type is not 'untranslated'"),
             (tlp.tc, "traffic class is not 0"), (tlp.ido, "IDO is not enabled"),
-            (tlp.td, "digest is not enabled"), (tlp.pasid is not None, "PASID is not enabled"), (tlp.poisoned, "request is poisoned"),
+            (tlp.td, "digest is not enabled"), (tlp.poisoned, "request is poisoned"),
             (tlp.relaxed_ordering and not function.relaxed_ordering, "Relaxed Ordering is not enabled"),
             (tlp.no_snoop and not function.no_snoop, "No Snoop is not enabled"),
         ):  # fmt: skip
             if is_broken:
                 self._broken(rule, tlp)
+        if tlp.pasid is not None:
+            self._check_pasid(tlp, function)
+
+    def _check_pasid(self, tlp: Tlp, function: _Function) -> None:
+        """Only untranslated memory requests, translation requests and Page Requests have a PASID. [PCIe5 6.20, 10.2, 10.4.1]"""
+        may = tlp.type in _ACCESSES and tlp.at != TRANSLATED and not self._is_message(tlp)
+        value, execute, privileged = tlp.pasid or (0, False, False)
+        for is_broken, rule in (
+            (not function.pasid_enabled and not function.grace, "PASID is not enabled"),
+            (not may and (tlp.type is not TlpType.MSG or tlp.message_code != _PAGE_REQUEST), "PASID where there may be none"),
+            (value >> (function.physical or function).pasid_bits, "PASID is wider than the capability says"),
+            (execute or privileged, "Execute or Privileged Mode is requested without being supported"),
+        ):  # fmt: skip
+            if is_broken:
+                return self._broken(rule, tlp)
 
     def _write(self, tlp: Tlp, function: _Function) -> None:
         if not function.may_write:
@@ -1001,13 +1037,15 @@ class Host:
         return self._functions[number]
 
     def assume_enabled(self, number: int = 0, *, mps: int | None = None, mrrs: int | None = None, ext_tag: bool | None = None,
-                       atomics: bool = False, ten_bit_tags: bool = False, ats: bool = False) -> None:  # fmt: skip
+                       atomics: bool = False, ten_bit_tags: bool = False, ats: bool = False, pasid_bits: int = 0) -> None:  # fmt: skip
         """Take a function as enumerated and enabled without having done it: for parts of a card that have no configuration space."""
         sizes = [size.bit_length() - 8 for size in (mps or self.mps, mrrs or self.mrrs)]
         function = self.function(number)
         function.values = {_COMMAND: [_BUS_MASTER | 2], _DEVICE_CONTROL: [
             _RESET_CONTROL & 0x0FFF | sizes[0] << 5 | sizes[1] << 12 | (_EXT_TAG if (self.ext_tag if ext_tag is None else ext_tag) else 0)],
-            _DEVICE_CONTROL_2: [atomics << 6 | ten_bit_tags << 12], _VFS: [0], _ATS: [ats << 15]}  # fmt: skip
+            _DEVICE_CONTROL_2: [atomics << 6 | ten_bit_tags << 12], _VFS: [0], _ATS: [ats << 15],
+            _PASID: [int(pasid_bits > 0)]}  # fmt: skip
+        function.pasid_bits = pasid_bits
         function.refresh()
 
     def attach(self, number: int, physical: int) -> None:
@@ -1157,6 +1195,9 @@ def _look_behind(info: FunctionInfo, host: Host) -> Software:
     if _PCIE_CAP in info.capabilities:
         host.function(number).pcie = info.capabilities[_PCIE_CAP][0]
         host.function(number).ats = info.ext_capabilities.get(_ATS_CAP, [0])[0]
+        if _PASID_CAP in info.ext_capabilities:
+            host.function(number).pasid = at = info.ext_capabilities[_PASID_CAP][0]
+            host.function(number).pasid_bits = (yield ConfigRead(number, at + 4, 2)) >> 8 & 0x1F
         device = yield ConfigRead(number, info.capabilities[_PCIE_CAP][0] + 4, 4)
         info.mps_supported = 128 << min(device & 7, 5)
     if _MSIX_CAP in info.capabilities:
@@ -1405,6 +1446,14 @@ def enable_ats(info: FunctionInfo, *, is_on: bool = True) -> Software:
     depth = (yield ConfigRead(info.function, at + 4, 2)) & 0x1F
     yield ConfigWrite(info.function, at + 6, 2, _ATS_ENABLE if is_on else 0)
     return depth or 32
+
+
+def enable_pasid(info: FunctionInfo, *, is_on: bool = True) -> Software:
+    """Let requests of the function carry PASIDs, or no longer; ATS must be off. Returns how many bits they may have. [PCIe5 7.8.8]"""
+    at = info.ext_capabilities[_PASID_CAP][0]
+    width = (yield ConfigRead(info.function, at + 4, 2)) >> 8 & 0x1F
+    yield ConfigWrite(info.function, at + 6, 2, _PASID_ENABLE if is_on else 0)
+    return width
 
 
 def enable_pri(info: FunctionInfo, most: int) -> Software:

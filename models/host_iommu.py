@@ -15,7 +15,7 @@ from .iommu.faults import AccessType, TranslationFault
 from .iommu.unit import Unit
 from .iommu.walk import Request, RequestKind
 from .memory import Iova
-from .tlp import TRANSLATED, UNTRANSLATED, CplStatus, Tlp, TlpType
+from .tlp import TRANSLATED, UNTRANSLATED, CplStatus, Pasid, Tlp, TlpType
 
 __all__ = ["HostIommu", "translation_entry"]
 
@@ -35,9 +35,10 @@ def translation_entry(found: TranslationCompletion) -> bytes:
 
 @dataclass(frozen=True)
 class _Grant:
-    """A translation that a function was given."""
+    """A translation that a function was given, for a process or (None) for itself."""
 
     requester_id: int
+    pid: int | None
     iova: int
     size: int
     address: int
@@ -47,19 +48,26 @@ class _Grant:
 
 @dataclass(frozen=True)
 class _Invalidation:
-    """An Invalidate Request under way; what was granted by ``after`` is forgotten when it is complete."""
+    """An Invalidate Request under way; what was granted by ``after`` is forgotten when it is complete, of one process or of all."""
 
     requester_id: int
+    pid: int | None
+    is_global: bool
     start: int
     size: int
     after: int
+
+
+def _pid(tlp: Tlp) -> int | None:
+    return None if tlp.pasid is None else tlp.pasid.value
 
 
 class HostIommu:
     """Answers translation requests, leads other requests to memory, sends invalidations, judges completions and uses.
 
     A translated request must use a translation that its function was given and that no completed invalidation covers, unless it was given
-    again since that was sent. [PCIe5 10.3.3]
+    again since that was sent. An invalidation covers what was given for its PASID, or without one if it has none; a global one all.
+    [PCIe5 10.3.3, 10.3.8]
 
     Parameters
     ----------
@@ -97,12 +105,14 @@ class HostIommu:
             fault = "byte enables are not all ones"
         elif tlp.address % 4096:
             fault = "address is not aligned, which the card promised"
-        request = Request(tlp.requester_id & 0xFF, Iova(tlp.address), AccessType.READ, kind=RequestKind.ATS, no_write=tlp.no_write)
+        request = Request(tlp.requester_id & 0xFF, Iova(tlp.address), AccessType.READ, _pid(tlp), kind=RequestKind.ATS,
+                          no_write=tlp.no_write)  # fmt: skip
         found = self.unit.complete(request)
         if found.status is AtsStatus.SUCCESS and (found.readable or found.writable) and not found.untranslated_only:
             start = tlp.address // found.size * found.size
             self._now += 1
-            self._grants[_Grant(tlp.requester_id, start, found.size, found.address, found.readable, found.writable)] = self._now
+            grant = _Grant(tlp.requester_id, _pid(tlp), start, found.size, found.address, found.readable, found.writable)
+            self._grants[grant] = self._now
         return _STATUS[found.status], translation_entry(found) if found.status is AtsStatus.SUCCESS else b"", fault
 
     def routed(self, tlp: Tlp) -> tuple[Tlp | None, str]:
@@ -117,8 +127,8 @@ class HostIommu:
             self.untranslated += 1
         access = AccessType.READ if tlp.type is TlpType.MRD else AccessType.WRITE
         try:
-            found = self.unit.translate(Request(tlp.requester_id & 0xFF, Iova(start), access, kind=kind))
-            self.routed_to = replace(tlp, address=found.spa - start % 4, at=UNTRANSLATED)
+            found = self.unit.translate(Request(tlp.requester_id & 0xFF, Iova(start), access, _pid(tlp), kind=kind))
+            self.routed_to = replace(tlp, address=found.spa - start % 4, at=UNTRANSLATED, pasid=None)
         except TranslationFault:
             self.routed_to = None
         return self.routed_to, fault
@@ -148,29 +158,31 @@ class HostIommu:
         if len(self.pages) > self.allocation:
             return f"{len(self.pages)} are in flight, {self.allocation} are allocated"
         response = self.unit.receive(PageRequest(tlp.requester_id & 0xFF, tlp.address & ~0xFFF, group, bool(tlp.address & 1),
-                                                 bool(tlp.address & 2), is_last=True))  # fmt: skip
+                                                 bool(tlp.address & 2), is_last=True, pid=_pid(tlp)))  # fmt: skip
         if response is not None:
             payload = AtsPrgr(tlp.requester_id, group, response.code).payload | tlp.requester_id << 48
-            self.unit.commands.sent.append(AtsMessage(MessageCode.PAGE_REQUEST_GROUP_RESPONSE, tlp.requester_id, payload))
+            self.unit.commands.sent.append(AtsMessage(MessageCode.PAGE_REQUEST_GROUP_RESPONSE, tlp.requester_id, payload, response.pid))
         return ""
 
     def messages(self, routing_id: int) -> list[Tlp]:
         """Return the Invalidate Requests and PRG Responses that were asked for since the last time. [PCIe5 10.3.1, 10.4.2]"""
         made = []
         for message in self.unit.commands.sent:
+            pasid = None if message.pid is None else Pasid(message.pid)
             if message.code is MessageCode.PAGE_REQUEST_GROUP_RESPONSE:
                 self.pages.discard((message.rid, message.payload >> 32 & 0x1FF))
                 made.append(Tlp(TlpType.MSG, requester_id=routing_id, address=message.payload, message_code=message.code,
-                                message_routing=ROUTED_BY_ID))  # fmt: skip
+                                message_routing=ROUTED_BY_ID, pasid=pasid))  # fmt: skip
                 continue
             if message.code is not MessageCode.INVALIDATION_REQUEST or message.itag is None:
                 raise ValueError(f"A message of this IOMMU must be an Invalidate Request or a PRG Response, not {message!r}")
             body = message.payload
             page = body >> 12
             size = ((page ^ page + 1) + 1 if body >> 11 & 1 else 1) << 12
-            self._under_way[message.itag] = _Invalidation(message.rid, body >> 12 << 12 & -size, size, self._now)
+            self._under_way[message.itag] = _Invalidation(message.rid, message.pid, bool(body & 1), body >> 12 << 12 & -size, size,
+                                                          self._now)  # fmt: skip
             made.append(Tlp(TlpType.MSGD, length_dw=2, requester_id=routing_id, tag=message.itag, address=message.rid << 48,
-                            message_code=MessageCode.INVALIDATION_REQUEST, message_routing=ROUTED_BY_ID,
+                            message_code=MessageCode.INVALIDATION_REQUEST, message_routing=ROUTED_BY_ID, pasid=pasid,
                             data=body.to_bytes(BODY_BYTES, "big")))  # fmt: skip
         self.unit.commands.sent.clear()
         return made
@@ -191,6 +203,7 @@ class HostIommu:
             order = self._under_way.pop(itag)
             self.invalidated += 1
             gone = [grant for grant, when in self._grants.items() if when <= order.after and grant.requester_id == order.requester_id
+                    and (order.is_global or grant.pid == order.pid)
                     and grant.iova < order.start + order.size and order.start < grant.iova + grant.size]  # fmt: skip
             for grant in gone:
                 del self._grants[grant]

@@ -10,15 +10,18 @@ from .function.description import (
     Bar,
     FunctionDescription,
     MsixCapability,
+    PasidCapability,
     PcieCapability,
     PowerCapability,
     PriCapability,
     SerialNumber,
 )
 from .iommu.features import Features
+from .spec.virtio import F_SR_IOV
 from .virtio.blk import Blk
 from .virtio.blk_device import BlkDevice
 from .virtio.device import Device
+from .virtio.transport import KNOWN
 
 IOMMU_VECTORS = 4
 MSIX_TABLE, MSIX_PBA = 0x300, 0x400  # offsets of msi_cfg_tbl, which is the MSI-X table, and of its pending bits [RVIOMMU1.0 6.29]
@@ -80,7 +83,7 @@ class HostAtsConfig:
 
     ``entries``, ``ways``: translations of 4 KiB. ``requests``: translation requests in flight. ``page_requests``: page requests in flight,
     below ``requests``; 0: the functions have no Page Request Interface. ``page_patience_cycles``: how long one waits for its response at
-    least, and not twice as long; the default is 100 ms at 250 MHz.
+    least, and not twice as long; the default is 100 ms at 250 MHz. ``pasid_bits``: width of the PASIDs that DMA may have, 0: none has one.
     """
 
     entries: int = 64
@@ -88,6 +91,7 @@ class HostAtsConfig:
     requests: int = 8
     page_requests: int = 0
     page_patience_cycles: int = 25_000_000
+    pasid_bits: int = 0
 
     def __post_init__(self):
         if self.entries not in [1 << n for n in range(4, 9)]:
@@ -100,6 +104,16 @@ class HostAtsConfig:
             raise ValueError(f"Page requests in flight must be fewer than translation requests, not {self.page_requests!r}")
         if self.page_patience_cycles not in range(2, 1 << 32):
             raise ValueError(f"Patience for a page must be between 2 and 2 ** 32 - 1 cycles, not {self.page_patience_cycles!r}")
+        if self.pasid_bits not in range(21):
+            raise ValueError(f"Width of PASIDs must be between 0 and 20 bits, not {self.pasid_bits!r}")
+
+    @property
+    def capabilities(self):
+        """Extended capabilities that each function has for it; virtual ones leave all but the first to their physical one."""
+        has_pasid = self.pasid_bits > 0
+        return (AtsCapability(has_global_invalidate=has_pasid),
+                *((PriCapability(self.page_requests, needs_pasid=has_pasid),) if self.page_requests else ()),
+                *((PasidCapability(self.pasid_bits),) if has_pasid else ()))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,6 +154,9 @@ class EndpointConfig:
         virtio-blk functions; their virtual functions get the numbers behind all others, disk by disk.
     devices : tuple of :class:`.virtio.device.Device`
         Functions behind the disks: other kinds of device, or the user's own.
+    transport_features : :class:`int`
+        Bits of rings and transport that all devices offer; by default all that there are: packed rings, indirect descriptors, event index,
+        in-order use, queue reset, suspend, doorbells with data. SR_IOV is added where it belongs. [VIRTIO1.4 6]
     strict : :class:`bool`
         False: a host that ignores the IOMMU finds a working card (Bare at power-on; a driver without ACCESS_PLATFORM bypasses). True:
         Off at power-on, and such a driver is refused.
@@ -163,6 +180,7 @@ class EndpointConfig:
     host_ats: HostAtsConfig | None = None
     disks: tuple[BlkConfig, ...] = (BlkConfig(),)
     devices: tuple[Device, ...] = ()
+    transport_features: int = KNOWN & ~(1 << F_SR_IOV)
     strict: bool = False
     tags: int = 256
     wall_tags: int = 16
@@ -197,9 +215,13 @@ class EndpointConfig:
     @property
     def extended(self):
         """Extended capabilities that each function has."""
-        pages = 0 if self.host_ats is None else self.host_ats.page_requests
         return (AerCapability(), SerialNumber(self.serial_number), *((AcsCapability(), AriCapability()) if self.functions > 1 else ()),
-                *((AtsCapability(),) if self.host_ats is not None else ()), *((PriCapability(pages),) if pages else ()))  # fmt: skip
+                *(self.host_ats.capabilities if self.host_ats is not None else ()))  # fmt: skip
+
+    @property
+    def pasid_bits(self):
+        """Width of the PASIDs that requests may have; 0: they have none."""
+        return 0 if self.host_ats is None else self.host_ats.pasid_bits
 
     @property
     def all_devices(self):

@@ -9,7 +9,7 @@ from .config import IOMMU_VECTORS
 from .function.collector import ErrorCollector
 from .function.config_space import ConfigSpace
 from .function.decoder import AddressDecoder
-from .function.description import AtsCapability, PcieCapability, virtual_functions_of
+from .function.description import AtsCapability, PasidCapability, PcieCapability, virtual_functions_of
 from .function.errors import Errors
 from .function.updates import PageFlags, UpdateMerger
 from .iommu.gate import Gate
@@ -19,7 +19,7 @@ from .regs.router import Merger, Range, Router
 from .spec import pcie
 from .stream.arbiter import Arbiter
 from .tlp.completer import Completer
-from .tlp.layouts import Burst, BurstData, BurstDone, ConfigState, Hint, Malformed, TlpBeat
+from .tlp.layouts import Burst, BurstData, BurstDone, ConfigState, Hint, Malformed, TlpBeat, connect_beats
 from .tlp.receiver import Receiver
 from .tlp.requester import ReadClient, Requester
 from .tlp.transmitter import Transmitter
@@ -62,7 +62,9 @@ class Core(wiring.Component):
     iommu : :class:`.config.IommuConfig` or None
         None: all DMA is physical, or the host's to translate.
     host_ats : :class:`.config.HostAtsConfig` or None
-        Instead of ``iommu``: a cache of the host's translations for functions with ATS Enable; they have the ATS capability.
+        Instead of ``iommu``: a cache of the host's translations for functions with ATS Enable; they have the ATS capability. With
+        ``pasid_bits`` physical ones have a PASID capability of so many bits, and all say that prefixes may come; bursts may then have a
+        PASID. One that has a PASID, and must not, ends in FAULT.
     strict, tags, wall_tags, completion_timeout_cycles
         As for :class:`.config.EndpointConfig`.
 
@@ -102,7 +104,14 @@ class Core(wiring.Component):
         self.completion_timeout_cycles, self.host_ats = completion_timeout_cycles, host_ats
         if iommu is not None and iommu.DBG and len(self.clients) > 31:  # one cookie of the gate's is the debug request's
             raise ValueError(f"Clients of a card with debug translation must be at most 31, not {len(self.clients)!r}")
-        count, tlps, beats = len(self.functions), stream.Signature(TlpBeat(width)), stream.Signature(BurstData(width))
+        self._pasid_bits = 0 if host_ats is None else host_ats.pasid_bits
+        for function in self.functions if self._pasid_bits else ():
+            pasid, pcie_capability = function.capability(PasidCapability), function.capability(PcieCapability)
+            if not pcie_capability.has_prefixes or (not function.is_virtual and getattr(pasid, "bits", 0) != self._pasid_bits):
+                raise ValueError(f"Functions of a card with PASIDs must have a capability of {self._pasid_bits} bits for them, and take "
+                                 f"prefixes, not {pasid!r} and {pcie_capability!r}")  # fmt: skip
+        tlps, beats = stream.Signature(TlpBeat(width, self._pasid_bits > 0)), stream.Signature(BurstData(width))
+        count = len(self.functions)
         ports = {"bursts": In(stream.Signature(Burst)), "write_data": In(beats), "write_done": Out(stream.Signature(BurstDone)),
                  "read_data": Out(beats)}  # fmt: skip
         super().__init__({
@@ -142,25 +151,27 @@ class Core(wiring.Component):
         # Transaction layer.
         codes = [description.capability(PcieCapability).mps_code for description in descriptions]
         longest = max(MAX_REQUEST_BYTES, 128 << max(codes))  # a request is held until it is whole
-        receiver = add("receiver", Receiver(width=width, depth=max(64, longest * 8 // width)))
-        transmitter = add("transmitter", Transmitter(width=width))
-        has_ats = self.host_ats is not None
+        has_ats, has_pasid = self.host_ats is not None, self._pasid_bits > 0
+        receiver = add("receiver", Receiver(width=width, depth=max(64, longest * 8 // width), has_pasid=has_pasid))
+        transmitter = add("transmitter", Transmitter(width=width, has_pasid=has_pasid))
         has_pages = has_ats and self.host_ats.page_requests > 0
-        completer = add("completer", Completer(width=width, functions=count, host_ats=has_ats, has_pri=has_pages))
+        completer = add("completer", Completer(width=width, functions=count, host_ats=has_ats, has_pri=has_pages, has_pasid=has_pasid))
         wall = ReadClient("wall", False, WALL_BUFFER_BYTES, atomics=self.iommu is not None and self.iommu.has_atomics)
         has_files = self.iommu is not None and self.iommu.MSI_MRIF  # interrupt files in memory
         readers = (wall, *self.clients)
         requester = add("requester", Requester(
             width=width, clients=readers, functions=count, tags=self.tags, wall_tags=self.wall_tags,
-            completion_timeout_cycles=self.completion_timeout_cycles, diverts=has_files, host_ats=has_ats))
+            completion_timeout_cycles=self.completion_timeout_cycles, diverts=has_files, host_ats=has_ats, has_pasid=has_pasid))
         for source, sink in (
             (wiring.flipped(self.received), receiver.i), (transmitter.o, wiring.flipped(self.to_send)),
             (receiver.requests, completer.requests), (receiver.completions, requester.completions),
             (requester.posted, transmitter.posted), (requester.non_posted, transmitter.non_posted),
-            (completer.completions, transmitter.completions),
+            *(() if has_pasid else ((completer.completions, transmitter.completions),)),
             (completer.decode_requests, decoder.requests), (decoder.responses, completer.decode_responses),
         ):
             wiring.connect(m, source, sink)
+        if has_pasid:
+            connect_beats(m, completer.completions, transmitter.completions)
         for n in range(count):
             m.d.comb += [
                 completer.state[n].eq(space.state[n]),
@@ -210,7 +221,7 @@ class Core(wiring.Component):
         wiring.connect(m, collector.reports, errors.reports)
         beat, message = receiver.completions, transmitter.messages
         if has_ats:
-            tellers = add("tellers", Arbiter(TlpBeat(width), 3 if has_pages else 2))
+            tellers = add("tellers", Arbiter(TlpBeat(width, has_pasid), 3 if has_pages else 2))
             wiring.connect(m, tellers.o, transmitter.messages)
             message = tellers.i[0]
         m.d.comb += [
@@ -251,7 +262,8 @@ class Core(wiring.Component):
         # The wall. The gate is told no bus and device: the function number alone is the device_id.
         messages = [n for n, client in enumerate(self.clients) if client.messages] if has_ats else []
         gate = add("gate", Gate(clients=len(self.clients), functions=count, has_iommu=self.iommu is not None or has_ats,
-                                diverts=has_files, host_ats=has_ats, messages=messages, late_count=has_pages))  # fmt: skip
+                                diverts=has_files, host_ats=has_ats, messages=messages, late_count=has_pages,
+                                pasid_bits=self._pasid_bits))  # fmt: skip
         m.d.comb += gate.bypass.eq(self.bypass)
         for n in range(len(self.clients)):
             for ours, theirs in ((gate.bursts[n], self.bursts[n]), (requester.write_data[n + 1], self.write_data[n]),
@@ -296,19 +308,27 @@ class Core(wiring.Component):
             ats = add("ats", HostAts(
                 width=width, functions=count, depth=sum(f.capability(AtsCapability).queue_depth for f in descriptions if not f.is_virtual),
                 entries=self.host_ats.entries, ways=self.host_ats.ways, requests=self.host_ats.requests,
-                waiting=gate.clients * gate.depth, **pages))
+                waiting=gate.clients * gate.depth, has_pasid=has_pasid, **pages))
             for source, sink in (
                 (gate.translate_request, ats.translate_request), (ats.translate_response, gate.translate_response),
                 (ats.fence, gate.fence), (gate.fenced, ats.fenced), (ats.bursts, requester.wall),
-                (requester.read_data[0], ats.read_data), (completer.invalidations, ats.invalidations), (ats.messages, tellers.i[1]),
+                (requester.read_data[0], ats.read_data), (completer.invalidations, ats.invalidations),
             ):
                 wiring.connect(m, source, sink)
+            connect_beats(m, ats.messages, tellers.i[1])
             m.d.comb += [
                 ats.enable.eq(Cat(settings.ats_enable for settings in space.settings)), requester.ats.eq(ats.usable),
                 gate.bypass.eq(self.bypass | ~ats.usable),
                 completer.present.eq(errors.present),
                 *(ats.config[n].eq(space.state[n]) for n in range(count)),
                 self.activity.iotlb_hit.eq(ats.hit), self.activity.iotlb_miss.eq(ats.miss), self.activity.walk.eq(ats.sent),
+            ]  # fmt: skip
+
+        if has_pasid:
+            enabled = Cat(settings.pasid_enable for settings in space.settings)
+            m.d.comb += [
+                ats.pasid_enable.eq(enabled), gate.pasid_enable.eq(enabled), completer.pasid_enable.eq(enabled),
+                gate.pasid_usable.eq(ats.pasid_usable), requester.pasid.eq(ats.pasid_usable),
             ]  # fmt: skip
 
         if has_pages:

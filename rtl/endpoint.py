@@ -19,7 +19,7 @@ from .tlp.requester import ReadClient
 from .virtio.device import Device, DeviceFunction, join
 from .virtio.engine import PortDescription, RingEngine
 from .virtio.layouts import QueueCommand
-from .virtio.transport import MSIX_BAR, MSIX_BYTES, MSIX_VECTORS_MAX, OFFERED, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
+from .virtio.transport import MSIX_BAR, MSIX_BYTES, MSIX_VECTORS_MAX, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
 
 __all__ = ["Activity", "Endpoint", "descriptions_of"]
 
@@ -111,7 +111,7 @@ class Endpoint(wiring.Component):
 
     def __init__(self, config: EndpointConfig):
         self.config = config
-        tlps = stream.Signature(TlpBeat(config.width))
+        tlps = stream.Signature(TlpBeat(config.width, config.pasid_bits > 0))
         self._places, client, queue, port = [], 0, 0, 0
         for number, device in enumerate(config.all_devices, config.first_disk):
             ports = len(device.ports)
@@ -180,7 +180,7 @@ class Endpoint(wiring.Component):
                 function=number, device_features=device.device_features, queues=place.queues, first_queue=place.queue,
                 config_bytes=device.config_bytes, vectors=vectors_of(device), strict=config.strict,
                 dependencies=getattr(device, "dependencies", ()),
-                transport_features=OFFERED | (1 << virtio.F_SR_IOV if getattr(device, "virtual_functions", 0) else 0)))
+                transport_features=config.transport_features | (1 << virtio.F_SR_IOV if getattr(device, "virtual_functions", 0) else 0)))
             add(f"device_{number}", function)
             wiring.connect(m, core.buses[n], transport.bus)
             wiring.connect(m, transport.commands, commands.i[n])
@@ -218,7 +218,7 @@ class Endpoint(wiring.Component):
                 transport.idle.eq(engine.idle[place.queue :]),
                 engine.suspend[n].eq(transport.suspend),
                 function.suspend.eq(transport.suspend),
-                transport.suspended.eq(engine.suspended[n] & function.suspended),
+                transport.suspended.eq(engine.suspended[n] & function.suspended & msix.quiet[n]),
                 function.port_stop.eq(engine.port_stop[place.port :]),
                 engine.port_stopped[place.port : place.port + len(device.ports)].eq(function.port_stopped),
                 function.features.eq(transport.features),

@@ -52,7 +52,7 @@ class RawCard(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        phy = RawPhy(width=self.config.width)
+        phy = RawPhy(width=self.config.width, has_pasid=self.config.pasid_bits > 0)
         m.submodules.endpoint = endpoint = self._endpoint
         m.submodules.phy = ResetInserter({"sync": endpoint.discarding})(phy)
         join(m, self, endpoint, {name: name for name in self.outside})

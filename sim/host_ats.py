@@ -6,7 +6,7 @@ from typing import ClassVar
 from ..models.events import Operation
 from ..models.host import ConfigRead, ConfigWrite, MemoryRead, MemoryWrite, enable_ats, enable_msix, enable_pri
 from ..models.host_iommu import HostIommu
-from ..models.iommu.ats import PAGE_REQUEST_BYTES
+from ..models.iommu.ats import PAGE_REQUEST_BYTES, PageRequest
 from ..models.iommu.commands import AtsInval, AtsPrgr, IotinvalVma
 from ..models.iommu.registers import Capabilities, IommuDriver
 from ..models.iommu.unit import Unit
@@ -70,10 +70,11 @@ class HostAtsCard(Card):
 
     port_kind = _Port
     context: ClassVar = {"EN_ATS": True}
+    capabilities = Capabilities(ATS=True)  # of the IOMMU
 
     def connect(self):
         super().connect()
-        self.host.iommu = self.port.iommu = self.host_iommu = HostIommu(Unit(self.session.memory, Capabilities(ATS=True)))
+        self.host.iommu = self.port.iommu = self.host_iommu = HostIommu(Unit(self.session.memory, self.capabilities))
         self.kinds = Counter()
 
     def _observe(self, event, tlp):
@@ -110,19 +111,24 @@ class HostAtsCard(Card):
 
     async def page_requests(self):
         """Take what is in the page-request queue: (function, page address, group, reads, writes) of each."""
+        return [(one.device_id, one.address, one.group, one.reads, one.writes) for one in await self.page_records()]
+
+    async def page_records(self):
+        """Take what is in the page-request queue, each as a :class:`PageRequest`."""
         run, found = self.port.run, []
         head, tail = await run(self.iommu.read("pqh")), await run(self.iommu.read("pqt"))
         while head != tail:
             record = self.session.memory.read(self.page_queue + head * PAGE_REQUEST_BYTES, PAGE_REQUEST_BYTES)
-            body = int.from_bytes(record[8:], "little")
-            found.append((int.from_bytes(record[5:8], "little"), body & -FRAME, body >> 3 & 0x1FF, bool(body & 1), bool(body & 2)))
+            first, body = (int.from_bytes(part, "little") for part in (record[:8], record[8:]))
+            found.append(PageRequest(first >> 40, body & -FRAME, body >> 3 & 0x1FF, bool(body & 1), bool(body & 2), bool(body & 4),
+                                     first >> 12 & 0xFFFFF if first >> 32 & 1 else None))  # fmt: skip
             head = (head + 1) % self.page_entries
         await run(self.iommu.write("pqh", head))
         return found
 
-    async def answer_page(self, function, group, code=0):
+    async def answer_page(self, function, group, code=0, pid=None):
         """Send a PRG Response by ATS.PRGR."""
-        await self.port.run(self.iommu.submit([AtsPrgr(self.host.bus << 8 | function, group, code)]))
+        await self.port.run(self.iommu.submit([AtsPrgr(self.host.bus << 8 | function, group, code, pid)]))
 
     async def invalidate(self, disk, iova=None, *, is_range=False):
         """Have the IOMMU and the card forget what the table of ``disk`` said of the page at ``iova``, or of all; wait for the end."""

@@ -34,8 +34,9 @@ class LoopedCard(wiring.Component):
         for source, sink in zip(named("from_driver"), named("to_driver")):
             wiring.connect(m, source, sink)
         received = named("received")
-        for n, source in enumerate(named("sent")):
+        for n, source in enumerate(named("transmitted")):
             wiring.connect(m, source, received[(n + 1) % len(received)])
+        m.d.comb += [link_up.eq(1) for link_up in named("link_up")]
         for n, sink in enumerate(named("entropy")):
             m.submodules[f"random_{n}"] = random = XorShift(width=self.card.config.width)
             wiring.connect(m, random.o, sink)

@@ -5,7 +5,7 @@ import itertools
 
 import cocotb
 
-from ..models.tlp import TRANSLATION_REQUEST, CplStatus, Tlp, TlpType
+from ..models.tlp import TRANSLATION_REQUEST, CplStatus, Pasid, Tlp, TlpType
 from ..rtl.tlp.layouts import TlpBeat
 from .stream import cycle, pack, sleep, unpack
 
@@ -15,9 +15,10 @@ _MESSAGES = (TlpType.MSG, TlpType.MSGD)
 _CODES = {kind.value: kind for kind in TlpType}  # (bits 4:0 of Type, carries data) -> kind
 
 
-def to_beats(width, tlp):
+def to_beats(width, tlp, has_pasid=False):
     """Return the ``TlpBeat`` payloads (ints) of ``tlp``."""
-    layout, size = TlpBeat(width), width // 8
+    layout, size = TlpBeat(width, has_pasid), width // 8
+    prefix = {"pasid": {"valid": 1, "value": tlp.pasid.value}} if tlp.pasid is not None else {}
     header = {
         "fmt": (2 if tlp.type.has_data else 0) | (tlp.address >> 32 != 0 or tlp.type in _MESSAGES),
         "type": tlp.type.value[0] | tlp.message_routing, "tc": tlp.tc, "message_code": tlp.message_code,
@@ -30,14 +31,14 @@ def to_beats(width, tlp):
     chunks = [tlp.data[n : n + size] for n in range(0, len(tlp.data), size)] or [b""]
     return [
         pack(layout, header=header if n == 0 else 0, data=int.from_bytes(chunk, "little"), dword_count=len(chunk) // 4,
-             first=n == 0, last=n == len(chunks) - 1)
+             first=n == 0, last=n == len(chunks) - 1, **(prefix if n == 0 else {}))
         for n, chunk in enumerate(chunks)
     ]  # fmt: skip
 
 
-def from_beats(width, payloads):
+def from_beats(width, payloads, has_pasid=False):
     """Return the memory request, completion or message that ``payloads`` (ints of ``TlpBeat``) are, judged by their framing alone."""
-    layout = TlpBeat(width)
+    layout = TlpBeat(width, has_pasid)
     beats = [unpack(layout, payload) for payload in payloads]
     for n, beat in enumerate(beats):
         if (beat.first, beat.last) != (n == 0, n == len(beats) - 1) or (not beat.last and beat.dword_count != width // 32):
@@ -54,6 +55,7 @@ def from_beats(width, payloads):
         requester_id=h.requester_id, tag=h.tag, first_be=h.first_be, last_be=h.last_be, address=h.address - no_write,
         no_write=bool(no_write), message_code=h.message_code, message_routing=routing, completer_id=h.completer_id, status=h.status,
         bcm=bool(h.byte_count_modified), byte_count=h.byte_count, lower_address=h.lower_address, data=content,
+        pasid=Pasid(beats[0].pasid.value) if has_pasid and beats[0].pasid.valid else None,
     )  # fmt: skip
 
 
@@ -83,8 +85,8 @@ class RequesterLink:
         Cycles in which a completion was offered and not taken.
     """
 
-    def __init__(self, width, posted, non_posted, completions, on_write, on_read):
-        self.width, self.completions = width, completions
+    def __init__(self, width, posted, non_posted, completions, on_write, on_read, *, has_pasid=False):
+        self.width, self.completions, self.has_pasid = width, completions, has_pasid
         self.on_write, self.on_read = on_write, on_read
         self.posted_cycles, self.non_posted_cycles = [], []
         self.stalls = 0
@@ -95,8 +97,8 @@ class RequesterLink:
     def start(self):
         """Begin to watch and to send."""
         posted, non_posted = self._streams
-        cocotb.start_soon(posted.watch(_Packets(self.width, self.on_write), self.posted_cycles))
-        cocotb.start_soon(non_posted.watch(_Packets(self.width, self.on_read), self.non_posted_cycles))
+        cocotb.start_soon(posted.watch(_Packets(self.width, self.has_pasid, self.on_write), self.posted_cycles))
+        cocotb.start_soon(non_posted.watch(_Packets(self.width, self.has_pasid, self.on_read), self.non_posted_cycles))
         cocotb.start_soon(self._send())
         return self
 
@@ -136,12 +138,12 @@ class RequesterLink:
 class _Packets:
     """A list's ``append`` that collects beats to whole TLPs."""
 
-    def __init__(self, width, on_tlp):
-        self.width, self.on_tlp, self.beats = width, on_tlp, []
-        self.last = 1 << TlpBeat(width)["last"].offset
+    def __init__(self, width, has_pasid, on_tlp):
+        self.width, self.has_pasid, self.on_tlp, self.beats = width, has_pasid, on_tlp, []
+        self.last = 1 << TlpBeat(width, has_pasid)["last"].offset
 
     def append(self, payload):
         self.beats.append(payload)
         if payload & self.last:
             beats, self.beats = self.beats, []
-            self.on_tlp(from_beats(self.width, beats))
+            self.on_tlp(from_beats(self.width, beats, self.has_pasid))

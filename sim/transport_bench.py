@@ -50,6 +50,7 @@ class Bench:
         self.bus = RegisterBus(dut, hold=lambda: rng.choice([0, 0, 0, 3]))
         self.notifications = Stream(dut, "notifications")
         self.commands, self.kicks, self.interrupts = [], [], []
+        self.unserved = []  # commands of :meth:`serve`
         for name, log in (("commands", self.commands), ("kicks", self.kicks), ("interrupts", self.interrupts)):
             stream = Stream(dut, name)
             cocotb.start_soon(stream.watch(log))
@@ -73,14 +74,16 @@ class Bench:
 
     async def serve(self):
         """Be a ring engine: take queues and give them back, suspend and resume, each some cycles late."""
-        commands, rng, idle = [], self.rng, (1 << len(QUEUES)) - 1
-        cocotb.start_soon(Stream(self.dut, "commands").watch(commands))
+        rng, idle = self.rng, (1 << len(QUEUES)) - 1
+        cocotb.start_soon(Stream(self.dut, "commands").watch(self.unserved))
+        cocotb.start_soon(self._check_kicks())
         while True:
             self.dut.idle.value = idle
             await RisingEdge(self.dut.clk)
-            if commands:
-                command = unpack(QueueCommand, commands.pop(0))
+            if self.unserved:
+                command = unpack(QueueCommand, self.unserved[0])
                 await ClockCycles(self.dut.clk, rng.randrange(40))
+                self.unserved.pop(0)
                 here = 1 << command.queue - FIRST
                 assert bool(idle & here) == (command.operation == QueueOperation.ENABLE), f"{command} of a queue that is not so"
                 idle ^= here
@@ -89,6 +92,14 @@ class Bench:
                 self.dut.suspended.value = int(self.dut.suspend.value)
             elif self.dut.stop.value == 1:
                 idle = (1 << len(QUEUES)) - 1
+
+    async def _check_kicks(self):
+        kicks = Stream(self.dut, "kicks")
+        while True:
+            await RisingEdge(self.dut.clk)
+            if kicks.read_valid():
+                here = 1 << kicks.read_payload() - FIRST
+                assert not int(self.dut.idle.value) & here, "a kick before the engine knows of the queue"
 
     async def read(self, offset, size):
         return await self.bus.read(offset, size, function=FUNCTION)

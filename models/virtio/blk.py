@@ -19,6 +19,8 @@ __all__ = ["FRAMINGS", "SECTOR", "BlkConfig", "BlkDevice", "BlkDriver", "BlkFeat
 SECTOR = 512  # bytes [VIRTIO1.4 5.2.4]
 HEADER_BYTES = 16  # type, reserved, sector [VIRTIO1.4 5.2.6]
 ID_BYTES = 20  # [VIRTIO1.4 5.2.6]
+SEGMENT_BYTES = 16  # sector, num_sectors, flags [VIRTIO1.4 5.2.6]
+UNMAP = 1  # the only flag
 CONFIG_BYTES = 60  # up to unused1; what lies behind belongs to features that this device does not offer [VIRTIO1.4 5.2.4]
 
 
@@ -58,8 +60,11 @@ class BlkFeature(IntEnum):
     RO = 5
     BLK_SIZE = 6
     FLUSH = 9
+    TOPOLOGY = 10
     CONFIG_WCE = 11
     MQ = 12
+    DISCARD = 13
+    WRITE_ZEROES = 14
 
 
 KNOWN_FEATURES = sum(1 << bit for bit in BlkFeature)
@@ -183,7 +188,9 @@ class BlkDevice:
     - bytes of the wrong direction (data behind the header of an IN, bytes in front of the status of an OUT) are ignored or zeroed;
     - a request shorter than its header is returned unwritten or with IOERR, one without a byte for the status unwritten;
     - GET_ID with other than 20 bytes is cut short, or padded, or IOERR;
-    - an access of no bytes beyond the capacity, and a FLUSH without the feature, succeed or do not.
+    - an access of no bytes beyond the capacity, and a FLUSH without the feature, succeed or do not;
+    - sectors that were discarded hold anything, and so do those of a DISCARD or WRITE_ZEROES that failed, of which each segment may have
+      been carried out; more segments or sectors than were offered succeed or do not; ``writeback`` is 0 or 1 after a reset.
 
     Parameters
     ----------
@@ -197,6 +204,14 @@ class BlkDevice:
         Bits of the device type that are offered, of :class:`BlkFeature`; RO is added by ``read_only``.
     size_max, seg_max, blk_size, num_queues : :class:`int`
         Configuration behind SIZE_MAX, SEG_MAX, BLK_SIZE and MQ.
+    topology : (physical_block_exp, alignment_offset, min_io_size, opt_io_size)
+        Behind TOPOLOGY.
+    discard, zeroes : (sectors of a segment, segments of a request) at most
+        Behind DISCARD and WRITE_ZEROES.
+    discard_alignment : :class:`int`
+        discard_sector_alignment, in sectors.
+    writeback : :class:`int` or None
+        ``writeback`` after a reset; None: 1 when CONFIG_WCE and FLUSH were accepted.
 
     Attributes
     ----------
@@ -207,7 +222,9 @@ class BlkDevice:
     """
 
     def __init__(self, capacity_sectors: int, *, read_only: bool = False, serial: bytes = b"", features: int = 1 << BlkFeature.FLUSH,
-                 size_max: int = 0, seg_max: int = 0, blk_size: int = SECTOR, num_queues: int = 1):  # fmt: skip
+                 size_max: int = 0, seg_max: int = 0, blk_size: int = SECTOR, num_queues: int = 1,
+                 topology: tuple[int, int, int, int] = (0, 0, 0, 0), discard: tuple[int, int] = (0, 0), zeroes: tuple[int, int] = (0, 0),
+                 discard_alignment: int = 0, writeback: int | None = None):  # fmt: skip
         if not 0 <= capacity_sectors < 1 << 64:
             raise ValueError(f"Capacity must fit in 64 bits, not {capacity_sectors!r}")
         if len(serial) > ID_BYTES:
@@ -221,6 +238,8 @@ class BlkDevice:
         self.capacity, self.serial = capacity_sectors, serial
         self.features = features | read_only << BlkFeature.RO
         self.size_max, self.seg_max, self.blk_size, self.num_queues = size_max, seg_max, blk_size, num_queues
+        self.topology, self.discard, self.zeroes, self.discard_alignment = topology, discard, zeroes, discard_alignment
+        self.writeback = writeback
         self.store = bytearray(capacity_sectors * SECTOR)
         self.unknown: set[int] = set()
 
@@ -243,9 +262,19 @@ class BlkDevice:
         if _bits(self.features, BlkFeature.BLK_SIZE):
             put(20, 4, self.blk_size)
         if _bits(self.features, BlkFeature.CONFIG_WCE):
-            put(32, 1, _bits(accepted, BlkFeature.CONFIG_WCE, BlkFeature.FLUSH))
+            both = _bits(accepted, BlkFeature.CONFIG_WCE, BlkFeature.FLUSH)
+            put(32, 1, both if self.writeback is None else self.writeback)
+        if _bits(self.features, BlkFeature.TOPOLOGY):
+            for at, size, value in zip((24, 25, 26, 28), (1, 1, 2, 4), self.topology, strict=True):
+                put(at, size, value)
         if _bits(self.features, BlkFeature.MQ):
             put(34, 2, self.num_queues)
+        if _bits(self.features, BlkFeature.DISCARD):
+            for at, value in zip((36, 40, 44), (*self.discard, self.discard_alignment), strict=True):
+                put(at, 4, value)
+        if _bits(self.features, BlkFeature.WRITE_ZEROES):
+            for at, value in zip((48, 52), self.zeroes, strict=True):
+                put(at, 4, value)
         return bytes(raw)
 
     def forget(self, sector: int, count: int) -> None:
@@ -270,6 +299,10 @@ class BlkDevice:
                 outcomes = (Outcome(BlkStatus.OK), Outcome(BlkStatus.UNSUPP))
             case BlkType.GET_ID:
                 outcomes = self._get_id(writable_len - 1)
+            case BlkType.DISCARD if _bits(self.features, BlkFeature.DISCARD):
+                outcomes = self._segments(readable[HEADER_BYTES:], 0, self.discard)
+            case BlkType.WRITE_ZEROES if _bits(self.features, BlkFeature.WRITE_ZEROES):
+                outcomes = self._segments(readable[HEADER_BYTES:], UNMAP, self.zeroes, is_zeroing=True)
             case _:  # V147, V148
                 outcomes = (Outcome(BlkStatus.UNSUPP),)
         return BlkResult(outcomes, writable_len)
@@ -294,6 +327,32 @@ class BlkDevice:
             self.unknown.difference_update(range(sector, sector + len(data) // SECTOR))
         return (Outcome(BlkStatus.OK),)
 
+    def _segments(self, data: bytes, flags_known: int, most: tuple[int, int], *, is_zeroing: bool = False) -> tuple[Outcome, ...]:
+        """The data of a DISCARD or WRITE_ZEROES. [VIRTIO1.4 5.2.6]"""
+        whole = len(data) // SEGMENT_BYTES * SEGMENT_BYTES
+        parts = [data[at : at + SEGMENT_BYTES] for at in range(0, whole, SEGMENT_BYTES)]
+        spans = [(int.from_bytes(part[:8], "little"), int.from_bytes(part[8:12], "little")) for part in parts]
+        is_unknown = any(int.from_bytes(part[12:], "little") & ~flags_known for part in parts)
+        fits = all(sector + count <= self.capacity for sector, count in spans)
+        in_limits = len(parts) <= most[1] and all(count <= most[0] for _, count in spans)
+        failed = (Outcome(BlkStatus.UNSUPP),) if is_unknown else (Outcome(BlkStatus.IOERR),)  # V143, V144, V148
+        if _bits(self.features, BlkFeature.RO):
+            return failed  # V142
+        is_good = bool(parts) and whole == len(data) and not is_unknown and fits
+        if is_good and is_zeroing and in_limits:  # V145
+            for sector, count in spans:
+                self.store[SECTOR * sector : SECTOR * (sector + count)] = bytes(SECTOR * count)
+                self.unknown.difference_update(range(sector, sector + count))
+            return (Outcome(BlkStatus.OK),)
+        for sector, count in spans:
+            if sector + count <= self.capacity:
+                self.forget(sector, count)
+        if is_good and in_limits:
+            return (Outcome(BlkStatus.OK),)
+        if whole != len(data) or not parts:
+            return (*failed, Outcome(BlkStatus.UNSUPP)) if not is_unknown else failed
+        return (*failed, Outcome(BlkStatus.UNSUPP), Outcome(BlkStatus.OK)) if is_good else failed
+
     def _get_id(self, length: int) -> tuple[Outcome, ...]:
         good = Outcome(BlkStatus.OK, self.serial.ljust(ID_BYTES, b"\0")[:length])
         return (good,) if length == ID_BYTES else (good, Outcome(BlkStatus.IOERR))
@@ -310,6 +369,9 @@ class BlkConfig:
     writeback: int
     num_queues: int
     padding: bytes  # unused0 and unused1
+    topology: tuple[int, int, int, int] = (0, 0, 0, 0)  # physical_block_exp, alignment_offset, min_io_size, opt_io_size
+    discard: tuple[int, int, int] = (0, 0, 0)  # sectors of a segment, segments of a request, alignment
+    zeroes: tuple[int, int, int] = (0, 0, 0)  # sectors of a segment, segments of a request, write_zeroes_may_unmap
 
     @classmethod
     def unpack(cls, raw: bytes) -> BlkConfig:
@@ -320,10 +382,16 @@ class BlkConfig:
         def get(at: int, size: int) -> int:
             return int.from_bytes(raw[at : at + size], "little")
 
-        return cls(get(0, 8), get(8, 4), get(12, 4), get(20, 4), get(32, 1), get(34, 2), raw[33:34] + raw[57:60])
+        return cls(get(0, 8), get(8, 4), get(12, 4), get(20, 4), get(32, 1), get(34, 2), raw[33:34] + raw[57:60],
+                   (get(24, 1), get(25, 1), get(26, 2), get(28, 4)), (get(36, 4), get(40, 4), get(44, 4)),
+                   (get(48, 4), get(52, 4), get(56, 1)))  # fmt: skip
 
 
 # -- the driver --
+
+
+def _segments(spans: Sequence[tuple[int, int]], flags: int) -> bytes:
+    return b"".join(sector.to_bytes(8, "little") + count.to_bytes(4, "little") + flags.to_bytes(4, "little") for sector, count in spans)
 
 
 def _whole(lengths: Sequence[int], rng: random.Random, most: int) -> list[int]:
@@ -435,6 +503,14 @@ class BlkDriver:
     def flush(self, *, framing: str | None = None) -> Request:
         """Add a FLUSH."""
         return self.request(BlkType.FLUSH, framing=framing)
+
+    def discard(self, *spans: tuple[int, int], framing: str | None = None) -> Request:
+        """Add a DISCARD of (sector, count) spans."""
+        return self.request(BlkType.DISCARD, data=_segments(spans, 0), framing=framing)
+
+    def write_zeroes(self, *spans: tuple[int, int], unmap: bool = False, framing: str | None = None) -> Request:
+        """Add a WRITE_ZEROES of (sector, count) spans."""
+        return self.request(BlkType.WRITE_ZEROES, data=_segments(spans, UNMAP * unmap), framing=framing)
 
     def get_id(self, *, framing: str | None = None) -> Request:
         """Add a GET_ID."""

@@ -39,14 +39,13 @@ class PackedDeviceJudge(RingJudge):
 
     def _look(self) -> None:
         """Take note of the lists that the driver made available. [VIRTIO1.4 2.8.6]"""
-        while self.is_ready and not self.jumped and self.turn - self.used_turn < self.layout.size:
+        while self.is_ready and self.turn - self.used_turn < self.layout.size:
             try:
                 chain = self._list()
             except AccessFault:
                 return  # the device cannot see it either
             if chain is None:
                 return
-            self.jumped = chain.head < 0  # nobody knows where the next one begins
             for number in chain.numbers:
                 at = DESCRIPTOR_BYTES * number
                 self.ring[at : at + DESCRIPTOR_BYTES] = self.memory.read(self.layout.desc + at, DESCRIPTOR_BYTES)
@@ -82,6 +81,8 @@ class PackedDeviceJudge(RingJudge):
 
     def _descriptors(self, at: int, data: bytes, event: Access) -> None:
         """Bytes of the ring were written. [VIRTIO1.4 2.8.15]"""
+        if self.order and self.order[0].chain.head < 0:
+            return  # a list without an end: nobody knows what the device takes for one
         end = at + len(data)
         places = range(at // DESCRIPTOR_BYTES, -(-end // DESCRIPTOR_BYTES))
         for place in places:

@@ -8,22 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .driver import FIELDS, NO_VECTOR, DeviceStatus, Feature
+from .driver import FIELDS as ALWAYS_THERE
+from .driver import NO_VECTOR, OPTIONAL_FIELDS, DeviceStatus, Feature
 
 __all__ = ["PciTransport", "QueueSettings"]
 
-COMMON_BYTES = 0x38  # up to queue_device [VIRTIO1.4 4.1.4.3]
+FIELDS = ALWAYS_THERE | OPTIONAL_FIELDS
 MOST_SINCE = 4096  # writes behind a reset that nobody waited for: a driver that brings a device up makes some dozens
-MAX_WINDOWS = 2  # of 32 feature bits that a driver can accept
+MAX_WINDOWS = 4  # of 32 feature bits that a driver can accept [VIRTIO1.4 2.2]
 SIMPLE = DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER | DeviceStatus.FAILED
 NEEDS_RESET = DeviceStatus.NEEDS_RESET
-PER_QUEUE = ("queue_size", "queue_msix_vector", "queue_enable", "queue_notify_off", "queue_desc", "queue_driver", "queue_device")
-READ_ONLY = ("device_feature", "num_queues", "config_generation", "queue_notify_off")
+SETTINGS = ("queue_size", "queue_msix_vector", "queue_desc", "queue_driver", "queue_device")
+CONSTANT = ("queue_notify_off", "queue_notif_config_data")  # of a queue, learned from the first answer
+PER_QUEUE = (*SETTINGS, *CONSTANT, "queue_enable", "queue_reset")
+READ_ONLY = ("device_feature", "num_queues", "config_generation", *CONSTANT)
 
 
 @dataclass
 class QueueSettings:
-    """What the driver set of one queue. ``notify_off`` is None until the driver read it."""
+    """What the driver set of one queue. ``notify_off`` and ``notif_config_data`` are None until the driver read them."""
 
     max_size: int
     size: int
@@ -33,6 +36,8 @@ class QueueSettings:
     driver: int = 0
     device: int = 0
     notify_off: int | None = None
+    notif_config_data: int | None = None
+    resetting: bool = False
     open: set[str] = field(default_factory=set)  # fields that may hold anything, until they are read
 
 
@@ -62,6 +67,8 @@ class PciTransport:
         Called when the driver set DRIVER_OK; when a reset is complete.
     on_kick : callable
         Called with the queue of a doorbell while the device is live.
+    on_queue_reset : callable
+        Called with the queue when its reset is complete.
     on_isr : callable
         Called with the ISR's answer; returns why it cannot be ("": it can).
     may_need_reset : callable
@@ -75,29 +82,44 @@ class PciTransport:
         DRIVER_OK is set and no reset was begun.
     is_resetting : :class:`bool`
         The driver wrote 0 to the status, and has not read 0 yet.
+    is_suspended : :class:`bool`
+        The status showed SUSPEND, and not DRIVER_OK since.
     queues : list of :class:`QueueSettings`
     """
 
     def __init__(self, *, offered: int, queues: tuple[int, ...], vectors: int, config: bytes, places: dict[int, tuple[int, int]],
                  multiplier: int = 4, on_live: Callable[[], None] = lambda: None, on_reset: Callable[[], None] = lambda: None,
-                 on_kick: Callable[[int], None] = lambda queue: None, on_isr: Callable[[int], str] = lambda value: "",
+                 on_kick: Callable[[int], None] = lambda queue: None,
+                 on_queue_reset: Callable[[int], None] = lambda queue: None, on_isr: Callable[[int], str] = lambda value: "",
                  may_need_reset: Callable[[], bool] = lambda: False):  # fmt: skip
         self.offered, self.vectors, self.config, self.places, self.multiplier = offered, vectors, config, places, multiplier
         self.on_live, self.on_reset, self.on_kick, self.on_isr = on_live, on_reset, on_kick, on_isr
+        self.on_queue_reset = on_queue_reset
         self.may_need_reset, self._sizes = may_need_reset, queues
         self.generation: int | None = None
-        self._offs: list[int | None] = [None] * len(queues)
+        self._old_generation: int | None = None  # of a configuration that was another
+        self._constants: list[dict[str, int]] = [{} for _ in queues]
+        self._config_open: set[int] = set()  # bytes that the driver wrote, and nobody read since
         self.clear()
 
     def clear(self) -> None:
         """As after power-on, or a reset that is complete."""
-        self.status, self.is_resetting, self.is_live = 0, False, False
+        self.status, self.is_resetting, self.is_live, self.is_suspended = 0, False, False, False
+        self._shifts = False  # between a SUSPEND and a DRIVER_OK, either way
         self.accepted, self.selects = 0, {"device_feature_select": 0, "driver_feature_select": 0, "queue_select": 0}
         self.config_vector, self.beyond = NO_VECTOR, False
         self._open: set[str] = set()  # registers that may hold anything until they are read
         self._since: list[tuple[str, int, bytes]] = []  # writes after the reset was begun, `MOST_SINCE` at most
         self._maybe = 0  # status bits that may be set
-        self.queues = [QueueSettings(size, size, notify_off=off) for size, off in zip(self._sizes, self._offs)]
+        self.queues = [QueueSettings(size, size, **known) for size, known in zip(self._sizes, self._constants)]
+
+    def has(self, feature: Feature) -> bool:
+        """Driver and device agreed on a feature."""
+        return bool(self.status & DeviceStatus.FEATURES_OK) and bool(self.accepted >> feature & 1)
+
+    def change(self, config: bytes) -> None:
+        """The device changed its configuration. (V013)"""
+        self.config, self.generation, self._old_generation = config, None, self.generation
 
     # -- what the driver does --
 
@@ -110,10 +132,19 @@ class PciTransport:
             if kind == 1:
                 for name, low, piece in self._fields(at, data):
                     self._written(name, low, piece)
-            elif kind == 2 and self.is_live and len(data) == 2:
-                queue = int.from_bytes(data, "little")
-                if queue < len(self.queues) and self.queues[queue].enabled and at == (self.queues[queue].notify_off or 0) * self.multiplier:
-                    self.on_kick(queue)
+            elif kind == 2 and self.is_live:
+                self._rung(at, data)
+            elif kind == 4:
+                self._config_open |= set(range(at, at + len(data)))
+
+    def _rung(self, at: int, data: bytes) -> None:
+        """A doorbell: its queue's place, the width and the number that were agreed on. [VIRTIO1.4 4.1.5.2]"""
+        number = int.from_bytes(data[:2], "little")
+        for n, queue in enumerate(self.queues):
+            wanted = queue.notif_config_data if self.has(Feature.NOTIF_CONFIG_DATA) else n
+            if (queue.enabled and not queue.resetting and number == wanted and at == (queue.notify_off or 0) * self.multiplier
+                    and len(data) == (4 if self.has(Feature.NOTIFICATION_DATA) else 2)):  # fmt: skip
+                self.on_kick(n)
 
     def _fields(self, at: int, data: bytes):
         """Yield (name, offset in the field, bytes) of the fields that an access of common configuration touches, in order."""
@@ -135,6 +166,9 @@ class PciTransport:
                 self._since.append((name, low, data))
             return
         if len(data) != size and not (size == 8 and len(data) == 4):  # not how a driver may do it [VIRTIO1.4 4.1.3.1]
+            self._leave_open(name)
+            return
+        if self.is_suspended and name != "device_status":  # should be ignored (V018)
             self._leave_open(name)
             return
         if name in self.selects:
@@ -167,7 +201,12 @@ class PciTransport:
         if value == 0:
             self.is_resetting, self.is_live = True, False
             return
-        self._maybe |= self.status & ~value & ~NEEDS_RESET  # the driver must not clear bits
+        if value & DeviceStatus.SUSPEND and self.status & DeviceStatus.DRIVER_OK and self.has(Feature.SUSPEND):
+            self._shifts = True  # with the answer that shows it (V021)
+        elif value & DeviceStatus.DRIVER_OK and self.is_suspended:
+            self._shifts = True  # (V022)
+        cleared = self.status & ~value & ~NEEDS_RESET  # which the driver must not do
+        self._maybe |= cleared & ~(DeviceStatus.DRIVER_OK | DeviceStatus.SUSPEND) if self._shifts or self.is_suspended else cleared
         self.status |= value & SIMPLE
         if value & DeviceStatus.FEATURES_OK and not self.status & DeviceStatus.FEATURES_OK:
             good = not self.beyond and not self.accepted & ~self.offered and self.accepted >> Feature.VERSION_1 & 1
@@ -175,7 +214,7 @@ class PciTransport:
                 self.status |= DeviceStatus.FEATURES_OK
             else:
                 self._maybe |= DeviceStatus.FEATURES_OK
-        if value & DeviceStatus.DRIVER_OK and not self.status & DeviceStatus.DRIVER_OK:
+        if value & DeviceStatus.DRIVER_OK and not self.status & DeviceStatus.DRIVER_OK and not self.is_suspended:
             if self.status & DeviceStatus.FEATURES_OK:
                 self.status |= DeviceStatus.DRIVER_OK
                 self._go_live()
@@ -193,6 +232,13 @@ class PciTransport:
         if name == "queue_msix_vector":
             queue.vector = value if value < self.vectors else NO_VECTOR
             queue.open.discard(name)
+        elif name == "queue_reset":
+            if value == 1 and self.has(Feature.RING_RESET):
+                queue.resetting = True
+            elif value or queue.resetting:
+                queue.open.add(name)
+        elif queue.resetting:
+            queue.open.add(name)
         elif name == "queue_enable":
             if value == 1:
                 queue.enabled = True
@@ -201,7 +247,7 @@ class PciTransport:
         elif queue.enabled:
             queue.open.add(name)
         elif name == "queue_size":
-            if 0 < value <= queue.max_size and not value & (value - 1):
+            if 0 < value <= queue.max_size and (not value & (value - 1) or self.has(Feature.RING_PACKED)):
                 queue.size = value
                 queue.open.discard(name)
             else:
@@ -224,6 +270,9 @@ class PciTransport:
             if kind == 3 and at == 0:
                 return self.on_isr(data[0])
             if kind == 4:
+                for n in self._config_open & set(range(at, min(at + len(data), len(self.config)))):
+                    self.config = self.config[:n] + data[n - at : n - at + 1] + self.config[n + 1 :]
+                    self._config_open.discard(n)
                 wanted = self.config[at : at + len(data)]
                 if data[: len(wanted)] != wanted:
                     return f"device configuration from byte {at} on is {wanted.hex()} [VIRTIO1.4 5.2.4]"
@@ -234,8 +283,10 @@ class PciTransport:
         if name == "device_status":
             return self._found_status(value)
         if name == "config_generation":
-            if self.generation is None:
+            if self.generation is None and value != self._old_generation:
                 self.generation = value
+            if self.generation is None:
+                return f"config_generation is another than {value} behind a change [VIRTIO1.4 4.1.4.3.1]"
             return "" if value == self.generation else f"config_generation stays {self.generation} [VIRTIO1.4 4.1.4.3.1]"
         queue = None
         if name in PER_QUEUE:
@@ -247,15 +298,37 @@ class PciTransport:
         if is_open or (name == "device_feature" and "device_feature_select" in self._open):
             self._learn(queue, name, low, value, width)
             return ""
-        if name == "queue_notify_off" and queue is not None and queue.notify_off is None:
-            room = self.places[2][1]
-            if value * self.multiplier + 2 > room:
-                return f"queue_notify_off leads beyond the {room} bytes of the notification structure [VIRTIO1.4 4.1.4.4]"
-            queue.notify_off = self._offs[self.selects["queue_select"]] = value
+        if name in CONSTANT and queue is not None:
+            return self._found_constant(queue, name.removeprefix("queue_"), value)
+        if name == "queue_reset" and queue is not None:
+            return self._found_reset(queue, value)
+        if queue is not None and queue.resetting:
             return ""
         wanted, free = self._value(queue, name)
         wanted, free = wanted >> 8 * low & (1 << width) - 1, free >> 8 * low
         return "" if not (value ^ wanted) & ~free else f"{name} is {wanted:#x} [VIRTIO1.4 4.1.4.3]"
+
+    def _found_constant(self, queue: QueueSettings, name: str, value: int) -> str:
+        room = self.places[2][1]
+        if name == "notify_off" and value * self.multiplier + (4 if self.offered >> Feature.NOTIFICATION_DATA & 1 else 2) > room:
+            return f"queue_notify_off leads beyond the {room} bytes of the notification structure [VIRTIO1.4 4.1.4.4]"
+        if name == "notif_config_data" and not self.has(Feature.NOTIF_CONFIG_DATA):
+            return ""  # the field is not there
+        known = self._constants[self.selects["queue_select"]]
+        setattr(queue, name, known.setdefault(name, value))
+        return "" if value == known[name] else f"queue_{name} stays {known[name]:#x} [VIRTIO1.4 4.1.4.3]"
+
+    def _found_reset(self, queue: QueueSettings, value: int) -> str:
+        """The driver looks whether a reset of the queue is complete. [VIRTIO1.4 4.1.4.3.1]"""
+        if not self.has(Feature.RING_RESET):
+            return ""  # the field is not there
+        if value not in ((0, 1) if queue.resetting else (0,)):
+            return f"queue_reset is {1 if queue.resetting else 0}, or 0 when the reset is complete (V083 to V086)"
+        if queue.resetting and not value:
+            queue.resetting = queue.enabled = False
+            queue.open = set(SETTINGS)
+            self.on_queue_reset(self.selects["queue_select"])
+        return ""
 
     def _value(self, queue: QueueSettings | None, name: str) -> tuple[int, int]:
         """Return the value of a field, and its bits that may be anything."""
@@ -302,6 +375,10 @@ class PciTransport:
                 self._catch_up(value)
                 return ""
             return f"device_status is {self.status:#x}, or 0 when the reset is complete [VIRTIO1.4 2.4.1]"
+        if self._shifts and value & (DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK) == (
+                DeviceStatus.DRIVER_OK if self.is_suspended else DeviceStatus.SUSPEND):  # fmt: skip
+            self._shifts, self.is_suspended, self.is_live = False, not self.is_suspended, self.is_suspended
+            self.status ^= DeviceStatus.SUSPEND | DeviceStatus.DRIVER_OK
         odd = value ^ self.status
         if "device_status" in self._open:
             self._open.discard("device_status")

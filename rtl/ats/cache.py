@@ -8,8 +8,8 @@ from ..iommu.gate import UNTRANSLATED_LOG2
 from ..iommu.iotlb import Iotlb
 from ..iommu.layouts import TranslateRequest, TranslateResponse
 from ..stream.queue import Queue
-from ..tlp.layouts import Burst, BurstData
-from .layouts import FEATURES, MAX_FUNCTIONS, PAGE_BITS, Asked
+from ..tlp.layouts import AddressedBurst, BurstData
+from .layouts import MAX_FUNCTIONS, PAGE_BITS, asked_layout, put_space, store_features
 from .requests import TranslationRequests
 
 PAGING = ("may_page", "wanted", "wants", "takes", "waits", "over")  # ports towards :class:`.page_requests.PageRequests`
@@ -44,6 +44,8 @@ class TranslationCache(wiring.Component):
         Cookies of each client, a power of two that divides ``waiting``.
     page_patience_cycles : :class:`int`
         How long a request waits for its page; 0: none does.
+    has_pasid : :class:`bool`
+        Requests with a ``process_id`` are those of processes, each of which has translations of its own, and so has a function without.
 
     Members
     -------
@@ -53,7 +55,7 @@ class TranslationCache(wiring.Component):
         ATS Enable of each function.
     forget, forget_av, forget_page : ``In(1)``, ``In(1)``, ``In(52)``
         Forget everything, or with ``forget_av`` one page at least.
-    bursts, read_data : ``Out(stream.Signature(Burst))``, ``In(stream.Signature(BurstData(width)))``
+    bursts, read_data : ``Out(stream.Signature(AddressedBurst))``, ``In(stream.Signature(BurstData(width)))``
         Wall port of the requester.
     settled : ``Out(1)``
         With patience: since the last ``forget`` a request that waited was answered, or the host is asked for nothing but pages. Whoever
@@ -69,22 +71,23 @@ class TranslationCache(wiring.Component):
         If a size is out of range.
     """
 
-    def __init__(self, *, width, entries=64, ways=4, requests=8, waiting=64, client_cookies=8, page_patience_cycles=0):
+    def __init__(self, *, width, entries=64, ways=4, requests=8, waiting=64, client_cookies=8, page_patience_cycles=0,
+                 has_pasid=False):  # fmt: skip
         if requests not in range(1, 17):
             raise ValueError(f"Translation requests in flight must be between 1 and 16, not {requests!r}")
         if waiting not in range(2, 257):
             raise ValueError(f"Requests that wait must be between 2 and 256, not {waiting!r}")
         self.width, self.entries, self.ways, self.requests, self.waiting = width, entries, ways, requests, waiting
-        self.client_cookies, self.page_patience_cycles = client_cookies, page_patience_cycles
-        self._store = Iotlb(entries=entries, ways=ways, features=FEATURES)
-        self._requests = TranslationRequests(width=width, count=requests, page_patience_cycles=page_patience_cycles)
-        self._waiting = Queue(Asked, waiting)
+        self.client_cookies, self.page_patience_cycles, self.has_pasid = client_cookies, page_patience_cycles, has_pasid
+        self._store = Iotlb(entries=entries, ways=ways, features=store_features(has_pasid))
+        self._requests = TranslationRequests(width=width, count=requests, page_patience_cycles=page_patience_cycles, has_pasid=has_pasid)
+        self._waiting = Queue(asked_layout(has_pasid), waiting)
         super().__init__({
             "request": In(stream.Signature(TranslateRequest)),
             "response": Out(stream.Signature(TranslateResponse)),
             "enable": In(MAX_FUNCTIONS),
             "forget": In(1), "forget_av": In(1), "forget_page": In(52),
-            "bursts": Out(stream.Signature(Burst)),
+            "bursts": Out(stream.Signature(AddressedBurst)),
             "read_data": In(stream.Signature(BurstData(width))),
             "hit": Out(1), "miss": Out(1), "sent": Out(1),
             **({name: self._requests.signature.members[name] for name in PAGING} | {"settled": Out(1)} if page_patience_cycles else {}),
@@ -115,7 +118,7 @@ class TranslationCache(wiring.Component):
         go, comes, again = Signal(), Signal(), Signal()
         if pages:
             drains, is_behind = Signal(), Signal()  # nothing new comes in front of a look; an older one of the client waits
-        first = Signal(Asked)
+        first = Signal(asked_layout(self.has_pasid))
         asks = self.request.p
         m.d.comb += [
             again.eq(to_look_up != 0),
@@ -124,10 +127,12 @@ class TranslationCache(wiring.Component):
             first.function.eq(asks.device_id), first.page.eq(asks.page), first.is_write.eq(asks.is_write), first.cookie.eq(asks.cookie),
             store.advance.eq(go),
         ]  # fmt: skip
+        if self.has_pasid:
+            m.d.comb += [first.pasid.valid.eq(asks.process_id_valid), first.pasid.value.eq(asks.process_id)]
         with m.If(again):
             m.d.comb += first.eq(waiting.o.payload)
         m.d.comb += store.vpn.eq(first.page)
-        valid, is_old, is_prefetch, asked = Signal(), Signal(), Signal(), Signal(Asked)
+        valid, is_old, is_prefetch, asked = Signal(), Signal(), Signal(), Signal(asked_layout(self.has_pasid))
         with m.If(go):
             m.d.sync += [valid.eq(comes), is_old.eq(again), is_prefetch.eq(asks.is_prefetch & ~again), asked.eq(first)]
 
@@ -136,7 +141,7 @@ class TranslationCache(wiring.Component):
         is_known, hits, passes, answers, waits = Signal(), Signal(), Signal(), Signal(), Signal()
         has_answer = passes | hits | requests.is_answered
         m.d.comb += [
-            store.space.PSCID.eq(asked.function), requests.sought.eq(asked),
+            *put_space(store.space, asked, self.has_pasid), requests.sought.eq(asked),
             passes.eq(asked.page[PAGE_BITS:].any()),
             is_known.eq(found.hit & ~passes),
             hits.eq(is_known & (found.U | Mux(asked.is_write, found.writable, found.readable))),

@@ -17,7 +17,8 @@ class Invalidations(wiring.Component):
 
     The completion is offered after the fence that followed ``forget`` has ended: every read that used a forgotten translation has its
     data, every write has been accepted into the transmit order. Translations are forgotten for all functions, also when ATS Enable of
-    one falls: that one is not ``usable`` until a fence has ended that followed. A range forgets everything. [PCIe5 10.3.2, 10.3.3]
+    one falls: that one is not ``usable`` until a fence has ended that followed. So it is with PASID Enable. A range forgets everything, and
+    what is forgotten of a page is forgotten of every process, Global Invalidate or not. [PCIe5 10.3.2, 10.3.3, 10.3.8]
 
     Latency: 2 cycles from a request to ``forget`` when none is at work; then that of the fence, and 1.
 
@@ -29,6 +30,8 @@ class Invalidations(wiring.Component):
         Functions of the card.
     depth : :class:`int`
         Requests that wait: 32 for each function that announces so many.
+    enables : :class:`int`
+        ATS Enable of 8 functions; 16 with their PASID Enable behind.
     has_pages : :class:`bool`
         A fence does not wait for requests without an answer, so those are left room between two invalidations.
 
@@ -40,8 +43,8 @@ class Invalidations(wiring.Component):
         Invalidate Completions.
     config : ``In(ConfigState).array(functions)``
         For requester IDs.
-    enable, usable : ``In(8)``, ``Out(8)``
-        ATS Enable of each function; the same, and nothing waits that was translated before it was 0 for the last time.
+    enable, usable : ``In(enables)``, ``Out(enables)``
+        Each Enable; the same, and nothing waits that entered the gate or was translated before it was 0 for the last time.
     forget, forget_av, forget_page : ``Out(1)``, ``Out(1)``, ``Out(52)``
         For the cache.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
@@ -50,13 +53,13 @@ class Invalidations(wiring.Component):
         With ``has_pages``: the cache may forget again.
     """
 
-    def __init__(self, *, width, functions, depth=32, has_pages=False):
-        self.width, self.functions, self.depth, self.has_pages = width, functions, depth, has_pages
+    def __init__(self, *, width, functions, depth=32, enables=MAX_FUNCTIONS, has_pages=False):
+        self.width, self.functions, self.depth, self.enables, self.has_pages = width, functions, depth, enables, has_pages
         super().__init__({
             "i": In(stream.Signature(Invalidation)),
             "messages": Out(stream.Signature(TlpBeat(width))),
             "config": In(ConfigState).array(functions),
-            "enable": In(MAX_FUNCTIONS), "usable": Out(MAX_FUNCTIONS),
+            "enable": In(enables), "usable": Out(enables),
             "forget": Out(1), "forget_av": Out(1), "forget_page": Out(52),
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
@@ -68,8 +71,8 @@ class Invalidations(wiring.Component):
         m.submodules.waiting = waiting = Queue(Invalidation, self.depth)
         wiring.connect(m, wiring.flipped(self.i), waiting.i)
         order, message = waiting.o.payload, self.messages.payload
-        was_enabled, is_disabled = Signal(MAX_FUNCTIONS), Signal()
-        fell, fallen, drained = (Signal(MAX_FUNCTIONS, name=name) for name in ("fell", "fallen", "drained"))
+        was_enabled, is_disabled = Signal(self.enables), Signal()
+        fell, fallen, drained = (Signal(self.enables, name=name) for name in ("fell", "fallen", "drained"))
         m.d.comb += [fell.eq(was_enabled & ~self.enable), self.usable.eq(self.enable & ~(fallen | drained))]
         m.d.sync += [was_enabled.eq(self.enable), is_disabled.eq(fell.any()), fallen.eq(fallen | fell)]
         itags, is_order = Signal(32), Signal()  # the fence is that of a request

@@ -5,8 +5,8 @@ from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..spec import pcie
-from ..tlp.layouts import ConfigState, PageResponse, TlpBeat
-from .layouts import MAX_FUNCTIONS, PageOver, PageWanted
+from ..tlp.layouts import ConfigState, Pasid, TlpBeat, page_response_layout
+from .layouts import MAX_FUNCTIONS, PageOver, page_wanted_layout
 
 
 class State(enum.Enum, shape=2):
@@ -23,6 +23,7 @@ class PageRequests(wiring.Component):
     A request that nobody waits for any more keeps its place until its response, a PRI Reset or a reset of its function. Functions share the
     interface of their owner: no more than its allocation are in flight. A failure ends all of the owner's, whose later responses
     are ignored until it was disabled; a response that fits no request changes nothing but Unexpected Response. [PCIe5 10.4.2.1]
+    A request for a process has its PASID. A response with another one does not fit it; one without fits by its index alone.
 
     Latency: 2 cycles from ``wants`` to the message; none from a response to ``over``. Throughput: a request in 2 cycles.
 
@@ -36,18 +37,20 @@ class PageRequests(wiring.Component):
         Translation requests, who wait.
     owners : tuple of :class:`int`
         Of each function, who has its Page Request Interface.
+    has_pasid : :class:`bool`
+        Pages may be those of processes.
 
     Members
     -------
-    wanted, wants, takes : ``In(PageWanted)``, ``In(1)``, ``Out(1)``
+    wanted, wants, takes : ``In(page_wanted_layout(has_pasid))``, ``In(1)``, ``Out(1)``
         A page is wanted; it is taken.
     waits : ``In(slots)``
         Whoever wanted a page that was taken still waits.
     over : ``Out(stream.Signature(PageOver))``
         Ends; always taken.
-    responses : ``In(stream.Signature(PageResponse))``
+    responses : ``In(stream.Signature(page_response_layout(has_pasid)))``
         From the host; always taken.
-    messages : ``Out(stream.Signature(TlpBeat(width)))``
+    messages : ``Out(stream.Signature(TlpBeat(width, has_pasid)))``
         Page Requests.
     config : ``In(ConfigState).array(functions)``
         Of each function: requester IDs, resets.
@@ -63,14 +66,14 @@ class PageRequests(wiring.Component):
         Pulses for Response Failure and Unexpected Response of each owner.
     """
 
-    def __init__(self, *, width, count, slots, owners):
-        self.width, self.count, self.slots, self.owners = width, count, slots, tuple(owners)
+    def __init__(self, *, width, count, slots, owners, has_pasid=False):
+        self.width, self.count, self.slots, self.owners, self.has_pasid = width, count, slots, tuple(owners), has_pasid
         functions = len(self.owners)
         super().__init__({
-            "wanted": In(PageWanted), "wants": In(1), "takes": Out(1), "waits": In(slots),
+            "wanted": In(page_wanted_layout(has_pasid)), "wants": In(1), "takes": Out(1), "waits": In(slots),
             "over": Out(stream.Signature(PageOver)),
-            "responses": In(stream.Signature(PageResponse)),
-            "messages": Out(stream.Signature(TlpBeat(width))),
+            "responses": In(stream.Signature(page_response_layout(has_pasid))),
+            "messages": Out(stream.Signature(TlpBeat(width, has_pasid))),
             "config": In(ConfigState).array(functions),
             "enable": In(MAX_FUNCTIONS), "restart": In(MAX_FUNCTIONS), "allocation": In(32).array(functions),
             "permitted": In(MAX_FUNCTIONS),
@@ -81,7 +84,9 @@ class PageRequests(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         functions, indices = len(self.owners), range(self.count)
-        layout = data.StructLayout({"state": State, "left": 1, "slot": 4, "function": 3, "page": 52, "is_write": 1})
+        layout = data.StructLayout({
+            "state": State, "left": 1, "slot": 4, "function": 3, "page": 52, "is_write": 1, **({"pasid": Pasid} if self.has_pasid else {}),
+        })  # fmt: skip
         entries = [Signal(layout, name=f"entry_{n}") for n in indices]
         owner_of = Array(self.owners)
         is_free, waiting, failed = Signal(self.count), Signal(self.count), Signal(functions)
@@ -105,6 +110,7 @@ class PageRequests(wiring.Component):
                 m.d.sync += [
                     entry.state.eq(State.SEND), entry.left.eq(0), entry.slot.eq(self.wanted.slot), entry.function.eq(self.wanted.function),
                     entry.page.eq(self.wanted.page), entry.is_write.eq(self.wanted.is_write),
+                    *([entry.pasid.eq(self.wanted.pasid)] if self.has_pasid else []),
                 ]  # fmt: skip
 
         # Send.
@@ -115,6 +121,9 @@ class PageRequests(wiring.Component):
         ]  # fmt: skip
         requester_id, content = Signal(16), Signal(64)
         m.d.comb += [message.header.requester_id.eq(requester_id), message.header.address.eq(content)]
+        if self.has_pasid:
+            pasid = Signal(Pasid)
+            m.d.comb += message.pasid.eq(pasid)
         next_one = waiting & -waiting
         with m.If(self.messages.ready):
             m.d.sync += self.messages.valid.eq(0)
@@ -122,12 +131,14 @@ class PageRequests(wiring.Component):
         # Responses.
         answer, code = self.responses.p, self.responses.p.code
         owner, matches, ends = owner_of[answer.function], Signal(self.count), Signal(functions)
-        is_heard, is_failure = Signal(), Signal()
+        is_heard, is_failure, fits = Signal(), Signal(), Signal(self.count)  # a bit for each request: its PASID is the response's
         m.d.comb += [
             self.responses.ready.eq(1),
             is_heard.eq(self.responses.valid & ~failed.bit_select(owner, 1)),
-            matches.eq(Cat((answer.index == n) & (entry.state == State.SENT) & (entry.function == answer.function)
-                           for n, entry in enumerate(entries))),
+            matches.eq(fits & Cat((answer.index == n) & (entry.state == State.SENT) & (entry.function == answer.function)
+                                  for n, entry in enumerate(entries))),
+            *([fits.eq(Cat(~answer.pasid.valid | (entry.pasid.as_value() == answer.pasid.as_value()) for entry in entries))]
+              if self.has_pasid else [fits.eq(-1)]),
             is_failure.eq((code != pcie.PAGE_SUCCESS) & (code != pcie.PAGE_INVALID)),
             self.over.p.granted.eq(code == pcie.PAGE_SUCCESS),
         ]  # fmt: skip
@@ -156,6 +167,7 @@ class PageRequests(wiring.Component):
                 m.d.sync += [
                     self.messages.valid.eq(1), requester_id.eq(Cat(entry.function, ids[entry.function])), entry.state.eq(State.SENT),
                     content.eq(Cat(~entry.is_write, entry.is_write, Const(1, 1), Const(n, 9), entry.page)),
+                    *([pasid.eq(entry.pasid)] if self.has_pasid else []),
                 ]  # fmt: skip
             with m.If(is_heard & matches[n]):
                 m.d.comb += [self.over.valid.eq(is_waited_for), self.over.p.slot.eq(entry.slot)]

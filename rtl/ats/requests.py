@@ -6,8 +6,8 @@ from amaranth.lib.wiring import In, Out
 
 from ..iommu.iotlb import SUPERPAGES, entry_layout
 from ..spec import pcie
-from ..tlp.layouts import Addressing, Burst, BurstData, BurstStatus
-from .layouts import FEATURES, FRAME_BITS, MAX_FUNCTIONS, PAGE_BITS, Answer, Asked, PageOver, PageWanted
+from ..tlp.layouts import AddressedBurst, BurstData, BurstStatus, Pasid
+from .layouts import FRAME_BITS, MAX_FUNCTIONS, PAGE_BITS, Answer, PageOver, asked_layout, page_wanted_layout, put_space, store_features
 
 ENTRY_BYTES = 8  # of a translation completion [PCIe5 10.2.3.2]
 
@@ -57,10 +57,12 @@ class TranslationRequests(wiring.Component):
         Requests in flight: 1 to 16.
     page_patience_cycles : :class:`int`
         How long one waits for its page; 0: none does.
+    has_pasid : :class:`bool`
+        Pages may be those of processes: what is said of a page for one PASID, or none, counts for no other.
 
     Members
     -------
-    sought : ``In(Asked)``
+    sought : ``In(asked_layout(has_pasid))``
         A page below 2 ** 57 that is wanted; the outputs below are about it, combinationally.
     is_answered, is_pending : ``Out(1)``
         There is an answer for it; it is asked for.
@@ -78,9 +80,9 @@ class TranslationRequests(wiring.Component):
         ATS Enable of each function.
     forget : ``In(1)``
         What has been asked by now is too old.
-    bursts, read_data : ``Out(stream.Signature(Burst))``, ``In(stream.Signature(BurstData(width)))``
+    bursts, read_data : ``Out(stream.Signature(AddressedBurst))``, ``In(stream.Signature(BurstData(width)))``
         Wall port of the requester.
-    fill : ``Out(stream.Signature(entry_layout(FEATURES)))``
+    fill : ``Out(stream.Signature(entry_layout(store_features(has_pasid))))``
         For the store; always taken.
     sent : ``Out(1)``
         Pulse: a request was sent.
@@ -88,7 +90,7 @@ class TranslationRequests(wiring.Component):
         With patience: the function may ask for pages.
     is_asking : ``Out(1)``
         With patience: there is a request that does not wait for a page.
-    wanted, wants, takes : ``Out(PageWanted)``, ``Out(1)``, ``In(1)``
+    wanted, wants, takes : ``Out(page_wanted_layout(has_pasid))``, ``Out(1)``, ``In(1)``
         With patience: a page to ask for; there is one; it is taken.
     waits : ``Out(count)``
         With patience: the request waits for a page that was taken.
@@ -96,17 +98,17 @@ class TranslationRequests(wiring.Component):
         With patience: ends of such; always taken.
     """
 
-    def __init__(self, *, width, count, page_patience_cycles=0):
-        self.width, self.count, self.page_patience_cycles = width, count, page_patience_cycles
-        pages = {"is_asking": Out(1), "may_page": In(MAX_FUNCTIONS), "wanted": Out(PageWanted), "wants": Out(1), "takes": In(1),
-                 "waits": Out(count), "over": In(stream.Signature(PageOver))}  # fmt: skip
+    def __init__(self, *, width, count, page_patience_cycles=0, has_pasid=False):
+        self.width, self.count, self.page_patience_cycles, self.has_pasid = width, count, page_patience_cycles, has_pasid
+        pages = {"is_asking": Out(1), "may_page": In(MAX_FUNCTIONS), "wanted": Out(page_wanted_layout(has_pasid)), "wants": Out(1),
+                 "takes": In(1), "waits": Out(count), "over": In(stream.Signature(PageOver))}  # fmt: skip
         super().__init__({
-            "sought": In(Asked), "is_answered": Out(1), "is_pending": Out(1), "answer": Out(Answer),
+            "sought": In(asked_layout(has_pasid)), "is_answered": Out(1), "is_pending": Out(1), "answer": Out(Answer),
             "ask": In(1), "has_answers": Out(1), "has_room": Out(1), "release": In(1), "begins": In(1),
             "enable": In(MAX_FUNCTIONS), "forget": In(1),
-            "bursts": Out(stream.Signature(Burst)),
+            "bursts": Out(stream.Signature(AddressedBurst)),
             "read_data": In(stream.Signature(BurstData(width))),
-            "fill": Out(stream.Signature(entry_layout(FEATURES))),
+            "fill": Out(stream.Signature(entry_layout(store_features(has_pasid)))),
             "sent": Out(1),
             **(pages if page_patience_cycles else {}),
         })  # fmt: skip
@@ -116,6 +118,7 @@ class TranslationRequests(wiring.Component):
         layout = data.StructLayout({
             "state": State, "function": 3, "page": PAGE_BITS, "no_write": 1, "stale": 1, "seen": 1, "answer": Answer,
             **({"paging": Paging, "again": 1, "age": 2} if self.page_patience_cycles else {}),
+            **({"pasid": Pasid} if self.has_pasid else {}),
         })  # fmt: skip
         slots = Array(Signal(layout, name=f"slot_{n}") for n in range(self.count))
 
@@ -124,8 +127,11 @@ class TranslationRequests(wiring.Component):
         answered, pending, idle = Signal(self.count), Signal(self.count), Signal(self.count)
         for n, slot in reversed(list(enumerate(slots))):
             fits = Signal(name=f"fits_{n}")
+            same = (slot.function == sought.function) & (slot.page == sought.page[:PAGE_BITS])
+            if self.has_pasid:
+                same &= slot.pasid.as_value() == sought.pasid.as_value()
             m.d.comb += [
-                fits.eq((slot.function == sought.function) & (slot.page == sought.page[:PAGE_BITS]) & ~(sought.is_write & slot.no_write)),
+                fits.eq(same & ~(sought.is_write & slot.no_write)),
                 answered[n].eq(fits & (slot.state == State.DONE)),
                 pending[n].eq(fits & ((slot.state == State.SEND) | (slot.state == State.SENT))),
                 idle[n].eq(slot.state == State.FREE),
@@ -146,6 +152,8 @@ class TranslationRequests(wiring.Component):
             ]  # fmt: skip
             if self.page_patience_cycles:
                 m.d.sync += new.again.eq(0)
+            if self.has_pasid:
+                m.d.sync += new.pasid.eq(sought.pasid)
 
         # Send.
         burst, waiting = self.bursts.payload, Signal(self.count)
@@ -156,17 +164,18 @@ class TranslationRequests(wiring.Component):
                 m.d.comb += [chosen.eq(n), next_one.eq(slots[n])]
         takes, is_enabled = Signal(), self.enable.bit_select(next_one.function, 1)
         m.d.comb += takes.eq(waiting.any() & (~self.bursts.valid | self.bursts.ready))
-        address = Signal(Addressing)
-        m.d.comb += [address.at.eq(pcie.AT_TRANSLATION_REQUEST), address.no_write.eq(next_one.no_write)]
         with m.If(self.bursts.ready):
             m.d.sync += self.bursts.valid.eq(0)
         with m.If(takes):
             m.d.sync += [
                 self.bursts.valid.eq(is_enabled), burst.address.eq(Cat(Const(0, 12), next_one.page)), burst.length_bytes.eq(ENTRY_BYTES),
-                burst.is_wall.eq(1), burst.function.eq(next_one.function), burst.pasid.eq(address), burst.cookie.eq(chosen),
+                burst.is_wall.eq(1), burst.function.eq(next_one.function), burst.cookie.eq(chosen),
+                burst.at.eq(pcie.AT_TRANSLATION_REQUEST), burst.no_write.eq(next_one.no_write),
                 slots[chosen].state.eq(Mux(is_enabled, State.SENT, State.DONE)),
                 slots[chosen].answer.eq(Const({"untranslated": 1}, Answer)), slots[chosen].seen.eq(0),
             ]  # fmt: skip
+            if self.has_pasid:
+                m.d.sync += [burst.pasid_valid.eq(next_one.pasid.valid), burst.pasid.eq(next_one.pasid.value)]
         m.d.comb += self.sent.eq(self.bursts.valid & self.bursts.ready)
 
         # An entry comes; a cycle later it is taken apart, and kept and stored in the next.
@@ -204,8 +213,9 @@ class TranslationRequests(wiring.Component):
         entry = self.fill.payload
         m.d.sync += [
             self.fill.valid.eq(is_used & ~permits_nothing),
-            entry.vpn.eq(ours.page), entry.PSCID.eq(ours.function), entry.ppn.eq(frame), entry.readable.eq(readable),
+            entry.vpn.eq(ours.page), entry.ppn.eq(frame), entry.readable.eq(readable),
             entry.writable.eq(writable), entry.reach.eq(reach), entry.U.eq(untranslated | is_beyond),
+            *put_space(entry, ours, self.has_pasid),
         ]  # fmt: skip
 
         if self.page_patience_cycles:
@@ -253,6 +263,8 @@ class TranslationRequests(wiring.Component):
                     self.wants.eq(1), wanted.slot.eq(n), wanted.function.eq(slot.function), wanted.page.eq(slot.page),
                     wanted.is_write.eq(~slot.no_write),
                 ]  # fmt: skip
+                if self.has_pasid:
+                    m.d.comb += wanted.pasid.eq(slot.pasid)
                 with m.If(self.takes & (wanted.slot == n)):
                     m.d.sync += slot.paging.eq(Paging.WAITS)
             with m.If(tick & (slot.paging != Paging.NO)):

@@ -113,7 +113,7 @@ class PcieCapability:
     in configuration space, chosen by the function when None. ``has_flr``: software may reset the function alone; what belongs to
     the link survives. [PCIe5 6.6.2] ``has_atomics``: AtomicOps may be requested. ``has_ten_bit_tags``: by this function, and of others.
     ``timeout_ranges``: code of the completion timeouts that can be set, by default range A: 50 us to 10 ms; ``has_timeout_disable``: or
-    none, which who sends requests must allow. [PCIe5 7.5.3.15]
+    none, which who sends requests must allow. ``has_prefixes``: one End-End TLP prefix may come. [PCIe5 7.5.3.15]
     """
 
     mps_code: int = 2
@@ -125,6 +125,7 @@ class PcieCapability:
     has_ten_bit_tags: bool = False
     timeout_ranges: int = 1
     has_timeout_disable: bool = True
+    has_prefixes: bool = False
     name = "pcie"
     id = spec.CAP_PCIE
     size_bytes = spec.PCIE_BYTES
@@ -145,6 +146,11 @@ class PcieCapability:
             (self.has_timeout_disable, Field("timeout_disable", 4, 1, RW, doc="no request times out")),
             (self.has_atomics, Field("atomics", 6, 1, RW, doc="AtomicOps may be requested")),
             (self.has_ten_bit_tags, Field("ten_bit_tags", 12, 1, RW, doc="tags of 10 bits may be used")),
+        )
+        prefixes = (
+            Field("extended_fmt", 20, reset=1, doc="Fmt has three bits"),
+            Field("prefixes", 21, 1, HWINIT, 1, doc="End-End TLP prefixes may come"),
+            Field("prefixes_max", 22, 2, HWINIT, 1, doc="how many in front of a TLP"),
         )
         own = not card.is_virtual  # settings that a virtual function leaves to its physical one [PCIe5 9.3.5.4, 9.3.5.7, 9.3.5.11]
         control = (
@@ -185,6 +191,7 @@ class PcieCapability:
                 Field("timeout_disable", 4, reset=int(self.has_timeout_disable), doc="completion timeouts can be turned off"),
                 Field("ten_bit_tag_completer", 16, 1, HWINIT, int(self.has_ten_bit_tags), doc="requests with tags of 10 bits are served"),
                 Field("ten_bit_tag_requester", 17, 1, HWINIT, int(self.has_ten_bit_tags), doc="tags of 10 bits can be turned on"),
+                *(prefixes if self.has_prefixes else ()),
             )),
             Register("device_control_2", 0x28, 2, tuple(item for is_there, item in control_2 if is_there and own)),
             Register("link_capabilities_2", 0x2C, 4, (Field("speeds", 1, 7, reset=(1 << self.link_speed) - 1, doc="a bit for each"),)),

@@ -61,6 +61,8 @@ class Msix(wiring.Component):
         Messages.
     stop, stopped : one per entry of ``functions``
         See "Stop" in rtl/README.md: pending bits are cleared, table entries stay.
+    quiet : one per entry of ``functions``
+        No message of the function is under way or will be, unless it is asked for or what it waits for comes.
     clear, cleared : one per entry of ``functions``
         When ``clear`` rises, the function's table entries become as after reset; ``cleared`` is 1 when they are and ``clear`` is 1
         still. Meanwhile others are served as always.
@@ -88,6 +90,7 @@ class Msix(wiring.Component):
             "write_done": In(stream.Signature(BurstDone)).array(count),
             "stop": In(1).array(count),
             "stopped": Out(1).array(count),
+            "quiet": Out(1).array(count),
             "clear": In(1).array(count),
             "cleared": Out(1).array(count),
         })
@@ -290,7 +293,11 @@ class Msix(wiring.Component):
                 m.d.sync += left[n].eq(totals[n])
             with m.If(stop[n] & ~was_stop[n]):
                 m.d.sync += [left[n].eq(totals[n]), at[n].eq(0)]
-            m.d.comb += self.stopped[n].eq(stopping[n] & (left[n] == 0) & free[n] & (idle | ~here | was_bus))
+            at_rest, asked = free[n] & (idle | ~here | was_bus), self.requests.valid & (self.requests.payload.function == function.function)
+            m.d.comb += [
+                self.stopped[n].eq(stopping[n] & (left[n] == 0) & at_rest),
+                self.quiet[n].eq(at_rest & ((left[n] == 0) | ~sendable[n]) & ~asked),
+            ]
 
             # The message: address at SEND, data from the cycle before.
             lanes = self.width // 8

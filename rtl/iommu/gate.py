@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..spec import pcie
 from ..stream.round_robin import round_robin
-from ..tlp.layouts import DIVERTED, Addressing, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint
+from ..tlp.layouts import DIVERTED, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint, burst_layout
 from .layouts import TranslateRequest, TranslateResponse, is_mrif
 
 COOKIES = 256  # of a translation request
@@ -35,8 +35,10 @@ class Gate(wiring.Component):
     With ``diverts`` a write of an aligned dword to an interrupt file in memory leaves with verdict DIVERTED, any other burst to one with
     FAULT. One is under way at a time; until it is over its client waits, so that what the client does later is seen later.
 
-    With ``host_ats`` the translator is a cache of the host's translations: what leaves has an :func:`..tlp.layouts.addressing`, translated
-    unless it was bypassed or the answer says that the page is its own.
+    With ``host_ats`` the translator is a cache of the host's translations: what leaves is a :data:`..tlp.layouts.AddressedBurst`,
+    translated unless it was bypassed or the answer says that the page is its own. One with a PASID is refused at once if PASID Enable of
+    its function is 0 or the PASID is wider than ``pasid_bits``; it waits while that is 1 and not yet ``pasid_usable``. What leaves
+    translated has none, and interrupts never have. [PCIe5 6.20, 10.2]
 
     A hint becomes a prefetch in a cycle in which no burst enters, and vanishes if its function bypasses.
 
@@ -72,12 +74,14 @@ class Gate(wiring.Component):
         Ports whose bursts are interrupts: they are never translated here.
     late_count : :class:`bool`
         With ``host_ats``: answers may wait for software, fences do not.
+    pasid_bits : :class:`int`
+        With ``host_ats``: width of PASIDs, 1 to 20; 0: there are none.
 
     Members
     -------
     bursts : ``In(stream.Signature(Burst)).array(clients)``
         Bursts with IOVA; wall bursts do not come here.
-    o : ``Out(stream.Signature(Burst))``
+    o : ``Out(stream.Signature(burst_layout(host_ats)))``
         Bursts with physical address, verdict and epoch, for the requester.
     hints : ``In(stream.Signature(Hint))``
         Pages that functions will ask for.
@@ -85,6 +89,8 @@ class Gate(wiring.Component):
         The translator; answers are always taken.
     bypass : ``In(functions)``
         1: bursts of the function that enter now carry physical addresses.
+    pasid_enable, pasid_usable : ``In(functions)``
+        With ``pasid_bits``: PASID Enable of each function; the same, and no burst of before its last fall is under way.
     config : ``In(ConfigState).array(functions)``
         Bus and device of each function: with its number they are the device_id [RVIOMMU1.0 2.3].
     retired_reads, retired_writes : ``In(stream.Signature(BurstRetired))``
@@ -101,7 +107,7 @@ class Gate(wiring.Component):
     """
 
     def __init__(self, *, clients, functions, depth=8, has_iommu=True, diverts=False, count_bits=12, host_ats=False, messages=(),
-                 late_count=False):  # fmt: skip
+                 late_count=False, pasid_bits=0):  # fmt: skip
         if depth not in (2, 4, 8, 16, 32, 64):
             raise ValueError(f"Depth must be a power of two between 2 and 64, not {depth!r}")
         if clients not in range(1, COOKIES // depth + 1):
@@ -114,14 +120,15 @@ class Gate(wiring.Component):
             raise ValueError(f"Late counts must have room for all bursts inside the gate twice, not {count_bits!r} bits")
         self.clients, self.functions, self.depth = clients, functions, depth
         self.has_iommu, self.diverts, self.count_bits = has_iommu, diverts, count_bits
-        self.host_ats, self.messages, self.late_count = host_ats, tuple(messages), late_count
+        self.host_ats, self.messages, self.late_count, self.pasid_bits = host_ats, tuple(messages), late_count, pasid_bits
         super().__init__({
             "bursts": In(stream.Signature(Burst)).array(clients),
-            "o": Out(stream.Signature(Burst)),
+            "o": Out(stream.Signature(burst_layout(host_ats))),
             "hints": In(stream.Signature(Hint)),
             "translate_request": Out(stream.Signature(TranslateRequest)),
             "translate_response": In(stream.Signature(TranslateResponse)),
             "bypass": In(functions),
+            **({"pasid_enable": In(functions), "pasid_usable": In(functions)} if pasid_bits else {}),
             "config": In(ConfigState).array(functions),
             "retired_reads": In(stream.Signature(BurstRetired)),
             "retired_writes": In(stream.Signature(BurstRetired)),
@@ -160,16 +167,25 @@ class Gate(wiring.Component):
             wants = burst.valid & ((put[n] - get[n])[: slot_bits + 1] != self.depth) & room.bit_select(function, 1)
             if self.diverts:  # nobody asks with the cookie of a burst that is under way
                 wants &= ~held[n]
+            if self.pasid_bits and n not in self.messages:
+                wants &= ~burst.p.pasid_valid | self._is_refused(n, burst.p) | self.pasid_usable.bit_select(function, 1)
             m.d.comb += [
                 passing[n].eq(self.bypass.bit_select(function, 1) if self.has_iommu and n not in self.messages else 1),
                 wanted[n].eq(wants & (passing[n] | asks)),
                 burst.ready.eq(enters[n]),
             ]  # fmt: skip
+            if self.host_ats:
+                with m.If(self._is_refused(n, burst.p)):
+                    m.d.comb += passing[n].eq(1)
             with m.If(enters[n]):
                 m.d.comb += [
                     entry.eq(burst.p), entry_client.eq(n), entry_slot.eq(put[n]), entry_passes.eq(passing[n]),
                     entry.client.eq(n + 1), entry.is_wall.eq(0), entry.epoch.eq(epoch), entry.verdict.eq(BurstStatus.OK),
                 ]  # fmt: skip
+                if self.host_ats and n in self.messages:
+                    m.d.comb += entry.pasid_valid.eq(0)
+                elif self.host_ats:
+                    m.d.comb += entry.verdict.eq(Mux(self._is_refused(n, burst.p), BurstStatus.FAULT, BurstStatus.OK))
                 m.d.sync += put[n].eq(put[n] + 1)
         round_robin(m, wanted, enters, "enter")
         m.d.comb += entering.eq(enters.any())
@@ -278,12 +294,19 @@ class Gate(wiring.Component):
             reads.eq(~burst_out.data.is_write),
             writes.eq(burst_out.data.is_write | (burst_out.data.atomic != AtomicKind.NONE)),
             allowed.eq(out_passes | (~verdict.fault & (verdict.writable | ~writes) & (verdict.readable | ~reads))),
-            self.o.p.eq(burst_out.data),
         ]
+        if self.host_ats:
+            for name in Burst.as_shape().members:
+                m.d.comb += self.o.p[name].eq(burst_out.data[name])
+        else:
+            m.d.comb += self.o.p.eq(burst_out.data)
         with m.If(~allowed):
             m.d.comb += self.o.p.verdict.eq(BurstStatus.FAULT)
         with m.Elif(~out_passes):
             m.d.comb += self.o.p.address.eq(Cat(burst_out.data.address[:12], verdict.page))
+            if self.host_ats:
+                with m.If(verdict.translated):
+                    m.d.comb += [self.o.p.at.eq(pcie.AT_TRANSLATED), self.o.p.pasid_valid.eq(0)]
         if self.diverts:
             is_dword = burst_out.data.is_write & (burst_out.data.length_bytes == 4) & (burst_out.data.address[:2] == 0)
             with m.If(is_to_file & is_dword):
@@ -291,16 +314,21 @@ class Gate(wiring.Component):
             with m.If(self.diverted_over | (is_to_file & ~is_dword & self.o.valid & self.o.ready)):
                 m.d.sync += diverting.eq(0)
 
-        if self.host_ats:
-            address = Signal(Addressing)
-            m.d.comb += [address.at.eq(Mux(out_passes | ~verdict.translated, 0, pcie.AT_TRANSLATED)), self.o.p.pasid.eq(address)]
-
         if self.late_count:
             m.d.comb += self.o.p.epoch.eq(Mux(out_passes, out_epoch, verdict.epoch))
             self._count_late(m, epoch, response.valid, passers.any(), places, room)
         else:
             self._count(m, epoch, entering, entry, room)
         return m
+
+    def _is_refused(self, port, burst):
+        """Return whether a ``burst`` of ``port`` has a PASID that it must not have; that of an interrupt is none."""
+        if port in self.messages:
+            return Const(0)
+        if not self.pasid_bits:
+            return burst.pasid_valid
+        is_enabled = self.pasid_enable.bit_select(burst.function[: (self.functions - 1).bit_length()], 1)
+        return burst.pasid_valid & ~(is_enabled & (burst.pasid >> self.pasid_bits == 0))
 
     def _count_late(self, m, epoch, judges, passes, places, room):
         """Count verdicts that came and bursts that pass, until they are retired, per epoch; serve fences."""

@@ -5,7 +5,7 @@ from amaranth.lib import data, enum
 
 from ..spec.riscv_iommu import MRIF_LOG2
 from ..spec.riscv_iommu_registers import MessageCode, ResponseCode
-from ..tlp.layouts import BurstStatus
+from ..tlp.layouts import BurstStatus, more
 
 
 class Kind(enum.Enum, shape=2):
@@ -92,17 +92,13 @@ class AtsStatus(enum.Enum, shape=3):
     COMPLETER_ABORT = 4
 
 
-def _more(struct, **members):
-    return data.StructLayout({name: field.shape for name, field in data.Layout.cast(struct)} | members)
-
-
 def request_layout(features):
     """Return the layout of a request: :class:`TranslateRequest`, or with ATS more of it.
 
     ``kind`` : what it is. A translation request reads; ``is_write``: it asks for write permission, too (NW is 0), ``execute``: for execute
     permission, too, which counts with a process_id only. ``is_CXL``: it is of a CXL device of type 1 or 2.
     """
-    return _more(TranslateRequest, kind=Kind, is_CXL=1) if features.ATS else TranslateRequest
+    return more(TranslateRequest, kind=Kind, is_CXL=1) if features.ATS else TranslateRequest
 
 
 def response_layout(features):
@@ -114,7 +110,7 @@ def response_layout(features):
     """
     if not features.ATS:
         return TranslateResponse
-    return _more(TranslateResponse, kind=Kind, status=AtsStatus, executable=1, privileged=1, is_global=1, CXL_io=1, untranslated_only=1,
+    return more(TranslateResponse, kind=Kind, status=AtsStatus, executable=1, privileged=1, is_global=1, CXL_io=1, untranslated_only=1,
                  PRPR=1)  # fmt: skip
 
 

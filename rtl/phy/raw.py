@@ -1,26 +1,16 @@
 """The raw TLP link: headers in line, as soft cores and our own simulations have it."""
 
-from functools import cache
-
 from amaranth import Cat, Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..spec import pcie
 from ..tlp.codec import decode, encode, is_completion, is_config, is_message
-from ..tlp.layouts import Malformed, TlpBeat
+from ..tlp.layouts import Malformed, Pasid, TlpBeat
+from .layouts import PasidBeat, RawBeat
+from .pasid import PasidInserter, PasidRemover
 
 WIDTHS = (64, 128, 256, 512)
-
-
-@cache
-def RawBeat(width):
-    """One beat of a TLP on the link: dwords from lane 0, 3 or 4 of header, then payload.
-
-    A header dword has byte 0 in bits 31:24, a payload dword has its lowest address in bits 7:0. ``keep`` has one bit per
-    dword: all ones but in the last beat, where it is contiguous from lane 0.
-    """
-    return data.StructLayout({"data": width, "keep": width // 32, "first": 1, "last": 1})
 
 
 class RawReceiver(wiring.Component):
@@ -32,18 +22,23 @@ class RawReceiver(wiring.Component):
     standard with a traffic class. One with fewer or more dwords than its length says is passed on ``damaged``. Each gives a pulse of
     ``malformed``, if not two end at once. None disturbs the next TLP. [PCIe5 2.2.2, 2.2.5, 2.2.7, 2.2.8, 2.3]
 
+    With ``has_pasid`` the PASID prefix comes beside the TLP; on a completion, a configuration or an I/O request it is malformed. Any other
+    prefix is, as without, and so is a second one. [PCIe5 2.2.10, 6.20]
+
     Latency: 1 cycle from the beat that completes a beat of payload; 2 for the last. Throughput: one raw beat per cycle.
 
     Parameters
     ----------
     width : :class:`int`
         64, 128, 256 or 512.
+    has_pasid : :class:`bool`
+        TLPs may have a PASID.
 
     Members
     -------
-    i : ``In(stream.Signature(RawBeat(width)))``
+    i : ``In(stream.Signature(RawBeat(width)))``, or of ``PasidBeat(width)``
         From the link.
-    o : ``Out(stream.Signature(TlpBeat(width)))``
+    o : ``Out(stream.Signature(TlpBeat(width, has_pasid)))``
         To the transaction layer.
     max_payload : ``In(3)``
         Code of the largest payload that the host may send: 128 bytes << this.
@@ -51,11 +46,11 @@ class RawReceiver(wiring.Component):
         Pulse, and the header that goes with it.
     """
 
-    def __init__(self, *, width):
-        self.width = width
+    def __init__(self, *, width, has_pasid=False):
+        self.width, self.has_pasid = width, has_pasid
         super().__init__({
-            "i": In(stream.Signature(RawBeat(width))),
-            "o": Out(stream.Signature(TlpBeat(width))),
+            "i": In(stream.Signature(PasidBeat(width) if has_pasid else RawBeat(width))),
+            "o": Out(stream.Signature(TlpBeat(width, has_pasid))),
             "max_payload": In(3),
             "malformed": Out(Malformed),
         })
@@ -69,7 +64,7 @@ class RawReceiver(wiring.Component):
 
         # One beat behind the link, with the header dwords up to and with it.
         go = Signal()
-        beat, beat_valid = Signal(RawBeat(self.width)), Signal()
+        beat, beat_valid = Signal(self.i.p.shape()), Signal()
         position, index = Signal(range(header_at + 2)), Signal(range(header_at + 2))  # of the next beat, of ``beat``
         dwords = [Signal(32, name=f"dword_{n}") for n in range(4)]
         arriving = self.i.payload
@@ -95,6 +90,9 @@ class RawReceiver(wiring.Component):
             whole.eq(kept + header_at * lanes >= Mux(wide, 4, 3)),
         ]
         breaks_rules = self._breaks_rules(m, header)
+        if self.has_pasid:
+            has_none = is_completion(header) | is_config(header) | (header.type == pcie.TYPE_IO)
+            breaks_rules |= beat.pasid.valid & has_none
         raw, raw_held = Signal(128), Signal(128)  # the header as it came
         for n, dword in enumerate(dwords):
             with m.If((index * lanes + kept > n) & ((n < 3) | wide)):
@@ -105,6 +103,8 @@ class RawReceiver(wiring.Component):
         hold, stock, holding = Signal(self.width), Signal(range(lanes + 1)), Signal()
         left, begun, refused = Signal(11), Signal(), Signal()  # payload dwords to come; a beat has left; none must
         flush, dropping = Signal(), Signal()
+        if self.has_pasid:
+            held_pasid = Signal(Pasid)
         at_header, at_payload = Signal(), Signal()
         m.d.comb += [
             at_header.eq(beat_valid & (index == header_at)),
@@ -130,6 +130,7 @@ class RawReceiver(wiring.Component):
             return [
                 self.o.valid.eq(~refused), out.header.eq(held), out.data.eq(moved), out.dword_count.eq(give), out.first.eq(~begun),
                 out.last.eq(last), out.damaged.eq(0), begun.eq(1), left.eq(left - give),
+                *([out.pasid.eq(held_pasid)] if self.has_pasid else []),
             ]
 
         def damage(is_damaged):
@@ -154,6 +155,7 @@ class RawReceiver(wiring.Component):
             with m.If(at_header):
                 m.d.sync += [
                     held.eq(header),
+                    *([held_pasid.eq(beat.pasid)] if self.has_pasid else []),
                     raw_held.eq(raw),
                     refused.eq(breaks_rules),
                     shift.eq(Mux(wide, shifts[1], shifts[0])),
@@ -208,20 +210,22 @@ class RawTransmitter(wiring.Component):
     ----------
     width : :class:`int`
         64, 128, 256 or 512.
+    has_pasid : :class:`bool`
+        TLPs may have a PASID, which goes on beside them.
 
     Members
     -------
-    i : ``In(stream.Signature(TlpBeat(width)))``
+    i : ``In(stream.Signature(TlpBeat(width, has_pasid)))``
         From the transaction layer.
-    o : ``Out(stream.Signature(RawBeat(width)))``
+    o : ``Out(stream.Signature(RawBeat(width)))``, or of ``PasidBeat(width)``
         To the link.
     """
 
-    def __init__(self, *, width):
-        self.width = width
+    def __init__(self, *, width, has_pasid=False):
+        self.width, self.has_pasid = width, has_pasid
         super().__init__({
-            "i": In(stream.Signature(TlpBeat(width))),
-            "o": Out(stream.Signature(RawBeat(width))),
+            "i": In(stream.Signature(TlpBeat(width, has_pasid))),
+            "o": Out(stream.Signature(PasidBeat(width) if has_pasid else RawBeat(width))),
         })
 
     def elaborate(self, platform):
@@ -265,6 +269,8 @@ class RawTransmitter(wiring.Component):
 
         with m.If(go):
             m.d.sync += self.o.valid.eq(0)
+            if self.has_pasid:
+                m.d.sync += out.pasid.eq(beat.pasid)
             with m.If(flush):
                 m.d.sync += [
                     self.o.valid.eq(1), out.data.eq(carry), out.keep.eq(ones(flush_count)), out.first.eq(0), out.last.eq(1), flush.eq(0),
@@ -293,10 +299,14 @@ class RawTransmitter(wiring.Component):
 class RawPhy(wiring.Component):
     """Link adapter of the raw TLP link: :class:`RawReceiver` and :class:`RawTransmitter`.
 
+    With ``has_pasid`` :class:`.pasid.PasidRemover` and :class:`.pasid.PasidInserter` stand between them and the link.
+
     Parameters
     ----------
     width : :class:`int`
         64, 128, 256 or 512.
+    has_pasid : :class:`bool`
+        TLPs may have a PASID.
 
     Members
     -------
@@ -313,26 +323,33 @@ class RawPhy(wiring.Component):
         If the width is not one of these.
     """
 
-    def __init__(self, *, width):
+    def __init__(self, *, width, has_pasid=False):
         if width not in WIDTHS:
             raise ValueError(f"Link width must be 64, 128, 256 or 512 bits, not {width!r}")
-        self.width = width
+        self.width, self.has_pasid = width, has_pasid
         super().__init__({
             "i": In(stream.Signature(RawBeat(width))),
             "o": Out(stream.Signature(RawBeat(width))),
-            "received": Out(stream.Signature(TlpBeat(width))),
-            "to_send": In(stream.Signature(TlpBeat(width))),
+            "received": Out(stream.Signature(TlpBeat(width, has_pasid))),
+            "to_send": In(stream.Signature(TlpBeat(width, has_pasid))),
             "max_payload": In(3),
             "malformed": Out(Malformed),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.receiver = receiver = RawReceiver(width=self.width)
-        m.submodules.transmitter = transmitter = RawTransmitter(width=self.width)
-        wiring.connect(m, wiring.flipped(self.i), receiver.i)
+        m.submodules.receiver = receiver = RawReceiver(width=self.width, has_pasid=self.has_pasid)
+        m.submodules.transmitter = transmitter = RawTransmitter(width=self.width, has_pasid=self.has_pasid)
+        source, sink = wiring.flipped(self.i), wiring.flipped(self.o)
+        if self.has_pasid:
+            m.submodules.remover = remover = PasidRemover(width=self.width)
+            m.submodules.inserter = inserter = PasidInserter(width=self.width)
+            wiring.connect(m, source, remover.i)
+            wiring.connect(m, inserter.o, sink)
+            source, sink = remover.o, inserter.i
+        wiring.connect(m, source, receiver.i)
         wiring.connect(m, receiver.o, wiring.flipped(self.received))
         wiring.connect(m, wiring.flipped(self.to_send), transmitter.i)
-        wiring.connect(m, transmitter.o, wiring.flipped(self.o))
+        wiring.connect(m, transmitter.o, sink)
         m.d.comb += [receiver.max_payload.eq(self.max_payload), self.malformed.eq(receiver.malformed)]
         return m

@@ -27,6 +27,7 @@ AT_TRANSLATION_REQUEST, AT_TRANSLATED = 0b01, 0b10  # address type; 0 is untrans
 FMT_4DW = 0  # bit numbers of Fmt [PCIe5 2.2.1]
 FMT_DATA = 1
 FMT_PREFIX = 2
+PASID_PREFIX = 0b100_10001  # Fmt and Type of the PASID TLP prefix [PCIe5 6.20.2]
 
 STATUS_SC = 0b000  # completion status [PCIe5 2.2.9]
 STATUS_UR = 0b001

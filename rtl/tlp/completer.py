@@ -7,7 +7,17 @@ from amaranth.lib.wiring import In, Out
 from ..regs.bus import RegisterBus
 from ..spec import pcie
 from .codec import is_config, is_message
-from .layouts import ConfigRequest, ConfigResponse, ConfigState, DecodeRequest, DecodeResponse, Header, Invalidation, PageResponse, TlpBeat
+from .layouts import (
+    ConfigRequest,
+    ConfigResponse,
+    ConfigState,
+    DecodeRequest,
+    DecodeResponse,
+    Header,
+    Invalidation,
+    TlpBeat,
+    page_response_layout,
+)
 
 MAX_READ_BYTES = 128  # one completion of any Max_Payload_Size; a longer read of a BAR is answered with Completer Abort
 
@@ -37,7 +47,8 @@ class Completer(wiring.Component):
     endpoint must accept it or vendors say what it means, type 1. [PCIe5 2.2.8, 2.3.1, 2.7.2, 6.2.3.2.3]
 
     With ``host_ats`` Invalidate Requests of two dwords to functions that are ``present`` go to ``invalidations``; with
-    ``has_pri`` PRG Responses to them go to ``page_responses``. [PCIe5 10.3.1, 10.4.2]
+    ``has_pri`` PRG Responses to them go to ``page_responses``. [PCIe5 10.3.1, 10.4.2] With ``has_pasid`` both may have a PASID if
+    their function's ``pasid_enable`` is 1; any other request that has one is unsupported. [PCIe5 6.20]
 
     Latency: from a request to its completion 3 cycles for configuration, 6 for a read of one word and 2 more for each further one,
     besides the time of those it asks. Throughput: one request at a time; nothing it waits for depends on DMA,
@@ -53,10 +64,12 @@ class Completer(wiring.Component):
         They have ATS.
     has_pri : :class:`bool`
         And send page requests.
+    has_pasid : :class:`bool`
+        With ``host_ats``: they know PASIDs.
 
     Members
     -------
-    requests : ``In(stream.Signature(TlpBeat(width)))``
+    requests : ``In(stream.Signature(TlpBeat(width, has_pasid)))``
         Requests.
     completions : ``Out(stream.Signature(TlpBeat(width)))``
         Answers; without bubbles.
@@ -74,14 +87,16 @@ class Completer(wiring.Component):
         With ``host_ats``: one Invalidate Request at a time.
     present : ``In(functions)``
         With ``host_ats``: the function is there.
-    page_responses : ``Out(stream.Signature(PageResponse))``
+    page_responses : ``Out(stream.Signature(page_response_layout(has_pasid)))``
         With ``has_pri``: one PRG Response at a time.
+    pasid_enable : ``In(functions)``
+        With ``has_pasid``: PASID Enable of each function.
     """
 
-    def __init__(self, *, width, functions, host_ats=False, has_pri=False):
-        self.width, self.functions, self.host_ats, self.has_pri = width, functions, host_ats, has_pri
+    def __init__(self, *, width, functions, host_ats=False, has_pri=False, has_pasid=False):
+        self.width, self.functions, self.host_ats, self.has_pri, self.has_pasid = width, functions, host_ats, has_pri, has_pasid
         super().__init__({
-            "requests": In(stream.Signature(TlpBeat(width))),
+            "requests": In(stream.Signature(TlpBeat(width, has_pasid))),
             "completions": Out(stream.Signature(TlpBeat(width))),
             "config_requests": Out(stream.Signature(ConfigRequest)),
             "config_responses": In(stream.Signature(ConfigResponse)),
@@ -91,7 +106,8 @@ class Completer(wiring.Component):
             "state": In(ConfigState).array(functions),
             "events": Out(CompleterEvents),
             **({"invalidations": Out(stream.Signature(Invalidation)), "present": In(functions)} if host_ats else {}),
-            **({"page_responses": Out(stream.Signature(PageResponse))} if has_pri else {}),
+            **({"page_responses": Out(stream.Signature(page_response_layout(has_pasid)))} if has_pri else {}),
+            **({"pasid_enable": In(functions)} if has_pasid else {}),
         })
 
     def elaborate(self, platform):
@@ -205,6 +221,8 @@ class Completer(wiring.Component):
         if self.has_pri:
             reply = self.page_responses.p
             m.d.comb += [reply.function.eq(kept.address[48:51]), reply.code.eq(kept.address[44:48]), reply.index.eq(kept.address[32:41])]
+            if self.has_pasid:
+                m.d.comb += reply.pasid.eq(beat.pasid)
 
         with m.FSM():
             with m.State("TAKE"):  # the beat stays at the input until the request has been served
@@ -233,7 +251,7 @@ class Completer(wiring.Component):
                         with m.If(is_poisoned):
                             m.d.comb += events["poisoned"].eq(is_ours)
                             m.next = "REFUSE"
-                    with m.Elif(is_memory | is_atomic | (header.type == pcie.TYPE_MEMORY_LOCKED)):
+                    with m.Elif(self._and_plain(is_memory | is_atomic | (header.type == pcie.TYPE_MEMORY_LOCKED))):
                         m.next = "ASK_DECODER"
                     if self.host_ats:
                         with m.Elif(self._invalidates(header)):
@@ -245,7 +263,7 @@ class Completer(wiring.Component):
                     if self.has_pri:
                         with m.Elif(self._answers_pages(header)):
                             m.next = "TELL"
-                    with m.Elif(is_message(header) & is_accepted):
+                    with m.Elif(self._and_plain(is_message(header) & is_accepted)):
                         m.d.comb += events["poisoned"].eq(is_poisoned)
                         m.next = "DROP"
 
@@ -374,6 +392,10 @@ class Completer(wiring.Component):
                     m.next = "TAKE"
         return m
 
+    def _and_plain(self, condition):
+        """Return whether ``condition`` holds of the request, and it has no PASID."""
+        return condition & ~self.requests.p.pasid.valid if self.has_pasid else condition
+
     def _invalidates(self, header):
         """Return whether ``header`` is one of an Invalidate Request to a function that is there. [PCIe5 10.3.1]"""
         return self._tells(header, pcie.MESSAGE_INVALIDATE) & header.fmt[pcie.FMT_DATA] & (header.length_dw == 2)
@@ -386,4 +408,6 @@ class Completer(wiring.Component):
         """Return whether ``header`` is one of a message with ``code``, routed by ID to a function that is there."""
         function = header.address[48:51]
         is_there = (function < self.functions) & self.present.bit_select(function, 1)
+        if self.has_pasid:
+            is_there &= ~self.requests.p.pasid.valid | self.pasid_enable.bit_select(function, 1)
         return (header.type == pcie.TYPE_MESSAGE | pcie.ROUTED_BY_ID) & (header.message_code == code) & is_there

@@ -1,34 +1,32 @@
 """Bursts to the pieces that one Memory Request TLP each may carry."""
 
+from functools import cache
+
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .layouts import Burst
+from .layouts import burst_layout
 
 LARGEST_CODE = 5  # Max_Payload_Size and Max_Read_Request_Size: 128 << code; 6 and 7 are reserved [PCIe5 7.5.3.4]
 
 
-class Cut(data.Struct):
-    """A burst to cut and the code of the limit to cut it at: 128 << ``limit_code`` bytes."""
+@cache
+def Cut(host_ats=False):
+    """Layout: a burst to cut and the code of the limit to cut it at: 128 << ``limit_code`` bytes."""
+    return data.StructLayout({"burst": burst_layout(host_ats), "limit_code": 3})
 
-    burst: Burst
-    limit_code: 3
 
-
-class Piece(data.Struct):
-    """What one Memory Request TLP asks for; ``burst`` with ``address`` and ``length_bytes`` of this piece.
+@cache
+def Piece(host_ats=False):
+    """Layout: what one Memory Request TLP asks for; ``burst`` with ``address`` and ``length_bytes`` of this piece.
 
     ``length_dw``, ``first_be`` and ``last_be`` are the header's fields [PCIe5 2.2.5]: all dwords touched, enables contiguous,
     ``last_be`` 0 in a piece of one dword. ``first`` and ``last`` mark the ends of the burst.
     """
-
-    burst: Burst
-    length_dw: 11
-    first_be: 4
-    last_be: 4
-    first: 1
-    last: 1
+    return data.StructLayout({
+        "burst": burst_layout(host_ats), "length_dw": 11, "first_be": 4, "last_be": 4, "first": 1, "last": 1,
+    })  # fmt: skip
 
 
 class Cutter(wiring.Component):
@@ -47,12 +45,14 @@ class Cutter(wiring.Component):
     ----------
     largest_code : :class:`int`
         Codes above it are taken as it: 0 to 5.
+    host_ats : :class:`bool`
+        Bursts are those of a card with host ATS.
 
     Members
     -------
-    i : ``In(stream.Signature(Cut))``
+    i : ``In(stream.Signature(Cut(host_ats)))``
         Bursts of 1 to 4096 bytes that cross no 4 KiB boundary.
-    o : ``Out(stream.Signature(Piece))``
+    o : ``Out(stream.Signature(Piece(host_ats)))``
         Pieces.
     abandon : ``In(1)``
         In the cycle in which a piece is taken: no further pieces of its burst follow.
@@ -63,15 +63,15 @@ class Cutter(wiring.Component):
         If ``largest_code`` is out of range.
     """
 
-    def __init__(self, *, largest_code=LARGEST_CODE):
+    def __init__(self, *, largest_code=LARGEST_CODE, host_ats=False):
         if largest_code not in range(LARGEST_CODE + 1):
             raise ValueError(f"Largest code must be between 0 and {LARGEST_CODE}, not {largest_code!r}")
-        self.largest_code = largest_code
-        super().__init__({"i": In(stream.Signature(Cut)), "o": Out(stream.Signature(Piece)), "abandon": In(1)})
+        self.largest_code, self.host_ats = largest_code, host_ats
+        super().__init__({"i": In(stream.Signature(Cut(host_ats))), "o": Out(stream.Signature(Piece(host_ats))), "abandon": In(1)})
 
     def elaborate(self, platform):
         m = Module()
-        held = Signal(Burst)  # the one at work; its address stays that of the burst
+        held = Signal(burst_layout(self.host_ats))  # the one at work; its address stays that of the burst
         mask = Signal(12)  # limit - 1
         offset, left, begun = Signal(12), Signal(13), Signal()
 
@@ -93,7 +93,7 @@ class Cutter(wiring.Component):
         ]
 
         room = Signal(13)  # bytes up to the next multiple of the limit
-        burst, place, step = Signal(Burst), Signal(12), Signal(13)
+        burst, place, step = Signal(burst_layout(self.host_ats)), Signal(12), Signal(13)
         final = Signal()
         m.d.comb += [
             room.eq((~offset & mask) + 1),

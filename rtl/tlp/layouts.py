@@ -8,6 +8,11 @@ from amaranth.lib import data, enum
 MAX_BURST_BYTES = 4096  # a burst never crosses a naturally aligned 4 KiB page [PCIe5 2.2.7]
 
 
+def more(struct, **members):
+    """Return the layout of a ``struct`` that has further members, behind its own."""
+    return data.StructLayout({name: field.shape for name, field in data.Layout.cast(struct)} | members)
+
+
 class BurstStatus(enum.Enum, shape=3):
     """How a burst ended, or what the gate decided about it."""
 
@@ -64,18 +69,32 @@ class Header(data.Struct):
     message_code: unsigned(8)
 
 
+class Pasid(data.Struct):
+    """What a PASID prefix says; without ``valid`` there is none. [PCIe5 6.20]"""
+
+    valid: unsigned(1)
+    value: unsigned(20)
+
+
 @cache
-def TlpBeat(width):
+def TlpBeat(width, has_pasid=False):
     """One beat of a TLP inside the card: the header travels beside the first data beat.
 
     ``data`` holds payload dwords from lane 0 up, lowest address in bits 7:0 of each; ``dword_count`` is the number of
     valid dwords of this beat (all but the last beat are full; 0 in the only beat of a TLP without payload).
     ``header`` is valid with ``first`` only. ``damaged`` counts with ``last``: what came is not as long as the header says, so nothing of
-    the TLP must be used; only a link adapter sets it.
+    the TLP must be used; only a link adapter sets it. With ``has_pasid`` there is a ``pasid``, valid with ``first`` only.
     """
-    return data.StructLayout(
-        {"header": Header, "data": width, "dword_count": range(width // 32 + 1), "first": 1, "last": 1, "damaged": 1}
-    )
+    return data.StructLayout({
+        "header": Header, "data": width, "dword_count": range(width // 32 + 1), "first": 1, "last": 1, "damaged": 1,
+        **({"pasid": Pasid} if has_pasid else {}),
+    })  # fmt: skip
+
+
+def connect_beats(m, source, sink):
+    """Connect two streams of TLP beats, of which one may have no PASIDs: those are lost, or there are none."""
+    names = sink.p.shape().members.keys() & source.p.shape().members.keys()
+    m.d.comb += [sink.valid.eq(source.valid), source.ready.eq(sink.ready), *(sink.p[name].eq(source.p[name]) for name in sorted(names))]
 
 
 class Malformed(data.Struct):
@@ -116,16 +135,14 @@ class Burst(data.Struct):
     atomic: AtomicKind  # with ``is_write`` 0
 
 
-class Addressing(data.Struct):
-    """What the low bits of ``pasid`` are behind the gate of a card with host ATS, whose requests carry no PASID. [PCIe5 10.2.1, 10.2.2]"""
-
-    at: unsigned(2)
-    no_write: unsigned(1)  # of a translation request
+# A burst behind the gate of a card with host ATS: with the address type of its requests, and NW of a translation request.
+# [PCIe5 10.2.1, 10.2.2]
+AddressedBurst = more(Burst, at=2, no_write=1)
 
 
-def addressing(burst):
-    """Return the :class:`Addressing` of a burst."""
-    return Addressing(burst.pasid[: Addressing.as_shape().size])
+def burst_layout(host_ats):
+    """Return the layout of a burst behind the gate, with or without host ATS."""
+    return AddressedBurst if host_ats else Burst
 
 
 class Hint(data.Struct):
@@ -222,6 +239,11 @@ class PageResponse(data.Struct):
     function: unsigned(3)
     index: unsigned(9)
     code: unsigned(4)
+
+
+def page_response_layout(has_pasid):
+    """Return the layout of a :class:`PageResponse`, with ``has_pasid`` one that may have a PASID."""
+    return more(PageResponse, pasid=Pasid) if has_pasid else PageResponse
 
 
 class DecodeRequest(data.Struct):

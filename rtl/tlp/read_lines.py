@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..stream.queue import Queue
 from .cutter import Cutter, Piece
-from .layouts import AtomicKind, Burst, BurstData, BurstRetired, BurstStatus, ConfigState, addressing
+from .layouts import AtomicKind, BurstData, BurstRetired, BurstStatus, ConfigState, burst_layout
 from .read_buffer import RowRead
 from .tags import TagEnd
 
@@ -26,9 +26,11 @@ class TagSets(data.Struct):
 
 
 @cache
-def ReadRequest(rows, index_bits):
+def ReadRequest(rows, index_bits, host_ats=False):
     """Layout: a Memory Read or AtomicOp that may be sent now; ``index`` is the line's own, ``row`` the first one kept free for its data."""
-    return data.StructLayout({"piece": Piece, "reach": TagSets, "row": range(rows), "index": index_bits, "operand": 128})
+    return data.StructLayout({
+        "piece": Piece(host_ats), "reach": TagSets, "row": range(rows), "index": index_bits, "operand": 128,
+    })  # fmt: skip
 
 
 class ReadFront(wiring.Component):
@@ -48,11 +50,13 @@ class ReadFront(wiring.Component):
     atomics : :class:`bool`
         False: every AtomicOp is refused.
     host_ats : :class:`bool`
-        Bursts have an :func:`.layouts.addressing`.
+        Bursts are :data:`.layouts.AddressedBurst`.
+    has_pasid : :class:`bool`
+        And their requests may have a PASID.
 
     Members
     -------
-    bursts : ``In(stream.Signature(Burst))``
+    bursts : ``In(stream.Signature(burst_layout(host_ats)))``
         Read bursts.
     room : ``Out(1)``
         At least 4 more bursts fit into the queue.
@@ -64,13 +68,15 @@ class ReadFront(wiring.Component):
         1: the function may send requests.
     ats : ``In(functions)``
         With ``host_ats``; 1: the function may send requests that are not untranslated.
+    pasid : ``In(functions)``
+        With ``has_pasid``; 1: the function may send requests with a PASID.
     free, dead : ``In(TagSets)``
         There is a tag in a set; none of a set will come back.
     space, refusable : ``In(1)``
         The line can take the piece as one that is sent, as one that is refused.
     granted : ``In(1)``
         The piece is being sent; only while ``wanted``.
-    piece, reach : ``Out(Piece)``, ``Out(TagSets)``
+    piece, reach : ``Out(Piece(host_ats))``, ``Out(TagSets)``
         The piece at the head and the sets that it may have a tag of.
     wanted, refused : ``Out(1)``
         The piece may be sent; the piece is refused, in this cycle.
@@ -78,21 +84,22 @@ class ReadFront(wiring.Component):
         Why it is refused.
     """
 
-    def __init__(self, *, reads, functions, atomics=False, host_ats=False):
-        self.reads, self.functions, self.atomics, self.host_ats = reads, functions, atomics, host_ats
+    def __init__(self, *, reads, functions, atomics=False, host_ats=False, has_pasid=False):
+        self.reads, self.functions, self.atomics, self.host_ats, self.has_pasid = reads, functions, atomics, host_ats, has_pasid
         super().__init__({
-            "bursts": In(stream.Signature(Burst)),
+            "bursts": In(stream.Signature(burst_layout(host_ats))),
             "room": Out(1),
             "cleared": In(1),
             "config": In(ConfigState).array(functions),
             "live": In(functions),
             **({"ats": In(functions)} if host_ats else {}),
+            **({"pasid": In(functions)} if has_pasid else {}),
             "free": In(TagSets),
             "dead": In(TagSets),
             "space": In(1),
             "refusable": In(1),
             "granted": In(1),
-            "piece": Out(Piece),
+            "piece": Out(Piece(host_ats)),
             "reach": Out(TagSets),
             "wanted": Out(1),
             "refused": Out(1),
@@ -101,8 +108,8 @@ class ReadFront(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.queue = queue = Queue(Burst, self.reads, direct=True)
-        m.submodules.cutter = cutter = Cutter()
+        m.submodules.queue = queue = Queue(burst_layout(self.host_ats), self.reads, direct=True)
+        m.submodules.cutter = cutter = Cutter(host_ats=self.host_ats)
         codes = Array(config.mrrs_code for config in self.config)
         extended = Array(config.extended_tag | config.ten_bit_tag for config in self.config)
         ten_bit = Array(config.ten_bit_tag for config in self.config)
@@ -140,7 +147,10 @@ class ReadFront(wiring.Component):
             self.status.eq(burst.verdict),
         ]
         if self.host_ats:
-            with m.If(addressing(burst).at.any() & ~self.ats.bit_select(burst.function, 1)):
+            with m.If(burst.at.any() & ~self.ats.bit_select(burst.function, 1)):
+                m.d.comb += live.eq(0)
+        if self.has_pasid:
+            with m.If(burst.pasid_valid & ~self.pasid.bit_select(burst.function, 1)):
                 m.d.comb += live.eq(0)
         is_atomic, illegal = burst.atomic != AtomicKind.NONE, Signal()
         m.d.comb += illegal.eq(is_atomic)
@@ -235,20 +245,21 @@ class RowStreamer(wiring.Component):
         return m
 
 
-def _line_members(width, rows, index_bits, functions, host_ats):
+def _line_members(width, rows, index_bits, functions, host_ats, has_pasid):
     """Members of a line, as in :class:`OrderedLine`."""
     return {
-        "bursts": In(stream.Signature(Burst)),
+        "bursts": In(stream.Signature(burst_layout(host_ats))),
         "room": Out(1),
         "cleared": In(1),
         "config": In(ConfigState).array(functions),
         "live": In(functions),
         **({"ats": In(functions)} if host_ats else {}),
+        **({"pasid": In(functions)} if has_pasid else {}),
         "free": In(TagSets),
         "dead": In(TagSets),
         "wanted": Out(1),
         "granted": In(1),
-        "request": Out(ReadRequest(rows, index_bits)),
+        "request": Out(ReadRequest(rows, index_bits, host_ats)),
         "ended": In(stream.Signature(TagEnd(index_bits), always_ready=True)),
         "rows": Out(stream.Signature(RowRead(width, rows))),
         "retired": Out(stream.Signature(BurstRetired)),
@@ -257,12 +268,15 @@ def _line_members(width, rows, index_bits, functions, host_ats):
 
 def _make_front(m, line):
     """Add the front of ``line`` to ``m``, joined to the members of the same names."""
-    m.submodules.front = front = ReadFront(reads=line.reads, functions=line.functions, atomics=line.atomics, host_ats=line.host_ats)
+    m.submodules.front = front = ReadFront(reads=line.reads, functions=line.functions, atomics=line.atomics, host_ats=line.host_ats,
+                                           has_pasid=line.has_pasid)  # fmt: skip
     wiring.connect(m, wiring.flipped(line.bursts), front.bursts)
     for config, its_config in zip(line.config, front.config):
         m.d.comb += its_config.eq(config)
     if line.host_ats:
         m.d.comb += front.ats.eq(line.ats)
+    if line.has_pasid:
+        m.d.comb += front.pasid.eq(line.pasid)
     m.d.comb += [
         line.room.eq(front.room),
         front.cleared.eq(line.cleared),
@@ -324,14 +338,14 @@ class OrderedLine(wiring.Component):
         First row of the client's ring and its size in rows: a power of two of at least 4096 bytes, at a multiple of itself.
     reads : :class:`int`
         Bursts that wait without holding up others.
-    host_ats : :class:`bool`
+    host_ats, has_pasid : :class:`bool`
         As in :class:`ReadFront`.
 
     Members
     -------
-    bursts, room, cleared, config, live, ats, free, dead, wanted, granted
+    bursts, room, cleared, config, live, ats, pasid, free, dead, wanted, granted
         As in :class:`ReadFront`.
-    request : ``Out(ReadRequest(rows, index_bits))``
+    request : ``Out(ReadRequest(rows, index_bits, host_ats))``
         What is wanted.
     ended : ``In(stream.Signature(TagEnd(index_bits), always_ready=True))``
         Ends of requests of all clients.
@@ -343,10 +357,12 @@ class OrderedLine(wiring.Component):
 
     atomics = False
 
-    def __init__(self, *, width, rows, index_bits, functions, client, base, region, reads, host_ats=False):
+    def __init__(self, *, width, rows, index_bits, functions, client, base, region, reads, host_ats=False,
+                 has_pasid=False):  # fmt: skip
         self.width, self.buffer_rows, self.index_bits, self.functions = width, rows, index_bits, functions
-        self.client, self.base, self.region, self.reads, self.host_ats = client, base, region, reads, host_ats
-        super().__init__(_line_members(width, rows, index_bits, functions, host_ats))
+        self.client, self.base, self.region, self.reads = client, base, region, reads
+        self.host_ats, self.has_pasid = host_ats, has_pasid
+        super().__init__(_line_members(width, rows, index_bits, functions, host_ats, has_pasid))
 
     @staticmethod
     def pieces(width, region):
@@ -499,7 +515,7 @@ class UnorderedLine(wiring.Component):
         The wall's: no burst is reported in ``retired``.
     atomics : :class:`bool`
         Its reads may be AtomicOps; an AtomicOp waits for its operand.
-    width, rows, index_bits, functions, client, reads, host_ats
+    width, rows, index_bits, functions, client, reads, host_ats, has_pasid
         As in :class:`OrderedLine`.
 
     Members
@@ -511,12 +527,12 @@ class UnorderedLine(wiring.Component):
     """
 
     def __init__(self, *, width, rows, index_bits, functions, client, base, slots, reads, wall=False, atomics=False,
-                 host_ats=False):  # fmt: skip
+                 host_ats=False, has_pasid=False):  # fmt: skip
         self.width, self.buffer_rows, self.index_bits, self.functions = width, rows, index_bits, functions
         self.client, self.base, self.slots, self.reads, self.wall, self.atomics = client, base, slots, reads, wall, atomics
-        self.host_ats = host_ats
+        self.host_ats, self.has_pasid = host_ats, has_pasid
         operands = {"operands": In(stream.Signature(BurstData(width)))} if atomics else {}
-        super().__init__(_line_members(width, rows, index_bits, functions, host_ats) | operands)
+        super().__init__(_line_members(width, rows, index_bits, functions, host_ats, has_pasid) | operands)
 
     def elaborate(self, platform):
         m = Module()

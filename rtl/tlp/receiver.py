@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..stream.demux import Demux
 from ..stream.transaction import TransactionQueue
 from .codec import is_completion
-from .layouts import TlpBeat
+from .layouts import TlpBeat, connect_beats
 
 
 class Receiver(wiring.Component):
@@ -25,26 +25,29 @@ class Receiver(wiring.Component):
         Data width in bits.
     depth : :class:`int`
         Beats of requests that wait: a power of two, and no request has more.
+    has_pasid : :class:`bool`
+        Requests may have a PASID.
 
     Members
     -------
-    i : ``In(stream.Signature(TlpBeat(width)))``
+    i : ``In(stream.Signature(TlpBeat(width, has_pasid)))``
         From the link adapter.
-    requests, completions : ``Out(stream.Signature(TlpBeat(width)))``
+    requests, completions : ``Out(stream.Signature(TlpBeat(width, has_pasid)))``, ``Out(stream.Signature(TlpBeat(width)))``
         To completer and requester.
     spoilt : ``Out(1)``
         1 while the last beat of a damaged completion, which brings no dword, is at ``completions``.
     """
 
-    def __init__(self, *, width, depth=64):
-        self.width, self.depth = width, depth
-        beat = stream.Signature(TlpBeat(width))
-        super().__init__({"i": In(beat), "requests": Out(beat), "completions": Out(beat), "spoilt": Out(1)})
+    def __init__(self, *, width, depth=64, has_pasid=False):
+        self.width, self.depth, self.has_pasid = width, depth, has_pasid
+        beat = stream.Signature(TlpBeat(width, has_pasid))
+        super().__init__({"i": In(beat), "requests": Out(beat), "completions": Out(stream.Signature(TlpBeat(width))), "spoilt": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.waiting = waiting = TransactionQueue(TlpBeat(self.width), self.depth)
-        m.submodules.split = split = Demux(TlpBeat(self.width), 2, packets=True)
+        layout = TlpBeat(self.width, self.has_pasid)
+        m.submodules.waiting = waiting = TransactionQueue(layout, self.depth)
+        m.submodules.split = split = Demux(layout, 2, packets=True)
         beat, ends, vanishes = self.i.payload, Signal(), Signal()
         m.d.comb += [
             split.select.eq(is_completion(beat.header)),
@@ -58,7 +61,10 @@ class Receiver(wiring.Component):
             self.spoilt.eq(self.completions.valid & beat.last & beat.damaged),
         ]
         wiring.connect(m, split.o[0], waiting.i)
-        wiring.connect(m, split.o[1], wiring.flipped(self.completions))
+        if self.has_pasid:
+            connect_beats(m, split.o[1], self.completions)
+        else:
+            wiring.connect(m, split.o[1], wiring.flipped(self.completions))
         with m.If(self.spoilt):
             m.d.comb += self.completions.payload.dword_count.eq(0)
         wiring.connect(m, waiting.o, wiring.flipped(self.requests))

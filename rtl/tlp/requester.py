@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from ..spec import pcie
 from ..stream.arbiter import Arbiter
 from ..stream.queue import Queue
-from .layouts import DIVERTED, AtomicKind, Burst, BurstData, BurstDone, BurstRetired, BurstStatus, ConfigState, TlpBeat, addressing
+from .layouts import DIVERTED, AtomicKind, BurstData, BurstDone, BurstRetired, BurstStatus, ConfigState, TlpBeat, burst_layout
 from .read_buffer import Over, ReadBuffer
 from .read_lines import SLOT_BYTES, OrderedLine, ReadRequest, UnorderedLine
 from .tags import TagEvents, TagTable, ten_bit_name
@@ -105,9 +105,9 @@ class Requester(wiring.Component):
     With ``diverts`` a write of an aligned dword that the gate lets leave as DIVERTED is not sent: its dword is given away when everything
     in front of it was accepted into the transmit order; it is retired then, and done when ``diverted_end`` says so. One at a time.
 
-    With ``host_ats`` bursts have an :func:`.layouts.addressing`: the address type of their requests. Reads of the wall are then translation
-    requests, 8 bytes at a multiple of 4096, that one completion answers. Those and translated requests of a function whose ``ats`` is 0
-    are not sent, as if it were no bus master. [PCIe5 10.2]
+    With ``host_ats`` bursts are :data:`.layouts.AddressedBurst`, with the address type of their requests. Reads of the wall are then
+    translation requests, 8 bytes at a multiple of 4096, that one completion answers. Those and translated requests of a function whose
+    ``ats`` is 0 are not sent, as if it were no bus master; nor are requests with a PASID of one whose ``pasid`` is 0. [PCIe5 6.20, 10.2]
 
     Stop: while ``stop`` is 1 for a function nothing is sent for it; ``stopped`` is 1 when besides every burst accepted for it has been
     answered and the answer taken. A stop also starts the recovery of the function's quarantined tags.
@@ -136,12 +136,14 @@ class Requester(wiring.Component):
         The gate may say DIVERTED.
     host_ats : :class:`bool`
         Requests may be translated.
+    has_pasid : :class:`bool`
+        With ``host_ats``: those that are not may have a PASID.
 
     Members
     -------
-    wall : ``In(stream.Signature(Burst))``
+    wall : ``In(stream.Signature(burst_layout(host_ats)))``
         Bursts of the wall; ``client`` is 0.
-    gate : ``In(stream.Signature(Burst))``
+    gate : ``In(stream.Signature(burst_layout(host_ats)))``
         Bursts of all other clients, with addresses and verdicts.
     write_data : ``In(stream.Signature(BurstData(width))).array(n)``
         Data of each client's write bursts, or operands of its AtomicOps, in their order.
@@ -153,12 +155,14 @@ class Requester(wiring.Component):
         Ends of each client's writes, in their order.
     completions : ``In(stream.Signature(TlpBeat(width)))``
         Every completion that came in.
-    posted, non_posted : ``Out(stream.Signature(TlpBeat(width)))``
+    posted, non_posted : ``Out(stream.Signature(TlpBeat(width, has_pasid)))``
         Memory Writes; Memory Reads (one beat without data each) and AtomicOps.
     config : ``In(ConfigState).array(functions)``
         Of each function.
     ats : ``In(functions)``
         With ``host_ats``: ATS Enable of each function.
+    pasid : ``In(functions)``
+        With ``has_pasid``: PASID Enable of each function.
     retired_reads, retired_writes : ``Out(stream.Signature(BurstRetired))``
         Each burst of the gate that is over, once. The receiver is always ready.
     stop, stopped : ``In(functions)``, ``Out(functions)``
@@ -185,7 +189,7 @@ class Requester(wiring.Component):
     """
 
     def __init__(self, *, width, clients, functions, tags=256, wall_tags=8, completion_timeout_cycles=2_500_000, max_payload=512,
-                 diverts=False, host_ats=False):  # fmt: skip
+                 diverts=False, host_ats=False, has_pasid=False):  # fmt: skip
         clients = tuple(clients)
         if width not in WIDTHS:
             raise ValueError(f"Width must be 64, 128, 256 or 512 bits, not {width!r}")
@@ -199,7 +203,7 @@ class Requester(wiring.Component):
             raise ValueError(f"Largest payload must be a power of two between 128 and 4096, not {max_payload!r}")
         self.width, self.clients, self.functions, self.max_payload, self.diverts = width, clients, functions, max_payload, diverts
         self.tags, self.wall_tags, self.completion_timeout_cycles = tags, wall_tags, completion_timeout_cycles
-        self.host_ats = host_ats
+        self.host_ats, self.has_pasid = host_ats, has_pasid
         # Rings at multiples of their size: the largest first.
         row_bytes = width // 8
         self._base, rows = {}, 0
@@ -213,17 +217,18 @@ class Requester(wiring.Component):
                                timeout_cycles=completion_timeout_cycles)  # fmt: skip
         n = len(clients)
         super().__init__({
-            "wall": In(stream.Signature(Burst)),
-            "gate": In(stream.Signature(Burst)),
+            "wall": In(stream.Signature(burst_layout(host_ats))),
+            "gate": In(stream.Signature(burst_layout(host_ats))),
             "write_data": In(stream.Signature(BurstData(width))).array(n),
             **({"wall_operands": In(stream.Signature(BurstData(width)))} if clients[0].atomics else {}),
             "read_data": Out(stream.Signature(BurstData(width))).array(n),
             "write_done": Out(stream.Signature(BurstDone)).array(n),
             "completions": In(stream.Signature(TlpBeat(width))),
-            "posted": Out(stream.Signature(TlpBeat(width))),
-            "non_posted": Out(stream.Signature(TlpBeat(width))),
+            "posted": Out(stream.Signature(TlpBeat(width, has_pasid))),
+            "non_posted": Out(stream.Signature(TlpBeat(width, has_pasid))),
             "config": In(ConfigState).array(functions),
             **({"ats": In(functions)} if host_ats else {}),
+            **({"pasid": In(functions)} if has_pasid else {}),
             "retired_reads": Out(stream.Signature(BurstRetired)),
             "retired_writes": Out(stream.Signature(BurstRetired)),
             "stop": In(functions),
@@ -242,7 +247,7 @@ class Requester(wiring.Component):
         m.submodules.table = table = self._table
         m.submodules.writes = writes = WritePath(width=self.width, clients=len(self.clients), functions=self.functions,
                                                  max_payload_code=(self.max_payload // 128).bit_length() - 1,
-                                                 diverts=self.diverts, host_ats=self.host_ats)  # fmt: skip
+                                                 diverts=self.diverts, host_ats=self.host_ats, has_pasid=self.has_pasid)  # fmt: skip
         live = Signal(self.functions)
         m.d.comb += live.eq(Cat(config.bus_master for config in self.config) & ~self.stop)
 
@@ -268,7 +273,7 @@ class Requester(wiring.Component):
         """Add a line for each client that reads; return them by client."""
         lines = {}
         shared = {"width": self.width, "rows": self._rows, "index_bits": self._index_bits, "functions": self.functions,
-                  "host_ats": self.host_ats}  # fmt: skip
+                  "host_ats": self.host_ats, "has_pasid": self.has_pasid}  # fmt: skip
         for n, base in sorted(self._base.items()):
             client = self.clients[n]
             own = {"client": n, "base": base, "reads": client.reads}
@@ -291,6 +296,8 @@ class Requester(wiring.Component):
             ]
             if self.host_ats:
                 m.d.comb += line.ats.eq(self.ats)
+            if self.has_pasid:
+                m.d.comb += line.pasid.eq(self.pasid)
             if n:
                 m.d.comb += [line.free.long.eq(table.long_tags.valid), line.free.wide.eq(table.wide_tags.valid)]
         return lines
@@ -302,6 +309,8 @@ class Requester(wiring.Component):
         m.d.comb += writes.live.eq(live)
         if self.host_ats:
             m.d.comb += writes.ats.eq(self.ats)
+        if self.has_pasid:
+            m.d.comb += writes.pasid.eq(self.pasid)
         for config, its_config in zip(self.config, writes.config):
             m.d.comb += its_config.eq(config)
         wiring.connect(m, writes.posted, wiring.flipped(self.posted))
@@ -368,7 +377,7 @@ class Requester(wiring.Component):
             ("wall", self.wall, writes.wall, {0: lines[0]}),
             ("gate", self.gate, writes.gate, {n: line for n, line in lines.items() if n}),
         ):
-            burst = Signal(Burst, name=f"{name}_burst")
+            burst = Signal(burst_layout(self.host_ats), name=f"{name}_burst")
             may_relax = Array(int(entry.relaxed) for entry in self.clients)[port.p.client]
             m.d.comb += [
                 burst.eq(port.p),
@@ -421,7 +430,7 @@ class Requester(wiring.Component):
         with m.If(granted[1:].any()):
             m.d.sync += behind.eq(~((granted << 1) - 1))
 
-        request = Signal(ReadRequest(self._rows, self._index_bits))
+        request = Signal(ReadRequest(self._rows, self._index_bits, self.host_ats))
         client = Signal(6)
         for n, line in lines.items():
             m.d.comb += [wanted[n].eq(line.wanted), line.granted.eq(granted[n])]
@@ -495,8 +504,10 @@ class Requester(wiring.Component):
                 opened.p.index.eq(request.index),
             ]
             if self.host_ats:  # the answer to a translation request is one completion, as an AtomicOp's [PCIe5 10.2.2, 10.2.3]
-                address, asks = addressing(burst), addressing(burst).at == pcie.AT_TRANSLATION_REQUEST
-                m.d.sync += [header.at.eq(address.at), header.address[0].eq(asks & address.no_write), opened.p.atomic.eq(is_atomic | asks)]
+                asks = burst.at == pcie.AT_TRANSLATION_REQUEST
+                m.d.sync += [header.at.eq(burst.at), header.address[0].eq(asks & burst.no_write), opened.p.atomic.eq(is_atomic | asks)]
+            if self.has_pasid:
+                m.d.sync += o.p.pasid.eq(Cat(burst.pasid_valid, burst.pasid))
         for f in range(self.functions):
             count = Signal(range(self.tags + 1), name=f"requests{f}")
             begins, ends = granted.any() & (burst.function == f), table.ended.valid & (table.ended.p.function == f)

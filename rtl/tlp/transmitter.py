@@ -20,24 +20,26 @@ class Transmitter(wiring.Component):
     ----------
     width : :class:`int`
         Data width in bits.
+    has_pasid : :class:`bool`
+        TLPs may have a PASID.
 
     Members
     -------
-    posted, non_posted, completions, messages : ``In(stream.Signature(TlpBeat(width)))``
+    posted, non_posted, completions, messages : ``In(stream.Signature(TlpBeat(width, has_pasid)))``
         TLPs; one that has begun comes without bubbles. Messages are posted TLPs too; one that must be behind
         others is offered when those were accepted.
-    o : ``Out(stream.Signature(TlpBeat(width)))``
+    o : ``Out(stream.Signature(TlpBeat(width, has_pasid)))``
         To the link adapter.
     """
 
-    def __init__(self, *, width):
-        self.width = width
-        beat = stream.Signature(TlpBeat(width))
+    def __init__(self, *, width, has_pasid=False):
+        self.width, self.has_pasid = width, has_pasid
+        beat = stream.Signature(TlpBeat(width, has_pasid))
         super().__init__({"posted": In(beat), "non_posted": In(beat), "completions": In(beat), "messages": In(beat), "o": Out(beat)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.arbiter = arbiter = Arbiter(TlpBeat(self.width), 4, packets=True, direct=True)
+        m.submodules.arbiter = arbiter = Arbiter(TlpBeat(self.width, self.has_pasid), 4, packets=True, direct=True)
         for n, kind in enumerate((self.posted, self.non_posted, self.completions, self.messages)):
             wiring.connect(m, wiring.flipped(kind), arbiter.i[n])
         wiring.connect(m, arbiter.o, wiring.flipped(self.o))

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..spec import pcie
 from ..stream.queue import Queue
 from .cutter import Cutter
-from .layouts import DIVERTED, Burst, BurstData, BurstStatus, ConfigState, TlpBeat, addressing
+from .layouts import DIVERTED, BurstData, BurstStatus, ConfigState, Pasid, TlpBeat, burst_layout
 
 WAITING_BURSTS = 8  # of each class
 HEADERS = 32  # TLPs whose data is complete and that wait to be sent
@@ -46,11 +46,13 @@ class WritePath(wiring.Component):
     diverts : :class:`bool`
         The gate may say DIVERTED.
     host_ats : :class:`bool`
-        Bursts have an :func:`.layouts.addressing`.
+        Bursts are :data:`.layouts.AddressedBurst`.
+    has_pasid : :class:`bool`
+        And their requests may have a PASID.
 
     Members
     -------
-    wall, gate : ``In(stream.Signature(Burst))``
+    wall, gate : ``In(stream.Signature(burst_layout(host_ats)))``
         Write bursts of both classes.
     data : ``In(stream.Signature(BurstData(width))).array(clients)``
         Their data.
@@ -60,7 +62,9 @@ class WritePath(wiring.Component):
         1: the function may send requests.
     ats : ``In(functions)``
         With ``host_ats``; 1: the function may send requests that are not untranslated.
-    posted : ``Out(stream.Signature(TlpBeat(width)))``
+    pasid : ``In(functions)``
+        With ``has_pasid``; 1: the function may send requests with a PASID.
+    posted : ``Out(stream.Signature(TlpBeat(width, has_pasid)))``
         TLPs.
     over : ``Out(stream.Signature(WriteOver, always_ready=True))``
         Ends of bursts, in the order of sending; those that gave their dword are over with DIVERTED.
@@ -68,17 +72,19 @@ class WritePath(wiring.Component):
         With ``diverts``: dwords, byte 0 in bits 7:0, each to be taken in front of the next; a pulse: one does not come (RESET).
     """
 
-    def __init__(self, *, width, clients, functions, max_payload_code, diverts=False, host_ats=False):
+    def __init__(self, *, width, clients, functions, max_payload_code, diverts=False, host_ats=False,
+                 has_pasid=False):  # fmt: skip
         self.width, self.clients, self.functions, self.max_payload_code = width, clients, functions, max_payload_code
-        self.diverts, self.host_ats = diverts, host_ats
+        self.diverts, self.host_ats, self.has_pasid = diverts, host_ats, has_pasid
         super().__init__({
-            "wall": In(stream.Signature(Burst)),
-            "gate": In(stream.Signature(Burst)),
+            "wall": In(stream.Signature(burst_layout(host_ats))),
+            "gate": In(stream.Signature(burst_layout(host_ats))),
             "data": In(stream.Signature(BurstData(width))).array(clients),
             "config": In(ConfigState).array(functions),
             "live": In(functions),
             **({"ats": In(functions)} if host_ats else {}),
-            "posted": Out(stream.Signature(TlpBeat(width))),
+            **({"pasid": In(functions)} if has_pasid else {}),
+            "posted": Out(stream.Signature(TlpBeat(width, has_pasid))),
             "over": Out(stream.Signature(WriteOver, always_ready=True)),
             **({"diverted": Out(stream.Signature(32)), "diverted_lost": Out(1)} if diverts else {}),
         })
@@ -87,15 +93,16 @@ class WritePath(wiring.Component):
         m = Module()
         lanes = self.width // 32
         lanes_log2 = lanes.bit_length() - 1
+        bursts = burst_layout(self.host_ats)
 
         # The next burst: the wall's first.
-        m.submodules.wall_bursts = wall = Queue(Burst, WAITING_BURSTS)
-        m.submodules.gate_bursts = gate = Queue(Burst, WAITING_BURSTS)
+        m.submodules.wall_bursts = wall = Queue(bursts, WAITING_BURSTS)
+        m.submodules.gate_bursts = gate = Queue(bursts, WAITING_BURSTS)
         wiring.connect(m, wiring.flipped(self.wall), wall.i)
         wiring.connect(m, wiring.flipped(self.gate), gate.i)
-        m.submodules.cutter = cutter = Cutter(largest_code=self.max_payload_code)
+        m.submodules.cutter = cutter = Cutter(largest_code=self.max_payload_code, host_ats=self.host_ats)
         codes = Array(config.mps_code for config in self.config)
-        burst = Signal(Burst)
+        burst = Signal(bursts)
         m.d.comb += [
             burst.eq(Mux(wall.o.valid, wall.o.payload, gate.o.payload)),
             burst.is_wall.eq(wall.o.valid),
@@ -130,7 +137,7 @@ class WritePath(wiring.Component):
 
         header_layout = data.StructLayout({
             "over": WriteOver, "address": 64, "length_dw": 11, "first_be": 4, "last_be": 4, "relaxed_ordering": 1, "no_snoop": 1,
-            "last": 1, **({"at": 2} if self.host_ats else {}),
+            "last": 1, **({"at": 2} if self.host_ats else {}), **({"pasid": Pasid} if self.has_pasid else {}),
         })  # fmt: skip
         pulled = Signal(data.StructLayout({
             "valid": 1, "data": self.width, "shift": lanes_log2, "emit": 1, "last": 1, "header": header_layout,
@@ -155,7 +162,8 @@ class WritePath(wiring.Component):
                 pulled.header.over.is_wall.eq(piece.burst.is_wall),
                 pulled.header.over.cookie.eq(piece.burst.cookie),
                 pulled.header.over.status.eq(piece.burst.verdict),
-                *([pulled.header.at.eq(addressing(piece.burst).at)] if self.host_ats else []),
+                *([pulled.header.at.eq(piece.burst.at)] if self.host_ats else []),
+                *([pulled.header.pasid.eq(Cat(piece.burst.pasid_valid, piece.burst.pasid))] if self.has_pasid else []),
             ]
 
         # Turn the first dword to lane 0, and join each row with the next.
@@ -214,6 +222,9 @@ class WritePath(wiring.Component):
         if self.host_ats:
             with m.Elif(~sending & h.at.any() & ~self.ats.bit_select(h.over.function, 1)):
                 m.d.comb += fate.eq(BurstStatus.RESET)
+        if self.has_pasid:
+            with m.Elif(~sending & h.pasid.valid & ~self.pasid.bit_select(h.over.function, 1)):
+                m.d.comb += fate.eq(BurstStatus.RESET)
         if self.diverts:
             with m.Elif(is_diverted):
                 m.d.comb += fate.eq(DIVERTED)
@@ -259,5 +270,6 @@ class WritePath(wiring.Component):
                 o.p.header.last_be.eq(h.last_be),
                 o.p.header.address.eq(Cat(Const(0, 2), h.address[2:])),
                 *([o.p.header.at.eq(h.at)] if self.host_ats else []),
+                *([o.p.pasid.eq(h.pasid)] if self.has_pasid else []),
             ]
         return m

@@ -11,7 +11,7 @@ from ..spec import virtio_console as spec
 from ..stream.arbiter import Arbiter
 from ..stream.queue import Queue
 from .device import Port, back_end_ports
-from .ports import join_port, port_streams
+from .ports import SMALL_READS, join_port, port_streams
 from .serializer import Serializer
 
 EMERGENCY_BYTES = 64  # that wait; more at once are lost
@@ -47,7 +47,8 @@ class ConsoleDevice:
     @property
     def ports(self):
         """What the driver receives, what it transmits."""
-        return (Port((self.queue_size,), waits=True), Port((self.queue_size,)))
+        sizes = (self.queue_size,)
+        return (Port(sizes, waits=True, read_buffer_bytes=SMALL_READS), Port(sizes, read_buffer_bytes=SMALL_READS))
 
     def back_end(self, width):
         """Return the :class:`Console`."""

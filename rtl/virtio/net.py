@@ -15,7 +15,7 @@ from .net_front import ETHERNET_BYTES, TAG_BYTES, ReceiveFront
 from .net_layouts import NetBeat, Settings
 from .net_receive import ReceivePort
 from .net_transmit import TransmitPort, TransmitStore
-from .ports import join_port, port_streams
+from .ports import SMALL_READS, join_port, port_streams
 
 PAIRS_MAX, MTU_MAX = 16, 9216
 BUFFERS_MAX = 8  # of a frame
@@ -68,7 +68,8 @@ class NetDevice:
     def ports(self):
         """receiveq1, transmitq1, receiveq2, ..., controlq."""
         sizes = (self.queue_size,)
-        return (Port(sizes, waits=True), Port(sizes)) * self.pairs + (Port(sizes),)
+        receive, control = Port(sizes, waits=True, read_buffer_bytes=SMALL_READS), Port(sizes, read_buffer_bytes=SMALL_READS)
+        return (receive, Port(sizes)) * self.pairs + (control,)
 
     @property
     def max_frame(self):

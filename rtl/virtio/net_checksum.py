@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 class Checksum(wiring.Component):
     """Sums the 16-bit words of frames: the byte at an even place is a word's upper one; bytes that are not kept count as 0. [RFC1071]
 
-    Latency: 5 cycles from a frame's last beat at 64 bits, 6 at 128 and 256, 7 at 512. Throughput: one beat per cycle.
+    Latency: 4 cycles from a frame's last beat at 64 bits, 5 at 128 and 256, 6 at 512. Throughput: one beat per cycle.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ class ControlPort(wiring.Component):
     A command has exactly the bytes that it needs; one that is anything else, is not known, was not agreed on, could not be fetched or
     has no room for its answer changes nothing, and is answered ERR. An OK comes when the command has taken effect.
 
-    Latency: a cycle per byte, 5 more to the answer.
+    Latency: a cycle per byte and a few more.
 
     Parameters
     ----------

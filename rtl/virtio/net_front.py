@@ -29,7 +29,7 @@ class ReceiveFront(wiring.Component):
     A frame goes to the pair from which a frame of its flow was sent last, if that is in use, else to one that its flow decides (a flow:
     :attr:`.net_headers.Fields.flow`, table of 256). [VIRTIO1.4 5.1.9.5.7]
 
-    Latency: up to 16 cycles from the last beat of a frame to the verdict. Throughput: one beat per cycle.
+    Latency: a few cycles. Throughput: one beat per cycle.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class ReceiveFront(wiring.Component):
     Members
     -------
     received : ``In(stream.Signature(NetBeat(width)))``
-        Frames; it does not wait for the driver.
+        Frames; it never waits for the driver.
     sent, sent_beat, sent_queue : ``In(1)``, ``In(NetBeat(width))``, ``In(8)``
         A beat leaves, of that pair.
     settings : ``In(Settings)``

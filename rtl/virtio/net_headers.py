@@ -26,7 +26,7 @@ class FrontCapture(wiring.Component):
     valid, beat : ``In(1)``, ``In(NetBeat(width))``
         There is a beat.
     front : ``Out(512)``
-        The first bytes, byte 0 in bits 7:0; those that did not come are 0.
+        The first bytes, byte 0 in bits 7:0; those that did not come are anything.
     length_bytes : ``Out(16)``
         Bytes so far; FFFFh stands for more, too.
     ended : ``Out(1)``
@@ -60,9 +60,7 @@ class FrontCapture(wiring.Component):
             for n in range(FRONT_BYTES):
                 byte = self.front.word_select(n, 8)
                 with m.If(here == n // lanes):
-                    m.d.sync += byte.eq(Mux(beat.byte_count > n % lanes, beat.data.word_select(n % lanes, 8), 0))
-                with m.Elif(beat.first):
-                    m.d.sync += byte.eq(0)
+                    m.d.sync += byte.eq(beat.data.word_select(n % lanes, 8))
         return m
 
 

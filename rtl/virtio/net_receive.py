@@ -25,7 +25,7 @@ class ReceivePort(wiring.Component):
     for the rest, is dropped, and the buffers are kept. A buffer that cannot hold a header comes back empty. What comes while the store
     is full is dropped; so is what is there while not ``enabled``.
 
-    Latency: 8 cycles from the verdict to the header. Throughput: one beat per cycle, 3 cycles more per frame and 2 per further buffer.
+    Latency: a frame is stored whole before it is written. Throughput: one beat per cycle, some cycles more per frame and per buffer.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ class TransmitPort(wiring.Component):
     A buffer is used when its frame is in the store, or dropped: one without a whole header, that could not be fetched, with a
     segmentation type, with a checksum that does not lie in the frame, or with a frame shorter than 14 bytes or longer than ``max_frame``.
 
-    Latency: 3 cycles from a beat to ``rows``. Throughput: one beat per cycle; about 8 cycles per frame besides, 8 more with a checksum.
+    Latency: 2 to 3 cycles from a beat to ``rows``. Throughput: one beat per cycle; up to 8 cycles per frame besides, 13 with a checksum.
 
     Parameters
     ----------

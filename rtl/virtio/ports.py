@@ -7,6 +7,8 @@ from amaranth.lib.wiring import In, Out
 from ..dma.layouts import ChainBeat
 from .layouts import Chain
 
+SMALL_READS = 4096  # read buffer of a port that reads little: one burst
+
 
 def port_streams(width):
     """Return the members of a component that serves one port, by name: see :func:`.device.back_end_ports`."""

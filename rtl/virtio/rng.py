@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from ..dma.reader import WIDTHS
 from ..spec import virtio_rng as spec
 from .device import Port, back_end_ports
-from .ports import join_port, port_streams
+from .ports import SMALL_READS, join_port, port_streams
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class RngDevice:
     @property
     def ports(self):
         """The request queue."""
-        return (Port((self.queue_size,), waits=True),)
+        return (Port((self.queue_size,), waits=True, read_buffer_bytes=SMALL_READS),)
 
     def back_end(self, width):
         """Return the :class:`Rng`."""

@@ -9,6 +9,7 @@ from ..function.description import (
     Bar,
     FunctionDescription,
     MsixCapability,
+    PasidCapability,
     PcieCapability,
     PowerCapability,
     SriovCapability,
@@ -66,7 +67,7 @@ def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, p
         subsystem_id=device_id,
         bars=bars,
         capabilities=(
-            pcie or PcieCapability(has_flr=True),
+            pcie or PcieCapability(has_flr=True, has_prefixes=any(isinstance(c, PasidCapability) for c in extended)),
             MsixCapability(vectors, MSIX_BAR, 0, MSIX_BAR, MSIX_PBA),
             PowerCapability(keeps_state=False),
             *(VirtioCapability(kind, REGISTERS_BAR, n * STRUCTURE_BYTES, length) for kind, n, length in places if length),
@@ -144,7 +145,7 @@ class PciTransport(wiring.Component):
     commands : ``Out(stream.Signature(QueueCommand))``
         Queues for the ring engine.
     kicks : ``Out(stream.Signature(6))``
-        Card-wide numbers of queues whose doorbell rang; none in front of the queue's command.
+        Card-wide numbers of queues whose doorbell rang; none before the engine has had the queue's ENABLE.
     notifications : ``In(stream.Signature(Notification))``
         Used buffer notifications for queues of this function.
     interrupts : ``Out(stream.Signature(MsixRequest))``
@@ -350,7 +351,7 @@ class PciTransport(wiring.Component):
             doorbells.rings.eq(update & (structure == NOTIFY)), doorbells.word.eq(at[3:]), doorbells.enables.eq(enables),
             doorbells.data.eq(data), doorbells.is_live.eq((live | is_suspended) & ~is_resetting),
             doorbells.is_long.eq(self.features[spec.F_NOTIFICATION_DATA]), doorbells.by_data.eq(self.features[spec.F_NOTIF_CONFIG_DATA]),
-            doorbells.allowed.eq(enabled & ~resetting), doorbells.held.eq(enable_due),
+            doorbells.allowed.eq(enabled & ~resetting), doorbells.held.eq(enable_due | self.idle),
             self.config_write.enable.eq(Mux(update & (structure == DEVICE), enables, 0)), self.config_write.word.eq(at[3:]),
             self.config_write.data.eq(data),
         ]  # fmt: skip
@@ -472,7 +473,7 @@ class PciTransport(wiring.Component):
                         with m.Case(spec.WORD_QUEUE):
                             wanted = merged[:16]
                             is_shaped = ((wanted & (wanted - 1)) == 0) | self.features[spec.F_RING_PACKED]
-                            fits = (wanted != 0) & is_shaped & (wanted <= most[queue]) & ~is_enabled & ~is_reset
+                            fits = (wanted != 0) & is_shaped & (wanted <= most[queue]) & ~is_enabled
                             m.d.comb += [
                                 write.data.eq(Cat(Mux(fits, wanted, size), known(merged[16:32]))),
                                 write.en.eq(Mux(selected & enables[:4].any(), 0b1111, 0)),
@@ -481,7 +482,7 @@ class PciTransport(wiring.Component):
                                 m.d.comb += newly_enabled.eq(1 << queue)
                                 m.d.sync += enabled.eq(enabled | newly_enabled)
                         with m.Case(spec.WORD_DESC, spec.WORD_DRIVER, spec.WORD_DEVICE_AREA):
-                            m.d.comb += [write.data.eq(data), write.en.eq(Mux(selected & ~is_enabled & ~is_reset, enables, 0))]
+                            m.d.comb += [write.data.eq(data), write.en.eq(Mux(selected & ~is_enabled, enables, 0))]
                         if self.offers(spec.F_RING_RESET):
                             with m.Case(spec.WORD_NOTIFY):
                                 with m.If(writes_one(2) & selected & ~is_reset & self.features[spec.F_RING_RESET]):

@@ -56,6 +56,8 @@ class UsedRings(wiring.Component):
     behind it what the driver wants to hear is read; then the notification. A used descriptor is one write of 16 bytes.
     [VIRTIO1.4 2.7.7, 2.7.8, 2.8.4, 2.8.10] What waits is batched: see :class:`UsedWriter` and :class:`UsedEvents`.
 
+    The chains of a packet (:class:`WriterDone`, ``more``) are published together. [VIRTIO1.4 5.1.9.4.1]
+
     Nothing is published behind a write, a read or a chain that did not end OK: it is told by ``failed``, and whoever gets that sets
     ``broken`` in the next cycle. Chains of a queue that was taken back by RESET are taken from the back end and forgotten.
 
@@ -72,7 +74,8 @@ class UsedRings(wiring.Component):
     functions : :class:`int`
         How many: at least 1.
     ports : tuple
-        Each with ``function`` (position) and ``sizes``, one for each queue. Queues, at most 64, are numbered through the ports.
+        Each with ``function`` (position), ``sizes``, one for each queue, and ``waits``: only such ports have packets of several chains.
+        Queues, at most 64, are numbered through the ports.
     chains : :class:`int`
         That a port may have in flight: at least 2.
 
@@ -156,7 +159,8 @@ class UsedRings(wiring.Component):
         queue_count = len(self.queue_ports)
         queue_functions = [port_functions[port] for port in self.queue_ports]
         m.submodules.writer = writer = UsedWriter(
-            width=self.width, functions=self.functions, port_functions=port_functions, queues=queue_count)
+            width=self.width, functions=self.functions, port_functions=port_functions, queues=queue_count,
+            packets=any(port.waits for port in self.ports))
         m.submodules.events = events = UsedEvents(width=self.width, functions=self.functions, queue_functions=queue_functions)
 
         enabled, dead, marks = Signal(queue_count), Signal(self.functions), Signal(queue_count)

@@ -23,14 +23,25 @@ class Written(data.Struct):
     count: 17  # entries of the ring that it covers, or 65536 if that is less; 0: nothing ends in this write
 
 
-class Context(data.Struct):
-    """What the writer knows of one queue."""
+class Opened(data.Struct):
+    """What is written of a queue and must not be seen yet: chains that wait for the rest of their packet."""
 
-    packed: 1
-    in_order: 1
-    size: 16
-    ring: 64  # split: the device area; packed: the descriptor area
-    position: 16
+    position: 16  # in front of them
+    count: 17
+    holds: 1  # packed: the first used descriptor is kept back until all others are written
+    first_position: 16
+    first_id: 16
+    first_length: 32
+
+
+def context_layout(packets):
+    """Layout: what the writer knows of one queue; with ``packets`` also what it keeps back between two visits."""
+    return data.StructLayout({
+        "packed": 1, "in_order": 1, "size": 16,
+        "ring": 64,  # split: the device area; packed: the descriptor area
+        "position": 16,
+        **({"opened": Opened} if packets else {}),
+    })  # fmt: skip
 
 
 MOST_COUNTED = 1 << 16  # entries of a ring: as many as positions there are, so all that an event could name
@@ -47,7 +58,10 @@ class UsedWriter(wiring.Component):
 
     Elements of one visit to a queue that lie side by side in one row leave as one write; a used descriptor is never cut.
     [VIRTIO1.4 2.7.8, 2.8.4] With IN_ORDER a chain whose writable bytes were all written is left to the element of the next
-    chain, if that waits already. [VIRTIO1.4 2.7.9, 2.8.8]
+    chain, if that waits already and does not begin a packet. [VIRTIO1.4 2.7.9, 2.8.8]
+
+    Chains of one packet (``more`` of all but the last) are told of when the last is written; the used descriptor that comes first in
+    the ring is written last. [VIRTIO1.4 2.8.9, 5.1.9.4.1]
 
     A chain of a queue that is not enabled, or of a dead function, is taken and forgotten. A chain that did not end OK is
     ``failed``: neither it nor what its row holds is written. A visit ends after at most 32 chains.
@@ -62,6 +76,8 @@ class UsedWriter(wiring.Component):
         Function of each port.
     queues : :class:`int`
         How many.
+    packets : :class:`bool`
+        There may be ``more`` of a packet; without it the bit is ignored.
 
     Members
     -------
@@ -83,8 +99,9 @@ class UsedWriter(wiring.Component):
         The function that is visited.
     """
 
-    def __init__(self, *, width, functions, port_functions, queues):
-        self.width, self.functions, self.port_functions, self.queues = width, functions, tuple(port_functions), queues
+    def __init__(self, *, width, functions, port_functions, queues, packets):
+        self.width, self.functions, self.port_functions = width, functions, tuple(port_functions)
+        self.queues, self.packets = queues, packets
         self.row_bytes = max(width, 128) // 8
         ports = len(self.port_functions)
         write = data.StructLayout({"function": range(max(functions, 2)), "access": RingAccess(width), "written": Written})
@@ -103,13 +120,15 @@ class UsedWriter(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         ports, row_bits = len(self.port_functions), (self.row_bytes - 1).bit_length()
-        m.submodules.contexts = contexts = Memory(shape=Context, depth=max(self.queues, 2), init=[])
+        layout = context_layout(self.packets)
+        m.submodules.contexts = contexts = Memory(shape=layout, depth=max(self.queues, 2), init=[])
         read_context, write_context = contexts.read_port(), contexts.write_port()
 
         # Who wants a visit, and what waits at the port that is visited.
         wanted, granted = Signal(ports), Signal(ports)
         port, function, take = Signal(range(max(ports, 2))), Signal(range(max(self.functions, 2))), Signal()
-        flight, done, waits = Signal(Flight), Signal(WriterDone), Signal()
+        flight, done, waits, more = Signal(Flight), Signal(WriterDone), Signal(), Signal()
+        m.d.comb += more.eq(done.more & self.packets)
         for n, owner in enumerate(self.port_functions):
             m.d.comb += wanted[n].eq(self.flights[n].valid & self.finished[n].valid & (self.usable[owner] | self.dead[owner]))
         with m.Switch(port):
@@ -125,11 +144,12 @@ class UsedWriter(wiring.Component):
                     ]
 
         # The visit: its queue, the chain at work, the row in which elements gather.
-        queue, context, chains = Signal(6), Signal(Context), Signal(range(VISIT_CHAINS))
-        item = Signal(data.StructLayout({"id": 16, "slots": 16, "length": 32, "is_whole": 1, "is_good": 1}))
+        queue, context, opened, chains = Signal(6), Signal(layout), Signal(Opened), Signal(range(VISIT_CHAINS))
+        item = Signal(data.StructLayout({"id": 16, "slots": 16, "length": 32, "is_whole": 1, "is_good": 1, "more": 1}))
         ahead, ahead_next, is_last_slot = Signal(16), Signal(16), Signal()  # position behind the chain; context.position: of its element
         iova, row = Signal(64), Signal(RingAccess(self.width))
-        span, written_count, is_full = Signal(17), Signal(17), Signal()
+        opened_count, written_count, is_full = Signal(17), Signal(17), Signal()
+        skipped = Signal()  # the element stands for chains in front of its own
         is_dead, follows = Signal(), Signal()
         mask, slot, slots, slot_end = Signal(16), Signal(15), Signal(16), Signal(17)
         m.d.comb += [
@@ -139,6 +159,7 @@ class UsedWriter(wiring.Component):
             mask.eq(context.size - 1),
             slot.eq(Mux(context.packed, context.position, context.position & mask)),
             slot_end.eq(ahead[:15] + slots),
+            opened_count.eq(count_up(opened.count, slots)),
         ]
         with m.If(context.packed):
             m.d.comb += [is_last_slot.eq(slot_end >= context.size), ahead_next.eq(Cat(slot_end[:15], ahead[15]))]
@@ -155,6 +176,7 @@ class UsedWriter(wiring.Component):
                 item.length.eq(done.length_bytes),
                 item.is_whole.eq(done.length_bytes == flight.writable_bytes),
                 item.is_good.eq(done.status == BurstStatus.OK),
+                item.more.eq(more),
             ]
 
         # Its element, dword by dword, at its place in the row.
@@ -186,25 +208,34 @@ class UsedWriter(wiring.Component):
             element_bytes.eq(Mux(context.packed, spec.DESCRIPTOR_BYTES, Mux(crosses, 4, spec.USED_ELEMENT_BYTES))),
         ]
 
+        closes, is_left_out = Signal(), Signal()
+        m.d.comb += [
+            closes.eq(context.packed & opened.holds & ~item.more),
+            is_left_out.eq(context.in_order & item.is_whole & follows & (item.more | ~more)),  # what can be seen does not wait for a packet
+        ]
+
         # The element is whole: the next one lies behind it, or elsewhere.
         with m.If(whole):
             m.d.sync += [
                 context.position.eq(ahead_next),
                 ahead.eq(ahead_next),
-                span.eq(0),
-                written_count.eq(count_up(written_count, count_up(span, slots))),
-                is_full.eq((put & ends_row) | is_last_slot | (span != 0) | (slots != 1)),
+                skipped.eq(0),
+                opened.count.eq(opened_count),
+                is_full.eq((put & ends_row) | is_last_slot | skipped | (slots != 1)),
             ]
+            with m.If(~item.more):
+                m.d.sync += [opened.position.eq(ahead_next), opened.count.eq(0), written_count.eq(count_up(written_count, opened_count))]
 
         m.d.comb += [
             read_context.addr.eq(flight.queue),
             write_context.addr.eq(queue),
             write_context.data.eq(context),
+            *([write_context.data.opened.eq(opened)] if self.packets else []),
             self.writes.payload.function.eq(function),
             self.writes.payload.access.eq(row),
             self.writes.payload.access.is_write.eq(1),
             self.writes.payload.written.queue.eq(queue),
-            self.writes.payload.written.position.eq(context.position),
+            self.writes.payload.written.position.eq(opened.position),
             self.writes.payload.written.count.eq(written_count),
         ]
         with m.FSM() as fsm:
@@ -223,34 +254,61 @@ class UsedWriter(wiring.Component):
                 m.next = "LOAD"
             with m.State("LOAD"):
                 m.d.comb += take.eq(waits)
-                m.d.sync += [context.eq(read_context.data), ahead.eq(read_context.data.position)]
+                m.d.sync += [context.eq(read_context.data), ahead.eq(read_context.data.position), skipped.eq(0)]
+                if self.packets:
+                    m.d.sync += opened.eq(read_context.data.opened)
+                else:
+                    m.d.sync += [opened.position.eq(read_context.data.position), opened.count.eq(0)]
                 m.next = "ADDRESS"
                 with m.If(~waits | is_dead | ~self.enabled.bit_select(queue, 1)):
                     m.next = "CHOOSE"
             with m.State("ADDRESS"):
-                m.d.sync += [row.length_bytes.eq(0), written_count.eq(0), span.eq(0), is_full.eq(0)]
+                m.d.sync += [row.length_bytes.eq(0), written_count.eq(0), is_full.eq(0)]
                 m.next = "PUT"
             with m.State("PUT"):
                 m.next = "GO_ON"
                 with m.If(~item.is_good):
                     m.d.comb += self.failed.eq(1 << function)
                     m.next = "CHOOSE"
-                with m.Elif(context.in_order & item.is_whole & follows):
+                with m.Elif(is_left_out):
                     m.d.comb += take.eq(1)
-                    m.d.sync += [ahead.eq(ahead_next), span.eq(count_up(span, slots))]
+                    m.d.sync += [ahead.eq(ahead_next), opened.count.eq(opened_count), skipped.eq(1)]
                     m.next = "PUT"
+                with m.Elif(context.packed & item.more & ~opened.holds):
+                    m.d.comb += whole.eq(1)
+                    m.d.sync += [
+                        opened.holds.eq(1),
+                        opened.first_position.eq(context.position),
+                        opened.first_id.eq(item.id),
+                        opened.first_length.eq(item.length),
+                        is_full.eq(row.length_bytes != 0),
+                    ]
                 with m.Else():
-                    m.d.comb += [put.eq(1), whole.eq(~crosses)]
+                    m.d.comb += [put.eq(1), whole.eq(~crosses & ~closes)]
                     m.d.sync += row.length_bytes.eq(row.length_bytes + element_bytes)
                     with m.If(row.length_bytes == 0):
                         m.d.sync += row.iova.eq(iova)
                     with m.If(crosses):
                         m.next = "CROSS"
+                    with m.If(closes):
+                        m.next = "CLOSE"
+            with m.State("CLOSE"):  # what was kept back comes behind the rest of its packet
+                m.d.comb += self.writes.valid.eq(1)
+                with m.If(self.writes.ready):
+                    m.d.sync += [
+                        context.position.eq(opened.first_position),
+                        item.id.eq(opened.first_id),
+                        item.length.eq(opened.first_length),
+                        item.is_whole.eq(0),
+                        opened.holds.eq(0),
+                        skipped.eq(1),
+                    ]
+                    m.next = "ADDRESS"
             with m.State("CROSS"):
                 m.d.comb += self.writes.valid.eq(1)
                 with m.If(self.writes.ready):
                     m.d.comb += [put_rest.eq(1), whole.eq(1)]
-                    m.d.sync += [row.iova.eq(iova + 4), row.length_bytes.eq(4), written_count.eq(count_up(span, slots))]
+                    m.d.sync += [row.iova.eq(iova + 4), row.length_bytes.eq(4), written_count.eq(Mux(item.more, 0, opened_count))]
                     m.next = "GO_ON"
             with m.State("GO_ON"):
                 m.d.comb += self.writes.valid.eq(is_full)
@@ -270,15 +328,16 @@ class UsedWriter(wiring.Component):
 
     def _take_command(self, m, write_context):
         """Make the queue of the command a fresh one."""
-        command, context = self.commands.payload, Context(write_context.data)
+        command, context = self.commands.payload, write_context.data
         m.d.comb += [
             write_context.en.eq(1),
             write_context.addr.eq(command.queue),
+            context.eq(0),
             context.packed.eq(command.rules.packed),
             context.in_order.eq(command.rules.in_order),
             context.size.eq(command.size),
             context.ring.eq(Cat(C(0, 2), command.device_iova[2:])),  # alignment [VIRTIO1.4 2.7, 2.8]
-            context.position.eq(0),
         ]
+        positions = [context.position, *([context.opened.position] if self.packets else [])]
         with m.If(command.rules.packed):
-            m.d.comb += [context.ring.eq(Cat(C(0, 4), command.descriptor_iova[4:])), context.position.eq(1 << 15)]
+            m.d.comb += [context.ring.eq(Cat(C(0, 4), command.descriptor_iova[4:])), *(position.eq(1 << 15) for position in positions)]

@@ -8,8 +8,8 @@ import pytest
 from cocotb.queue import Queue
 from cocotb.triggers import ClockCycles
 
-from ringwall.models.tlp import TRANSLATED, TRANSLATION_REQUEST, UNTRANSLATED, Tlp, TlpType, decode, encode, stray_bits
-from ringwall.rtl.tlp.layouts import Addressing, Burst, BurstData, BurstDone, BurstStatus, ConfigState
+from ringwall.models.tlp import TRANSLATED, TRANSLATION_REQUEST, UNTRANSLATED, Pasid, Tlp, TlpType, decode, encode, stray_bits
+from ringwall.rtl.tlp.layouts import AddressedBurst, BurstData, BurstDone, BurstStatus, ConfigState
 from ringwall.rtl.tlp.requester import ReadClient, Requester
 from ringwall.sim.burst_bus import data_beats
 from ringwall.sim.run import params, run
@@ -21,10 +21,18 @@ CLIENTS = ReadClient("wall", False, 256, 4), ReadClient("ring", False, 256, 8), 
 FUNCTIONS = 3
 
 
+def requester(**options):
+    return Requester(clients=CLIENTS, functions=FUNCTIONS, tags=24, wall_tags=4, completion_timeout_cycles=1024, host_ats=True, **options)
+
+
 @pytest.mark.parametrize("width", [64, 256])
 def test_address_types(request, width):
-    dut = Requester(width=width, clients=CLIENTS, functions=FUNCTIONS, tags=24, wall_tags=4, completion_timeout_cycles=1024, host_ats=True)
-    run(dut, module=__name__, node=request.node.nodeid, params={"width": width})
+    run(requester(width=width), module=__name__, node=request.node.nodeid, params={"width": width, "has_pasid": False},
+        testcase=["types_are_the_bursts", "nothing_is_translated_without_enable"])  # fmt: skip
+
+
+def test_pasid(request):
+    run(requester(width=64, has_pasid=True), module=__name__, node=request.node.nodeid, params={"width": 64, "has_pasid": True})
 
 
 class Bench:
@@ -48,7 +56,7 @@ class Bench:
         self.to_write = Queue()
         cocotb.start_soon(self._feed())
         self.link = RequesterLink(self.width, self.s["posted"], self.s["non_posted"], self.s["completions"], self.tlps.append,
-                                  self.on_read).start()  # fmt: skip
+                                  self.on_read, has_pasid=params()["has_pasid"]).start()  # fmt: skip
         await ClockCycles(dut.clk, 80)
         return self
 
@@ -80,14 +88,14 @@ class Bench:
             for one in completions_of(tlp, bytes(length)):
                 self.link.send(one, 5)
 
-    async def issue(self, client, address, length, *, is_write=0, function=0, at=0, no_write=0):
+    async def issue(self, client, address, length, *, is_write=0, function=0, at=0, no_write=0, pid=None):
         """Hand over a burst; return its cookie."""
         self.cookie += 1
         if is_write:
             self.to_write.put_nowait(data_beats(self.width, address, bytes(length)))
         await self.s["wall" if client == WALL else "gate"].put(pack(
-            Burst, address=address, length_bytes=length, is_write=is_write, is_wall=client == WALL, function=function, client=client,
-            cookie=self.cookie, pasid=pack(Addressing, at=at, no_write=no_write)))  # fmt: skip
+            AddressedBurst, address=address, length_bytes=length, is_write=is_write, is_wall=client == WALL, function=function,
+            client=client, cookie=self.cookie, at=at, no_write=no_write, pasid_valid=pid is not None, pasid=pid or 0))  # fmt: skip
         return self.cookie
 
     async def ended(self, cookie):
@@ -155,3 +163,38 @@ async def nothing_is_translated_without_enable(dut):
     assert all(end.status == BurstStatus.OK for end, is_translated in ends if not is_translated)
     assert [end.status for end, is_translated in ends if is_translated].count(BurstStatus.RESET) >= 2
     assert sum(tlp.at == TRANSLATED for tlp in b.tlps) <= 2  # one of either kind was offered
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
+async def pasids_are_the_bursts(dut):
+    """ATS-PASID-3: each TLP of a burst with a PASID has it, a translation request too; with PASID Enable 0 such bursts end in
+    RESET, also those that waited when it fell, but for what the link was offered; others go on."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    b = await Bench().begin(dut, rng)
+    dut.ats.value, dut.pasid.value = 0b111, 0b101
+    for _ in range(80):
+        client, function, pid = rng.choice((RING, DATA, WALL)), rng.randrange(FUNCTIONS), rng.choice((None, 0, rng.getrandbits(20)))
+        is_write, at = int(client == DATA and rng.randrange(2)), TRANSLATION_REQUEST if client == WALL else UNTRANSLATED
+        start, length = (0x7000, 8) if client == WALL else (0x7040, 64) if client == RING else (0x7003, rng.randrange(1, 600))
+        b.tlps.clear()
+        beat = await b.ended(await b.issue(client, start, length, is_write=is_write, function=function, at=at, pid=pid))
+        if function == 1 and pid is not None:
+            assert (beat.status, b.tlps) == (BurstStatus.RESET, [])
+            continue
+        assert beat.status == BurstStatus.OK
+        assert sum(tlp.byte_span()[1] for tlp in b.tlps) == length
+        assert {(tlp.at, tlp.pasid) for tlp in b.tlps} == {(at, None if pid is None else Pasid(pid))}
+    for name in ("posted", "non_posted"):
+        b.s[name].set_ready(0)
+    issued = [(await b.issue(DATA, 0x1000 * n, 64, is_write=n % 2, function=2, pid=7 if n % 4 < 2 else None), n % 4 < 2)
+              for n in range(1, 9)]  # fmt: skip
+    await ClockCycles(dut.clk, 40)
+    dut.pasid.value = 0b001
+    await ClockCycles(dut.clk, 2)
+    b.tlps.clear()
+    for name in ("posted", "non_posted"):
+        b.s[name].set_ready(1)
+    ends = [(await b.ended(cookie), has_pasid) for cookie, has_pasid in issued]
+    assert all(end.status == BurstStatus.OK for end, has_pasid in ends if not has_pasid)
+    assert [end.status for end, has_pasid in ends if has_pasid].count(BurstStatus.RESET) >= 2
+    assert sum(tlp.pasid is not None for tlp in b.tlps) <= 2  # one of either kind was offered

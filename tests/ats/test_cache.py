@@ -13,26 +13,38 @@ from ringwall.rtl.ats.cache import TranslationCache
 from ringwall.rtl.iommu.gate import UNTRANSLATED_LOG2
 from ringwall.rtl.iommu.layouts import TranslateRequest, TranslateResponse
 from ringwall.rtl.spec import pcie
-from ringwall.rtl.tlp.layouts import Addressing, Burst, BurstData, BurstStatus
+from ringwall.rtl.tlp.layouts import AddressedBurst, BurstData, BurstStatus
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, pack, start, unpack
 
 PAGE = 4096
 WAITING, FUNCTIONS = 32, 3
+PROCESSES = (0, None), (0, 0), (0, 2), (1, 2)  # (function, PASID) of the address spaces with PASIDs
 SETTLES = 3  # cycles from the fall of Enable until the cache has forgotten
 PASS = "pass"
 
 
-@pytest.mark.parametrize(("width", "requests", "patience"), [(64, 4, 0), (256, 1, 0), (64, 4, 100)])
-def test_cache(request, width, requests, patience):
+@pytest.mark.parametrize(("width", "requests", "patience", "has_pasid"), [
+    (64, 4, 0, False), (256, 1, 0, False), (64, 4, 100, False), (64, 4, 0, True)])  # fmt: skip
+def test_cache(request, width, requests, patience, has_pasid):
     run(TranslationCache(width=width, entries=16, ways=2, requests=requests, waiting=WAITING, client_cookies=4,
-                         page_patience_cycles=patience), module=__name__, node=request.node.nodeid,
-        params={"width": width, "requests": requests, "client_cookies": 4 if patience else 0})  # fmt: skip
+                         page_patience_cycles=patience, has_pasid=has_pasid), module=__name__, node=request.node.nodeid,
+        params={"width": width, "requests": requests, "client_cookies": 4 if patience else 0, "has_pasid": has_pasid})  # fmt: skip
+
+
+def identity(space):
+    """Return (function, PASID or None) of an address space: that of a function, or of a process of one."""
+    return PROCESSES[space] if params()["has_pasid"] and space < len(PROCESSES) else (space, None)
+
+
+def space_of(burst):
+    """Return the address space that a burst is of."""
+    return next(n for n in range(8) if identity(n) == (burst.function, burst.pasid if burst.pasid_valid else None))
 
 
 @dataclass
 class Region:
-    """Pages of a function that the host maps as one, and what it said of them since when: (cycle, completion or failure)."""
+    """Pages of a function, or a process, that the host maps as one, and what it said of them since when: (cycle, completion or failure)."""
 
     function: int
     first: int
@@ -72,7 +84,7 @@ class Host:
 
     def enable(self, bits):
         self.dut.enable.value = bits
-        self.enabled = [bits >> n & 1 for n in range(8)]
+        self.enabled = [bits >> identity(n)[0] & 1 for n in range(8)]
 
     def map(self, function, first, pages):
         region = Region(function, first, pages)
@@ -108,11 +120,13 @@ class Host:
             await self.edge
         if cookie is None:
             cookies = range(WAITING if self.client_cookies else 256)
-            cookie = self.rng.choice([n for n in cookies if n not in self.open and n not in self.asked])
+            cookie = self.rng.choice([n for n in cookies if is_prefetch or (n not in self.open and n not in self.asked)])
         if not is_prefetch:
             self.asked[cookie] = function, page, is_write
-        await self.request.put(pack(TranslateRequest, device_id=function, page=page, is_write=is_write, is_prefetch=is_prefetch,
-                                    cookie=cookie, offset=self.rng.getrandbits(12)))  # fmt: skip
+        device, pid = identity(function)
+        await self.request.put(pack(
+            TranslateRequest, device_id=device, process_id_valid=pid is not None, process_id=pid or 0, page=page, is_write=is_write,
+            is_prefetch=is_prefetch, cookie=cookie, offset=self.rng.getrandbits(12)))  # fmt: skip
         return cookie
 
     async def idle(self):
@@ -179,16 +193,16 @@ class Host:
             await self.edge
             now = cycle()
             if self.bursts.read_valid() and self.bursts.read_ready():
-                burst = unpack(Burst, self.bursts.read_payload())
-                how = unpack(Addressing, burst.pasid)
-                assert how.at == pcie.AT_TRANSLATION_REQUEST
+                burst = unpack(AddressedBurst, self.bursts.read_payload())
+                assert burst.at == pcie.AT_TRANSLATION_REQUEST
                 assert (burst.length_bytes, burst.is_write, burst.is_wall, burst.address % PAGE) == (8, 0, 1, 0)
                 assert burst.cookie not in [item[1] for item in due]
-                assert self.last[burst.function, 1] >= now - SETTLES
-                self.sent.append((burst.function, burst.address // PAGE, how.no_write))
-                region = self.region_of(burst.function, burst.address // PAGE)
-                place = burst.function, burst.address // PAGE
-                due.append([now + rng.randrange(self.latency), burst.cookie, region, None, how.no_write and self.keeps_clean, place])
+                space = space_of(burst)
+                assert self.last[space, 1] >= now - SETTLES
+                self.sent.append((space, burst.address // PAGE, burst.no_write))
+                region = self.region_of(space, burst.address // PAGE)
+                place = space, burst.address // PAGE
+                due.append([now + rng.randrange(self.latency), burst.cookie, region, None, burst.no_write and self.keeps_clean, place])
             for item in due:
                 if item[3] is None and rng.randrange(8) == 0:
                     item[3] = item[2].history[-1][1]
@@ -210,7 +224,7 @@ class Host:
 def make_regions(host):
     """Map regions of every size that an entry can code, some side by side, at the same addresses for all functions."""
     base = host.rng.getrandbits(30) << 10
-    for function in range(FUNCTIONS):
+    for function in range(len(PROCESSES) if params()["has_pasid"] else FUNCTIONS):
         at = base
         for pages in (1, 1, 1, 2, 8, 16, 32, 512, 1024, 1 << 18, 1 << 20):
             at = (at + pages - 1) // pages * pages
@@ -221,7 +235,8 @@ def make_regions(host):
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def answers_are_the_hosts(dut):
     """ATS-CACHE-1: random pages, sizes and permissions; mappings change, are forgotten page by page or all, requests fail, Enable toggles:
-    each request is answered once, by what was true since what it forgot; with patience for pages those of a client in their order."""
+    each request is answered once, by what was true since what it forgot; with patience for pages those of a client in their order. With
+    PASIDs a function, its processes, and a process of another one with the same number, are apart."""
     host = await Host(dut, random.Random(cocotb.RANDOM_SEED)).begin()
     rng = host.rng
     make_regions(host)

@@ -27,15 +27,15 @@ Cutting = data.StructLayout({"place": 12, "length_dw": 11, "first_be": 4, "last_
 class AnyCutter(wiring.Component):
     """A cutter that makes of each burst any pieces within the limit that it was asked for. The contract gives the next ``choice``."""
 
-    i: In(stream.Signature(Cut))
-    o: Out(stream.Signature(Piece))
+    i: In(stream.Signature(Cut()))
+    o: Out(stream.Signature(Piece()))
     choice = Signal(Cutting)
     taken = Signal()  # a piece was, this one:
-    piece = Signal(Piece)
+    piece = Signal(Piece())
     limit = Signal(11)  # for which it was asked, in dwords
 
-    def __init__(self, *, largest_code):
-        self.largest_code = largest_code
+    def __init__(self, *, largest_code, host_ats):
+        self.largest_code, self.host_ats = largest_code, host_ats
         super().__init__()
 
     def elaborate(self, platform):
@@ -110,7 +110,7 @@ class WriteContract(wiring.Component):
         ]  # fmt: skip
 
         # Its pieces, and the one that is followed.
-        made, whole, piece = Signal(4), Signal(), Signal(Piece)
+        made, whole, piece = Signal(4), Signal(), Signal(Piece())
         with m.If(AnyCutter.taken & AnyCutter.piece.burst.cookie[0]):
             m.d.sync += [made.eq(made + 1), whole.eq(AnyCutter.piece.last)]
             with m.If(made == which):

@@ -523,3 +523,35 @@ async def table_is_cleared(dut):
                 assert await bench.bus.read(16 * vector, 8, function=other, bar=BAR) == bench.address(other, vector)
         await bench.settle(300)
         assert bench.sent()[function, 1] == 1
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def nothing_comes_when_it_is_quiet(dut):
+    """FUNC-MSIX-14 (V019, V023): behind quiet no message comes until one is asked for, whatever is masked, under way, not sent or late; it
+    is quiet soon, also with pending bits."""
+    bench, rng = await begin(dut)
+    await bench.fill()
+    n = 0
+    function, vectors = FUNCTIONS[n], VECTORS[n]
+    await bench.enable(*FUNCTIONS)
+    ends = [BurstStatus.OK]
+    bench.latency, bench.status = (lambda: rng.choice([1, 4, 60])), (lambda: rng.choice(ends))
+    for turn in range(50):
+        ends[:] = [BurstStatus.OK, BurstStatus.RESET] if turn % 3 else [BurstStatus.OK]
+        bench.state(function, msix_enable=1, bus_master=turn % 7 != 0, msix_mask=turn % 5 == 0)
+        masked = rng.randrange(vectors)
+        await bench.entry(function, masked, mask=True)
+        for _ in range(rng.choice([1, 1, 3])):
+            await bench.request(function, rng.choice([masked, rng.randrange(vectors)]))
+            await ClockCycles(dut.clk, rng.choice([0, 1, 2, 5, 20]) + 1)
+        if turn % 2:
+            cocotb.start_soon(bench.request(function, (masked + 1) % vectors))
+            await RisingEdge(dut.clk)
+        since = cycle()
+        while not getattr(dut, f"quiet__{n}").value:
+            await RisingEdge(dut.clk)
+            assert cycle() - since < 2500
+        told = len(bench.messages)
+        await ClockCycles(dut.clk, 200)
+        assert len(bench.messages) == told, "a message behind quiet"
+        await bench.entry(function, masked, mask=False)

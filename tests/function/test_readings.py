@@ -39,6 +39,8 @@ def capabilities():
                (model.pcie_capability(**LINK | NO_TIMEOUT_DISABLE | {"timeout_ranges": ranges}),), ())  # fmt: skip
     yield "PCIe", (rtl.PcieCapability(has_flr=True, has_atomics=True, has_ten_bit_tags=True),), (), (
         model.pcie_capability(**LINK, flr=True, atomic_requester=True, tag_10_completer=True, tag_10_requester=True),), ()
+    yield ("PCIe prefixes", (rtl.PcieCapability(has_prefixes=True),), (),
+           (model.pcie_capability(**LINK, prefixes=1),), ())  # fmt: skip
     pcie = (rtl.PcieCapability(),), (model.pcie_capability(**LINK),)
     for name, ours, theirs in (
         ("AER", (rtl.AerCapability(),), (model.aer_capability(correctable=CORRECTABLE, severity=SEVERITY),)),

@@ -174,12 +174,12 @@ def test_lspci_express(lspci):
     spaces, wanted = [], []
     for _ in range(40):
         mps, ext_tag, flr, atomic, status = rng.randrange(6), rng.randrange(2), rng.randrange(2), rng.randrange(8), rng.randrange(16)
-        offered, ten, requester = rng.choice(list(ranges)), rng.randrange(2), rng.randrange(2)
+        offered, ten, requester, prefixes = rng.choice(list(ranges)), rng.randrange(2), rng.randrange(2), rng.choice((0, 0, 1, 2, 4))
         control, timeout, more = rng.randrange(0x8000) & ~0x0680, rng.choice(list(timeouts)), rng.randrange(2)
         space = space_of(pcie_capability(
             mps_supported=128 << mps, ext_tag=bool(ext_tag), flr=bool(flr), link_capabilities=0x0040_0083, link_status=0x1083,
             timeout_ranges=offered, atomic_requester=bool(requester), atomic_completer=atomic, tag_10_completer=bool(ten),
-            tag_10_requester=bool(ten), ido=bool(more)), bars={0: BarDescription(4096)})  # fmt: skip
+            tag_10_requester=bool(ten), ido=bool(more), prefixes=prefixes), bars={0: BarDescription(4096)})  # fmt: skip
         space.write(0x10, 4, 0xE000_0000)
         space.write(0x48, 2, control)
         space.write(0x68, 2, timeout | 1 << 6 | 1 << 12 | 1 << 10 | 1 << 4)
@@ -196,7 +196,8 @@ def test_lspci_express(lspci):
             "DevSta:": flags("CorrErr,NonFatalErr,FatalErr,UnsupReq,AuxPwr,TransPend", status),
             "LnkCap:": "Port #0, Speed 8GT/s, Width x8, ASPM not supported", "LnkSta:": "Speed 8GT/s, Width x8",
             "DevCap2:": f"Completion Timeout: Range {ranges[offered]}, TimeoutDis+ NROPrPrP- LTR-",
-            "10BitTagComp": f"{sign(ten)} 10BitTagReq{sign(ten)} OBFF Not Supported, ExtFmt- EETLPPrefix-",
+            "10BitTagComp": f"{sign(ten)} 10BitTagReq{sign(ten)} OBFF Not Supported, ExtFmt{sign(prefixes)} EETLPPrefix{sign(prefixes)}"
+                            + (f", MaxEETLPPrefixes {prefixes}" if prefixes else ""),
             "AtomicOpsCap:": flags("32bit,64bit,128bitCAS", atomic),
             "DevCtl2:": f"Completion Timeout: {timeouts[timeout]}, TimeoutDis+ LTR- 10BitTagReq{sign(ten)} OBFF Disabled,",
             "AtomicOpsCtl:": f"ReqEn{sign(requester)}"})  # fmt: skip

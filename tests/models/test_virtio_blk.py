@@ -199,7 +199,7 @@ def test_blk_config():
     raw = bytearray(device.config())
     raw[33], raw[57] = 1, 2
     assert BlkConfig.unpack(bytes(raw)).padding == b"\1\2\0\0"
-    for arguments, message in [({"features": 1 << 11}, "FLUSH where CONFIG_WCE"), ({"features": 1 << 13 | 1 << 9}, "not 0x2000"),
+    for arguments, message in [({"features": 1 << 11}, "FLUSH where CONFIG_WCE"), ({"features": 1 << 15 | 1 << 9}, "not 0x8000"),
                                ({"serial": b"x" * 21}, "at most 20 bytes"), ({"num_queues": 0}, "not 0")]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             BlkDevice(1, **arguments)
@@ -397,3 +397,85 @@ def test_blk_forget():
     device.execute(header(1, 4) + bytes(1024), 1)
     assert device.unknown == {CAPACITY - 1}
     assert device.execute(header(0, 4), 1025).written == bytes(1025)
+
+
+def segment(sector, count, flags=0):
+    return sector.to_bytes(8, "little") + count.to_bytes(4, "little") + flags.to_bytes(4, "little")
+
+
+ZEROER = {"features": 1 << BlkFeature.FLUSH | 1 << BlkFeature.TOPOLOGY | 1 << BlkFeature.DISCARD | 1 << BlkFeature.WRITE_ZEROES,
+          "topology": (3, 1, 0x0102, 0x0304_0506), "discard": (20, 3), "zeroes": (8, 2), "discard_alignment": 8}  # fmt: skip
+DISCARD, ZERO = header(BlkType.DISCARD), header(BlkType.WRITE_ZEROES)
+
+
+def statuses(device, readable, room=1):
+    return {one.status for one in device.execute(readable, room).outcomes}
+
+
+def test_blk_write_zeroes():
+    """MODEL-BLK-15: WRITE_ZEROES makes its sectors zero, with UNMAP or without, nothing else; a discarded sector may hold anything until
+    it is zeroed or written (V145)."""
+    device = filled(**ZEROER)
+    want = bytearray(device.store)
+    for spans in (((3, 2),), ((0, 8), (CAPACITY - 1, 1)), ((CAPACITY, 0),)):
+        for flags in (0, 1):
+            assert answer(device, ZERO + b"".join(segment(*span, flags) for span in spans), 1) == (b"\0", BlkStatus.OK)
+            for sector, count in spans:
+                want[512 * sector : 512 * (sector + count)] = bytes(512 * count)
+            assert device.store == want
+    assert statuses(device, DISCARD + segment(10, 3) + segment(20, 1)) == {BlkStatus.OK}
+    assert device.unknown == {10, 11, 12, 20}
+    assert statuses(device, ZERO + segment(9, 3)) == {BlkStatus.OK}
+    assert device.unknown == {12, 20}
+    assert device.execute(header(0, 9), 3 * 512 + 1).problem(bytes(1537), bytes(1537), 1537) == ""
+    assert device.execute(header(0, 12), 513).problem(bytes(513), b"\x77" * 512 + b"\0", 513) == ""
+
+
+def test_blk_segments_refused():
+    """MODEL-BLK-16: an unknown flag, or UNMAP to discard, is UNSUPP whatever else is wrong; beyond the capacity is IOERR; more than was
+    offered, and no whole segments, are open; what may have been done is not known (V142 to V144, V148)."""
+    for kind, bad in ((DISCARD, (1, 2, 1 << 31)), (ZERO, (2, 3, 1 << 31))):
+        for flags in bad:
+            for data in (segment(1, 1, flags), segment(1, 1) + segment(2, 1, flags), segment(CAPACITY, 9, flags) * 5,
+                         segment(1, 1, flags) + b"x"):  # fmt: skip
+                device = filled(**ZEROER)
+                assert statuses(device, kind + data) == {BlkStatus.UNSUPP}
+                assert device.store == pattern(CAPACITY * 512)
+        for sector, count in ((CAPACITY, 1), (CAPACITY - 1, 2), ((1 << 64) - 1, 2), (0, (1 << 32) - 1)):
+            device = filled(**ZEROER)
+            assert statuses(device, kind + segment(5, 1) + segment(sector, count)) == {BlkStatus.IOERR}
+            assert 5 in device.unknown and 4 not in device.unknown
+        everything = {BlkStatus.OK, BlkStatus.IOERR, BlkStatus.UNSUPP}
+        assert statuses(filled(**ZEROER), kind + segment(0, 21)) == everything
+        assert statuses(filled(**ZEROER), kind + segment(0, 1) * 4) == everything
+        assert statuses(filled(**ZEROER), kind) == statuses(filled(**ZEROER), kind + segment(0, 1)[:-1]) == everything - {BlkStatus.OK}
+        assert statuses(filled(**ZEROER, read_only=True), kind + segment(0, 1)) == {BlkStatus.IOERR}
+        assert statuses(filled(**ZEROER), kind + segment(0, 1), room=0) == {None}
+
+
+def test_blk_more_config():
+    """MODEL-BLK-17: topology and limits of DISCARD and WRITE_ZEROES where they are, only when offered; writeback as said (V012, V140)."""
+    raw = BlkDevice(7, **ZEROER).config()
+    assert raw[24:36].hex() == "0301" "0201" "06050403" "00000000"
+    assert raw[36:].hex() == "14000000" "03000000" "08000000" "08000000" "02000000" "00000000"
+    seen = BlkConfig.unpack(raw)
+    assert (seen.topology, seen.discard, seen.zeroes) == ((3, 1, 0x0102, 0x0304_0506), (20, 3, 8), (8, 2, 0))
+    assert BlkDevice(7, **ZEROER | {"features": 1 << BlkFeature.FLUSH}).config() == BlkDevice(7).config()
+    both = 1 << BlkFeature.FLUSH | 1 << BlkFeature.CONFIG_WCE
+    assert [BlkDevice(7, features=both, writeback=value).config()[32] for value in (None, 0, 1)] == [1, 0, 1]
+
+
+def test_blk_driver_zeroes():
+    """MODEL-BLK-18: a driver's DISCARD and WRITE_ZEROES through a ring, in every framing (V024)."""
+    for framing in FRAMINGS:
+        memory, device = GuestMemory(), filled(**ZEROER)
+        ring = SplitDriver(memory, size=64, base=0x10000, rng=random.Random(1))
+        driver = BlkDriver(ring, memory, area=AREA, rng=random.Random(2), framing=framing)
+        requests = [driver.write_zeroes((1, 2), (5, 1), unmap=True), driver.discard((7, 1))]
+        driver.publish()
+        Server(memory, ring, device).serve()
+        driver.poll()
+        assert [request.status for request in requests] == [BlkStatus.OK] * 2
+        want = bytearray(pattern(CAPACITY * 512))
+        want[512:1536], want[2560:3072] = bytes(1024), bytes(512)
+        assert (device.store, device.unknown, driver.damage) == (want, {7}, [])

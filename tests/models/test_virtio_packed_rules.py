@@ -410,3 +410,17 @@ def test_packed_out_of_order():
     bench.device.mark(0, names[0], 0, write=False)
     assert bench.names() == set()
     assert [name for name, _ in bench.driver.poll_used()] == names
+
+
+def test_packed_open_list():
+    """MODEL-PACKED-RULES-10: a device that waits for the rest of a list without an end may take the next list for it (V067)."""
+    bench = Bench(size=16)
+    bench.driver.add_malformed(PackedMalformed.LIST_OPEN, bench.spans(1), bench.spans(1))
+    bench.driver.publish()
+    assert read_list(bench.device, bench.device.layout, 0).head == -1
+    bench.add(0, 2)
+    bench.device.take()
+    [chain] = bench.device.taken
+    assert len(chain.numbers) == 4
+    bench.device.serve(1)
+    assert bench.names() - {"unasked"} == set()

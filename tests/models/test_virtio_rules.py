@@ -380,10 +380,11 @@ def test_rules_event_idx(index, batch, event):
         assert bench.names() == (rule if (rule == {"V038"}) is not is_owed else set()), bug
 
 
-def test_rules_not_ready():
+@pytest.mark.parametrize("index", [0, 65534])
+def test_rules_not_ready(index):
     """MODEL-RULES-6: before DRIVER_OK and after a reset nothing is touched or notified, but what belongs to others (V001, V011)."""
     for event in (Access(BASE, bytes(16), False, "device"), Access(BUFFERS, b"x", True, "device"), Notification()):
-        bench = Bench(is_ready=False, allowed=[(0x9000, 16)])
+        bench = Bench(is_ready=False, index=index, allowed=[(0x9000, 16)])
         bench.add()
         bench.memory.log += [StatusWritten(1), StatusWritten(3), StatusWritten(11), Access(0x9004, b"x", True, "device"), event]
         assert [(one.rule, one.event) for one in bench.broken(False)] == [("V001", len(bench.memory.log) - 1)]
@@ -553,8 +554,8 @@ def test_rules_suspend():
         bench.memory.log.pop()
         bench.add()
         bench.memory.log.append(StatusWritten(31))
-        bench.round(2)
         assert bench.names() == {"V046"}
+        bench.device.take()
         bench.device.serve(1)
         assert bench.names() == set()
     bench = Bench(bug="never notifies")

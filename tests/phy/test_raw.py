@@ -1,12 +1,13 @@
 """RawPhy: headers out of the line and back into it, at full rate; TLPs packed by the golden model."""
 
 import random
+from dataclasses import replace
 
 import cocotb
 import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from ringwall.models.tlp import CplStatus, MalformedTlp, Tlp, TlpType, decode, encode, memory_read, memory_write
+from ringwall.models.tlp import CplStatus, MalformedTlp, Pasid, Tlp, TlpType, decode, encode, memory_read, memory_write
 from ringwall.rtl.phy.raw import RawBeat, RawPhy
 from ringwall.rtl.tlp.layouts import Malformed, TlpBeat
 from ringwall.sim.run import params, run
@@ -16,7 +17,12 @@ from ringwall.sim.tlp_beats import to_beats
 
 @pytest.mark.parametrize("width", [64, 128, 256, 512])
 def test_raw(request, width):
-    run(RawPhy(width=width), module=__name__, node=request.node.nodeid, params={"width": width})
+    run(RawPhy(width=width), module=__name__, node=request.node.nodeid, params={"width": width, "has_pasid": False})
+
+
+@pytest.mark.parametrize("width", [64, 128, 512])
+def test_pasid(request, width):
+    run(RawPhy(width=width, has_pasid=True), module=__name__, node=request.node.nodeid, params={"width": width, "has_pasid": True})
 
 
 def test_parameters_are_checked():
@@ -49,6 +55,23 @@ def random_tlp(rng, longest=256):
     return Tlp(TlpType.CFGWR0, data=rng.randbytes(4), **config)
 
 
+def random_tlps(rng):
+    """Return random TLPs; on a link with PASIDs half of those that may have one do."""
+    tlps = [random_tlp(rng) for _ in range(300)]
+    if params()["has_pasid"]:
+        tlps = [replace(tlp, pasid=Pasid(rng.getrandbits(20))) if tlp.type in (TlpType.MRD, TlpType.MWR) and rng.randrange(2) else tlp
+                for tlp in tlps]  # fmt: skip
+    return tlps
+
+
+def tlp_beat(width):
+    return TlpBeat(width, params()["has_pasid"])
+
+
+def beats_of(width, tlp):
+    return to_beats(width, tlp, params()["has_pasid"])
+
+
 def raw_beats(width, dwords):
     lanes, layout = width // 32, RawBeat(width)
     chunks = [dwords[n : n + lanes] for n in range(0, len(dwords), lanes)]
@@ -76,10 +99,13 @@ def tlps_of_raw(width, payloads):
 
 def same(width, payloads, tlp):
     """Whether the TlpBeat ``payloads`` are ``tlp``; lanes that do not count are not compared."""
-    want = [unpack(TlpBeat(width), p) for p in to_beats(width, tlp)]
-    got = [unpack(TlpBeat(width), p) for p in payloads]
+    want = [unpack(tlp_beat(width), p) for p in beats_of(width, tlp)]
+    got = [unpack(tlp_beat(width), p) for p in payloads]
     assert len(got) == len(want), f"{len(got)} beats for {tlp}"
     assert got[0].header == want[0].header, f"{got[0].header} for {tlp}"
+    if params()["has_pasid"]:
+        assert got[0].pasid.valid == want[0].pasid.valid, f"{got[0].pasid} for {tlp}"
+        assert not got[0].pasid.valid or got[0].pasid.value == want[0].pasid.value
     for one, other in zip(got, want):
         mask = (1 << 32 * other.dword_count) - 1
         assert (one.data & mask, one.dword_count, one.first, one.last) == (other.data & mask, other.dword_count, other.first, other.last)
@@ -108,13 +134,13 @@ def packets(width, layout, payloads):
 
 @cocotb.test(timeout_time=400, timeout_unit="us")
 async def received_tlps_are_whole(dut):
-    """PHY-RAW-1: random TLPs with gaps and back-pressure arrive field by field, dword by dword."""
+    """PHY-RAW-1: random TLPs with gaps and back-pressure arrive field by field, dword by dword; those with PASIDs too, between others."""
     rng, width, i, _, received, _, beats, _, _, _ = await bench(dut)
     cocotb.start_soon(random_ready(received, rng, 0.7))
-    tlps = [random_tlp(rng) for _ in range(300)]
+    tlps = random_tlps(rng)
     await i.put_many((b for tlp in tlps for b in raw_beats(width, encode(tlp))), lambda: rng.choice([0, 0, 0, 0, 2]))
     await ClockCycles(dut.clk, 60)
-    found = packets(width, TlpBeat(width), beats)
+    found = packets(width, tlp_beat(width), beats)
     assert len(found) == len(tlps)
     for payloads, tlp in zip(found, tlps):
         same(width, payloads, tlp)
@@ -122,11 +148,11 @@ async def received_tlps_are_whole(dut):
 
 @cocotb.test(timeout_time=400, timeout_unit="us")
 async def sent_tlps_are_whole(dut):
-    """PHY-RAW-2: random TLPs leave as the golden model encodes them, whatever gaps and back-pressure do."""
+    """PHY-RAW-2: random TLPs, also with PASIDs, leave as the golden model encodes them, whatever gaps and back-pressure do."""
     rng, width, _, o, _, to_send, _, _, raw, _ = await bench(dut)
     cocotb.start_soon(random_ready(o, rng, 0.7))
-    tlps = [random_tlp(rng) for _ in range(300)]
-    await to_send.put_many((b for tlp in tlps for b in to_beats(width, tlp)), lambda: rng.choice([0, 0, 0, 0, 2]))
+    tlps = random_tlps(rng)
+    await to_send.put_many((b for tlp in tlps for b in beats_of(width, tlp)), lambda: rng.choice([0, 0, 0, 0, 2]))
     await ClockCycles(dut.clk, 60)
     assert tlps_of_raw(width, raw) == [encode(tlp) for tlp in tlps]
 
@@ -144,7 +170,7 @@ async def both_ways_run_at_full_rate(dut):
             expected = 40 * -(-(size // 4 + 3 + (high > 0)) // lanes)
             raw.clear()
             raw_cycles.clear()
-            await to_send.put_many(b for tlp in tlps for b in to_beats(width, tlp))
+            await to_send.put_many(b for tlp in tlps for b in beats_of(width, tlp))
             await ClockCycles(dut.clk, 6)
             assert len(raw) == expected and raw_cycles[-1] - raw_cycles[0] == expected - 1
             beats.clear()
@@ -160,7 +186,7 @@ async def both_ways_run_at_full_rate(dut):
             await i.put_many(b for tlp in tlps for b in raw_beats(width, encode(tlp)))
             await ClockCycles(dut.clk, 6)
             counting.cancel()
-            assert not stalls and len(packets(width, TlpBeat(width), beats)) == 40
+            assert not stalls and len(packets(width, tlp_beat(width), beats)) == 40
 
 
 def logged(dwords):
@@ -207,11 +233,11 @@ async def malformed_tlps_disturb_nobody(dut):
             good = random_tlp(rng)
             await i.put_many(b for words in (dwords, encode(good)) for b in raw_beats(width, words))
             await ClockCycles(dut.clk, 12)
-            found = packets(width, TlpBeat(width), beats)
+            found = packets(width, tlp_beat(width), beats)
             assert len(found) == (1 if is_dropped else 2), name
-            assert all(not unpack(TlpBeat(width), beat).damaged for beat in found[-1])
+            assert all(not unpack(tlp_beat(width), beat).damaged for beat in found[-1])
             if not is_dropped:
-                assert unpack(TlpBeat(width), found[0][-1]).damaged, name
+                assert unpack(tlp_beat(width), found[0][-1]).damaged, name
             same(width, found[-1], good)
             assert pulses == [logged(dwords)], f"{name}: {pulses}"
             assert len(decode(encode(good)).data) == len(good.data)
@@ -277,9 +303,9 @@ async def rules_of_headers_are_kept(dut):
         assert len(accepted) > 60
         await i.put_many(b for tlp in tlps for b in raw_beats(width, encode(tlp)))
         await ClockCycles(dut.clk, 12)
-        found = packets(width, TlpBeat(width), beats)
+        found = packets(width, tlp_beat(width), beats)
         for payloads, tlp in zip(found, accepted):
-            assert unpack(TlpBeat(width), payloads[0]).header.tag == tlp.tag, tlp
-            assert sum(unpack(TlpBeat(width), beat).dword_count for beat in payloads) * 4 == len(tlp.data)
+            assert unpack(tlp_beat(width), payloads[0]).header.tag == tlp.tag, tlp
+            assert sum(unpack(tlp_beat(width), beat).dword_count for beat in payloads) * 4 == len(tlp.data)
         assert len(found) == len(accepted)
         assert pulses == [logged(encode(tlp)) for tlp in refused]

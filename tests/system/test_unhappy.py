@@ -721,6 +721,34 @@ async def bus_master_is_off(dut):
 
 
 @cocotb.test(**LIMITS)
+async def bus_master_is_off_for_a_moment(dut):
+    """SYS-BAD-18 (R05, V002, V040): Bus Master off and on again at any moment of a read: it comes back whole, its status written, or says
+    IOERR; else NEEDS_RESET, and it does not come back."""
+    card, (disk,) = await begin(dut)
+    await disk.done([disk.blk.write(600, card.rng.randbytes(PAGE))])
+    lost = 0
+    for moment in range(0, 600, 5):
+        request = disk.blk.read(600, 512)
+        disk.golden.doubtful.add((request.kind, request.sector))
+        await disk.offer()
+        await ClockCycles(dut.clk, moment)
+        await card.port.perform(bus_master(disk.function, False))
+        await card.port.perform(bus_master(disk.function, True))
+        await ClockCycles(dut.clk, 800)
+        disk.blk.poll()
+        needs_reset = bool(await status_of(disk) & DeviceStatus.NEEDS_RESET)
+        assert request.is_done != needs_reset
+        assert not request.is_done or request.status in (OK, IOERR), "its status was not written"
+        if needs_reset:
+            lost += 1
+            await disk.restart()
+        disk.golden.doubtful.clear()
+    assert 20 < lost < 100
+    await works(disk)
+    card.finish()
+
+
+@cocotb.test(**LIMITS)
 async def iommu_may_not_master(dut):
     """SYS-BAD-14 (R05, R24): the IOMMU without Bus Master cannot walk nor record: refused, fqmf; on again all works."""
     card, (disk,) = await begin(dut, page_faults=False)

@@ -86,9 +86,9 @@ async def pieces_are_legal(dut):
         fields = {"address": address, "length_bytes": length, "cookie": rng.getrandbits(8), "client": rng.getrandbits(4),
                   "pasid": rng.getrandbits(20), "function": rng.getrandbits(8), "is_write": rng.getrandbits(1)}  # fmt: skip
         sent.append((fields, rng.randrange(8)))
-    await i.put_many([pack(Cut, burst=fields, limit_code=code) for fields, code in sent], gaps=lambda: rng.choice([0, 0, 3]))
+    await i.put_many([pack(Cut(), burst=fields, limit_code=code) for fields, code in sent], gaps=lambda: rng.choice([0, 0, 3]))
     await ClockCycles(dut.clk, 300)
-    pieces = [unpack(Piece, piece) for piece in got]
+    pieces = [unpack(Piece(), piece) for piece in got]
     for n, (fields, code) in enumerate(sent):
         mine = list(itertools.takewhile(lambda p: not p.last, pieces))
         mine.append(pieces[len(mine)])
@@ -110,9 +110,9 @@ async def aligned_words_are_one_piece(dut):
     o.set_ready(1)
     edges = (0, 128, 1024, PAGE)
     sent = [(a, n) for n in (1, 2, 4, 8) for edge in edges for a in range(edge - 16, edge + 16, n) if 0 <= a < PAGE]
-    await i.put_many([pack(Cut, burst={"address": 0x7000 + a, "length_bytes": n}, limit_code=0) for a, n in sent])
+    await i.put_many([pack(Cut(), burst={"address": 0x7000 + a, "length_bytes": n}, limit_code=0) for a, n in sent])
     await ClockCycles(dut.clk, 5)
-    assert [(p.burst.address - 0x7000, p.burst.length_bytes, p.first, p.last) for p in (unpack(Piece, x) for x in got)] == [
+    assert [(p.burst.address - 0x7000, p.burst.length_bytes, p.first, p.last) for p in (unpack(Piece(), x) for x in got)] == [
         (a, n, 1, 1) for a, n in sent]  # fmt: skip
 
 
@@ -125,11 +125,11 @@ async def a_piece_leaves_in_every_cycle(dut):
     cocotb.start_soon(i.watch([], taken))
     o.set_ready(1)
     bursts = [(0x1000, PAGE), (0x2040, 64), (0x2080, 64), (0x30C1, 700), (0x4000, 4), (0x5000, PAGE)]
-    await i.put_many([pack(Cut, burst={"address": a, "length_bytes": n}, limit_code=0) for a, n in bursts])
+    await i.put_many([pack(Cut(), burst={"address": a, "length_bytes": n}, limit_code=0) for a, n in bursts])
     await ClockCycles(dut.clk, 40)
     assert len(got) == 32 + 1 + 1 + 6 + 1 + 32
     assert when == list(range(taken[0] + 2, taken[0] + 2 + len(got)))
-    await i.put(pack(Cut, burst={"address": 0x6040, "length_bytes": 64}, limit_code=0))
+    await i.put(pack(Cut(), burst={"address": 0x6040, "length_bytes": 64}, limit_code=0))
     await ClockCycles(dut.clk, 5)
     assert when[-1] == taken[-1] + 1
 
@@ -140,7 +140,7 @@ async def an_abandoned_burst_ends(dut):
     rng = random.Random(cocotb.RANDOM_SEED)
     i, o = await start(dut, "i", "o")
     sent = [random_burst(rng) for _ in range(200)]
-    cuts = [pack(Cut, burst={"address": a, "length_bytes": n, "cookie": k % 256}, limit_code=0) for k, (a, n) in enumerate(sent)]
+    cuts = [pack(Cut(), burst={"address": a, "length_bytes": n, "cookie": k % 256}, limit_code=0) for k, (a, n) in enumerate(sent)]
     cocotb.start_soon(i.put_many(cuts, gaps=lambda: rng.choice([0, 0, 2])))
     for k in range(len(sent)):
         keep = rng.choice([1, 1, 2, 3, 40])
@@ -148,7 +148,7 @@ async def an_abandoned_burst_ends(dut):
         while True:
             count += 1
             dut.abandon.value = int(count == keep)
-            piece = unpack(Piece, await o.get())
+            piece = unpack(Piece(), await o.get())
             assert (piece.burst.cookie, piece.first) == (k % 256, count == 1)
             if piece.last or count == keep:
                 break

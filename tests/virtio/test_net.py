@@ -1,5 +1,7 @@
 """Net: frames both ways, checksums, merged buffers, filters and queues, judged by the golden model of the device."""
 
+import functools
+import operator
 import random
 
 import cocotb
@@ -63,6 +65,7 @@ def test_parameters_are_checked():
     assert [port.waits for port in many.ports] == [True, False] * 4 + [False] and many.ports[0].sizes == (512,)
     assert (many.device_type, many.config_bytes, many.max_frame, len(one.ports)) == (1, 12, 9018, 3)
     assert isinstance(one.back_end(64), Net)
+    assert ReceivePort(width=64, depth=64, max_buffers=8).patience == 65536
 
 
 class Bench:
@@ -111,14 +114,14 @@ def header_of(rng, sample, length):
     flags = rng.choice([0, 1, 1, 0xFE, 0xFF])  # unknown bits mean nothing
     rest = {"hdr_len": rng.getrandbits(16), "gso_size": rng.getrandbits(16), "num_buffers": rng.choice([0, 7])}
     start, offset = sample.csum_start, sample.csum_offset
-    match rng.randrange(8):
+    match rng.randrange(6):
         case 0:
             return NetHeader(flags, rng.choice([1, 3, 0x80]), csum_start=start, csum_offset=offset, **rest)
-        case 1:  # anywhere in the frame, and beyond
+        case 1 | 2:  # anywhere in the frame, and beyond
             start = rng.randrange(length + 2)
             offset = rng.choice([0, 1, max(length - start - 2, 0), max(length - start - 1, 0), 0xFFFF])
             return NetHeader(flags, csum_start=start, csum_offset=offset, **rest)
-        case 2:
+        case 3:
             return NetHeader(flags & ~1, csum_start=rng.getrandbits(16), csum_offset=rng.getrandbits(16), **rest)
     return NetHeader(flags, csum_start=start, csum_offset=offset, **rest)
 
@@ -131,7 +134,7 @@ async def frames_leave(dut):
     await bench.begin()
     rng, port, buffers = bench.rng, bench.ports[1], []
     lanes, longest = bench.lanes, bench.mtu + 18
-    for length in (14, 15, lanes - 1, lanes, lanes + 1, longest, longest + 1, *(rng.randrange(14, min(longest, 700)) for _ in range(50))):
+    for length in (14, 15, lanes - 1, lanes, lanes + 1, longest, longest + 1, *(rng.randrange(14, min(longest, 300)) for _ in range(110))):
         length = max(length, 14)
         sample = any_packet(rng, max(length, 82))
         frame = rng.choice([sample.partial, sample.frame])[:length].ljust(length, b"\xee")
@@ -151,14 +154,15 @@ async def frames_leave(dut):
     await bench.quiet()
     sent, dropped = bench.sent(), 0
     for content, status in buffers:
-        allowed = bench.golden.sent(content) if status == BurstStatus.OK else (None,)
-        if sent and sent[0] in allowed:
-            sent.pop(0)
-        else:
-            assert None in allowed, f"{content.hex()} did not leave, but {sent[:1]}"
+        header, size = NetHeader.unpack(content.ljust(12, b"\0")), len(content) - 12
+        is_beyond = header.flags & 1 and header.csum_start + header.csum_offset + 2 > size
+        if status != BurstStatus.OK or not 14 <= size <= longest or header.gso_type or is_beyond:
             dropped += 1
+            assert status != BurstStatus.OK or None in bench.golden.sent(content)
+        else:
+            assert sent.pop(0) in bench.golden.sent(content), content.hex()
     assert not sent and not bench.left
-    assert dropped == dut.transmit_drops.value and 15 < dropped < len(buffers) // 2
+    assert dropped == dut.transmit_drops.value and 20 < dropped < len(buffers) // 2
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
@@ -215,8 +219,8 @@ async def receive(bench, frames, rooms, *, gaps=None):
         assert not problem, f"{frame.hex()} in {rooms[at : at + count]}: {problem}"
         at += count
     await coming
-    giving.cancel()
     await bench.quiet()
+    giving.cancel()
     assert not port.answers
     return lost
 
@@ -228,10 +232,11 @@ async def frames_fill_buffers(dut):
     bench = Bench(dut)
     await bench.begin()
     rng = bench.rng
-    frames = [any_packet(rng, rng.choice([82, 83, 512, rng.randrange(82, bench.mtu + 14)]), macs=(MAC, bytes(6))).frame for _ in range(40)]
-    rooms = [rng.choice([0, 5, 11, 12, 13, bench.lanes, 64, 100, 200, rng.randrange(12, 2000)]) for _ in range(800)]
+    sizes = [rng.choice([82, 83, 88, 88, 188, rng.randrange(82, bench.mtu + 14), rng.randrange(82, 700)]) for _ in range(60)]
+    frames = [any_packet(rng, size, macs=(MAC, bytes(6))).frame for size in sizes]
+    rooms = [rng.choice([0, 5, 11, 12, 13, bench.lanes, 100, 100, 100, 200, rng.randrange(12, 700)]) for _ in range(800)]
     lost = await receive(bench, frames, rooms, gaps=lambda: rng.choice([0, 0, 0, 1]))
-    assert lost == dut.received_drops.value and lost < 30
+    assert lost == dut.received_drops.value and lost < 40
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
@@ -260,6 +265,12 @@ def variants(rng):
                 found += [(good.frame[:20] + b"\x20" + good.frame[21:], False)] * (not is_ipv6)  # a fragment
                 place = good.csum_start + good.csum_offset
                 found += [(good.frame[:place] + b"\0\0" + good.frame[place + 2 :], False)]
+            found += [(packet(bytes(40), **how).frame[:-4], False)]  # cut, yet with the same sum
+            if protocol == 17:  # a sum that is 0 without a checksum, too
+                empty = packet(bytes(2), **how)
+                place = empty.csum_start + empty.csum_offset
+                full = packet(empty.frame[place : place + 2], **how).frame
+                found += [(full, True), (full[:place] + b"\0\0" + full[place + 2 :], False)]
     return found
 
 
@@ -299,6 +310,12 @@ def tables(unicast, multicast):
     return b"".join(len(table).to_bytes(4, "little") + b"".join(table) for table in (unicast, multicast))
 
 
+def hash_of(address):
+    """Return the place of an address in the table of the receive filter."""
+    number = int.from_bytes(address, "little")
+    return functools.reduce(operator.xor, (number >> n & 63 for n in range(0, 48, 6)))
+
+
 @cocotb.test(timeout_time=200, timeout_unit="us")
 async def commands_are_answered(dut):
     """VIRTIO-NET-6: control commands, random, right and wrong ones: answer, address in the configuration and number of pairs as the golden
@@ -317,13 +334,14 @@ async def commands_are_answered(dut):
                 changes.append(int(dut.config.value).to_bytes(12, "little"))
 
     cocotb.start_soon(watch())
-    for _ in range(150):
-        data = rng.choice([
-            b"", b"\0", b"\1", b"\2", bytes([rng.randrange(bench.pairs + 2), 0]), b"\0\1", rng.randbytes(6), rng.randbytes(7),
-            tables(*([rng.randbytes(6) for _ in range(rng.randrange(4))] for _ in range(2))),
-        ])
-        data = rng.choice([data, data, data, data + b"!", data[:-1]])
-        kind, command = rng.choice([(0, 0), (0, 1), (0, 2), (1, 0), (1, 0), (1, 1), (1, 1), (1, 2), (4, 0), (4, 1), (5, 0)])
+    for _ in range(200):
+        commands = [
+            (0, 0, bytes([rng.randrange(3)])), (0, 1, bytes([rng.randrange(3)])), (0, 2, b"\1"), *[(1, 1, rng.randbytes(6))] * 2,
+            (1, 0, tables(*([rng.randbytes(6) for _ in range(rng.randrange(4))] for _ in range(2)))), (1, 2, rng.randbytes(6)),
+            (4, 0, bytes([rng.randrange(bench.pairs + 2), 0])), (4, 0, b"\0\1"), (4, 1, b"\1\0"), (5, 0, bytes(8)),
+        ]  # fmt: skip
+        kind, command, data = rng.choice(commands)
+        data = rng.choice([data, data, data, data, data + b"!", data[:-1], rng.choice(commands)[2]])
         room, status = rng.choice([0, 1, 1, 1, 9]), rng.choice([BurstStatus.OK] * 9 + [BurstStatus.POISONED])
         before, content = int(dut.config.value), bytes([kind, command]) + data
         content = content[: rng.choice([0, 1, 99, 99, 99, 99, 99, 99])]
@@ -337,6 +355,9 @@ async def commands_are_answered(dut):
         assert config == golden.mac + golden.config()[6:8] + (bench.pairs if bench.pairs > 1 else 0).to_bytes(2, "little") + config[10:]
         assert (changes[-1:] == [config]) or int(dut.config.value) == before
     assert changes
+    whole = bytes([1, 0]) + tables([MAC] * 9, [])  # ends with a beat; what follows cannot be fetched
+    await bench.control.give(whole + b"!", 1, BurstStatus.UR)
+    assert await bench.control.answer() == b"\1"
     dut.stop.value = 1
     await bench.quiet(4)
     dut.stop.value = 0
@@ -345,8 +366,8 @@ async def commands_are_answered(dut):
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
 async def unwanted_frames_stay_out(dut):
-    """VIRTIO-NET-7: with CTRL_RX what golden wants comes in, under all modes, tables and addresses; nearly nothing else does; without it
-    all does; damaged, short and long frames never (the MTU's limit: V150); the link's state is shown."""
+    """VIRTIO-NET-7: with CTRL_RX what golden wants comes in, under all modes, tables and addresses, and what shares a place in the
+    table with it; without it all does; damaged, short and long frames never (the MTU's limit: V150); the link's state is shown."""
     bench = Bench(dut)
     await bench.begin()
     rng, port, golden = bench.rng, bench.ports[0], bench.golden
@@ -368,7 +389,6 @@ async def unwanted_frames_stay_out(dut):
             found.append((await port.answer())[12:])
         return found
 
-    extra = 0
     for _ in range(12):
         kind, command, data = rng.choice([
             (0, 0, bytes([rng.randrange(2)])), (0, 1, bytes([rng.randrange(2)])), (1, 1, rng.choice(unicast)),
@@ -379,10 +399,8 @@ async def unwanted_frames_stay_out(dut):
         frames = [target + rng.randbytes(60) for target in (*unicast, *multicast, MAC, b"\xff" * 6, golden.mac)]
         found = await come(frames)
         for frame in frames:
-            came = frame in found
-            assert came or not golden.wants(frame), frame[:6].hex()
-            extra += came and not golden.wants(frame)
-    assert extra < 20  # same hash
+            has_place = hash_of(frame[:6]) in map(hash_of, golden.table)
+            assert (frame in found) == (golden.wants(frame) or has_place), frame[:6].hex()
     dut.features.value = PLAIN & ~EVERY[NetFeature.CTRL_RX]
     frames = [rng.randbytes(6) + rng.randbytes(60) for _ in range(10)]
     assert await come(frames) == frames
@@ -454,6 +472,7 @@ async def flows_keep_to_their_queues(dut):
     assert not asking.done()  # a frame is half in a buffer
     last.writable.set_ready(1)
     assert await asking == b"\0"
+    assert len(taken_packets(last.layout, last.answers)) == 1  # the rest was dropped
     counts = [len(port.answers) for port in bench.ports]
     for flow in range(100, 160):
         await bench.arrive(frame(flow, False))
@@ -501,11 +520,17 @@ async def overload_and_rates(dut):
     async def give():
         while True:
             await port.give(writable_bytes=2048)
+            await bench.quiet(rng.randrange(1, 2 * bench.mtu // bench.lanes))  # slower than frames come
 
     cocotb.start_soon(give())
-    found = [(await port.answer())[12:] for _ in range(len(frames) - lost)]
-    remaining = iter(frames)
+    for frame in frames:  # once more
+        await bench.arrive(frame)
+    await bench.quiet(20 * bench.mtu // bench.lanes)
+    found, remaining = [], iter(frames + frames)
+    while port._end():
+        found.append((await port.answer())[12:])
     assert all(any(frame == other for other in remaining) for frame in found)  # in order
+    assert len(found) + int(dut.received_drops.value) == 2 * len(frames) and len(found) > len(frames) // 4
     beats = -(-bench.mtu // bench.lanes)
     begun = cycle()
     cocotb.start_soon(bench.arrive(MAC + bytes(bench.mtu - 6)))
@@ -550,18 +575,26 @@ async def suspend_and_stop(dut):
             await bench.quiet(80)
 
     feeding, coming, got = cocotb.start_soon(give()), cocotb.start_soon(come()), []
-    taking = cocotb.start_soon(random_ready(port.writable, rng, 0.6))
+    taking = cocotb.start_soon(random_ready(port.writable, rng, 0.4))
+
+    async def watch():
+        while True:
+            await RisingEdge(dut.clk)
+            assert not (dut.suspended.value and dut.writable__0__valid.value)
+
+    watching = cocotb.start_soon(watch())
     while not coming.done():
-        await bench.quiet(rng.randrange(1, 150))
+        await bench.quiet(rng.randrange(1, 100))
         dut.suspend.value = 1
-        dut.settled__0.value = 0
-        await bench.quiet(30)
-        assert not dut.suspended.value
-        dut.settled__0.value = 1
+        if rng.randrange(2):
+            dut.settled__0.value = 0
+            await bench.quiet(30)
+            assert not dut.suspended.value
+            dut.settled__0.value = 1
         while not dut.suspended.value:
             await RisingEdge(dut.clk)
-        for _ in range(20):
-            assert dut.suspended.value and not dut.writable__0__valid.value
+        for _ in range(10):
+            assert dut.suspended.value
             await RisingEdge(dut.clk)
         while port._end():
             got.append((await port.answer())[12:])
@@ -573,6 +606,7 @@ async def suspend_and_stop(dut):
     assert all(any(frame == other for other in remaining) for frame in got) and len(got) > 40
     feeding.cancel()
     taking.cancel()
+    watching.cancel()
     port.chains._valid(0)
 
     sender.writable.set_ready(1)

@@ -143,13 +143,14 @@ async def stop_empties_it(dut):
         port.writable.set_ready(rng.randrange(2))
         giving = cocotb.start_soon(port.give(bytes(300), 1000))
         await ClockCycles(dut.clk, rng.randrange(1, 30))
-        stop.value = 1
+        stop.value, dut.suspend.value = 1, rng.randrange(2)
         port.writable.set_ready(1)  # as a mover that is stopped
         await giving
+        await port.give(b"late", 9)
         while not stopped.value:
             await RisingEdge(dut.clk)
         assert not dut.writable__0__valid.value
-        stop.value = 0
+        stop.value = dut.suspend.value = 0
         await RisingEdge(dut.clk)
         port.answers.clear()
         bench.words.clear()

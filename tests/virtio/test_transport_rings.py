@@ -76,6 +76,7 @@ async def reset_queue(bench, number, *, cycles=400):
     since = cycle()
     while await bench.read(QUEUE_RESET, 2):
         assert cycle() - since < cycles
+    assert not bench.unserved
     assert await bench.read(ENABLE, 2) == 0
 
 
@@ -188,8 +189,8 @@ async def queues_are_reset_one_by_one(dut):
             done = not seen[0]
             assert seen in ([1, 1], [1, 0], [0, 0])  # it may end between the two
             if not done and turn % 2:
-                await bench.ring(n)
-                await bench.ring(other)
+                for number in (n, other):
+                    await bench.ring(number, value=FIRST + number, size=4)
                 await bench.notify(n)
             assert cycle() - begun < 600
         assert dut.idle.value.to_unsigned() >> n & 1
@@ -209,7 +210,10 @@ async def queues_are_reset_one_by_one(dut):
         if turn % 3 == 0:
             await reset_queue(bench, n)  # at once
             await bench.queue(n, size=size, vector=vector)
+        bench.kicks.clear()
+        await bench.ring(n, value=FIRST + n, size=4)  # the engine may not know of the queue yet
         await ClockCycles(dut.clk, 60)
+        assert bench.kicks == [FIRST + n]
         command = unpack(QueueCommand, bench.commands[-1])
         assert (command.operation, command.size, command.device_iova) == (QueueOperation.ENABLE, size, bench.addresses(n)[2])
         bench.kicks.clear()
@@ -261,6 +265,7 @@ async def device_is_suspended(dut):
     dut.msix_enable.value = 1
     await bench.start(VERSION_1)
     await bench.write(STATUS, RUNNING | IS_SUSPENDED, 1)
+    await ClockCycles(dut.clk, 100)
     assert await bench.read(STATUS, 1) == RUNNING
     for turn in range(30):
         await bench.reset()
@@ -311,6 +316,7 @@ async def device_is_suspended(dut):
         await bench.write(STATUS, rng.choice([RUNNING, RUNNING | IS_SUSPENDED, 4]), 1)
         assert bench.level("suspend") == 0
         await until_status(bench, RUNNING | after, [11 | IS_SUSPENDED | after])
+        assert bench.level("suspended") == 0
         await ClockCycles(dut.clk, 60)
         assert bench.kicks == [FIRST + n]
         assert bench.vectors() == ([3] if change or after else [])
