@@ -43,7 +43,10 @@ async def traffic(bench, queue, rounds, *, most=5):
         made = []
         while ring.free_count >= most and len(made) < rng.randrange(1, 12):
             readable, writable = bench.spans(most)
-            name = ring.add_chain(readable, writable, direct=rng.choice([None, 0]) if ring.indirect else None)
+            direct = None
+            if ring.indirect and rng.randrange(3):
+                direct = 0 if bench.features[queue] & PACKED else rng.randrange(len(readable + writable))
+            name = ring.add_chain(readable, writable, direct=direct)
             made.append((name, readable, writable))
         seen = len(back.chains)
         await bench.publish(queue)
