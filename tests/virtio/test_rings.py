@@ -126,7 +126,7 @@ async def queues_are_taken_back(dut):
             queue = (0, 3, 1)[turn % 3]  # with another queue of its port, of a port that waits
             for q in {0, queue}:
                 await bench.enable(q, 8, features)
-            bench.backs[2].held = queue == 3 and turn % 2 == 0
+            bench.backs[2].held = queue == 3
             ring = bench.rings[queue]
             for _ in range(4):
                 ring.add_chain(*bench.spans(2), direct=0 if features and bench.rng.random() < 0.5 else None)
