@@ -18,10 +18,11 @@ from .function.description import (
 )
 from .iommu.features import Features
 from .spec.virtio import F_SR_IOV
+from .viommu.device import IommuDevice
 from .virtio.blk import Blk
 from .virtio.blk_device import BlkDevice
 from .virtio.device import Device
-from .virtio.transport import KNOWN
+from .virtio.transport import KNOWN, virtio_function
 
 IOMMU_VECTORS = 4
 MSIX_TABLE, MSIX_PBA = 0x300, 0x400  # offsets of msi_cfg_tbl, which is the MSI-X table, and of its pending bits [RVIOMMU1.0 6.29]
@@ -75,6 +76,19 @@ class IommuConfig(Features):
             extended=tuple(extended),
             reports_errors=bool(extended),
         )
+
+
+@dataclass(frozen=True)
+class VirtioIommuConfig(IommuDevice):
+    """The virtio-iommu front end, function 0: a :class:`.viommu.device.IommuDevice` whose endpoints are the card's other functions.
+
+    A strict card begins with ``bypass`` 0, whatever it is here.
+    """
+
+    def description(self, extended=()):
+        """Return the :class:`.function.description.FunctionDescription` of function 0, as :meth:`IommuConfig.description` does."""
+        return virtio_function(device_type=self.device_type, class_code=self.class_code, queues=len(self.ports),
+                               config_bytes=self.config_bytes, vectors=len(self.ports) + 1, extended=extended)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -146,7 +160,7 @@ class EndpointConfig:
     ----------
     width : :class:`int`
         Bits of the data path: 64, 128, 256 or 512.
-    iommu : :class:`IommuConfig` or None
+    iommu : :class:`IommuConfig` or :class:`VirtioIommuConfig` or None
         With an IOMMU it is function 0, and the disks follow; without, the disks begin at 0 and their DMA is not translated by the card.
     host_ats : :class:`HostAtsConfig` or None
         Instead of an IOMMU: all functions have the ATS capability, and cache translations of the host's IOMMU while it is enabled.
@@ -176,7 +190,7 @@ class EndpointConfig:
     """
 
     width: int = 256
-    iommu: IommuConfig | None = field(default_factory=IommuConfig)
+    iommu: IommuConfig | VirtioIommuConfig | None = field(default_factory=IommuConfig)
     host_ats: HostAtsConfig | None = None
     disks: tuple[BlkConfig, ...] = (BlkConfig(),)
     devices: tuple[Device, ...] = ()
@@ -201,6 +215,13 @@ class EndpointConfig:
             object.__setattr__(self, "read_buffer_bytes", 32768 if self.width == 512 else 16384)
         if self.serial_number not in range(1 << 64):
             raise ValueError(f"Serial number must be a number of 64 bits, not {self.serial_number!r}")
+
+    @property
+    def virtio_iommu(self):
+        """The virtio-iommu of the card as it is there, or None."""
+        if not isinstance(self.iommu, VirtioIommuConfig):
+            return None
+        return replace(self.iommu, endpoints=tuple(range(1, self.functions)), bypass=self.iommu.bypass and not self.strict)
 
     @property
     def functions(self):

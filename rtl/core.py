@@ -13,6 +13,7 @@ from .function.description import AtsCapability, PasidCapability, PcieCapability
 from .function.errors import Errors
 from .function.updates import PageFlags, UpdateMerger
 from .iommu.gate import Gate
+from .iommu.layouts import DwordRequest, TranslateResponse
 from .iommu.unit import Iommu
 from .regs.bus import RegisterBus
 from .regs.router import Merger, Range, Router
@@ -60,7 +61,9 @@ class Core(wiring.Component):
     registers : tuple of tuples of :class:`.regs.router.Range`
         What each of ``buses`` serves.
     iommu : :class:`.config.IommuConfig` or None
-        None: all DMA is physical, or the host's to translate.
+        None: all DMA is physical, or the host's to translate, or that of whoever is behind ``translate_request``.
+    translates : :class:`bool`
+        Instead of ``iommu``: whoever is behind ``translate_request`` does.
     host_ats : :class:`.config.HostAtsConfig` or None
         Instead of ``iommu``: a cache of the host's translations for functions with ATS Enable; they have the ATS capability. With
         ``pasid_bits`` physical ones have a PASID capability of so many bits, and all say that prefixes may come; bursts may then have a
@@ -93,15 +96,17 @@ class Core(wiring.Component):
         1: DMA of the function is physical, or the host's to translate.
     stop, stopped : ``In(functions)``, ``Out(functions)``
         Of the requester.
+    translate_request, translate_response, fence, fenced
+        With ``translates``: those of a :class:`.iommu.gate.Gate` with ``doorbells``.
     activity : ``Out(Activity)``
-        For counters; nothing about rings.
+        For counters; nothing about rings, nor about a translator outside.
     """
 
     def __init__(self, *, width, functions, clients, registers, iommu, strict, tags, wall_tags, completion_timeout_cycles,
-                 host_ats=None):  # fmt: skip
+                 host_ats=None, translates=False):  # fmt: skip
         self.width, self.functions, self.clients, self.registers = width, tuple(functions), tuple(clients), tuple(registers)
         self.iommu, self.strict, self.tags, self.wall_tags = iommu, strict, tags, wall_tags
-        self.completion_timeout_cycles, self.host_ats = completion_timeout_cycles, host_ats
+        self.completion_timeout_cycles, self.host_ats, self.translates = completion_timeout_cycles, host_ats, translates
         if iommu is not None and iommu.DBG and len(self.clients) > 31:  # one cookie of the gate's is the debug request's
             raise ValueError(f"Clients of a card with debug translation must be at most 31, not {len(self.clients)!r}")
         self._pasid_bits = 0 if host_ats is None else host_ats.pasid_bits
@@ -123,6 +128,10 @@ class Core(wiring.Component):
             "state": Out(ConfigState).array(count),
             "reset": Out(count), "busy": In(count), "is_d3hot": Out(count), "interrupt": In(count), "bypass": In(count),
             "stop": In(count), "stopped": Out(count),
+            **({
+                "translate_request": Out(stream.Signature(DwordRequest)), "translate_response": In(stream.Signature(TranslateResponse)),
+                "fence": In(stream.Signature(0)), "fenced": Out(stream.Signature(0)),
+            } if translates else {}),
             "activity": Out(Activity),
         })  # fmt: skip
 
@@ -261,9 +270,13 @@ class Core(wiring.Component):
 
         # The wall. The gate is told no bus and device: the function number alone is the device_id.
         messages = [n for n, client in enumerate(self.clients) if client.messages] if has_ats else []
-        gate = add("gate", Gate(clients=len(self.clients), functions=count, has_iommu=self.iommu is not None or has_ats,
-                                diverts=has_files, host_ats=has_ats, messages=messages, late_count=has_pages,
-                                pasid_bits=self._pasid_bits))  # fmt: skip
+        has_iommu = self.iommu is not None or has_ats or self.translates
+        gate = add("gate", Gate(clients=len(self.clients), functions=count, has_iommu=has_iommu, diverts=has_files, host_ats=has_ats,
+                                messages=messages, late_count=has_pages, pasid_bits=self._pasid_bits,
+                                doorbells=self.translates))  # fmt: skip
+        if self.translates:
+            for name in ("translate_request", "translate_response", "fence", "fenced"):
+                wiring.connect(m, getattr(gate, name), wiring.flipped(getattr(self, name)))
         m.d.comb += gate.bypass.eq(self.bypass)
         for n in range(len(self.clients)):
             for ours, theirs in ((gate.bursts[n], self.bursts[n]), (requester.write_data[n + 1], self.write_data[n]),

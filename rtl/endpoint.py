@@ -113,13 +113,15 @@ class Endpoint(wiring.Component):
         self.config = config
         tlps = stream.Signature(TlpBeat(config.width, config.pasid_bits > 0))
         self._places, client, queue, port = [], 0, 0, 0
-        for number, device in enumerate(config.all_devices, config.first_disk):
+        iommu = () if config.virtio_iommu is None else (config.virtio_iommu,)
+        for number, device in enumerate((*iommu, *config.all_devices), config.first_disk - len(iommu)):
             ports = len(device.ports)
             function = DeviceFunction(width=config.width, function=number, clients=range(client + 2, client + 2 + ports),
                                       back_end=device.back_end(config.width))  # fmt: skip
             self._places.append(Place(device, function, client, queue, port))
             client, queue, port = client + ports + 2, queue + len(queues_of(device)), port + ports
-        self.outside = {f"{name}_{place.number}": member for place in self._places for name, member in place.function.outside.items()}
+        self._users = self._places[len(iommu) :]
+        self.outside = {f"{name}_{place.number}": member for place in self._users for name, member in place.function.outside.items()}
         super().__init__({
             **self.outside,
             "received": In(tlps), "to_send": Out(tlps), "link_reset": In(1), "discarding": Out(1), "max_payload": Out(3),
@@ -143,8 +145,9 @@ class Endpoint(wiring.Component):
             width=width, functions=descriptions, clients=readers,
             registers=[*((Range(n, REGISTERS_BAR, 0, REGISTERS_BYTES),) for n in numbers),
                        tuple(Range(n, MSIX_BAR, 0, MSIX_BYTES) for n in numbers)],
-            iommu=config.iommu, strict=config.strict, tags=config.tags, wall_tags=config.wall_tags,
-            completion_timeout_cycles=config.completion_timeout_cycles, host_ats=config.host_ats)
+            iommu=None if config.virtio_iommu else config.iommu, strict=config.strict, tags=config.tags, wall_tags=config.wall_tags,
+            completion_timeout_cycles=config.completion_timeout_cycles, host_ats=config.host_ats,
+            translates=config.virtio_iommu is not None)  # fmt: skip
         wiring.connect(m, wiring.flipped(self.received), core.received)
         wiring.connect(m, core.to_send, wiring.flipped(self.to_send))
         m.d.comb += [
@@ -195,7 +198,10 @@ class Endpoint(wiring.Component):
             for port in range(len(device.ports)):
                 for name in ("chains", "readable", "writable", "finished"):
                     wiring.connect(m, getattr(engine, name)[place.port + port], getattr(function, name)[port])
-            join(m, self, function, {f"{name}_{number}": name for name in function.outside})
+            if place in self._users:
+                join(m, self, function, {f"{name}_{number}": name for name in function.outside})
+            else:
+                self._translate(m, core, function)
             state, stop, notifies = core.state[number], Signal(name=f"stop_{number}"), Signal(name=f"notifies_{number}")
             notified = engine.notifications.payload.queue
             m.d.comb += [
@@ -213,7 +219,7 @@ class Endpoint(wiring.Component):
                 transport.needs_reset.eq(engine.needs_reset[n] | function.needs_reset),
                 core.interrupt[number].eq(transport.interrupt),
                 msix.state[n].eq(state),
-                core.bypass[number].eq(0 if config.strict else ~transport.access_platform),
+                core.bypass[number].eq(place not in self._users or (0 if config.strict else ~transport.access_platform)),
                 engine.stop[n].eq(stop),
                 transport.idle.eq(engine.idle[place.queue :]),
                 engine.suspend[n].eq(transport.suspend),
@@ -235,3 +241,13 @@ class Endpoint(wiring.Component):
             self.activity.used_write.eq(engine.used_writes),
         ]
         return m
+
+    def _translate(self, m, core, function):
+        """Let a virtio-iommu translate for the gate. What it sends itself is physical, so that it never waits for its own answers."""
+        for source, sink in ((core.translate_request, function.translate_request), (function.translate_response, core.translate_response),
+                             (function.fence, core.fence), (core.fenced, function.fenced)):  # fmt: skip
+            wiring.connect(m, source, sink)
+        m.d.comb += [
+            function.restore.eq(core.reset[0] if self.config.strict else 0),  # no reset of the function lets others bypass
+            self.activity.iotlb_hit.eq(function.hit), self.activity.iotlb_miss.eq(function.miss),
+        ]  # fmt: skip

@@ -187,7 +187,7 @@ class _QueueRegisters:
 
     def read(self, address, value):
         """Return whether this read shows that the reset of the queue is complete."""
-        if self._name(address) != "queue_reset" or self.selected != self.queue or not self.resets or value:
+        if self._name(address) != "queue_reset" or self.selected != self.queue or not self.resets or value != 0:
             return False
         self.resets = False
         return True
@@ -273,8 +273,9 @@ class RingChecker(Checker):
         self._written = []  # where that is of the ring which software writes and the judge must know of: (SPA, length)
         self._chains = {}  # Available -> ([(IOVA, SPA, length)] of readable and of writable bytes)
         self._found, self._told = [], 0
+        self._layout = make_layout(features, size, desc, avail, used)  # at the start, and after each reset of the device
         self.judge = make_judge(
-            make_layout(features, size, desc, avail, used), self._view, features, is_ready=status is None, index=index,
+            self._layout, self._view, features, is_ready=status is None, index=index,
             has_vector=vector is not None, granule=granule, on_available=self._is_available, on_returned=self._is_returned)  # fmt: skip
 
     @classmethod
@@ -352,6 +353,7 @@ class RingChecker(Checker):
             if self._resets and result == 0:
                 self._resets = False
                 self._lose()
+                self.judge.layout, self._looked_at = self._layout, -1
                 self.judge.take(self._now, StatusWritten(0))
             elif result & DeviceStatus.NEEDS_RESET:
                 self.judge.needs_reset = True

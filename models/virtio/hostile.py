@@ -35,6 +35,8 @@ class HostileRing:
         All of it, guards between the things included.
     chains : tuple of :class:`Chain`
         What is available, in order.
+    tables : tuple of (address, length)
+        Indirect tables that are referred to, as far as anything leads into them.
     readable, writable : tuple of (address, length)
         What may be read, and written: the ring, tables, buffers.
     must_refuse, may_refuse : :class:`bool`
@@ -48,6 +50,7 @@ class HostileRing:
     base: int
     image: bytes
     chains: tuple[Chain, ...]
+    tables: tuple[Span, ...]
     readable: tuple[Span, ...]
     writable: tuple[Span, ...]
     must_refuse: bool
@@ -59,16 +62,14 @@ class HostileRing:
 
         ``granule``: it may round its reads out to whole blocks of so many bytes.
         """
-        found = []
-        ring_reads = 0
-        tables = [chain.table for chain in self.chains if chain.table is not None]
+        found, ring_reads = [], 0
         readable = [(low // granule * granule, -(-(low + size) // granule) * granule) for low, size in self.readable]
         writable = [(low, low + size) for low, size in self.writable]
         for access in accesses:
             start, end = access.address, access.address + len(access.data)
             if not _covers(writable if access.is_write else readable, start, end):
                 found.append(f"{'write' if access.is_write else 'read'} of {end - start} bytes at {start:#x}")
-            ring_reads += not access.is_write and any(start < at + size and at < end for at, size in (*self.layout.parts, *tables))
+            ring_reads += not access.is_write and any(start < at + size and at < end for at, size in (*self.layout.parts, *self.tables))
         if ring_reads > self.read_bound:
             found.append(f"{ring_reads} reads of ring and tables, {self.read_bound} must suffice")
         after = memory.read(self.base, len(self.image))
@@ -106,7 +107,6 @@ class _Maker:
     def __init__(self, rng: random.Random, features: int, size: int, base: int):
         self.rng, self.features, self.size, self.base = rng, features, size, base
         self.is_packed, self.at = is_packed(features), base
-        self.writes: list[tuple[int, bytes]] = []
         desc = self._room(DESCRIPTOR_BYTES * size, 16)
         self.layout = make_layout(features, size, desc, self._room(6 + 2 * size, 4), self._room(6 + 8 * size, 4))
         self.tables = [self._room(DESCRIPTOR_BYTES * (size + 2), rng.choice([1, 16])) for _ in range(TABLES)]
@@ -136,14 +136,15 @@ class _Maker:
         memory.write(self.base, bytes(image))
         chains, is_broken = self._chains(memory)
         spans = [span for chain in chains for span in chain.readable]
-        tables = [(chain.table[0], min(chain.table[1], DESCRIPTOR_BYTES * self.size)) for chain in chains if chain.table is not None]
+        longest = DESCRIPTOR_BYTES * (self.size + 4)  # as far as `next` leads
+        tables = tuple((chain.table[0], min(chain.table[1], longest)) for chain in chains if chain.table is not None)
         writable = [span for chain in chains for span in chain.writable]
         own = (layout.parts[0], layout.parts[2]) if self.is_packed else (layout.parts[2],)
         doubts = any(chain.error or not all(length for _, length in chain.readable + chain.writable) for chain in chains)
         doubts = doubts or len({chain.head for chain in chains}) < len(chains)
         must = is_broken or any(not chain.is_complete and chain.head >= 0 for chain in chains)
         must = must or any(f"more than {self.size} descriptors" in chain.error for chain in chains)
-        return HostileRing(layout, self.features, self.base, bytes(image), tuple(chains), (*layout.parts, *tables, *spans),
+        return HostileRing(layout, self.features, self.base, bytes(image), tuple(chains), tables, (*layout.parts, *tables, *spans),
                            (*own, *writable), must, must or doubts, read_bound(self.size, len(chains) + 1))  # fmt: skip
 
     def _chains(self, memory: GuestMemory) -> tuple[list[Chain], bool]:
@@ -171,17 +172,18 @@ class _Maker:
         rng = self.rng
         if not rng.randrange(40):
             return rng.randbytes(8)[:7] + b"\xff" + rng.randbytes(8)  # far away
-        address, length, flags = self._span(), 0, 0
-        at, length = address
-        if not rng.randrange(8):
-            at, length, flags = rng.choice(self.tables), self._table_bytes(), INDIRECT
-        flags |= WRITE * rng.randrange(2) | NEXT * (rng.randrange(5) < 2)
+        is_reference = not rng.randrange(8)
+        at, length = (rng.choice(self.tables), self._table_bytes()) if is_reference else self._span()
+        flags = INDIRECT * is_reference | WRITE * rng.randrange(2) | NEXT * (rng.randrange(5) < 2)
         if not self.is_packed:
+            flags |= 0 if rng.randrange(30) else 0xFFF8 & rng.randrange(1 << 16)  # reserved ones
             following = number + 1 if rng.randrange(4) else rng.randrange(count + 2)
-            return Descriptor(at, length, flags | (0 if rng.randrange(30) else 0xFFF8 & rng.randrange(1 << 16)), following).pack()
-        kind = rng.randrange(40)
-        flags |= AVAIL if kind > 1 else USED if kind == 0 else rng.choice([0, AVAIL | USED])
-        return PackedDescriptor(at, length, rng.randrange(1 << 16), flags if not is_in_table or rng.randrange(4) else flags & WRITE).pack()
+            return Descriptor(at, length, flags, following).pack()
+        if is_in_table and not rng.randrange(4):
+            flags &= WRITE
+        else:
+            flags |= AVAIL if rng.randrange(20) else rng.choice([0, USED, AVAIL | USED])
+        return PackedDescriptor(at, length, rng.randrange(1 << 16), flags).pack()
 
     def _table_bytes(self) -> int:
         kind = self.rng.randrange(10)

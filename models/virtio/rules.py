@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from ..memory import Access, AccessFault
-from .judge import (
-    RULES,
-    Available,
-    Broken,
-    DeviceRules,
-    Event,
-    Notification,
-    RingJudge,
-    StatusWritten,
-    _Duty,
-    _Spans,
-    _told,
-)
+from .judge import RULES, Available, Broken, DeviceRules, Event, Notification, RingJudge, StatusWritten, _Duty, _told
 from .ring import Chain, Span
 from .split import NO_INTERRUPT, SplitLayout, read_chain
 
-__all__ = ["RULES", "Available", "Broken", "Event", "Notification", "SplitDeviceJudge", "SplitDeviceRules", "StatusWritten", "_Duty",
-           "_Spans", "_told"]  # fmt: skip
+__all__ = ["RULES", "Available", "Broken", "Event", "Notification", "SplitDeviceJudge", "SplitDeviceRules", "StatusWritten"]
 
 
 class SplitDeviceJudge(RingJudge):

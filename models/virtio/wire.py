@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..memory import Access
-from .rules import Available, SplitDeviceJudge, _Duty, _Spans, _told
+from .judge import Available, _Duty, _Spans, _told
+from .rules import SplitDeviceJudge
 from .split import DESCRIPTOR_BYTES, INDIRECT, MAX_CHAIN_BYTES, NEXT, NO_INTERRUPT, SPACE, WRITE, Chain, Descriptor, Span, SplitLayout
 
 __all__ = ["KEPT_BYTES", "READABLE_LAST", "TOO_LONG", "Walked", "WireJudge", "WireRead"]
@@ -41,7 +42,9 @@ class Walked(Available):
     turn : :class:`int`
         Its number, counted from the reset on.
     next : :class:`int` or None
-        The descriptor that must be read to know more; None: the chain is known to its end.
+        The descriptor that must be read to know more, of the table once there is one; None: the chain is known to its end.
+    table : (address, length) or None
+        Its indirect table, of which ``entries`` are known.
     sent, got : :class:`bytearray`
         What the device read of its readable bytes, wrote to its writable ones.
     lost : :class:`int`
@@ -53,6 +56,9 @@ class Walked(Available):
     turn: int = 0
     next: int | None = None
     numbers: list[int] = field(default_factory=list)
+    steps: int = 0  # descriptors of buffers so far
+    table: Span | None = None
+    entries: dict[int, bytes] = field(default_factory=dict)
     parts: list[_Part] = field(default_factory=list)
     readable_bytes: int = 0
     writable_bytes: int = 0
@@ -96,6 +102,7 @@ class WireRead:
     kind: str = ""
     parts: list[tuple[_Part, int, int]] = field(default_factory=list)  # (part, offset in the read, bytes)
     duties: list[_Duty] = field(default_factory=list)
+    tables: list[Walked] = field(default_factory=list)  # chains whose tables it touches
 
 
 class WireJudge(SplitDeviceJudge):
@@ -103,15 +110,16 @@ class WireJudge(SplitDeviceJudge):
 
     A ring entry counts when the read that showed it was issued after an available index that covers it was seen, a descriptor
     likewise: only then can no driver change it any more. [VIRTIO1.4 2.7.13] The driver's wish for notifications is what the device
-    itself read behind its write of the used index: a device that did not look must notify. INDIRECT_DESC is not known.
+    itself read behind its write of the used index: a device that did not look must notify. A table counts likewise, when its read was
+    issued after the descriptor that refers to it was seen.
 
     Parameters
     ----------
     layout : :class:`SplitLayout`
     has_vector : :class:`bool`
         The queue has an MSI-X vector; without one no notification comes.
-    event_idx : :class:`bool`
-        EVENT_IDX was negotiated.
+    indirect, event_idx : :class:`bool`
+        INDIRECT_DESC, EVENT_IDX were negotiated.
     granule : :class:`int`
         A read of a buffer may be rounded out to whole blocks of so many bytes.
     on_returned : callable or None
@@ -125,11 +133,11 @@ class WireJudge(SplitDeviceJudge):
         The driver made any mistake, or an access of the ring was refused: the device need not go on.
     """
 
-    def __init__(self, layout: SplitLayout, *, has_vector: bool = True, event_idx: bool = False, granule: int = 4,
+    def __init__(self, layout: SplitLayout, *, has_vector: bool = True, indirect: bool = False, event_idx: bool = False, granule: int = 4,
                  on_returned: Callable[[Walked, int], None] | None = None,
                  on_lost: Callable[[Walked], None] | None = None):  # fmt: skip
         self.on_lost, self._return = on_lost, on_returned
-        super().__init__(layout, _Nothing(), event_idx=event_idx, has_vector=has_vector, granule=granule, is_ready=True)
+        super().__init__(layout, _Nothing(), indirect=indirect, event_idx=event_idx, has_vector=has_vector, granule=granule)
 
     # -- what the base does from memory --
 
@@ -193,7 +201,10 @@ class WireJudge(SplitDeviceJudge):
             if address <= wish and wish + 2 <= end:
                 read.duties = list(self.duties)
         elif not (layout.used <= address and end <= layout.used + layout.used_bytes):
-            self._buffers_read(read)
+            read.tables = [one for one in self.order if isinstance(one, Walked) and one.table is not None
+                           and one.table[0] < end and address < sum(one.table)]  # fmt: skip
+            if _Spans(one.table for one in read.tables if one.table is not None).missing(address, end) is not None:
+                self._buffers_read(read)
         return read
 
     def _buffers_read(self, read: WireRead) -> None:
@@ -248,6 +259,13 @@ class WireJudge(SplitDeviceJudge):
                 else:
                     self.slots[(at - layout.avail_slot(0)) // 2] = value, read.seen
             self._take_heads()
+        for one in read.tables:
+            first = one.table[0]
+            for n in range(-(-max(address - first, 0) // DESCRIPTOR_BYTES), min(end - first, one.table[1]) // DESCRIPTOR_BYTES):
+                at = first + DESCRIPTOR_BYTES * n - address
+                one.entries[n] = data[at : at + DESCRIPTOR_BYTES]
+            if one in self.waiting:
+                self._walk(one)
         for part, start, size in read.parts:
             low, high = max(start, offset), min(start + size, offset + len(data))
             if low < high:
@@ -308,16 +326,19 @@ class WireJudge(SplitDeviceJudge):
         error = ""
         readable, writable = list(one.chain.readable), list(one.chain.writable)
         while one.next is not None:
-            raw, seen = self.shown.get(one.next, (b"", 0))
-            if seen <= one.turn:
+            raw = self._descriptor(one)
+            if not raw:
                 break
             found = Descriptor.unpack(raw)
-            one.numbers.append(one.next)
-            self.held[one.next] = self.held.get(one.next, 0) + 1
+            if one.table is None:
+                one.numbers.append(one.next)
+                self.held[one.next] = self.held.get(one.next, 0) + 1
             one.next = None
             if found.flags & INDIRECT:
-                error = "INDIRECT without the feature"
-            elif found.address + found.length > SPACE:
+                error = self._refer(one, found)
+                continue
+            one.steps += 1
+            if found.address + found.length > SPACE:
                 error = "a buffer beyond 2^64"
             elif one.readable_bytes + one.writable_bytes + found.length > MAX_CHAIN_BYTES:
                 error = TOO_LONG
@@ -327,17 +348,42 @@ class WireJudge(SplitDeviceJudge):
                 self._add(one, found)
                 (writable if found.flags & WRITE else readable).append((found.address, found.length))
                 if found.flags & NEXT:
-                    if found.next >= self.layout.size:
-                        error = f"next {found.next} out of a queue of {self.layout.size}"
-                    elif len(one.numbers) >= self.layout.size:
+                    count = self.layout.size if one.table is None else one.table[1] // DESCRIPTOR_BYTES
+                    if found.next >= count:
+                        error = f"next {found.next} out of {'a queue' if one.table is None else 'an indirect table'} of {count}"
+                    elif one.steps >= self.layout.size:
                         error = f"more than {self.layout.size} descriptors"
                     else:
                         one.next = found.next
         self.erred = self.erred or bool(error)
         is_whole = one.next is None and not error
-        one.chain = Chain(one.chain.head, tuple(readable), tuple(writable), tuple(one.numbers), None, error, is_whole)
+        one.chain = Chain(one.chain.head, tuple(readable), tuple(writable), tuple(one.numbers), one.table, error, is_whole)
         if one.next is None:
             self.waiting.remove(one)
+
+    def _descriptor(self, one: Walked) -> bytes:
+        """Return the next descriptor of a chain; nothing while the device cannot know it."""
+        if one.next is None:
+            return b""
+        if one.table is not None:
+            return one.entries.get(one.next, b"")
+        raw, seen = self.shown.get(one.next, (b"", 0))
+        return raw if seen > one.turn else b""
+
+    def _refer(self, one: Walked, found: Descriptor) -> str:
+        """The chain goes on in a table; return what is wrong with that. [VIRTIO1.4 2.7.5.3]"""
+        if not self.indirect:
+            return "INDIRECT without the feature"
+        if one.table is not None:
+            return "INDIRECT inside an indirect table"
+        if found.flags & NEXT:
+            return "INDIRECT and NEXT together"
+        if found.length % DESCRIPTOR_BYTES or not found.length:
+            return f"an indirect table of {found.length} bytes"
+        if found.address + found.length > SPACE:
+            return "an indirect table beyond 2^64"
+        one.table, one.next = (found.address, found.length), 0
+        return ""
 
     def _add(self, one: Walked, found: Descriptor) -> None:
         """A buffer of a chain is known."""
@@ -397,9 +443,11 @@ class WireJudge(SplitDeviceJudge):
         gap = _Spans(touched).missing(address, end)
         if gap is None:
             return
+        readable = [(part.start, part.end) for part in self._parts(*gap)]
+        readable += [(one.table[0], sum(one.table)) for one in self.order if isinstance(one, Walked) and one.table is not None]
         if layout.desc < end and address < layout.desc + layout.desc_bytes:
             self._say("V028", _told(event))
-        elif any(part.start < gap[1] and gap[0] < part.end for part in self._parts(*gap)):
+        elif any(low < gap[1] and gap[0] < high for low, high in readable):
             self._say("V026", _told(event))
         elif any(one.note(address, end) for one in self.returned):
             self._say("V040", f"{_told(event)}, after the chain was returned")

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from ..spec import pcie
 from ..stream.round_robin import round_robin
 from ..tlp.layouts import DIVERTED, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint, burst_layout
-from .layouts import TranslateRequest, TranslateResponse, is_mrif
+from .layouts import DwordRequest, TranslateRequest, TranslateResponse, is_mrif
 
 COOKIES = 256  # of a translation request
 UNTRANSLATED_LOG2 = 63  # size of a translation in an answer that says: the page is its own
@@ -76,6 +76,8 @@ class Gate(wiring.Component):
         With ``host_ats``: answers may wait for software, fences do not.
     pasid_bits : :class:`int`
         With ``host_ats``: width of PASIDs, 1 to 20; 0: there are none.
+    doorbells : :class:`bool`
+        Requests say which bursts write an aligned dword: see :class:`.layouts.DwordRequest`.
 
     Members
     -------
@@ -107,7 +109,7 @@ class Gate(wiring.Component):
     """
 
     def __init__(self, *, clients, functions, depth=8, has_iommu=True, diverts=False, count_bits=12, host_ats=False, messages=(),
-                 late_count=False, pasid_bits=0):  # fmt: skip
+                 late_count=False, pasid_bits=0, doorbells=False):  # fmt: skip
         if depth not in (2, 4, 8, 16, 32, 64):
             raise ValueError(f"Depth must be a power of two between 2 and 64, not {depth!r}")
         if clients not in range(1, COOKIES // depth + 1):
@@ -121,11 +123,12 @@ class Gate(wiring.Component):
         self.clients, self.functions, self.depth = clients, functions, depth
         self.has_iommu, self.diverts, self.count_bits = has_iommu, diverts, count_bits
         self.host_ats, self.messages, self.late_count, self.pasid_bits = host_ats, tuple(messages), late_count, pasid_bits
+        self.doorbells = doorbells
         super().__init__({
             "bursts": In(stream.Signature(Burst)).array(clients),
             "o": Out(stream.Signature(burst_layout(host_ats))),
             "hints": In(stream.Signature(Hint)),
-            "translate_request": Out(stream.Signature(TranslateRequest)),
+            "translate_request": Out(stream.Signature(DwordRequest if doorbells else TranslateRequest)),
             "translate_response": In(stream.Signature(TranslateResponse)),
             "bypass": In(functions),
             **({"pasid_enable": In(functions), "pasid_usable": In(functions)} if pasid_bits else {}),
@@ -222,6 +225,8 @@ class Gate(wiring.Component):
                 request.p.offset.eq(entry.address[:12]),
                 request.p.cookie.eq(Cat(entry_slot, entry_client)),
             ]
+            if self.doorbells:
+                m.d.sync += request.p.is_dword.eq(entry.is_write & (entry.length_bytes == 4) & (entry.address[:2] == 0))
 
         # Verdicts come in any order.
         response = self.translate_response

@@ -92,6 +92,9 @@ class AtsStatus(enum.Enum, shape=3):
     COMPLETER_ABORT = 4
 
 
+DwordRequest = more(TranslateRequest, is_dword=1)  # with ``is_dword``: to write a dword at a multiple of 4, as interrupts are
+
+
 def request_layout(features):
     """Return the layout of a request: :class:`TranslateRequest`, or with ATS more of it.
 

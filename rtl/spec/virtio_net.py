@@ -15,7 +15,7 @@ F_CTRL_MAC_ADDR = 23
 
 CONFIG_BYTES = 12  # mac u8[6], status u16, max_virtqueue_pairs u16, mtu u16 [VIRTIO1.4 5.1.4]
 S_LINK_UP = 0  # bit number of status [VIRTIO1.4 5.1.4]
-MTU_MIN, MTU_MAX = 68, 65535  # [VIRTIO1.4 5.1.4.1]
+MTU_MIN = 68  # [VIRTIO1.4 5.1.4.1]
 
 HEADER_BYTES = 12  # of a packet in a buffer [VIRTIO1.4 5.1.9]
 HDR_NUM_BUFFERS = 10  # offset

@@ -73,7 +73,7 @@ class Fields:
             return sum(front.word_select(n + k, 8) << 8 * (count - 1 - k) for k in range(count))[: 8 * count]
 
         kind = byte(12, 2)
-        self.target, self.source = front[:48], front[48:96]
+        self.target = front[:48]
         self.is_tagged = kind == TYPE_VLAN
         self.is_ipv4 = (kind == TYPE_IPV4) & (byte(14) == 0x45)
         self.is_ipv6 = (kind == TYPE_IPV6) & (byte(14)[4:] == 6)

@@ -685,6 +685,7 @@ class Judge(Checker):
             return
         function.ring = WireJudge(
             layout, has_vector=queue.vector < transport.vectors, event_idx=bool(transport.accepted >> Feature.EVENT_IDX & 1),
+            indirect=bool(transport.accepted >> Feature.INDIRECT_DESC & 1),
             on_returned=lambda one, length: self._returned(function, one, length),
             on_lost=lambda one: self._lost(function, one))  # fmt: skip
         function.told = 0
