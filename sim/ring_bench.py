@@ -65,7 +65,7 @@ class BackEnd:
                     self.news.clear()
                     await self.news.wait()
                     found = self.list_of(name)
-                if era != self.era:
+                if found is None or era != self.era:
                     break
                 assert sum(size for _, size in found) == length, f"{name} {found} of {chain}"
                 lists.append(found)
