@@ -25,7 +25,7 @@ class BackEnd:
     """
 
     def __init__(self, dut, port, latency):
-        self.latency, self.chains, self.held = latency, [], False
+        self.latency, self.chains, self.held, self.era = latency, [], False, 0
         self.news, self.parts = Event(), {name: deque() for name in ("chains", "readable", "writable")}
         for name, part in self.parts.items():
             stream = Stream(dut, f"{name}__{port}")
@@ -58,18 +58,21 @@ class BackEnd:
                 self.news.clear()
                 await self.news.wait()
             chain = unpack(Chain, self.parts["chains"].popleft())
-            lists = []
+            lists, era = [], self.era
             for name, length in (("readable", chain.readable_bytes), ("writable", chain.writable_bytes)):
                 found = [] if name == "readable" and not length else self.list_of(name)
-                while found is None:
+                while found is None and era == self.era:
                     self.news.clear()
                     await self.news.wait()
                     found = self.list_of(name)
+                if found is None or era != self.era:
+                    break
                 assert sum(size for _, size in found) == length, f"{name} {found} of {chain}"
                 lists.append(found)
-            self.chains.append((chain.queue, *lists))
-            self.waiting.append((cycle() + self.latency(), chain.writable_bytes))
-            self.news.set()
+            else:
+                self.chains.append((chain.queue, *lists))
+                self.waiting.append((cycle() + self.latency(), chain.writable_bytes))
+                self.news.set()
 
     async def _finish(self):
         while True:
@@ -87,6 +90,8 @@ class BackEnd:
 
     def forget(self):
         """Drop all that was not finished."""
+        self.era += 1
+        self.news.set()
         for part in (*self.parts.values(), self.waiting):
             part.clear()
 

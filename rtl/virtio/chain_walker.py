@@ -48,8 +48,8 @@ class ChainWalker(wiring.Component):
     A chain waits until its port has room for the longest chain. One of a port that ``waits`` is forgotten meanwhile, so that it holds up
     nobody, and its queue is started again (``flush``); so is one that meets a slot of another queue, which is then ``barred``.
 
-    Latency: 6 cycles from slot to chain. Throughput: 6 cycles per chain of one descriptor; 6 more for each of a table or a split chain, 5
-    of a packed list; a read's latency where the scout did not see it coming.
+    Latency: 6 cycles from slot to chain. Throughput: 6 cycles per chain of one descriptor; 2 more for a table, 5 for each further
+    descriptor of it or of a split chain, 6 of a packed list; a read's latency where the scout did not see it coming.
 
     Parameters
     ----------
@@ -226,7 +226,7 @@ class ChainWalker(wiring.Component):
                 (walk.count >= most) | (walk.is_writing & ~is_write) | is_beyond
                 | (is_chained & Mux(packed, ~in_table & (walk.slots + 1 >= table.size), following >= entries)))
 
-        # Segments: each waits until it is known whether it is its list's last.
+        # Segments: each waits until it is known whether it is the last of its list.
         has_bytes, is_alike, put_held, put_this, is_end = Signal(), Signal(), Signal(), Signal(), Signal()
         this, held = Signal(Segment), Signal(Segment)
         puts_readable, puts_writable = Signal(), Signal()
@@ -292,7 +292,9 @@ class ChainWalker(wiring.Component):
             self.buffer.length_bytes.eq(descriptor.length),
             self.buffer.is_write.eq(is_write),
         ]
-        with m.If(slot.head + 1 == table.size):
+        ends_ring = Signal()
+        m.d.comb += ends_ring.eq(slot.head + 1 == table.size)
+        with m.If(ends_ring):
             m.d.comb += [write_walked.data.head.eq(0), write_walked.data.wrap.eq(~slot.wrap)]
 
         with m.FSM() as fsm:
@@ -370,7 +372,7 @@ class ChainWalker(wiring.Component):
                 with m.Elif(is_table):
                     m.d.sync += [
                         walk.in_table.eq(1), walk.base.eq(descriptor.address[4:]), walk.entries.eq(descriptor.length[4:]),
-                        walk.next.eq(0), walk.slots.eq(1),
+                        walk.next.eq(0), walk.slots.eq(1), walk.in_second.eq(0),
                     ]
                     with m.If(packed):
                         m.d.sync += walk.id.eq(descriptor.flags)
@@ -486,7 +488,7 @@ class ChainWalker(wiring.Component):
         m.d.comb += [
             self.at_work.eq(Mux(fsm.ongoing("CHOOSE"), 0, here)),
             self.release.eq(Mux(gone & ~self.commit.any(), port_here, 0)),
-            self.progress.eq(Mux(gone & packed & (slot.place == LINE_DESCRIPTORS - 1), queue_here, 0)),
+            self.progress.eq(Mux(gone & packed & (ends_ring | (slot.place == LINE_DESCRIPTORS - 1)), queue_here, 0)),
         ]
         m.d.sync += self.generations.eq(self.generations ^ flush)
         for q, n in enumerate(self.queue_functions):

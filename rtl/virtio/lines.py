@@ -88,7 +88,6 @@ class LineStore(wiring.Component):
                 i.payload.about.function.eq(n),
                 i.payload.about.cookie.eq(LineCookie(beat.payload.cookie[: LineCookie.as_shape().size])),
                 i.payload.about.first.eq(beat.payload.first),
-                i.payload.about.last.eq(beat.payload.last),
                 i.payload.about.status.eq(beat.payload.status),
                 beat.ready.eq(i.ready),
             ]
@@ -120,7 +119,7 @@ class LineStore(wiring.Component):
             ]
             m.d.sync += row.eq(at + 1)
         ended = Signal()
-        m.d.comb += ended.eq(arbiter.o.valid & about.last)
+        m.d.comb += ended.eq(arbiter.o.valid & beat.last)
         m.d.comb += [
             self.index_came.eq(Mux(ended & is_index, 1 << cookie.number[:6], 0)),
             self.heads_came.eq(Mux(ended & is_heads, 1 << Cat(cookie.number[6], cookie.number[:6]), 0)),

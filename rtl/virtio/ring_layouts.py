@@ -88,5 +88,4 @@ class LineBeat(data.Struct):
     function: 3
     cookie: LineCookie
     first: 1
-    last: 1
     status: BurstStatus

@@ -98,14 +98,17 @@ class Scout(wiring.Component):
         ready = Signal(self.functions)
         m.d.comb += [ready[n].eq(self.tails[n] != self.places[n]) for n in range(self.functions)]
         ended = Signal(self.queues)  # an entry that is not available was met
+        inside = Signal(self.queues)  # the next entry goes on with a packed list: a table there is a mistake
 
         slot, table, descriptor = Signal(Slot), Signal(RingTable), Signal(Descriptor)
         steps = Signal(2)  # descriptors behind the head that were looked at
-        first, following, offset = Signal(16), Signal(16), Signal(16)
-        packed, next_flag, is_live = Signal(), Signal(), Signal()
+        first, following, offset, unavailable = Signal(16), Signal(16), Signal(16), Signal()
+        packed, next_flag, is_live, queue_here = Signal(), Signal(), Signal(), Signal(self.queues)
         m.d.comb += [
             packed.eq(table.rules.packed),
             next_flag.eq(Mux(packed, descriptor.next, descriptor.flags)[spec.F_NEXT]),
+            queue_here.eq(1 << slot.queue),
+            unavailable.eq(packed & is_live & ~is_available(descriptor.next, slot.wrap)),
             is_live.eq((self.enabled & ~ended).bit_select(slot.queue, 1) & (self.generations.bit_select(slot.queue, 1) == slot.generation)
                        & self.alive.bit_select(function, 1)),
             first.eq(slot.head - slot.before),
@@ -132,7 +135,7 @@ class Scout(wiring.Component):
             self.accesses.payload.cookie.number.eq(Cat(place[:SLOT_BITS], Const(1, 1))),
             self.accesses.payload.cookie.place.eq(target[:2]),
         ]
-        is_over, unavailable, has_room, step = Signal(), Signal(), Signal(), Signal(2)
+        is_over, has_room, step = Signal(), Signal(), Signal(2)
         m.d.comb += [has_room.eq(self.room.bit_select(function, 1)), step.eq(slot.place + (following - slot.head)[:2])]
         with m.FSM() as fsm:
             with m.State("CHOOSE"):
@@ -158,17 +161,18 @@ class Scout(wiring.Component):
                 m.d.sync += [table.eq(self.table), descriptor.eq(self.descriptor)]
                 m.next = "JUDGE"
             with m.State("JUDGE"):
-                is_indirect = Signal()
+                is_indirect, has_table = Signal(), Signal()
                 m.d.comb += [
+                    has_table.eq(is_live & ~unavailable & is_indirect & ~(inside & queue_here).any()
+                                 & has_sound_table(descriptor, table.rules, next_flag)),
                     is_indirect.eq(Mux(packed, descriptor.next, descriptor.flags)[spec.F_INDIRECT]),
-                    unavailable.eq(packed & is_live & ~is_available(descriptor.next, slot.wrap)),
                 ]
                 m.d.sync += [
                     target.eq(Mux(is_indirect, descriptor.address[4:], table.base + following)),
                     left.eq(Mux(is_indirect, descriptor.length[4:], table.size - following)),
                 ]
                 m.next = "CHOOSE"  # for want of room, to come again
-                with m.If(is_live & ~unavailable & is_indirect & has_sound_table(descriptor, table.rules, next_flag)):
+                with m.If(has_table):
                     with m.If(has_room):
                         m.next = "ASK"
                 with m.Elif(is_live & ~packed & ~is_indirect & next_flag & (following < table.size) & (steps != LINE_DESCRIPTORS - 1)):
@@ -198,5 +202,9 @@ class Scout(wiring.Component):
         for n, own in enumerate(self.places):
             with m.If(is_over & (function == n)):
                 m.d.sync += own.eq(own + 1)
-        m.d.sync += ended.eq((ended | Mux(unavailable & is_over, 1 << slot.queue, 0)) & ~self.flush & self.enabled)
+        goes_on = packed & is_live & ~unavailable & next_flag
+        m.d.sync += [
+            ended.eq((ended | Mux(unavailable & is_over, queue_here, 0)) & ~self.flush & self.enabled),
+            inside.eq(((inside & ~Mux(is_over, queue_here, 0)) | Mux(is_over & goes_on, queue_here, 0)) & ~self.flush & self.enabled),
+        ]
         return m

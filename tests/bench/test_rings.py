@@ -8,7 +8,7 @@ from ringwall.sim.ring_bench import RingBench
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import cycle
 
-WIDTH, SIZE, LATENCY, BUFFERS = 256, 256, 250, 700
+WIDTH, SIZE, LATENCY, BUFFERS = 256, 256, 250, 500
 PACKED, INDIRECT, EVENT, IN_ORDER = (1 << bit for bit in (Feature.RING_PACKED, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.IN_ORDER))
 CASES = {  # features, arrangement, whether a buffer is a table; target, PCIe bound
     "packed": (PACKED | EVENT, "contiguous", 0, 8, 4.3),
