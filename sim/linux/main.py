@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -53,6 +54,8 @@ class Session:
     Attributes
     ----------
     card, bridge, loop, judge
+    doorbells : :class:`collections.Counter`
+        Function -> how often the doorbell of its first queue was rung.
     latencies : list of :class:`int`
         Cycles from the last doorbell to an interrupt, for interrupts with one doorbell since the one before.
     """
@@ -66,7 +69,8 @@ class Session:
         self.loop = Loop(self.bridge)
         self.disks = [n for n in self.bridge.functions if n >= config.first_disk]
         self.latencies, self._rung = [], {}
-        self._doorbells = {n: place for n in self.disks if (place := self._doorbell(n))}
+        self.doorbells = Counter()
+        self._doorbells = {n: place for n in self.bridge.functions if (place := self._doorbell(n))}
         self._write, self.bridge.bar_write = self.bridge.bar_write, self._written
 
     def _doorbell(self, function):
@@ -79,6 +83,7 @@ class Session:
 
     def _written(self, function, bar, offset, data):
         if self._doorbells.get(function) == (bar, offset):
+            self.doorbells[function] += 1
             self._rung.setdefault(function, []).append(self.card.cycle)
         self._write(function, bar, offset, data)
 

@@ -1,10 +1,12 @@
 """Debian's own kernels in QEMU drive the compiled card over vfio-user."""
 
 import os
+import re
 import time
 
 import pytest
 
+from ringwall.rtl.config import BlkConfig, EndpointConfig, VirtioIommuConfig
 from ringwall.sim.card import bench_config
 from ringwall.sim.linux import initramfs, kernel, qemu
 from ringwall.sim.linux.main import Session
@@ -13,6 +15,7 @@ from ringwall.sim.linux.vfio_user import Server
 from ..linux import misaimed
 
 CONFIG = bench_config(64)
+WITH_IOMMU = EndpointConfig(width=64, iommu=VirtioIommuConfig(), disks=(BlkConfig(), BlkConfig()), completion_timeout_cycles=10_000)
 DISKS = (1, 2)
 MACHINES = [(arch, iommu) for arch in qemu.ARCHITECTURES if kernel.cached(arch)
             for iommu in (qemu.IOMMUS if arch == "amd64" else ("none",))]  # fmt: skip
@@ -22,10 +25,10 @@ IS_NIGHTLY = bool(os.environ.get("RINGWALL_NIGHTLY"))
 class Machine:
     """A card, its servers, and guests one after the other, golden model watching."""
 
-    def __init__(self, folder, config=CONFIG, **parameters):
+    def __init__(self, folder, config=CONFIG, *, functions=None, **parameters):
         self.folder, self.session = folder, Session(config, latency=20, jitter=30, split="random", **parameters)
         self.card, self.bridge = self.session.card, self.session.bridge
-        self.servers = [Server(self.session.loop, self.bridge, folder / f"function{n}", n) for n in self.session.disks]
+        self.servers = [Server(self.session.loop, self.bridge, folder / f"function{n}", n) for n in functions or self.session.disks]
 
     def run(self, job, *, arch="amd64", iommu="none", words=(), timeout_s=500, **how):
         linux, modules = kernel.debian(arch)
@@ -73,6 +76,25 @@ def test_tour(machine, arch, iommu, capsys):
     with capsys.disabled():
         print(f"\n  {arch}, IOMMU {iommu}: mounted after {run.moments['mounted'][0]:.1f} s, {run.seconds:.1f} s in all, {maps} maps, "
               f"{run.cycles} cycles")  # fmt: skip
+
+
+def test_own_iommu(tmp_path, capsys):
+    """LINUX-QEMU-8: Linux's virtio_iommu binds to function 0; disks in groups of their own, their DMA mapped by it; R24, R46."""
+    machine = Machine(tmp_path, WITH_IOMMU, functions=(0, 1, 2), judged=False)
+    try:
+        run = machine.run("tour", iommu="card")
+        assert run.is_good, f"{run.problem or run.status}\n" + "\n".join(run.lines[-30:])
+        text, counts = "\n".join(run.lines), machine.card.counts
+        assert run.fact("verified") == "200"
+        assert [re.search(rf"pci 0000:00:{slot}\.0: Adding to iommu group (\d+)", text)[1] for slot in ("11", "12")] == ["0", "1"]
+        assert "virtio_iommu virtio0: input address: 48 bits" in text
+        assert counts.refused_reads == counts.dropped_writes == 0
+        assert machine.session.doorbells[0] > 2000  # each map and each unmap of a buffer
+        with capsys.disabled():
+            print(f"\n  amd64, the card's own virtio-iommu: its doorbell rang {machine.session.doorbells[0]} times, {run.seconds:.1f} s, "
+                  f"{run.cycles} cycles")  # fmt: skip
+    finally:
+        machine.close()
 
 
 def test_killed(machine):
