@@ -312,13 +312,14 @@ def a_read_of_a_descriptor_that_is_not_available(log):
 
 
 def a_descriptor_before_the_index(log):
-    """The index says less than the card knew."""
-    n = [n for n, tlp in log.given if tlp.type is TlpType.CPLD and tlp.requester_id & 0xFF == 1 and tlp.byte_count == 2
-         and tlp.lower_address == log.layout.avail_idx & 0x7F][-1]  # fmt: skip
-    tlp = decode(log.events[n].dwords)
-    at = tlp.lower_address % 4
-    value = int.from_bytes(tlp.data[at : at + 2], "little") - 1
-    log.set(n, changed(tlp, data=tlp.data[:at] + value.to_bytes(2, "little") + tlp.data[at + 2 :]))
+    """The last index that told of a chain says less than the card knew; the same in all that come behind it."""
+    answers = [(n, tlp) for n, tlp in log.given if tlp.type is TlpType.CPLD and tlp.requester_id & 0xFF == 1 and tlp.byte_count == 2
+               and tlp.lower_address == log.layout.avail_idx & 0x7F]  # fmt: skip
+    at = log.layout.avail_idx % 4
+    values = [int.from_bytes(tlp.data[at : at + 2], "little") for _, tlp in answers]
+    for (n, tlp), value in zip(answers, values):
+        if value == values[-1]:
+            log.set(n, changed(tlp, data=tlp.data[:at] + (value - 1).to_bytes(2, "little") + tlp.data[at + 2 :]))
 
 
 def a_write_beyond_its_buffer(log):
