@@ -24,6 +24,7 @@ from .virtio.transport import MSIX_BAR, MSIX_BYTES, MSIX_VECTORS_MAX, REGISTERS_
 __all__ = ["Activity", "Endpoint", "descriptions_of"]
 
 RING_BUFFER_BYTES, RING_READS = 4096, 64
+DATA_READS = 64  # as many as a reader asks for: one that waited in front of the requester would hold up the writes behind it
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Endpoint(wiring.Component):
         for place in places:
             readers += [
                 ReadClient(f"ring {place.number}", False, RING_BUFFER_BYTES, RING_READS),
-                *(ReadClient(f"data {place.number}.{n}", True, port.read_buffer_bytes or config.read_buffer_bytes)
+                *(ReadClient(f"data {place.number}.{n}", True, port.read_buffer_bytes or config.read_buffer_bytes, DATA_READS)
                   for n, port in enumerate(place.device.ports)),
                 ReadClient(f"msix {place.number}", False, 0, messages=True),
             ]

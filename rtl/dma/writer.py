@@ -330,27 +330,32 @@ class Writer(wiring.Component):
             rows.o.ready.eq(self.write_data.ready | flush),
         ]
 
-        # Ends: bursts in order, then the end of their list.
+        # Ends: bursts in order, then the end of their list. Those of bursts are taken whatever becomes of ``done``: it may wait for
+        # writes of other clients, which stand behind them.
+        m.submodules.answers = answers = Queue(BurstStatus, self.max_in_flight, direct=True)
+        m.d.comb += [
+            answers.i.valid.eq(self.write_done.valid), answers.i.payload.eq(self.write_done.payload.status), self.write_done.ready.eq(1),
+        ]  # fmt: skip
         unended = Signal(range(self.max_in_flight + 1))  # bursts and lists
         m.d.sync += unended.eq(unended + pending.i.valid - (pending.o.valid & pending.o.ready))
         written, status = Signal(32), Signal(BurstStatus)
         at_end = Signal()
         m.d.comb += [
             at_end.eq(pending.o.valid & pending.o.payload.is_end),
-            self.write_done.ready.eq(pending.o.valid & ~pending.o.payload.is_end),
+            answers.o.ready.eq(pending.o.valid & ~pending.o.payload.is_end),
             self.done.valid.eq(at_end & ~self.stop),
             self.done.payload.length_bytes.eq(written),
             self.done.payload.status.eq(status),
             self.done.payload.more.eq(pending.o.payload.more),
-            pending.o.ready.eq(Mux(at_end, self.done.ready | self.stop, self.write_done.valid)),
+            pending.o.ready.eq(Mux(at_end, self.done.ready | self.stop, answers.o.valid)),
         ]
-        with m.If(self.write_done.valid & self.write_done.ready):
-            with m.If(self.write_done.payload.status != BurstStatus.OK):
+        with m.If(answers.o.valid & answers.o.ready):
+            with m.If(answers.o.payload != BurstStatus.OK):
                 m.d.sync += self.failed.eq(1)
             with m.Elif(~self.failed):
                 m.d.sync += written.eq(written + pending.o.payload.length_bytes)
             with m.If(status == BurstStatus.OK):
-                m.d.sync += status.eq(self.write_done.payload.status)
+                m.d.sync += status.eq(answers.o.payload)
         with m.If(self.i.valid & self.i.ready & self.i.payload.last & (self.i.payload.status != BurstStatus.OK)):
             m.d.sync += status.eq(BurstStatus.OK)
         with m.If((at_end & pending.o.ready) | self.stopped):

@@ -359,7 +359,7 @@ async def the_end_of_vf_enable_is_a_reset(dut):
 
 @pytest.mark.parametrize("make, sentence", [
     (lambda: BlkConfig(virtual_functions=8), "between 0 and 7, not 8"),
-    (lambda: EndpointConfig(disks=(BlkConfig(virtual_functions=3), BlkConfig(virtual_functions=3))), "at least one disk, not 8 disks"),
+    (lambda: EndpointConfig(disks=(BlkConfig(virtual_functions=3), BlkConfig(virtual_functions=3))), "at least one device, not 9"),
     (lambda: UltraScaleCard(EndpointConfig(disks=(BlkConfig(virtual_functions=1),))), "must have no virtual functions, not"),
 ])  # fmt: skip
 def test_cards_are_checked(make, sentence):

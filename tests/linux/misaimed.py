@@ -1,19 +1,19 @@
 """A card with a planted fault: some of its DMA goes beside what it was told; what must come of it."""
 
 import re
+from dataclasses import replace
 
 from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 
 from ringwall.models.events import TlpReceived
 from ringwall.models.tlp import TlpType
-from ringwall.rtl.config import EndpointConfig
 from ringwall.rtl.verilog import RawCard
 from ringwall.sim.card import bench_config
 
 __all__ = ["CONFIG", "EXPECTED", "PERIOD", "DataRequests", "Misaimed", "check"]
 
-CONFIG = EndpointConfig(width=64, iommu=None, disks=bench_config(64).disks[:1])
+CONFIG = replace(bench_config(64), iommu=None, disks=bench_config(64).disks[:1])
 EXPECTED = r"I/O error, dev vda, sector \d+ op 0x1:\(WRITE\)"  # of the guest
 
 PERIOD = 80  # of the requests for data, one goes wrong

@@ -625,7 +625,7 @@ def faults_of(endpoint):
         elif stream in wanted:
             right = {f"{wanted[stream]}.{signal}"} if wanted[stream] else set()
         elif stream.startswith("core.bursts."):
-            right = {name for name in sources if re.fullmatch(r"(engine|msix)\.bursts\.\d+\.\w+|disk_\d+\.bursts\.\w+", name)}
+            right = {name for name in sources if re.fullmatch(r"(engine|msix)\.bursts\.\d+\.\w+|device_\d+\.bursts\.\d+\.\w+", name)}
             if len(right) != 1 or right & asking:
                 faults.append(f"{sink} has {sorted(sources)}, must have one device of its own")
             asking |= right
@@ -660,7 +660,7 @@ def test_who_may_send(disks, iommu):
     ("Core", "(transmitter.o, wiring.flipped(self.to_send))", "(requester.posted, wiring.flipped(self.to_send))",
      "core/link.to_send.valid"),
     ("Core", "message.valid.eq(errors.messages.valid)", "message.valid.eq(completer.completions.valid)", "core/transmitter.messages.valid"),
-    ("Endpoint", "getattr(core, name)[client + offset - 1]", "getattr(core, name)[0]", "core.bursts.0.valid has"),
+    ("Endpoint", "getattr(core, name)[at]", "getattr(core, name)[0]", "core.bursts.0.valid has"),
 ])  # fmt: skip
 def test_bypasses_are_found(part, old, new, broken, monkeypatch):
     """SYS-ROW-3: R01: each planted way around the gate is found."""

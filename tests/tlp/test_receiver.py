@@ -90,9 +90,9 @@ def test_a_cards_receiver_holds_what_it_must(monkeypatch, width):
     depths = []
 
     class Seen(Receiver):
-        def __init__(self, *, width, depth):
+        def __init__(self, *, depth, **others):
             depths.append(depth)
-            super().__init__(width=width, depth=depth)
+            super().__init__(depth=depth, **others)
 
     monkeypatch.setattr(core, "Receiver", Seen)
     for code in range(6):
