@@ -163,7 +163,8 @@ class Endpoint(wiring.Component):
         # The ring engine, and what is per function.
         engine = add("engine", RingEngine(
             width=width, functions=numbers, clients=[place.clients.start for place in places],
-            ports=[PortDescription(n, port.sizes, port.waits) for n, place in enumerate(places) for port in place.device.ports]))
+            ports=[PortDescription(n, port.sizes, port.waits, port.most_chains)
+                   for n, place in enumerate(places) for port in place.device.ports]))
         msix = add("msix", Msix(
             functions=[MsixFunction(place.number, descriptions[place.number].capability(MsixCapability), place.clients.stop)
                        for place in places],

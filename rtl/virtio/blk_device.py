@@ -6,6 +6,7 @@ from ..spec import virtio_blk as spec
 from .device import Port
 
 MASS_STORAGE = 0x018000  # class code
+BLK_CHAINS = 64
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class BlkDevice:
     @property
     def ports(self):
         """One, of all queues."""
-        return (Port((self.queue_size,) * self.queues),)
+        return (Port((self.queue_size,) * self.queues, most_chains=BLK_CHAINS),)
 
     @property
     def config_bytes(self):

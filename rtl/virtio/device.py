@@ -20,11 +20,13 @@ class Port:
 
     ``waits``: the back end finishes chains only when the outside gives it something; then there is one queue, and a reset of it
     is a stop of the port. ``read_buffer_bytes``: space for its reads in flight, 4096 to 65536; None: as much as the card has for each.
+    ``most_chains``: that the back end has at once, 2 to 128; None: as many as small buffers at the rate of the link want.
     """
 
     sizes: tuple[int, ...]
     waits: bool = False
     read_buffer_bytes: int | None = None
+    most_chains: int | None = None
 
     def __post_init__(self):
         if not self.sizes or (self.waits and len(self.sizes) != 1):

@@ -24,24 +24,26 @@ from .used import UsedRings
 
 CHAINS, WAITING_CHAINS = 128, 32  # of a port, between being asked for and being finished; fewer where they wait for the outside
 CHAIN_DESCRIPTORS = 256  # the most that a chain may have [VIRTIO1.4 2.7.4.1]
-HINTS = 16
+HINTS, HINT_CYCLES = 256, 10  # those that wait; cycles from one to the next
 
 
 @dataclass(frozen=True)
 class PortDescription:
     """Virtqueues that one back end serves: its function (position in the engine's ``functions``), largest size of each queue.
 
-    A port that ``waits`` finishes chains only when the outside gives it something; it has one queue.
+    A port that ``waits`` finishes chains only when the outside gives it something; it has one queue. ``most_chains``: that it has at
+    once, 2 to 128.
     """
 
     function: int
     sizes: tuple[int, ...] = (256,)
     waits: bool = False
+    most_chains: int | None = None
 
     @property
     def chains(self):
         """How many it may have at once."""
-        return WAITING_CHAINS if self.waits else CHAINS
+        return self.most_chains or (WAITING_CHAINS if self.waits else CHAINS)
 
     @property
     def limit(self):
@@ -430,7 +432,16 @@ class RingEngine(wiring.Component):
     def _hint(self, m, buffer):
         """Tell of the page of a buffer's first byte, and one cycle later of the page behind it."""
         m.submodules.hints = hints = Queue(Hint, HINTS)
-        wiring.connect(m, hints.o, wiring.flipped(self.hints))
+        # One by one: walks take a while, and what comes at once finds no walker.
+        pause = Signal(range(HINT_CYCLES))
+        m.d.comb += [
+            self.hints.valid.eq(hints.o.valid & (pause == 0)), self.hints.payload.eq(hints.o.payload),
+            hints.o.ready.eq(self.hints.ready & (pause == 0)),
+        ]  # fmt: skip
+        with m.If(self.hints.valid & self.hints.ready):
+            m.d.sync += pause.eq(HINT_CYCLES - 1)
+        with m.Elif(pause != 0):
+            m.d.sync += pause.eq(pause - 1)
         first, second, is_longer = Signal(Hint), Signal(Hint), Signal()
         m.d.comb += [first.is_write.eq(buffer.is_write), first.page.eq(buffer.address[12:])]
         with m.Switch(buffer.function):
