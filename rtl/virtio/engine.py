@@ -24,7 +24,7 @@ from .used import UsedRings
 
 CHAINS, WAITING_CHAINS = 128, 32  # of a port, between being asked for and being finished; fewer where they wait for the outside
 CHAIN_DESCRIPTORS = 256  # the most that a chain may have [VIRTIO1.4 2.7.4.1]
-HINTS, HINT_CYCLES = 256, 6  # those that wait; cycles from one to the next
+HINTS, HINT_CYCLES = 256, 5  # those that wait; cycles from one to the next
 
 
 @dataclass(frozen=True)
