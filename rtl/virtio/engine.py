@@ -24,7 +24,7 @@ from .used import UsedRings
 
 CHAINS, WAITING_CHAINS = 128, 32  # of a port, between being asked for and being finished; fewer where they wait for the outside
 CHAIN_DESCRIPTORS = 256  # the most that a chain may have [VIRTIO1.4 2.7.4.1]
-HINTS, HINT_CYCLES = 256, 5  # those that wait; cycles from one to the next
+HINTS, HINT_CYCLES = 256, 6  # those that wait; cycles from one to the next
 
 
 @dataclass(frozen=True)
@@ -433,15 +433,13 @@ class RingEngine(wiring.Component):
         """Tell of the page of a buffer's first byte, and one cycle later of the page behind it."""
         m.submodules.hints = hints = Queue(Hint, HINTS)
         # One by one: walks take a while, and what comes at once finds no walker.
-        pause = Signal(range(HINT_CYCLES))
+        pause, left = Signal(range(HINT_CYCLES)), Signal(3, init=7)
+        is_over, goes = pause == HINT_CYCLES - 1, self.hints.valid & self.hints.ready
         m.d.comb += [
-            self.hints.valid.eq(hints.o.valid & (pause == 0)), self.hints.payload.eq(hints.o.payload),
-            hints.o.ready.eq(self.hints.ready & (pause == 0)),
+            self.hints.valid.eq(hints.o.valid & (left != 0)), self.hints.payload.eq(hints.o.payload),
+            hints.o.ready.eq(self.hints.ready & (left != 0)),
         ]  # fmt: skip
-        with m.If(self.hints.valid & self.hints.ready):
-            m.d.sync += pause.eq(HINT_CYCLES - 1)
-        with m.Elif(pause != 0):
-            m.d.sync += pause.eq(pause - 1)
+        m.d.sync += [pause.eq(Mux(is_over, 0, pause + 1)), left.eq(left - goes + (is_over & (left != 7)))]
         first, second, is_longer = Signal(Hint), Signal(Hint), Signal()
         m.d.comb += [first.is_write.eq(buffer.is_write), first.page.eq(buffer.address[12:])]
         with m.Switch(buffer.function):
