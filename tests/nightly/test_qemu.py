@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections import Counter
 
 import pytest
 
@@ -13,6 +14,7 @@ from ringwall.sim.linux.main import Session
 from ringwall.sim.linux.vfio_user import Server
 
 from ..linux import misaimed
+from ..linux.wall_watch import WallWatch
 
 CONFIG = bench_config(64)
 WITH_IOMMU = EndpointConfig(width=64, iommu=VirtioIommuConfig(), disks=(BlkConfig(), BlkConfig()), completion_timeout_cycles=10_000)
@@ -95,6 +97,41 @@ def test_own_iommu(tmp_path, capsys):
                   f"{run.cycles} cycles")  # fmt: skip
     finally:
         machine.close()
+
+
+if IS_NIGHTLY:
+
+    def test_maps(tmp_path, capsys):
+        """LINUX-QEMU-9: 20,000 MAPs and as many UNMAPs by Linux's virtio_iommu: no access by what is not mapped any more."""
+        machine = Machine(tmp_path, WITH_IOMMU, functions=(0, 1, 2), judged=False)
+        try:
+            watch = WallWatch(machine.card)
+            run = machine.run("maps", iommu="card", words=["job_count=1280"], timeout_s=1500)
+            assert run.is_good, f"{run.problem or run.status}\n" + "\n".join(run.lines[-30:])
+            counts = machine.card.counts
+            assert counts.refused_reads == counts.dropped_writes == 0
+            assert watch.attached == {1: 1, 2: 2} and min(watch.counts["Map"], watch.counts["Unmap"]) >= 20_000
+            assert watch.counts["accesses"] > 80_000
+            with capsys.disabled():
+                print(f"\n  {dict(watch.counts)}, {run.seconds:.1f} s")
+        finally:
+            machine.close()
+
+    def test_astray(tmp_path):
+        """LINUX-QEMU-10: some bursts of a disk have a wrong IOVA: refused, told to Linux, their requests fail, no data is wrong."""
+        machine = Machine(tmp_path, WITH_IOMMU, functions=(0, 1, 2), judged=False, card=misaimed.Astray)
+        try:
+            watch = WallWatch(machine.card)
+            run = machine.run("strays", iommu="card", expect=(misaimed.EXPECTED, misaimed.EXPECTED_READ))
+            assert run.is_good, f"{run.problem or run.status}\n" + "\n".join(run.lines[-30:])
+            found = dict(re.findall(r"(\w+)=(\d+)", run.fact("strays")))
+            told = Counter(re.findall(r"virtio_iommu virtio0: page fault from EP 1 at 0x[0-9a-f]+ \[([RW])\]", "\n".join(run.lines)))
+            assert found["wrong"] == "0" and {"R": int(found["writes"]), "W": int(found["reads"])} == told
+            assert min(told.values()) >= 2 and len(told) == 2
+            counts = machine.card.counts
+            assert counts.refused_reads == counts.dropped_writes == 0 and watch.counts["accesses"] > 400
+        finally:
+            machine.close()
 
 
 def test_killed(machine):
