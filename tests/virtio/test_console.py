@@ -1,7 +1,5 @@
 """Console: bytes both ways, whatever the sizes of the buffers and the pace of the parties."""
 
-import random
-
 import cocotb
 import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
@@ -9,9 +7,9 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.rtl.virtio.console import Console, ConsoleDevice
 from ringwall.rtl.virtio.layouts import ConfigWrite
-from ringwall.sim.back_end import BackEndPort
-from ringwall.sim.run import params, run
-from ringwall.sim.stream import Stream, cycle, pack, random_ready, start
+from ringwall.sim.back_end import BackEndBench
+from ringwall.sim.run import run
+from ringwall.sim.stream import Stream, cycle, pack, random_ready
 
 
 @pytest.mark.parametrize("width", [64, 128, 256, 512])
@@ -34,17 +32,9 @@ def test_parameters_are_checked():
     assert device.back_end(64).device is device
 
 
-class Bench:
-    def __init__(self, dut):
-        self.dut = dut
-
+class Bench(BackEndBench):
     async def begin(self):
-        self.rng = random.Random(cocotb.RANDOM_SEED)
-        self.width = params()["width"]
-        self.lanes = self.width // 8
-        await start(self.dut)
-        self.dut.settled__0.value = 1
-        self.receive, self.transmit = (BackEndPort(self.dut, n, self.width) for n in range(2))
+        self.receive, self.transmit = await super().begin(2)
         self.to_driver, self.from_driver = Stream(self.dut, "to_driver"), Stream(self.dut, "from_driver")
         self.sent = []
         cocotb.start_soon(self.from_driver.watch(self.sent))
@@ -140,7 +130,7 @@ async def transmitted_bytes_come_whole(dut):
         assert (len(bench.sent) < len(done)) <= (not bench.transmit.answers)
         taking = taking or cocotb.start_soon(random_ready(bench.from_driver, rng))
         assert await bench.transmit.answer() == b""
-        await bench.until(lambda: len(bench.sent) >= len(done) or not bench.from_driver.read_valid())  # noqa: B023
+        await bench.until(lambda done=done: len(bench.sent) >= len(done) or not bench.from_driver.read_valid())
         assert bytes(bench.sent[: len(done)]) == done
     await ClockCycles(dut.clk, 20)
     assert bytes(bench.sent) == done
@@ -189,7 +179,7 @@ async def suspend_and_stop(dut):
             stop.value = bit
             port.writable.set_ready(1)
             await giving
-            await bench.until(lambda: int(stopped.value) & bit == bit)  # noqa: B023
+            await bench.until(lambda stopped=stopped, bit=bit: int(stopped.value) & bit == bit)
             stop.value = 0
             if not filling.done():
                 filling.cancel()

@@ -19,7 +19,7 @@ from ringwall.rtl.virtio.layouts import Chain
 from ringwall.rtl.virtio.net import Net, NetDevice
 from ringwall.rtl.virtio.net_layouts import NetBeat, Verdict
 from ringwall.rtl.virtio.net_receive import ReceivePort
-from ringwall.sim.back_end import BackEndPort, beats_of, taken_packets
+from ringwall.sim.back_end import BackEndBench, beats_of, taken_packets
 from ringwall.sim.burst_bus import BurstMemory
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, pack, random_ready, start, unpack
@@ -68,21 +68,13 @@ def test_parameters_are_checked():
     assert ReceivePort(width=64, depth=64, max_buffers=8).patience == 65536
 
 
-class Bench:
-    def __init__(self, dut):
-        self.dut = dut
-
+class Bench(BackEndBench):
     async def begin(self, features=PLAIN):
-        dut = self.dut
-        self.rng = random.Random(cocotb.RANDOM_SEED)
-        self.width, self.pairs, self.mtu = (params()[name] for name in ("width", "pairs", "mtu"))
-        self.lanes, self.layout = self.width // 8, NetBeat(self.width)
+        dut, self.pairs, self.mtu = self.dut, params()["pairs"], params()["mtu"]
+        self.ports = await super().begin(2 * self.pairs + 1)
+        self.layout = NetBeat(self.width)
         self.golden = Golden(features, mac=MAC, mtu=self.mtu, pairs=self.pairs)
-        await start(dut)
         dut.features.value = features
-        for n in range(2 * self.pairs + 1):
-            getattr(dut, f"settled__{n}").value = 1
-        self.ports = [BackEndPort(dut, n, self.width) for n in range(2 * self.pairs + 1)]
         self.control = self.ports[2 * self.pairs if features >> NetFeature.MQ & 1 else 2]
         self.medium, self.transmitted, self.left = Stream(dut, "received"), Stream(dut, "transmitted"), []
         cocotb.start_soon(self.transmitted.watch(self.left))

@@ -9,7 +9,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.rtl.virtio.rng import Rng, RngDevice, XorShift
-from ringwall.sim.back_end import BackEndPort
+from ringwall.sim.back_end import BackEndBench
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, random_ready, start
 
@@ -36,17 +36,9 @@ def test_parameters_are_checked():
     assert isinstance(device.back_end(128), Rng)
 
 
-class Bench:
-    def __init__(self, dut):
-        self.dut = dut
-
+class Bench(BackEndBench):
     async def begin(self):
-        self.rng = random.Random(cocotb.RANDOM_SEED)
-        self.width = params()["width"]
-        self.lanes = self.width // 8
-        await start(self.dut)
-        self.dut.settled__0.value = 1
-        self.port = BackEndPort(self.dut, 0, self.width)
+        (self.port,) = await super().begin()
         self.entropy, self.words = Stream(self.dut, "entropy"), []
         cocotb.start_soon(self.entropy.watch(self.words))
 
