@@ -71,7 +71,7 @@ def test_parameters_are_checked():
 class Bench(BackEndBench):
     async def begin(self, features=PLAIN):
         dut, self.pairs, self.mtu = self.dut, params()["pairs"], params()["mtu"]
-        self.ports = await super().begin(2 * self.pairs + 1)
+        self.ports = await super().begin(2 * self.pairs + 1, waiting=range(0, 2 * self.pairs, 2))
         self.layout = NetBeat(self.width)
         self.golden = Golden(features, mac=MAC, mtu=self.mtu, pairs=self.pairs)
         dut.features.value = features
@@ -569,12 +569,6 @@ async def suspend_and_stop(dut):
     feeding, coming, got = cocotb.start_soon(give()), cocotb.start_soon(come()), []
     taking = cocotb.start_soon(random_ready(port.writable, rng, 0.4))
 
-    async def watch():
-        while True:
-            await RisingEdge(dut.clk)
-            assert not (dut.suspended.value and dut.writable__0__valid.value)
-
-    watching = cocotb.start_soon(watch())
     while not coming.done():
         await bench.quiet(rng.randrange(1, 100))
         dut.suspend.value = 1
@@ -598,7 +592,6 @@ async def suspend_and_stop(dut):
     assert all(any(frame == other for other in remaining) for frame in got) and len(got) > 40
     feeding.cancel()
     taking.cancel()
-    watching.cancel()
     port.chains._valid(0)
 
     sender.writable.set_ready(1)

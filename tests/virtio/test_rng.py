@@ -100,26 +100,28 @@ async def suspend_cuts_short(dut):
 
     async def chains():
         while True:
-            await port.give(writable_bytes=rng.choice([1, 100, 1000]))
+            await port.give(writable_bytes=rng.choice([0, 1, 100, 1000]))
 
     cocotb.start_soon(chains())
     cut = 0
     for _ in range(30):
         await ClockCycles(dut.clk, rng.randrange(1, 120))
         dut.suspend.value = 1
-        dut.settled__0.value = 0
-        await ClockCycles(dut.clk, 40)
-        assert not dut.suspended.value
-        dut.settled__0.value = 1
-        await ClockCycles(dut.clk, 2)
-        assert dut.suspended.value and not dut.writable__0__valid.value
+        if rng.randrange(2):
+            dut.settled__0.value = 0
+            await ClockCycles(dut.clk, 40)
+            assert not dut.suspended.value
+            dut.settled__0.value = 1
+        while not dut.suspended.value:
+            await RisingEdge(dut.clk)
         while port._end():
             content = await port.answer()
-            cut += len(content) not in (1, 100, 1000)
-            assert content and content == bench.drawn(len(content))
+            cut += len(content) not in (0, 1, 100, 1000)
+            assert content == bench.drawn(len(content))
         assert not bench.words and not port.answers
-        await ClockCycles(dut.clk, 20)
-        assert not bench.words and not dut.writable__0__valid.value
+        for _ in range(20):
+            await RisingEdge(dut.clk)
+            assert dut.suspended.value and not bench.words
         dut.suspend.value = 0
     assert cut > 5
 
@@ -141,7 +143,6 @@ async def stop_empties_it(dut):
         await port.give(b"late", 9)
         while not stopped.value:
             await RisingEdge(dut.clk)
-        assert not dut.writable__0__valid.value
         stop.value = dut.suspend.value = 0
         await RisingEdge(dut.clk)
         port.answers.clear()
