@@ -276,6 +276,7 @@ def variants(rng):
                 found += [(good.frame + rng.randbytes(7), True)]  # padding counts for nothing
                 found += [(good.frame[: rng.randrange(14, len(good.frame))], False)]
                 found += [(good.frame[:20] + part + good.frame[22:], False) for part in (b"\x20\0", b"\0\1") if not is_ipv6]  # fragments
+                found += [(good.frame[:14] + bytes([first]) + good.frame[15:], False) for first in (0x46, 0x55)]  # options; IP of version 5
                 place = good.csum_start + good.csum_offset
                 if protocol == 17:  # a length that is another than IP's, yet with the same sum
                     length, checksum = struct.unpack_from(">HH", good.frame, place - 2)
@@ -359,7 +360,7 @@ async def commands_are_answered(dut):
             (4, 0, bytes([rng.randrange(bench.pairs + 2), 0])), (4, 0, b"\0\1"), (4, 1, b"\1\0"), (5, 0, bytes(8)),
         ]  # fmt: skip
         kind, command, data = rng.choice(commands)
-        data = rng.choice([data, data, data, data, data + b"!", data[:-1], rng.choice(commands)[2]])
+        data = rng.choice([*[data] * 4, data + b"!", data + bytes(4), data + bytes(8), data[:-1], rng.choice(commands)[2]])
         room, status = rng.choice([0, 1, 1, 1, 9]), rng.choice([BurstStatus.OK] * 9 + [BurstStatus.POISONED])
         before, content = int(dut.config.value), bytes([kind, command]) + data
         content = content[: rng.choice([0, 1, 99, 99, 99, 99, 99, 99])]
