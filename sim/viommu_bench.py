@@ -107,7 +107,7 @@ class WallBench:
         self.retired = Queue(), Queue()
         for name, ends in zip(("retired_reads", "retired_writes"), self.retired):
             cocotb.start_soon(self._retire(Stream(dut, name), ends))
-        dut.bypass.value = 1
+        dut.bypass.value = dut.settled__1.value = 1
         dut.features.value = self.device.description.features
         self.device.negotiate(self.device.description.features)
         return self
