@@ -6,7 +6,6 @@ Each is mapped alone, as in :mod:`.sizes`.
 from ..rtl.dma.scatter_gather import ScatterGather
 from ..rtl.viommu.device import IommuDevice
 from ..rtl.viommu.intervals import Intervals
-from ..rtl.viommu.requests import Requests
 from ..rtl.viommu.translator import Translator
 from ..rtl.viommu.unit import Viommu
 from ..rtl.virtio.blk import Blk
@@ -29,10 +28,8 @@ ROWS = {
     "virtio-rng": lambda: Rng(width=64),
     "virtio-iommu, 256 intervals": lambda: Viommu(width=64, device=IommuDevice(intervals=256)),
     "virtio-iommu, 4,096 intervals, 256 bits": lambda: Viommu(width=256, device=IommuDevice()),
-    "its `Intervals`, 256": lambda: Intervals(intervals=256),
-    "its `Intervals`, 4,096": Intervals,
+    "its `Intervals`": Intervals,
     "its `Translator`": Translator,
-    "its `Requests`, 256 bits": lambda: Requests(width=256, device=IommuDevice()),
 }
 
 

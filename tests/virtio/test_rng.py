@@ -13,7 +13,7 @@ from ringwall.sim.back_end import BackEndBench
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, random_ready, start
 
-CASES = ["buffers_are_filled", "full_rate", "suspend_cuts_short", "stop_empties_it"]
+CASES = ["buffers_are_filled", "full_rate", "suspend_cuts_short", "suspend_lets_an_empty_buffer_end", "stop_empties_it"]
 
 
 @pytest.mark.parametrize("width", [64, 128, 256, 512])
@@ -124,6 +124,20 @@ async def suspend_cuts_short(dut):
             assert dut.suspended.value and not bench.words
         dut.suspend.value = 0
     assert cut > 5
+
+
+@cocotb.test(timeout_time=10, timeout_unit="us")
+async def suspend_lets_an_empty_buffer_end(dut):
+    """VIRTIO-RNG-7: a buffer without room that was taken in the cycle in front of a suspend is given back before it is suspended."""
+    bench = Bench(dut)
+    await bench.begin()
+    bench.port.writable.set_ready(1)
+    await bench.port.give(writable_bytes=0)
+    dut.suspend.value = 1
+    while not dut.suspended.value:
+        await RisingEdge(dut.clk)
+    await RisingEdge(dut.clk)
+    assert bench.port.answers and dut.suspended.value
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
