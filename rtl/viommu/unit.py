@@ -152,6 +152,6 @@ class Viommu(wiring.Component):
                     m.next = "AWAIT"
         m.d.comb += [
             self.stopped.eq(self.stop & is_clean & self.port_stopped.all()),
-            self.suspended.eq(self.suspend & requests.is_idle & events.is_idle & ~self.chains[REQUESTS].valid),
+            self.suspended.eq(self.suspend & requests.is_idle & ~self.chains[REQUESTS].valid & events.is_idle & self.settled[EVENTS]),
         ]
         return m

@@ -11,6 +11,7 @@ from ringwall.models.virtio.virtqueue import make_ring
 from ringwall.rtl.config import BlkConfig, EndpointConfig, VirtioIommuConfig
 from ringwall.rtl.verilog import RawCard
 from ringwall.sim.card import FRAMES, IOVAS, PAGE, Card, MappedMemory
+from ringwall.sim.host_port import drive
 from ringwall.sim.run import run
 
 CONFIG = EndpointConfig(width=64, iommu=VirtioIommuConfig(intervals=64, entries=16, queue_size=16), completion_timeout_cycles=10_000,
@@ -64,17 +65,12 @@ class Queue:
 
     async def run(self, steps):
         """Do what a method of an IommuDriver asks for."""
-        answer = None
-        while True:
-            try:
-                step = steps.send(answer)
-            except StopIteration as done:
-                return done.value
-            answer = None
-            if isinstance(step, Post):
-                await self.post(step.readable, step.room)
-            else:
-                answer = await self.replies(len(self.posted))
+        return await drive(steps, self.perform)
+
+    async def perform(self, step):
+        if isinstance(step, Post):
+            return await self.post(step.readable, step.room)
+        return await self.replies(len(self.posted))
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
