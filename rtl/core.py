@@ -20,7 +20,7 @@ from .regs.router import Merger, Range, Router
 from .spec import pcie
 from .stream.arbiter import Arbiter
 from .tlp.completer import Completer
-from .tlp.layouts import Burst, BurstData, BurstDone, ConfigState, Hint, Malformed, TlpBeat, connect_beats
+from .tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, ConfigState, Hint, Malformed, TlpBeat, connect_beats
 from .tlp.receiver import Receiver
 from .tlp.requester import ReadClient, Requester
 from .tlp.transmitter import Transmitter
@@ -80,6 +80,8 @@ class Core(wiring.Component):
     bursts, write_data, write_done, read_data
         One per client: ``In(stream.Signature(Burst))``, ``In(stream.Signature(BurstData(width)))``,
         ``Out(stream.Signature(BurstDone))``, ``Out(stream.Signature(BurstData(width)))``.
+    passed : ``Out(clients)``
+        Pulse: a write of the client has left the gate, and is refused no more.
     hints : ``In(stream.Signature(Hint))``
         Pages that functions will soon ask for; see :class:`.iommu.gate.Gate`.
     state : ``Out(ConfigState)``, one per function
@@ -123,7 +125,7 @@ class Core(wiring.Component):
             "received": In(tlps), "to_send": Out(tlps), "link_reset": In(1), "discarding": Out(1), "max_payload": Out(3),
             "malformed": In(Malformed),
             "buses": Out(RegisterBus()).array(len(self.registers)),
-            **{name: port.array(len(self.clients)) for name, port in ports.items()},
+            **{name: port.array(len(self.clients)) for name, port in ports.items()}, "passed": Out(len(self.clients)),
             "hints": In(stream.Signature(Hint)),
             "state": Out(ConfigState).array(count),
             "reset": Out(count), "busy": In(count), "is_d3hot": Out(count), "interrupt": In(count), "bypass": In(count),
@@ -285,6 +287,9 @@ class Core(wiring.Component):
         for source, sink in ((wiring.flipped(self.hints), gate.hints), (gate.o, requester.gate),
                              (requester.retired_reads, gate.retired_reads), (requester.retired_writes, gate.retired_writes)):
             wiring.connect(m, source, sink)
+        out, leaves = gate.o.p, Signal()  # what leaves the gate as a write that may be carried out
+        m.d.comb += leaves.eq(gate.o.valid & gate.o.ready & out.is_write & (out.verdict == BurstStatus.OK))
+        m.d.sync += self.passed.eq(Cat(leaves & (out.client == n + 1) for n in range(len(self.clients))))
         if self.iommu is not None:
             iommu = add("iommu", Iommu(
                 width=width, strict=self.strict, vectors=IOMMU_VECTORS, entries=self.iommu.entries, ways=self.iommu.ways,

@@ -199,6 +199,7 @@ class Endpoint(wiring.Component):
                     if hasattr(owner, name):
                         wiring.connect(m, getattr(owner, name)[its], getattr(core, name)[at])
             for port in range(len(device.ports)):
+                m.d.comb += function.passed[port].eq(core.passed[place.client + 1 + port])
                 for name in ("chains", "readable", "writable", "finished"):
                     wiring.connect(m, getattr(engine, name)[place.port + port], getattr(function, name)[port])
             if place in self._users:

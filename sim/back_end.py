@@ -93,6 +93,7 @@ class BackEndBench:
         await start(self.dut)
         for n in range(ports):
             getattr(self.dut, f"settled__{n}").value = 1
+            getattr(self.dut, f"assured__{n}").value = 1
         made = [BackEndPort(self.dut, n, self.width) for n in range(ports)]
         cocotb.start_soon(self._watch("suspended", [made[n].writable for n in waiting]))
         cocotb.start_soon(self._watch("stopped", [one for port in made for one in (port.chains, port.readable, port.writable)]))

@@ -40,7 +40,7 @@ class ScatterGather(wiring.Component):
         The ends of writable lists.
     hints : ``Out(stream.Signature(Hint))``
         Of the writer; the reader asks early enough.
-    failed, settled : ``Out(1)``
+    failed, settled, passed, assured : ``Out(1)``; ``passed`` ``In(1)``
         Of the writer.
     bursts, read_data, write_data, write_done
         Towards gate and requester.
@@ -60,6 +60,8 @@ class ScatterGather(wiring.Component):
             "hints": Out(stream.Signature(Hint)),
             "failed": Out(1),
             "settled": Out(1),
+            "passed": In(1),
+            "assured": Out(1),
             **client_ports(width),
             "stop": In(1),
             "stopped": Out(1),
@@ -82,6 +84,8 @@ class ScatterGather(wiring.Component):
         m.d.comb += [
             self.failed.eq(writer.failed),
             self.settled.eq(writer.settled),
+            self.assured.eq(writer.assured),
+            writer.passed.eq(self.passed),
             reader.stop.eq(self.stop),
             writer.flows.eq(self.flows),
             writer.stop.eq(self.stop),

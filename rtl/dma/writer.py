@@ -241,6 +241,10 @@ class Writer(wiring.Component):
     settled : ``Out(1)``
         Every burst that can be made of the bytes taken so far has been answered, and every list before has ended: ``failed`` is of
         the list that these bytes are for.
+    passed : ``In(1)``
+        Pulse for each burst that the gate lets pass, in front of its answer; constant 0 if nobody tells.
+    assured : ``Out(1)``
+        As ``settled``, but what has passed counts as answered: if it then fails, its function is being stopped, and ``done`` says so.
     stop, stopped : ``In(1)``, ``Out(1)``
         See "Stop" in rtl/README.md.
 
@@ -273,6 +277,8 @@ class Writer(wiring.Component):
             "hints": Out(stream.Signature(Hint)),
             "failed": Out(1),
             "settled": Out(1),
+            "passed": In(1),
+            "assured": Out(1),
             "stop": In(1),
             "stopped": Out(1),
         })
@@ -356,12 +362,17 @@ class Writer(wiring.Component):
                 m.d.sync += written.eq(written + pending.o.payload.length_bytes)
             with m.If(status == BurstStatus.OK):
                 m.d.sync += status.eq(answers.o.payload)
+        # Lists that have not ended, bursts that may still be refused.
+        lists, unsure = Signal(range(self.max_in_flight + 1)), Signal(range(self.max_in_flight + 1))
+        m.d.sync += lists.eq(lists + (pending.i.valid & row.is_end) - (at_end & pending.o.ready))
+        m.d.sync += unsure.eq(Mux(unended == 0, 0, unsure - (self.passed & (unsure != 0))) + issue.i.valid)
         with m.If(self.i.valid & self.i.ready & self.i.payload.last & (self.i.payload.status != BurstStatus.OK)):
             m.d.sync += status.eq(BurstStatus.OK)
         with m.If((at_end & pending.o.ready) | self.stopped):
             m.d.sync += [written.eq(0), status.eq(BurstStatus.OK), self.failed.eq(0)]
         m.d.comb += [
             self.settled.eq(unpacker.waiting & (unended == 0) & ~push),
+            self.assured.eq(self.settled | (unpacker.waiting & ~push & (lists == 0) & (unsure == 0) & ~self.failed)),
             self.stopped.eq(
                 self.stop & (stop_age == 3) & ~pending.o.valid & ~issue.o.valid & ~rows.o.valid & ~splitter.o.valid & ~self.segments.valid
                 & ~self.i.valid),

@@ -55,7 +55,7 @@ class Blk(wiring.Component):
 
     Members
     -------
-    chains, readable, writable, settled, failed, features, config, config_changed, config_write, needs_reset, stop, stopped, port_stop,
+    chains, readable, writable, assured, failed, features, config, config_changed, config_write, needs_reset, stop, stopped, port_stop,
     port_stopped, suspend, suspended
         See :func:`.device.back_end_ports`: one port for all queues.
     memory : ``Out(MemoryPort(width, rows))``
@@ -156,8 +156,8 @@ class _Core(Elaboratable):
 
     def elaborate(self, platform):
         blk, device, memory, m = self.blk, self.blk.device, self.memory, Module()
-        chains, readable, writable, settled, failed = (
-            getattr(blk, name)[0] for name in ("chains", "readable", "writable", "settled", "failed"))
+        chains, readable, writable, assured, failed = (
+            getattr(blk, name)[0] for name in ("chains", "readable", "writable", "assured", "failed"))
         lanes = blk.width // 8
         rows_per_sector = spec.SECTOR_BYTES // lanes
         has_segments = device.max_discard_sectors or device.max_zero_sectors
@@ -277,7 +277,7 @@ class _Core(Elaboratable):
                     with m.If(~memory.rows.payload.ok):
                         m.d.sync += status.eq(spec.S_IOERR)
                     with m.If(left == lanes + 1):  # only the status is left
-                        m.next = "WAIT_SETTLED"
+                        m.next = "WAIT_ASSURED"
             with m.State("GIVE_BEATS"):
                 m.d.comb += writable.valid.eq(1)
                 with m.If(writable.ready):
@@ -285,9 +285,9 @@ class _Core(Elaboratable):
                     with m.If(id_beat != id_beats):
                         m.d.sync += id_beat.eq(id_beat + 1)
                     with m.If(left <= 2 * lanes):
-                        m.next = "WAIT_SETTLED"
-            with m.State("WAIT_SETTLED"):
-                with m.If(settled):
+                        m.next = "WAIT_ASSURED"
+            with m.State("WAIT_ASSURED"):
+                with m.If(assured):
                     m.d.sync += is_told.eq(failed)
                     with m.If(failed & (status == spec.S_OK)):
                         m.d.sync += status.eq(spec.S_IOERR)

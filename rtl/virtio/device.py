@@ -70,7 +70,7 @@ def back_end_ports(width, ports=1, config_bytes=0):
     """Return the members that every back end has, by name.
 
     - ``chains``, ``readable``, ``writable`` (arrays of ``ports``): see :class:`.layouts.Chain`.
-    - ``settled``, ``failed``, ``flows`` (arrays of ``ports``): of the port's :class:`..dma.writer.Writer`.
+    - ``settled``, ``assured``, ``failed``, ``flows`` (arrays of ``ports``): of the port's :class:`..dma.writer.Writer`.
     - ``features``: what driver and device agreed on. ``needs_reset``: pulse, the device cannot go on.
     - ``config``: the device configuration, byte 0 in bits 7:0. ``config_changed``: pulse, it is another from this cycle on.
       ``config_write``: the driver writes to it.
@@ -81,7 +81,7 @@ def back_end_ports(width, ports=1, config_bytes=0):
         "chains": In(stream.Signature(Chain)).array(ports),
         "readable": In(stream.Signature(ChainBeat(width))).array(ports),
         "writable": Out(stream.Signature(ChainBeat(width))).array(ports),
-        "settled": In(1).array(ports), "failed": In(1).array(ports), "flows": Out(1).array(ports),
+        "settled": In(1).array(ports), "assured": In(1).array(ports), "failed": In(1).array(ports), "flows": Out(1).array(ports),
         "features": In(128), "config": Out(8 * config_bytes), "config_changed": Out(1), "config_write": In(ConfigWrite),
         "needs_reset": Out(1),
         "stop": In(1), "stopped": Out(1), "port_stop": In(ports), "port_stopped": Out(ports), "suspend": In(1), "suspended": Out(1),
@@ -120,6 +120,8 @@ class DeviceFunction(wiring.Component):
         Of all ports.
     bursts, read_data, write_data, write_done : one per port
         Towards gate and requester.
+    passed : ``In(1)``, one per port
+        The gate lets a write of the port's client pass.
     features, config, config_changed, config_write, needs_reset, stop, stopped, port_stop, port_stopped, suspend, suspended
         Of the back end, see :func:`back_end_ports`; what stops has its movers stopped, too.
     """
@@ -139,6 +141,7 @@ class DeviceFunction(wiring.Component):
             "finished": Out(stream.Signature(WriterDone)).array(count),
             "hints": Out(stream.Signature(Hint)),
             **{name: member.array(count) for name, member in client_ports(width).items()},
+            "passed": In(1).array(count),
             **{name: common[name] for name in ("features", "config", "config_changed", "config_write", "needs_reset", "stop", "stopped",
                                                "port_stop", "port_stopped", "suspend", "suspended")},
             **self.outside,
@@ -162,6 +165,8 @@ class DeviceFunction(wiring.Component):
             wiring.connect(m, mover.hints, hints.i[n])
             m.d.comb += [
                 back_end.settled[n].eq(mover.settled),
+                back_end.assured[n].eq(mover.assured),
+                mover.passed.eq(self.passed[n]),
                 back_end.failed[n].eq(mover.failed),
                 mover.flows.eq(back_end.flows[n]),
                 mover.stop.eq(self.stop | self.port_stop[n]),

@@ -20,11 +20,11 @@ REQUESTS = 80
 LANES, RAW = WIDTH // 32, WIDTH / 8 * 128 / 130  # dwords of a beat; bytes per cycle of the link [PCIe5 4.2.2]
 DATA = 60  # dwords: shorter TLPs are no data
 MOST = 1.5  # times as many TLPs as data takes
-GOAL = 0.98  # reached out of memory; into memory the status waits until its data is written, and the next request's data behind it
+LEAST = 0.98
 
 
 def test_requests(request, capsys):
-    """BENCH-BLK-1: 256 bits, 250 cycles of latency, translated, IOTLB warm, 4 KiB out of memory: the link is 98 % busy."""
+    """BENCH-BLK-1: 256 bits, 250 cycles of latency, translated, IOTLB warm, 4 KiB: the link is 98 % busy either way."""
     done = run(Counted(RawCard(CONFIG)), module=__name__, node=request.node.nodeid, sim="verilator")
     found = [(way, float(busy), float(each), float(tlps))
              for way, busy, each, tlps in re.findall(r"BENCH (\w+): (\S+) busy, (\S+) cycles, (\S+) TLPs", done.log)]  # fmt: skip
@@ -32,9 +32,9 @@ def test_requests(request, capsys):
     with capsys.disabled():
         print()
         for way, busy, each, _ in found:
-            print(f"  4 KiB, disk {way:5}: {each:.1f} cycles each, the link {busy:.1%} busy, goal {GOAL:.0%}")
-    for way, busy, _, tlps in found:
-        assert (way == "read" or busy >= GOAL) and busy <= 1 and tlps <= MOST
+            print(f"  4 KiB, disk {way:5}: {each:.1f} cycles each, the link {busy:.1%} busy, least {LEAST:.0%}")
+    for _, busy, _, tlps in found:
+        assert LEAST <= busy <= 1 and tlps <= MOST
 
 
 class Wire:

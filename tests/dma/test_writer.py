@@ -9,7 +9,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from ringwall.models.memory import GuestMemory
 from ringwall.rtl.dma.layouts import ChainBeat, Segment, WriterDone
 from ringwall.rtl.dma.writer import Writer
-from ringwall.rtl.tlp.layouts import Burst, BurstStatus, Hint
+from ringwall.rtl.tlp.layouts import Burst, BurstDone, BurstStatus, Hint
 from ringwall.sim.burst_bus import BurstMemory
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, pack, random_ready, start, unpack
@@ -305,3 +305,72 @@ async def what_a_packet_tells_of_is_no_failure(dut):
             assert dut.failed.value == 0
             await bench.i.put_many(packet(bench.width, bytes(lanes + 1))[-1:])
             assert await bench.ended() == (lanes + 1, BurstStatus.OK)
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def assured_by_what_has_passed(dut):
+    """DMA-WRITE-10 (R18): assured is high when all bursts have passed; not while one may be refused, or a list before has not ended."""
+    segments, i, bursts, data, ends, done = await start(dut, "segments", "i", "bursts", "write_data", "write_done", "done")
+    width, rng, issued = params()["width"], random.Random(cocotb.RANDOM_SEED), []
+    cocotb.start_soon(bursts.watch(issued))
+    bursts.set_ready(1)
+    data.set_ready(1)
+
+    async def give(address, size):
+        """Give a list of ``size`` bytes and a last one apart, all but that; return the beat that is left, and the bursts."""
+        issued.clear()
+        parts = [pack(Segment, address=a, length_bytes=n, last=n == 1) for a, n in ((address, size), (0x9000, 1))]
+        cocotb.start_soon(segments.put_many(parts))
+        beats = packet(width, bytes(size) + b"!")
+        await i.put_many(beats[:-1])
+        while len(issued) < size // 512:
+            await RisingEdge(dut.clk)
+        return beats[-1:]
+
+    async def passes(count):
+        """Let so many bursts pass; assured may rise behind the last alone."""
+        for _ in range(count):
+            for _ in range(rng.randrange(1, 20)):
+                await RisingEdge(dut.clk)
+                assert not dut.assured.value
+            dut.passed.value = 1
+            await RisingEdge(dut.clk)
+            dut.passed.value = 0
+        await ClockCycles(dut.clk, 2)
+
+    async def answer(*statuses):
+        await ends.put_many([pack(BurstDone, status=status) for status in statuses])
+
+    for _ in range(3):
+        last = await give(0x4000, 2048)
+        await passes(4)
+        assert dut.assured.value and not dut.settled.value
+        await i.put_many(last)
+        while len(issued) < 5:
+            await RisingEdge(dut.clk)
+        await passes(1)
+        second = await give(0x6000, 1024)
+        await passes(2)
+        for _ in range(20):  # the end of the list before is not there
+            await RisingEdge(dut.clk)
+            assert not dut.assured.value
+        await answer(*[BurstStatus.OK] * 5)
+        assert unpack(WriterDone, await done.get()).length_bytes == 2049
+        await ClockCycles(dut.clk, 4)
+        assert dut.assured.value and not dut.settled.value and not dut.failed.value
+        # One that is refused never passes: what is known of it comes with the answers.
+        await i.put_many(second)
+        await answer(*[BurstStatus.OK] * 3)
+        assert unpack(WriterDone, await done.get()).length_bytes == 1025
+        last = await give(0x4000, 2048)
+        await passes(3)
+        await answer(BurstStatus.OK, BurstStatus.FAULT, BurstStatus.OK)
+        for _ in range(20):
+            await RisingEdge(dut.clk)
+            assert not dut.assured.value
+        await answer(BurstStatus.OK)
+        await ClockCycles(dut.clk, 6)
+        assert dut.assured.value and dut.settled.value and dut.failed.value
+        await i.put_many(last)
+        await answer(BurstStatus.OK)
+        assert unpack(WriterDone, await done.get()).status == BurstStatus.FAULT

@@ -138,7 +138,7 @@ class Bench:
             self.dut.sectors.value = self.capacity
         self.beats, self.cycles, self.told = [], [], []
         cocotb.start_soon(self.writable.watch(self.beats, self.cycles))
-        self.dut.settled__0.value = 1
+        self.dut.assured__0.value = 1
 
     async def give(self, readable, writable_bytes, status=BurstStatus.OK):
         await self.chains.put(pack(Chain, readable_bytes=len(readable), writable_bytes=writable_bytes))
@@ -312,7 +312,7 @@ async def suspend_is_told(dut):
     """VIRTIO-BLK-9 (V023): suspended only when no request is at work; a chain that it has is finished, and then the next, all the same."""
     bench = Bench(dut)
     await bench.begin()
-    dut.settled__0.value = 0
+    dut.assured__0.value = 0
     bench.writable.set_ready(1)
 
     async def watch():
@@ -327,7 +327,7 @@ async def suspend_is_told(dut):
     for _ in range(50):
         await RisingEdge(dut.clk)
         assert not dut.suspended.value
-    dut.settled__0.value = 1
+    dut.assured__0.value = 1
     assert (await asking)[-1] == OK
     await ClockCycles(dut.clk, 2)
     assert dut.suspended.value == 1
@@ -361,26 +361,26 @@ async def broken_chains_are_answered(dut):
 
 @cocotb.test(**LIMIT)
 async def status_waits_for_the_data(dut):
-    """VIRTIO-BLK-3: the status of an IN, of a GET_ID, of an OUT with bytes in front of it, is given after the writer has settled; it is
+    """VIRTIO-BLK-3: the status of an IN, of a GET_ID, of an OUT with bytes in front of it, is given when its data is assured; it is
     IOERR when a write failed, and the packet says that it tells of it."""
     bench = Bench(dut)
     await bench.begin()
     bench.writable.set_ready(1)
     for failed, status in ((0, OK), (1, IOERR), (0, OK)):
         for kind, data, size in ((IN, b"", 513), (GET_ID, b"", 200), (OUT, bytes(512), 200)):
-            dut.settled__0.value = 0
+            dut.assured__0.value = 0
             dut.failed__0.value = failed
             asking = cocotb.start_soon(bench.ask(kind, 1, data, size))
             for _ in range(200):
                 await RisingEdge(dut.clk)
             assert not asking.done()
-            dut.settled__0.value = 1
+            dut.assured__0.value = 1
             assert (await asking)[-1] == status
             assert bench.told.pop() == failed
-    dut.settled__0.value, dut.failed__0.value = 0, 1
+    dut.assured__0.value, dut.failed__0.value = 0, 1
     assert await bench.ask(FLUSH, 0) == bytes([OK])  # nothing in front of the status: what failed was another's
     assert not bench.told.pop()
-    dut.settled__0.value = 1
+    dut.assured__0.value = 1
     assert (await bench.ask(99, 1, b"", 200))[-1] == UNSUPP
     assert bench.told.pop()
 
