@@ -144,7 +144,7 @@ async def statuses_are_exact(dut):
         (Map(1, *pages(0xFF, 4), 0, RW), Status.INVAL), (Map(1, *pages(0xFEDFF), 0, RW), Status.OK),
         (Map(1, *pages(0x102), 0, RW), Status.OK),  # V207
         (Map(1, *pages(1), (1 << 56) - PAGE, RW), Status.OK), (Map(1, *pages(2, 2), (1 << 56) - PAGE, RW), Status.FAULT),
-        (Map(1, *pages(2), (1 << 64) - PAGE, RW), Status.FAULT),
+        (Map(1, *pages(2), (1 << 64) - PAGE, RW), Status.FAULT), (Map(1, *pages(2, 2), (1 << 64) - PAGE, RW), Status.FAULT),
         (Map(1, *pages(2), 0, RW | MapFlag.MMIO), Status.OK), (Map(1, *pages(3), 0, 0), Status.OK),  # V191
         (Unmap(1, *pages(16, 4), reserved=b"\1\0\0\0"), Status.INVAL),  # V196
         (Unmap(1, *pages(16, 3)), Status.RANGE), (Unmap(1, 16 * PAGE + 1, 20 * PAGE - 1), Status.RANGE),
