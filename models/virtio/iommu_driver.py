@@ -310,9 +310,9 @@ class DirectQueue:
         """Do what a driver's method asks for; return what it returns."""
         return run(steps, self._perform)
 
-    def _perform(self, step: Post | Sync) -> list[Reply]:
+    def _perform(self, step: Post | Sync) -> list[Reply] | None:
         if isinstance(step, Post):
             self.replies.append(self.serve(step.readable, step.room))
-            return []
+            return None
         found, self.replies = self.replies, []
         return found
