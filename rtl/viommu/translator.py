@@ -54,6 +54,8 @@ class Translator(wiring.Component):
         Always taken.
     reports : ``Out(stream.Signature(Report))``
         What was refused; whoever records it takes it at once.
+    spare : ``Out(1)``
+        Nothing waits for the intervals, and no prefetch is on its way there.
     hit, miss : ``Out(1)``
         Pulses for counters.
 
@@ -80,6 +82,7 @@ class Translator(wiring.Component):
             "found": In(stream.Signature(Interval(self.key_bits, FRAME_BITS))),
             "forget": In(stream.Signature(Forget)),
             "reports": Out(stream.Signature(Report)),
+            "spare": Out(1),
             "hit": Out(1),
             "miss": Out(1),
         })
@@ -133,6 +136,11 @@ class Translator(wiring.Component):
             self.hit.eq(valid & go & found.hit & asked.attached & ~asked.passes), self.miss.eq(missed.i.valid & missed.i.ready),
             told.eq(Mux(late.valid, missed.o.payload, asked)),
         ]  # fmt: skip
+        is_on_its_way = Signal()  # a prefetch
+        puts = missed.i.valid & missed.i.ready & asked.request.is_prefetch
+        takes = missed.o.valid & missed.o.ready & missed.o.p.request.is_prefetch
+        m.d.sync += is_on_its_way.eq((is_on_its_way | puts) & ~takes)
+        m.d.comb += self.spare.eq(~missed.o.valid & ~is_on_its_way & ~(valid & asked.request.is_prefetch))
         with m.If(free):
             m.d.sync += [
                 self.response.valid.eq(late.valid | (valid & decided & ~asked.request.is_prefetch)),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import cocotb
 import pytest
-from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.triggers import ClockCycles, Lock, RisingEdge
 
 from ringwall.models.iommu.ats import TranslationCompletion
 from ringwall.models.iommu.defects import msi_pte_defects
@@ -51,6 +51,7 @@ LEAST = [  # tests of a translator without features
     "walks_run_side_by_side",
     "invalidated_pages_are_never_seen_again",
     "prefetches_fill_and_are_not_answered",
+    "prefetches_wait_for_walks",
     "more_misses_than_fit_all_end",
 ]
 
@@ -318,6 +319,42 @@ async def prefetches_fill_and_are_not_answered(dut):
     assert await bench.check(3, 0x5000) == 0
     assert bench.read_count == 0
     assert await bench.check(3, 0x6000) == 13
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def prefetches_wait_for_walks(dut):
+    """IOMMU-TR-12: of pages that are prefetched while there is something to spare none is lost, and others' misses wait for no walk."""
+    bench = TranslatorBench(dut)
+    await bench.begin()
+    table, latency, prefetched = bench.device(3, PSCID=7), 100, 80
+    for page in range(96):
+        table.map_page(page << 12, 0x900_0000 + (page << 12))
+    bench.latency = lambda: latency
+    assert await bench.check(3, 0) == 0
+    bench.read_count, lock = 0, Lock()
+
+    async def prefetch():
+        page = 1
+        while page <= prefetched:
+            async with lock:
+                await RisingEdge(dut.clk)
+                if dut.spare.value:
+                    await bench.request.put(pack(TranslateRequest, device_id=3, page=page, is_prefetch=1))
+                    page += 1
+
+    done = cocotb.start_soon(prefetch())
+    took = []
+    for page in range(90, 96):
+        await ClockCycles(dut.clk, bench.rng.randrange(20, 60))
+        begun = cycle()
+        async with lock:
+            await bench.ask(0, 3, page << 12)
+        await bench.answered(1)
+        took.append(cycle() - begun)
+    assert not done.done() and max(took) < latency + 40, took
+    await done
+    await ClockCycles(dut.clk, 2 * latency)
+    assert bench.read_count == prefetched + len(took)
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
