@@ -55,7 +55,7 @@ class Translator(wiring.Component):
     reports : ``Out(stream.Signature(Report))``
         What was refused; whoever records it takes it at once.
     spare : ``Out(1)``
-        Nothing waits for the intervals, and no prefetch is on its way there.
+        Nothing waits for the intervals: a prefetch that is asked for now is in front of the next miss with one other at most.
     hit, miss : ``Out(1)``
         Pulses for counters.
 
@@ -133,14 +133,10 @@ class Translator(wiring.Component):
             free.eq(~self.response.valid | self.response.ready), late.ready.eq(free), missed.i.payload.eq(asked),
             missed.i.valid.eq(valid & ~decided),
             go.eq(~valid | asked.request.is_prefetch | Mux(decided, free & ~late.valid, missed.i.ready)),
+            self.spare.eq(~missed.o.valid & ~(valid & asked.request.is_prefetch)),
             self.hit.eq(valid & go & found.hit & asked.attached & ~asked.passes), self.miss.eq(missed.i.valid & missed.i.ready),
             told.eq(Mux(late.valid, missed.o.payload, asked)),
         ]  # fmt: skip
-        is_on_its_way = Signal()  # a prefetch
-        puts = missed.i.valid & missed.i.ready & asked.request.is_prefetch
-        takes = missed.o.valid & missed.o.ready & missed.o.p.request.is_prefetch
-        m.d.sync += is_on_its_way.eq((is_on_its_way | puts) & ~takes)
-        m.d.comb += self.spare.eq(~missed.o.valid & ~is_on_its_way & ~(valid & asked.request.is_prefetch))
         with m.If(free):
             m.d.sync += [
                 self.response.valid.eq(late.valid | (valid & decided & ~asked.request.is_prefetch)),

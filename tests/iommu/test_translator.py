@@ -326,7 +326,7 @@ async def prefetches_wait_for_walks(dut):
     """IOMMU-TR-12: of pages that are prefetched while there is something to spare none is lost, and others' misses wait for no walk."""
     bench = TranslatorBench(dut)
     await bench.begin()
-    table, latency, prefetched = bench.device(3, PSCID=7), 100, 80
+    table, latency, prefetched = bench.device(3, PSCID=7), 150, 80
     for page in range(96):
         table.map_page(page << 12, 0x900_0000 + (page << 12))
     bench.latency = lambda: latency
@@ -343,6 +343,8 @@ async def prefetches_wait_for_walks(dut):
                     page += 1
 
     done = cocotb.start_soon(prefetch())
+    await ClockCycles(dut.clk, latency)
+    assert int(dut.in_flight.value).bit_count() == 7  # of 8
     took = []
     for page in range(90, 96):
         await ClockCycles(dut.clk, bench.rng.randrange(20, 60))
@@ -351,7 +353,7 @@ async def prefetches_wait_for_walks(dut):
             await bench.ask(0, 3, page << 12)
         await bench.answered(1)
         took.append(cycle() - begun)
-    assert not done.done() and max(took) < latency + 40, took
+    assert not done.done() and max(took) < 1.5 * latency, took
     await done
     await ClockCycles(dut.clk, 2 * latency)
     assert bench.read_count == prefetched + len(took)
@@ -406,6 +408,7 @@ async def the_second_level_answers(dut):
     for n in (0, 4) * 2:
         await bench.request.put(pack(TranslateRequest, device_id=3, page=n, is_prefetch=1, cookie=9))
         await ClockCycles(dut.clk, 8)
+        assert dut.spare.value
         await bench.ask(1, 3, n << 12)
         begun = cycle()
         bench.times.clear()

@@ -66,12 +66,12 @@ async def nothing_old_is_kept(dut):
 
 @cocotb.test(timeout_time=100, timeout_unit="us")
 async def prefetches_are_looked_up_one_by_one(dut):
-    """VIOMMU-TR-5: pages prefetched while there is something to spare are looked up each; a miss waits for one of them at most."""
+    """VIOMMU-TR-5: pages prefetched while there is something to spare are looked up each; a miss waits for two of them at most."""
     request, response, find, found = await start(dut, "request", "response", "find", "found")
     interval = Interval(len(dut.find__payload), FRAME_BITS)
     dut.endpoints__1.value = pack(Endpoint, attached=1, slot=SLOT)
     response.set_ready(1)
-    looked_up, answers, lock = [], [], Lock()
+    looked_up, answers, took, lock = [], [], [], Lock()
     cocotb.start_soon(response.watch(answers))
 
     async def answer_lookups():
@@ -98,8 +98,8 @@ async def prefetches_are_looked_up_one_by_one(dut):
             await request.put(pack(DwordRequest, device_id=1, page=page))
         while len(answers) <= page - 40:
             await RisingEdge(dut.clk)
-        assert cycle() - begun < 40
-    assert not done.done()
+        took.append(cycle() - begun)
+    assert not done.done() and max(took) < 30, took
     await done
     await ClockCycles(dut.clk, 40)
     assert sorted(looked_up) == [*range(1, 31), *range(40, 48)]
