@@ -29,11 +29,11 @@ READ_ADDRESS = r"RAD|ADDR|DPRA|A\d"  # inputs of RAM in LUTs that its outputs fo
 CARRY_IN = ("CIN", "CI")
 
 
-def mapped(family, **parameters):
-    """Return the cells of an :class:`Iommu` with a 64-bit memory port, mapped to ``family``: Yosys' JSON, by name."""
+def mapped(family, component):
+    """Return the cells of ``component``, mapped to ``family``: Yosys' JSON, by name."""
     with tempfile.TemporaryDirectory() as folder:
-        netlist = Path(folder) / "iommu.json"
-        synthesize(Iommu(width=64, **parameters), FAMILIES[family], netlist)
+        netlist = Path(folder) / "top.json"
+        synthesize(component, FAMILIES[family], netlist)
         return json.loads(netlist.read_text())["modules"]["top"]["cells"]
 
 
@@ -72,23 +72,28 @@ def size(cells):
     return luts, registers, sum(count * BLOCKS.get(kind, 0) for kind, count in kinds.items()), depth(cells)
 
 
-def asked_rows(description, arguments):
-    """Return which of ``ROWS`` the command line asks for."""
-    parser, names = argparse.ArgumentParser(description=description), ", ".join(repr(row) for row in ROWS)
+def asked_rows(description, arguments, rows=ROWS):
+    """Return which of ``rows`` the command line asks for."""
+    parser, names = argparse.ArgumentParser(description=description), ", ".join(repr(row) for row in rows)
     parser.add_argument("rows", nargs="*", metavar="row", help=f"what to build, all by default: {names}")
-    rows = parser.parse_args(arguments).rows
-    if unknown := [row for row in rows if row not in ROWS]:
+    asked = parser.parse_args(arguments).rows
+    if unknown := [row for row in asked if row not in rows]:
         parser.error(f"a row must be one of {names}, not {unknown[0]!r}")
-    return rows or list(ROWS)
+    return asked or list(rows)
+
+
+def print_table(heading, rows, make):
+    """Print a table of ``rows``, with a line for each family; ``make`` returns the component of a row."""
+    print(f"| {heading} | family | LUT | FF | BRAM | LUTs in a row |", "|---|---|---|---|---|---|", sep="\n")
+    for row in rows:
+        for family in FAMILIES:
+            print(f"| {row} | {family} |", " | ".join(f"{number:g}" if isinstance(number, float) else str(number)
+                                                      for number in size(mapped(family, make(row)))), "|", flush=True)  # fmt: skip
 
 
 def main(arguments=None):
     rows = asked_rows("Print sizes of the stand-alone IOMMU as a table; Yosys takes minutes for each row.", arguments)
-    print("| entries | family | LUT | FF | BRAM | LUTs in a row |", "|---|---|---|---|---|---|", sep="\n")
-    for row in rows:
-        for family in FAMILIES:
-            print(f"| {row} | {family} |", " | ".join(f"{number:g}" if isinstance(number, float) else str(number)
-                                                      for number in size(mapped(family, **ROWS[row]))), "|", flush=True)  # fmt: skip
+    print_table("entries", rows, lambda row: Iommu(width=64, **ROWS[row]))
 
 
 if __name__ == "__main__":

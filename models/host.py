@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .memory import AccessFault
 from .tlp import (
@@ -118,9 +118,10 @@ class WaitInterrupt:
 
 Operation = ConfigRead | ConfigWrite | MemoryRead | MemoryWrite | Delay | WaitInterrupt
 Software = Generator[Operation, Any, Any]
+Asked = TypeVar("Asked")
 
 
-def run(software: Software, perform: Callable[[Operation], Any]) -> Any:
+def run(software: Generator[Asked, Any, Any], perform: Callable[[Asked], Any]) -> Any:
     """Drive a generator to its end with ``perform(operation) -> result`` and return what it returns."""
     try:
         operation = next(software)

@@ -16,6 +16,7 @@ from .spec import virtio
 from .stream.arbiter import Arbiter
 from .tlp.layouts import Hint, Malformed, TlpBeat
 from .tlp.requester import ReadClient
+from .viommu.unit import EVENTS
 from .virtio.device import Device, DeviceFunction, join
 from .virtio.engine import PortDescription, RingEngine
 from .virtio.layouts import QueueCommand
@@ -170,7 +171,7 @@ class Endpoint(wiring.Component):
                        for place in places],
             width=width))
         commands = add("commands", Arbiter(QueueCommand, len(places)))
-        kicks = add("kicks", Arbiter(6, len(places)))
+        kicks = add("kicks", Arbiter(6, len(places) + any(place not in self._users for place in places)))
         interrupts = add("interrupts", Arbiter(MsixRequest, len(places)))
         hints = add("hints", Arbiter(Hint, len(places) + 1))
         wiring.connect(m, engine.hints, hints.i[len(places)])
@@ -203,7 +204,7 @@ class Endpoint(wiring.Component):
             if place in self._users:
                 join(m, self, function, {f"{name}_{number}": name for name in function.outside})
             else:
-                self._translate(m, core, function)
+                self._translate(m, core, function, kicks.i[len(places)], place.queue)
             state, stop, notifies = core.state[number], Signal(name=f"stop_{number}"), Signal(name=f"notifies_{number}")
             notified = engine.notifications.payload.queue
             m.d.comb += [
@@ -244,7 +245,7 @@ class Endpoint(wiring.Component):
         ]
         return m
 
-    def _translate(self, m, core, function):
+    def _translate(self, m, core, function, kicks, first_queue):
         """Let a virtio-iommu translate for the gate. What it sends itself is physical, so that it never waits for its own answers."""
         for source, sink in ((core.translate_request, function.translate_request), (function.translate_response, core.translate_response),
                              (function.fence, core.fence), (core.fenced, function.fenced)):  # fmt: skip
@@ -252,5 +253,6 @@ class Endpoint(wiring.Component):
         m.d.comb += [
             core.spare.eq(function.spare),
             function.restore.eq(core.reset[0] if self.config.strict else 0),  # no reset of the function lets others bypass
+            kicks.valid.eq(function.look.valid), kicks.payload.eq(first_queue + EVENTS), function.look.ready.eq(kicks.ready),
             self.activity.iotlb_hit.eq(function.hit), self.activity.iotlb_miss.eq(function.miss),
         ]  # fmt: skip

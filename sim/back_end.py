@@ -1,4 +1,6 @@
-"""One port of a virtio back end, driven without rings: chains and their readable bytes in, packets out."""
+"""Ports of a virtio back end, driven without rings: chains and their readable bytes in, packets out."""
+
+import random
 
 import cocotb
 from amaranth.lib import data
@@ -7,9 +9,10 @@ from cocotb.triggers import RisingEdge
 from ..rtl.dma.layouts import ChainBeat
 from ..rtl.tlp.layouts import BurstStatus
 from ..rtl.virtio.layouts import Chain
-from .stream import Stream, pack, unpack
+from .run import params
+from .stream import Stream, pack, reader, start, unpack
 
-__all__ = ["BackEndPort", "beats_of", "taken_packets"]
+__all__ = ["BackEndBench", "BackEndPort", "beats_of", "taken_packets"]
 
 
 def beats_of(layout, content, **last):
@@ -50,6 +53,7 @@ class BackEndPort:
 
     def __init__(self, dut, n, width):
         self.clk, self.layout = dut.clk, ChainBeat(width)
+        self._last = pack(self.layout, last=1)
         self.chains, self.readable, self.writable = (Stream(dut, f"{name}__{n}") for name in ("chains", "readable", "writable"))
         self.answers = []
         cocotb.start_soon(self.writable.watch(self.answers))
@@ -69,4 +73,37 @@ class BackEndPort:
 
     def _end(self):
         """Return where the first packet of ``answers`` ends."""
-        return next((n + 1 for n, beat in enumerate(self.answers) if unpack(self.layout, beat).last), 0)
+        return next((n + 1 for n, beat in enumerate(self.answers) if beat & self._last), 0)
+
+
+class BackEndBench:
+    """A back end ``dut`` with some ports. Parameter of the run is ``width``; ``lanes`` are the bytes of a beat.
+
+    A back end that is ``suspended`` and gives something at a waiting port, or is ``stopped`` and gives or has not taken something at any,
+    raises AssertionError. [rtl/virtio/README.md]
+    """
+
+    def __init__(self, dut):
+        self.dut = dut
+
+    async def begin(self, ports=1, *, waiting=(0,)):
+        """Reset; return that many :class:`BackEndPort`, whose movers have settled; ``waiting``: those that wait for the outside."""
+        self.rng, self.width = random.Random(cocotb.RANDOM_SEED), params()["width"]
+        self.lanes = self.width // 8
+        await start(self.dut)
+        for n in range(ports):
+            getattr(self.dut, f"settled__{n}").value = 1
+        made = [BackEndPort(self.dut, n, self.width) for n in range(ports)]
+        cocotb.start_soon(self._watch("suspended", [made[n].writable for n in waiting]))
+        cocotb.start_soon(self._watch("stopped", [one for port in made for one in (port.chains, port.readable, port.writable)]))
+        return made
+
+    async def _watch(self, name, streams):
+        level, read, edge = getattr(self.dut, name), reader(getattr(self.dut, name)), RisingEdge(self.dut.clk)
+        while True:
+            if not read():
+                await RisingEdge(level)
+            await edge
+            for one in streams if read() else ():
+                if one.read_valid():
+                    raise AssertionError(f"{one.name} is valid while {name} is 1")

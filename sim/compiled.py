@@ -18,6 +18,7 @@ from ..models.host import ConfigRead, ConfigWrite, Delay, Host, MemoryRead, Memo
 from ..models.host import run as run_software
 from ..models.memory import AccessFault
 from ..models.tlp import decode, encode
+from ..rtl.spec.virtio_blk import SECTOR_BYTES
 from ..rtl.verilog import RawCard
 from .builds import library
 from .log import read_log, run_header
@@ -187,7 +188,7 @@ class CompiledCard:
         interface does, and 8 bytes more for each TLP. [PCIe5 4.2.2]
     idle_after : :class:`int` or None
         After how many cycles without traffic and outstanding reads the card counts as idle. By default twice the time in which
-        a disk moves what its read buffer holds: it does so without the link.
+        a disk moves what its read buffer holds, and what the longest WRITE_ZEROES takes: both happen without the link.
     card : class
         See :func:`build`: a test may give one with a planted fault.
     waves : path or None
@@ -210,7 +211,8 @@ class CompiledCard:
     def __init__(self, config, *, latency=8, seed=0, mps=256, mrrs=512, rcb=64, jitter=0, split="max", stalls=0, paced=False,
                  idle_after=None, card=RawCard, waves=None):  # fmt: skip
         if idle_after is None:
-            idle_after = max(512, 16 * config.read_buffer_bytes // config.width)
+            zeroes = max((disk.max_zero_sectors * disk.max_zero_segments for disk in config.disks), default=0)
+            idle_after = max(512, 16 * config.read_buffer_bytes // config.width) + zeroes * 8 * SECTOR_BYTES // config.width
         for name, value, low in (("Latency", latency, 1), ("Jitter", jitter, 0), ("Seed", seed, 0), ("Idle cycles", idle_after, 1)):
             if not isinstance(value, int) or not low <= value < 1 << 31:
                 raise ValueError(f"{name} must be an integer between {low} and {(1 << 31) - 1}, not {value!r}")

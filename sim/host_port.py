@@ -11,7 +11,18 @@ from ..models.host import Delay, WaitInterrupt
 from ..models.tlp import TlpType, decode, encode
 from .stream import CLOCK_NS, cycle
 
-__all__ = ["HostPort"]
+__all__ = ["HostPort", "drive"]
+
+
+async def drive(software, perform):
+    """Let ``perform(operation)`` do what the generator ``software`` yields, one operation after the other; return what it returns."""
+    result = None
+    while True:
+        try:
+            operation = software.send(result)
+        except StopIteration as end:
+            return end.value
+        result = await perform(operation)
 
 
 class HostPort:
@@ -39,13 +50,7 @@ class HostPort:
 
     async def run(self, software):
         """Perform what the generator ``software`` yields, one operation after the other; return what it returns."""
-        result = None
-        while True:
-            try:
-                operation = software.send(result)
-            except StopIteration as end:
-                return end.value
-            result = await self.perform(operation)
+        return await drive(software, self.perform)
 
     def start(self, software):
         """Run ``software`` beside the caller; returns the task, which gives the generator's result when awaited."""

@@ -8,6 +8,7 @@ from ..models.iommu.registers import Capabilities, register_list
 from ..models.memory import GuestMemory
 from ..rtl.tlp.layouts import BurstStatus, ConfigState
 from .burst_bus import BurstMemory
+from .host_port import drive
 from .regs_bus import RegisterBus
 from .stream import Stream, cycle, pack, start
 
@@ -74,22 +75,18 @@ class IommuHost:
 
     async def perform(self, software):
         """Run a generator over operations of ``models.host`` whose BAR is at 0; return what it returns."""
-        result = None
-        while True:
-            try:
-                operation = software.send(result)
-            except StopIteration as end:
-                return end.value
-            result = None
-            match operation:
-                case MemoryRead():
-                    result = await self.bus.read(operation.address, operation.size)
-                case MemoryWrite():
-                    await self.bus.write(operation.address, operation.value, operation.size)
-                case Delay():
-                    await ClockCycles(self.dut.clk, operation.cycles)
-                case _:
-                    raise ValueError(f"Operation must be an access of the BAR or a delay, not {operation!r}")
+        return await drive(software, self._perform)
+
+    async def _perform(self, operation):
+        match operation:
+            case MemoryRead():
+                return await self.bus.read(operation.address, operation.size)
+            case MemoryWrite():
+                await self.bus.write(operation.address, operation.value, operation.size)
+            case Delay():
+                await ClockCycles(self.dut.clk, operation.cycles)
+            case _:
+                raise ValueError(f"Operation must be an access of the BAR or a delay, not {operation!r}")
 
     async def until(self, condition, what, cycles=5000):
         """Wait for ``condition()``; AssertionError when it takes longer than ``cycles``."""

@@ -23,6 +23,7 @@ from ..models.virtio.blk import BlkDriver
 from ..models.virtio.driver import Feature, VirtioPciDriver
 from ..models.virtio.split import SplitDriver
 from .card import MappedMemory
+from .host_port import drive
 from .stream import CLOCK_NS, cycle, start
 from .tlp_bus import RawLink
 
@@ -272,13 +273,7 @@ class SecondHost:
 
     async def run(self, software):
         """Perform what the generator ``software`` yields, one operation after the other; return what it returns."""
-        result = None
-        while True:
-            try:
-                operation = software.send(result)
-            except StopIteration as end:
-                return end.value
-            result = await self.perform(operation)
+        return await drive(software, self.perform)
 
     async def perform(self, operation):
         """Perform one operation of :mod:`ringwall.models.host` by the root complex; return its result.

@@ -58,6 +58,7 @@ class Bench:
         self.content = rng.randbytes(CONFIG_BYTES)
         dut.config.value = int.from_bytes(self.content, "little")
         dut.stopped.value = 0
+        cocotb.start_soon(self._check_commands())
         if stop:
             cocotb.start_soon(self.obey())
 
@@ -97,9 +98,21 @@ class Bench:
         kicks = Stream(self.dut, "kicks")
         while True:
             await RisingEdge(self.dut.clk)
-            if kicks.read_valid():
+            if kicks.read_valid() and not self.dut.stop.value:  # one may outlive its queue in a stop
                 here = 1 << kicks.read_payload() - FIRST
                 assert not int(self.dut.idle.value) & here, "a kick before the engine knows of the queue"
+
+    async def _check_commands(self):
+        """Whatever is under way when a stop begins: no command is offered in it."""
+        stop, valid, edge = self.dut.stop, self.dut.commands__valid, RisingEdge(self.dut.clk)
+        while True:
+            await RisingEdge(stop)
+            await edge
+            was_valid = valid.value
+            while stop.value:
+                await edge
+                assert was_valid or not valid.value, "a command is offered in a stop"
+                was_valid = valid.value
 
     async def read(self, offset, size):
         return await self.bus.read(offset, size, function=FUNCTION)

@@ -18,6 +18,7 @@ from ..rtl.spec import virtio_iommu as spec
 from ..rtl.tlp.layouts import Burst, BurstRetired, BurstStatus, Hint
 from ..rtl.viommu.unit import Viommu
 from ..rtl.virtio.layouts import Chain, ConfigWrite
+from .back_end import beats_of
 from .run import params
 from .stream import Stream, cycle, pack, start, unpack
 
@@ -107,7 +108,7 @@ class WallBench:
         self.retired = Queue(), Queue()
         for name, ends in zip(("retired_reads", "retired_writes"), self.retired):
             cocotb.start_soon(self._retire(Stream(dut, name), ends))
-        dut.bypass.value = 1
+        dut.bypass.value = dut.settled__1.value = 1
         dut.features.value = self.device.description.features
         self.device.negotiate(self.device.description.features)
         return self
@@ -116,12 +117,9 @@ class WallBench:
 
     async def give(self, queue, readable, room, status=BurstStatus.OK):
         """Hand a chain to a queue."""
-        layout, lanes = ChainBeat(self.width), self.width // 8
         await self.chains[queue].put(pack(Chain, queue=queue, readable_bytes=len(readable), writable_bytes=room))
-        await self.readable[queue].put_many(
-            pack(layout, data=int.from_bytes(readable[at : at + lanes], "little"), byte_count=len(readable[at : at + lanes]), first=at == 0,
-                 last=at + lanes >= len(readable), status=status if at + lanes >= len(readable) else BurstStatus.OK)
-            for at in range(0, len(readable), lanes))  # fmt: skip
+        if readable:
+            await self.readable[queue].put_many(beats_of(ChainBeat(self.width), readable, status=status))
 
     async def packet(self, queue):
         """Return the bytes of the next packet, having checked its form."""

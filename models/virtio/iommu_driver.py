@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..host import run
 from .intervals import IntervalMap
 from .intervals import Mapping as Interval
 from .iommu_formats import (
@@ -307,14 +308,11 @@ class DirectQueue:
 
     def run(self, steps: Steps) -> Any:
         """Do what a driver's method asks for; return what it returns."""
-        answer = None
-        while True:
-            try:
-                step = steps.send(answer)
-            except StopIteration as done:
-                return done.value
-            answer = None
-            if isinstance(step, Post):
-                self.replies.append(self.serve(step.readable, step.room))
-            else:
-                answer, self.replies = self.replies, []
+        return run(steps, self._perform)
+
+    def _perform(self, step: Post | Sync) -> list[Reply]:
+        if isinstance(step, Post):
+            self.replies.append(self.serve(step.readable, step.room))
+            return []
+        found, self.replies = self.replies, []
+        return found

@@ -44,6 +44,9 @@ class Viommu(wiring.Component):
         Of the gate.
     spare : ``Out(1)``
         Of the translator: it can take a prefetch.
+    look : ``Out(stream.Signature(0))``
+        A report waits and there is no buffer for it: let the ring engine look into the event queue, once per report. Linux rings no
+        doorbell for the buffers that it gives at first.
     hit, miss : ``Out(1)``
         Pulses of the translator, for counters.
     dropped : ``Out(32)``
@@ -66,6 +69,7 @@ class Viommu(wiring.Component):
             "spare": Out(1),
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
+            "look": Out(stream.Signature(0)),
             "hit": Out(1),
             "miss": Out(1),
             "dropped": Out(32),
@@ -89,6 +93,15 @@ class Viommu(wiring.Component):
         ]  # fmt: skip
         with m.If(translator.reports.valid & ~reports.i.ready):
             m.d.sync += self.dropped.eq(self.dropped + 1)
+        has_looked = Signal()  # for the report at hand
+        with m.If(self.look.ready):
+            m.d.sync += self.look.valid.eq(0)
+        with m.If(reports.o.valid & ~self.chains[EVENTS].valid & ~has_looked & ~self.suspend):
+            m.d.sync += [self.look.valid.eq(1), has_looked.eq(1)]
+        with m.If((reports.o.valid & reports.o.ready) | self.stop):
+            m.d.sync += has_looked.eq(0)
+        with m.If(self.stop):
+            m.d.sync += self.look.valid.eq(0)
         forget, find, found = translator.forget, translator.find, translator.found
         has_stopped = Signal()  # a lookup of the last cycle of a stop is answered behind it
         m.d.sync += has_stopped.eq(self.stop)
@@ -142,6 +155,6 @@ class Viommu(wiring.Component):
                     m.next = "AWAIT"
         m.d.comb += [
             self.stopped.eq(self.stop & is_clean & self.port_stopped.all()),
-            self.suspended.eq(self.suspend & requests.is_idle & events.is_idle & ~self.chains[REQUESTS].valid),
+            self.suspended.eq(self.suspend & requests.is_idle & ~self.chains[REQUESTS].valid & events.is_idle & self.settled[EVENTS]),
         ]
         return m

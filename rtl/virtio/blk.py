@@ -4,6 +4,7 @@ from amaranth import Array, Cat, Const, Elaboratable, Module, Mux, ResetInserter
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..dma.reader import WIDTHS
 from ..spec import virtio_blk as spec
 from ..tlp.layouts import BurstStatus
 from .blk_device import BlkDevice
@@ -12,7 +13,6 @@ from .header import HEADER_BYTES, HeaderSplitter
 from .layouts import Chain
 from .store import MemoryPort, Store
 
-WIDTHS = (64, 128, 256, 512)
 IN_FLIGHT = 64  # reads, and writes, of the memory that are not answered
 FAR = 33  # bits of a sector number from which on it is beyond any capacity
 
@@ -202,11 +202,7 @@ class _Core(Elaboratable):
             with m.State("TAKE_CHAIN"):
                 m.d.comb += [chains.ready.eq(1), self.is_idle.eq(1)]
                 with m.If(chains.valid):
-                    m.d.sync += chain.eq(chains.payload)
-                    m.d.sync += [
-                        status.eq(spec.S_IOERR), kind.eq(0), is_in.eq(0), is_out.eq(0), is_id.eq(0), is_discard.eq(0), is_zeroing.eq(0),
-                        is_told.eq(0),
-                    ]  # fmt: skip
+                    m.d.sync += [chain.eq(chains.payload), status.eq(spec.S_IOERR), is_told.eq(0)]
                     m.next = "TAKE_HEADER"
                     with m.If(chains.payload.readable_bytes == 0):
                         m.next = "START_ANSWER"

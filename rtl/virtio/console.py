@@ -137,26 +137,27 @@ class _Receive(wiring.Component):
         out, free = self.writable.payload, Signal()
         row, count, first = Signal(self.width), Signal(range(lanes + 1)), Signal()
         left, quiet = Signal(32), Signal(range(PATIENCE + 1))  # bytes that still fit behind ``row``; cycles without a byte
-        begun, ends, take = Signal(), Signal(), Signal()
+        begun, ends, take, rests = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             self.readable.ready.eq(1),
             free.eq(~self.writable.valid | self.writable.ready),
             begun.eq(~first | (count != 0)),
             ends.eq((left == 0) | (begun & (self.suspend | (quiet == PATIENCE)))),
             take.eq(self.i.valid & self.i.ready),
+            rests.eq(self.suspend & ~self.writable.valid),
         ]
         with m.If(self.writable.ready):
             m.d.sync += self.writable.valid.eq(0)
         with m.FSM():
             with m.State("TAKE_CHAIN"):
-                m.d.comb += [self.chains.ready.eq(~self.suspend), self.suspended.eq(self.suspend & ~self.writable.valid)]
+                m.d.comb += [self.chains.ready.eq(~self.suspend), self.suspended.eq(rests)]
                 m.d.sync += [left.eq(self.chains.payload.writable_bytes), first.eq(1), quiet.eq(0)]
                 with m.If(self.chains.valid & ~self.suspend):
                     m.next = "COLLECT"
             with m.State("COLLECT"):
                 m.d.comb += [
                     self.i.ready.eq((count != lanes) & ~ends & ~self.suspend),
-                    self.suspended.eq(self.suspend & ~begun & (left != 0)),
+                    self.suspended.eq(rests & ~begun & (left != 0)),
                 ]
                 with m.If(take):
                     m.d.sync += [row.word_select(count, 8).eq(self.i.payload), count.eq(count + 1), left.eq(left - 1), quiet.eq(0)]

@@ -84,20 +84,14 @@ class ControlPort(wiring.Component):
                     m.next = "TAKE_CLASS"
                     with m.If(self.chains.payload.readable_bytes == 0):
                         m.next = "ANSWER"
-            with m.State("TAKE_CLASS"):
-                m.d.comb += serializer.o.ready.eq(1)
-                m.d.sync += kind.eq(item.byte)
-                with m.If(serializer.o.valid):
-                    m.next = "TAKE_COMMAND"
-                    with m.If(item.end):
-                        m.next = "ANSWER"
-            with m.State("TAKE_COMMAND"):
-                m.d.comb += serializer.o.ready.eq(1)
-                m.d.sync += command.eq(item.byte)
-                with m.If(serializer.o.valid):
-                    m.next = "KNOW"
-                    with m.If(item.end):
-                        m.next = "ANSWER"
+            for state, target, following in (("TAKE_CLASS", kind, "TAKE_COMMAND"), ("TAKE_COMMAND", command, "KNOW")):
+                with m.State(state):
+                    m.d.comb += serializer.o.ready.eq(1)
+                    m.d.sync += target.eq(item.byte)
+                    with m.If(serializer.o.valid):
+                        m.next = following
+                        with m.If(item.end):
+                            m.next = "ANSWER"
             with m.State("KNOW"):
                 mode = (kind == spec.CTRL_RX) & ((command == spec.CTRL_RX_PROMISC) | (command == spec.CTRL_RX_ALLMULTI))
                 pairs_set = (kind == spec.CTRL_MQ) & (command == spec.CTRL_MQ_VQ_PAIRS_SET) & (self.pairs > 1)

@@ -158,7 +158,7 @@ class ReceiveFront(wiring.Component):
         low, high = Signal(range(lanes + 1)), Signal(range(lanes + 1))
         base_then = Signal(16)
         with m.If(take):
-            m.d.sync += first_base.eq(Mux(base >= 0xFF00, base, base + lanes))
+            m.d.sync += first_base.eq(base + lanes)
         m.d.sync += [
             valid_then.eq(take), beat_then.eq(self.received.payload), base_then.eq(base),
             checksum.valid.eq(valid_then), checksum.beat.data.eq(beat_then.data), checksum.beat.first.eq(beat_then.first),

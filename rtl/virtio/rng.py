@@ -93,18 +93,19 @@ class _Fill(wiring.Component):
         m = Module()
         lanes = self.width // 8
         out, free, left, first = self.writable.payload, Signal(), Signal(32), Signal()
-        final, cut = Signal(), Signal()
+        final, cut, rests = Signal(), Signal(), Signal()
         m.d.comb += [
             self.readable.ready.eq(1),
             free.eq(~self.writable.valid | self.writable.ready),
             final.eq(left <= lanes),
             cut.eq(self.suspend & ~first),
+            rests.eq(self.suspend & ~self.writable.valid),
         ]
         with m.If(self.writable.ready):
             m.d.sync += self.writable.valid.eq(0)
         with m.FSM():
             with m.State("TAKE_CHAIN"):
-                m.d.comb += [self.chains.ready.eq(~self.suspend), self.suspended.eq(self.suspend & ~self.writable.valid)]
+                m.d.comb += [self.chains.ready.eq(~self.suspend), self.suspended.eq(rests)]
                 m.d.sync += [left.eq(self.chains.payload.writable_bytes), first.eq(1)]
                 with m.If(self.chains.valid & ~self.suspend):
                     m.next = "FILL"
@@ -112,7 +113,7 @@ class _Fill(wiring.Component):
                 nothing = left == 0
                 m.d.comb += [
                     self.entropy.ready.eq(free & ~nothing & ~self.suspend),
-                    self.suspended.eq(self.suspend & first & ~nothing),
+                    self.suspended.eq(rests & first & ~nothing),
                 ]
                 with m.If(free & (nothing | cut | (self.entropy.valid & ~self.suspend))):
                     m.d.sync += [

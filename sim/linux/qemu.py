@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from . import uml, viot
+from . import device_tree, uml, viot
 
 __all__ = ["ARCHITECTURES", "IOMMUS", "command", "run"]
 
@@ -20,13 +20,13 @@ _IOMMU = {
 }
 _FIRST_SLOT = 0x10  # on the root bus, where the card's functions are when it has the IOMMU
 # Where our messages go: on amd64 no memory is ever there; a guest of another architecture may put memory everywhere but here.
-_MESSAGES = {"amd64": (0xFEE0_0000, 0x10_0000), "riscv64": (1 << 63, 0x10_0000)}
+_MESSAGES = {"amd64": (0xFEE0_0000, 0x10_0000), "riscv64": (1 << 50, 0x10_0000)}
 _ANSWER_MS = 600_000  # QEMU's patience with an answer; its vCPU stands still meanwhile, so nothing is gained by less
 _JOB_TIMEOUT_S = 1_000_000  # of the guest's clock: timeout_s is what counts
 
 
 def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memory_mb=256, words=(), prompt=False, reboots=False,
-            viot_file=None):  # fmt: skip
+            table_file=None):  # fmt: skip
     """Return the command that starts QEMU: one PCI Express slot with a ``vfio-user-pci`` for each socket, console on standard output.
 
     The guest's clock counts its instructions, and is the host's while it waits: a busy host is none to the guest. With a ``prompt`` its
@@ -43,8 +43,9 @@ def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memo
     arch : :class:`str`
         One of `ARCHITECTURES`.
     iommu : :class:`str`
-        One of `IOMMUS`: what QEMU puts in front of all devices; "card": function 0 of the card is a virtio-iommu for the others, whose
-        endpoint IDs are their places in ``sockets``. Then all are on the root bus, and `viot_file` has the table that says so.
+        One of `IOMMUS`: what QEMU puts in front of all devices; "card": function 0 of the card is the IOMMU of the others, which knows
+        them by their places in ``sockets``: a virtio-iommu for amd64, a RISC-V IOMMU (1B36:0014) for riscv64. Then all are on the
+        root bus, and `table_file` says so.
     memory_mb : :class:`int`
         The guest's memory, a file that the card reaches.
     words : iterable of :class:`str`
@@ -53,8 +54,8 @@ def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memo
         Standard input is the console's, too.
     reboots : :class:`bool`
         A reboot boots again; otherwise it ends QEMU.
-    viot_file : path or None
-        Where the table is written.
+    table_file : path or None
+        With "card". amd64: where the ACPI table is written. riscv64: the device tree, see :func:`.device_tree.make`.
 
     Raises
     ------
@@ -65,9 +66,9 @@ def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memo
         raise ValueError(f"Architecture of the guest must be one of {', '.join(ARCHITECTURES)}, not {arch!r}")
     if iommu not in IOMMUS:
         raise ValueError(f"IOMMU in front of the card must be one of {', '.join(IOMMUS)}, not {iommu!r}")
-    if iommu in ("intel", "card") and arch != "amd64":
-        raise ValueError(f"An Intel IOMMU, and one that ACPI tells of, must be in a guest of amd64, not {arch!r}")
-    if iommu == "card" and viot_file is None:
+    if iommu == "intel" and arch != "amd64":
+        raise ValueError(f"An Intel IOMMU must be in a guest of amd64, not {arch!r}")
+    if iommu == "card" and table_file is None:
         raise ValueError("A card that has the IOMMU must have a file for its table, not None")
     if not isinstance(memory_mb, int) or not 64 <= memory_mb <= 2048:
         raise ValueError(f"Memory must be between 64 and 2048 MiB, not {memory_mb!r}")
@@ -81,10 +82,11 @@ def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memo
         found += ["-icount", "shift=2,sleep=on"]
     if not reboots:
         found.append("-no-reboot")
-    if iommu == "card":
-        places = [_FIRST_SLOT + n << 3 for n in range(len(sockets))]
-        Path(viot_file).write_bytes(viot.table(places[0], {place: n for n, place in enumerate(places) if n}))
-        found += ["-acpitable", f"sig=VIOT,rev=0,data={viot_file}"]
+    if iommu == "card" and arch == "amd64":
+        Path(table_file).write_bytes(viot.table(*_places(sockets)))
+        found += ["-acpitable", f"sig=VIOT,rev=0,data={table_file}"]
+    elif iommu == "card":
+        found += ["-dtb", str(table_file)]
     for n, path in enumerate(sockets):
         device = {"driver": "vfio-user-pci", "bus": f"slot{n}", "socket": {"type": "unix", "path": str(path)}, "x-msg-timeout": _ANSWER_MS}
         if iommu == "card":
@@ -96,6 +98,12 @@ def command(emulator, sockets, *, linux, image, arch="amd64", iommu="none", memo
     return [*found, "-kernel", str(linux), "-initrd", str(image), "-append", " ".join(line)]
 
 
+def _places(sockets):
+    """Return bus, device and function, as one number, of the card's IOMMU; those of the other functions -> by which it knows them."""
+    first, *others = (_FIRST_SLOT + n << 3 for n in range(len(sockets)))
+    return first, {place: n for n, place in enumerate(others, 1)}
+
+
 def run(loop, sockets, *, emulator, linux, image, job, folder, arch="amd64", iommu="none", memory_mb=256, words=(), timeout_s=600,
         echo=None, prompt=False, expect=(), until=None, name="qemu"):  # fmt: skip
     """Boot QEMU with a device at each of ``sockets``, serve the card until it powers off, return its :class:`.uml.GuestRun`.
@@ -103,8 +111,11 @@ def run(loop, sockets, *, emulator, linux, image, job, folder, arch="amd64", iom
     Parameters are those of :func:`command` and :func:`.uml.run`; raises what they raise.
     """
     loop.bridge.messages = _MESSAGES.get(arch, loop.bridge.messages)
+    table_file = Path(folder) / "table.bin"
     started = command(emulator, sockets, linux=linux, image=image, arch=arch, iommu=iommu, memory_mb=memory_mb,
                       words=[f"job={job}", f"job_timeout={_JOB_TIMEOUT_S}", *words], prompt=prompt, reboots=job == "reboot",
-                      viot_file=Path(folder) / "viot.bin")  # fmt: skip
+                      table_file=table_file)  # fmt: skip
+    if (arch, iommu) == ("riscv64", "card"):
+        device_tree.make(started, *_places(sockets), table_file)
     return uml.serve(loop, started, folder=Path(folder), timeout_s=timeout_s, echo=echo, prompt=prompt,
                      expect=(*expect, *uml.EXPECTED.get(job, ())), until=until, name=name)  # fmt: skip

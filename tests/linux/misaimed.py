@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from unittest import mock
 
 from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
@@ -9,15 +10,17 @@ from amaranth.lib import wiring
 from ringwall.models.events import TlpReceived
 from ringwall.models.tlp import TlpType
 from ringwall.rtl.verilog import RawCard
+from ringwall.rtl.virtio.device import DeviceFunction
 from ringwall.sim.card import bench_config
 
-__all__ = ["CONFIG", "EXPECTED", "PERIOD", "DataRequests", "Misaimed", "check"]
+__all__ = ["CONFIG", "EXPECTED", "EXPECTED_READ", "PERIOD", "Astray", "DataRequests", "Misaimed", "check"]
 
 CONFIG = replace(bench_config(64), iommu=None, disks=bench_config(64).disks[:1])
 EXPECTED = r"I/O error, dev vda, sector \d+ op 0x1:\(WRITE\)"  # of the guest
+EXPECTED_READ = r"I/O error, dev vda, sector \d+ op 0x0:\(READ\)"
 
 PERIOD = 80  # of the requests for data, one goes wrong
-_FAR = 1 << 31  # the address bit that it has wrong
+_BURSTS = 10, PERIOD  # of those to read, a page each, and of those to write
 _LEAST = 32  # dwords: rings, headers, status and interrupts are shorter
 _READ, _WRITE = 0x00, 0x40  # first byte of a memory request with an address of 32 bits [PCIe5 2.2.1]
 
@@ -75,3 +78,29 @@ def check(run, requests, counts, count):
     assert 0 < failed <= counts.refused_reads
     assert good == 4 * count - failed
     assert 4 * count - failed - counts.dropped_writes <= right < 4 * count - failed
+
+
+class AstrayFunction(DeviceFunction):
+    """A device whose every 10th burst to read, and 80th to write, at least 32 dwords of data has bit 31 of its IOVA inverted."""
+
+    def elaborate(self, platform):
+        m = super().elaborate(platform)
+        burst = self.bursts[0]
+        is_wrong = Signal()
+        for is_write, period in enumerate(_BURSTS):
+            at = Signal(range(period), name=f"at_{is_write}")
+            with m.If((burst.payload.is_write == is_write) & (burst.payload.length_bytes >= 4 * _LEAST)):
+                m.d.comb += is_wrong.eq(at == period - 1)
+                with m.If(burst.valid & burst.ready):
+                    m.d.sync += at.eq(Mux(is_wrong, 0, at + 1))
+        with m.If(is_wrong):
+            m.d.comb += burst.payload.address[31].eq(~m.submodules.mover_0.bursts.payload.address[31])
+        return m
+
+
+class Astray(RawCard):
+    """``RawCard(config)`` whose devices are each an :class:`AstrayFunction`: what is wrong comes to the card's own IOMMU."""
+
+    def __init__(self, config):
+        with mock.patch("ringwall.rtl.endpoint.DeviceFunction", AstrayFunction):
+            super().__init__(config)

@@ -13,7 +13,7 @@ from .test_uml import Guests
 pytestmark = pytest.mark.guest
 # What Linux takes of what is offered: indirect descriptors, event index, VERSION_1, ACCESS_PLATFORM, packed rings, ORDER_PLATFORM.
 TAKEN = (28, 29, 32, 33, 34, 36)
-CONFIG = EndpointConfig(width=64, disks=(BlkConfig(max_discard_sectors=2048, max_zero_sectors=2048),), completion_timeout_cycles=10_000,
+CONFIG = EndpointConfig(width=64, disks=(BlkConfig(max_discard_sectors=2048, max_zero_sectors=64),), completion_timeout_cycles=10_000,
                         devices=(ConsoleDevice(), RngDevice(), NetDevice(), NetDevice(mac=b"\x02\0\0\0\0\2")))  # fmt: skip
 
 

@@ -16,7 +16,7 @@ def test_viot(tmp_path):
     for iommu, endpoints in ((1 << 16, {}), (0x80, {0x80: 1}), (0x80, {1 << 16: 1}), (0x80, {0x88: 1 << 32}), (-1, {})):
         with pytest.raises(ValueError, match="must be"):
             viot.table(iommu, endpoints)
-    command = qemu.command(["qemu"], ["/a", "/b"], linux="/k", image="/i", iommu="card", viot_file=tmp_path / "viot")
+    command = qemu.command(["qemu"], ["/a", "/b"], linux="/k", image="/i", iommu="card", table_file=tmp_path / "viot")
     assert (tmp_path / "viot").read_bytes() == made
     assert f"sig=VIOT,rev=0,data={tmp_path / 'viot'}" in command
     assert [word for word in command if '"addr": "0x10"' in word and '"/a"' in word]

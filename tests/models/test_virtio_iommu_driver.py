@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from ringwall.models.host import run
 from ringwall.models.memory import GuestMemory
 from ringwall.models.virtio.blk import FRAMINGS
 from ringwall.models.virtio.iommu import IommuDevice
@@ -270,13 +271,7 @@ class Ring:
         return [Reply(gather(self.memory, self.chains.pop(head)), length) for head, length in self.ring.poll_used()]
 
     def do(self, steps):
-        answer = None
-        while True:
-            try:
-                step = steps.send(answer)
-            except StopIteration:
-                return
-            answer = self.post(step.readable, step.room) if isinstance(step, Post) else self.sync()
+        run(steps, lambda step: self.post(step.readable, step.room) if isinstance(step, Post) else self.sync())
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)

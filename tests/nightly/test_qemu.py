@@ -3,19 +3,25 @@
 import os
 import re
 import time
+from collections import Counter
 
 import pytest
 
-from ringwall.rtl.config import BlkConfig, EndpointConfig, VirtioIommuConfig
+from ringwall.models.events import TlpReceived
+from ringwall.models.tlp import TlpType
+from ringwall.rtl.config import BlkConfig, EndpointConfig, IommuConfig, VirtioIommuConfig
 from ringwall.sim.card import bench_config
 from ringwall.sim.linux import initramfs, kernel, qemu
 from ringwall.sim.linux.main import Session
 from ringwall.sim.linux.vfio_user import Server
 
 from ..linux import misaimed
+from ..linux.wall_watch import WallWatch
 
 CONFIG = bench_config(64)
 WITH_IOMMU = EndpointConfig(width=64, iommu=VirtioIommuConfig(), disks=(BlkConfig(), BlkConfig()), completion_timeout_cycles=10_000)
+RISCV = EndpointConfig(width=64, iommu=IommuConfig(vendor_id=0x1B36, device_id=0x0014), disks=(BlkConfig(), BlkConfig()),
+                       completion_timeout_cycles=10_000)  # fmt: skip
 DISKS = (1, 2)
 MACHINES = [(arch, iommu) for arch in qemu.ARCHITECTURES if kernel.cached(arch)
             for iommu in (qemu.IOMMUS if arch == "amd64" else ("none",))]  # fmt: skip
@@ -95,6 +101,68 @@ def test_own_iommu(tmp_path, capsys):
                   f"{run.cycles} cycles")  # fmt: skip
     finally:
         machine.close()
+
+
+if kernel.cached("riscv64"):
+
+    def test_riscv(tmp_path, capsys):
+        """LINUX-QEMU-11: Linux's riscv_iommu_pci binds to function 0; its directory has three levels, disks in groups of their own."""
+        machine, walked = Machine(tmp_path, RISCV, functions=(0, 1, 2), judged=False), Counter()
+
+        def observe(event, tlp):
+            if isinstance(event, TlpReceived) and tlp.type is TlpType.MRD and not tlp.requester_id & 7:
+                walked[4 * tlp.length_dw] += 1
+
+        machine.card.observe = observe
+        try:
+            run = machine.run("tour", arch="riscv64", iommu="card", words=["ignore_loglevel"])
+            assert run.is_good, f"{run.problem or run.status}\n" + "\n".join(run.lines[-30:])
+            text, counts = "\n".join(run.lines), machine.card.counts
+            assert run.fact("verified") == "200" and "Kernel driver in use: iommu_pci" in text
+            assert [re.search(rf"pci 0000:00:{slot}\.0: Adding to iommu group (\d+)", text)[1] for slot in ("11", "12")] == ["0", "1"]
+            assert counts.refused_reads == counts.dropped_writes == 0
+            assert walked[8] >= 2 * len(DISKS) and walked[32] >= len(DISKS)  # entries of two levels, then a device context, for each disk
+            assert walked[16]  # commands
+            with capsys.disabled():
+                print(f"\n  riscv64, the card's own RISC-V IOMMU: reads by bytes {dict(walked)}, {run.seconds:.1f} s, {run.cycles} cycles")
+        finally:
+            machine.close()
+
+
+if IS_NIGHTLY:
+
+    @pytest.mark.timeout(1800)
+    def test_maps(tmp_path, capsys):
+        """LINUX-QEMU-9: 20,000 MAPs and as many UNMAPs by Linux's virtio_iommu: no access by what is not mapped any more."""
+        machine = Machine(tmp_path, WITH_IOMMU, functions=(0, 1, 2), judged=False)
+        try:
+            watch = WallWatch(machine.card)
+            run = machine.run("maps", iommu="card", words=["job_count=1280"], timeout_s=1500)
+            assert run.is_good, f"{run.problem or run.status}\n" + "\n".join(run.lines[-30:])
+            counts = machine.card.counts
+            assert counts.refused_reads == counts.dropped_writes == 0
+            assert watch.attached == {1: 1, 2: 2} and min(watch.counts["Map"], watch.counts["Unmap"]) >= 20_000
+            assert watch.counts["accesses"] > 80_000
+            with capsys.disabled():
+                print(f"\n  {dict(watch.counts)}, {run.seconds:.1f} s")
+        finally:
+            machine.close()
+
+    def test_astray(tmp_path):
+        """LINUX-QEMU-10: some bursts of a disk have a wrong IOVA: refused, told to Linux, their requests fail, no data is wrong."""
+        machine = Machine(tmp_path, WITH_IOMMU, functions=(0, 1, 2), judged=False, card=misaimed.Astray)
+        try:
+            watch = WallWatch(machine.card)
+            run = machine.run("strays", iommu="card", expect=(misaimed.EXPECTED, misaimed.EXPECTED_READ))
+            assert run.is_good, f"{run.problem or run.status}\n" + "\n".join(run.lines[-30:])
+            found = dict(re.findall(r"(\w+)=(\d+)", run.fact("strays")))
+            told = Counter(re.findall(r"virtio_iommu virtio0: page fault from EP 1 at 0x[0-9a-f]+ \[([RW])\]", "\n".join(run.lines)))
+            assert found["wrong"] == "0" and {"R": int(found["writes"]), "W": int(found["reads"])} == told
+            assert min(told.values()) >= 2 and len(told) == 2
+            counts = machine.card.counts
+            assert counts.refused_reads == counts.dropped_writes == 0 and watch.counts["accesses"] > 400
+        finally:
+            machine.close()
 
 
 def test_killed(machine):

@@ -47,10 +47,12 @@ class PlainList:
         return self.items[at] if at >= 0 and self.items[at][1] >= key else None
 
     def inside(self, first, last):
-        return [item for item in self.items if item[1] >= first and item[0] <= last]
+        """Return where those that share a key with ``first`` to ``last`` are."""
+        start, end = (bisect_right(self.items, (key, float("inf"))) for key in (first, last))
+        return slice(start - (start > 0 and self.items[start - 1][1] >= first), end)
 
     def insert(self, item):
-        if self.inside(*item[:2]):
+        if self.items[self.inside(*item[:2])]:
             return Outcome.OVERLAPS
         if len(self.items) == self.room:
             return Outcome.FULL
@@ -59,9 +61,9 @@ class PlainList:
 
     def remove(self, first, last, cuts_first=0, cuts_last=0):
         touched = self.inside(first, last)
-        if any(i[0] < first or i[1] > last or (cuts_first and i[0] == first) or (cuts_last and i[1] == last) for i in touched):
+        if any(i[0] < first or i[1] > last or (cuts_first and i[0] == first) or (cuts_last and i[1] == last) for i in self.items[touched]):
             return Outcome.SPLITS
-        self.items = [item for item in self.items if item not in touched]
+        del self.items[touched]
         return Outcome.DONE
 
 

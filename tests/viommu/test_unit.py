@@ -386,8 +386,8 @@ async def faults_are_told(dut):
 
 @cocotb.test(timeout_time=100, timeout_unit="us")
 async def event_buffers_can_be_taken_back(dut):
-    """VIOMMU-EVT-2: while suspended no event buffer is taken, and none while no fault is there; port_stop takes and drops what comes, and
-    the record waits for another one (V019)."""
+    """VIOMMU-EVT-2: while suspended no event buffer is taken, and none while no fault is there; it is not suspended before a record has
+    arrived; port_stop takes and drops what comes, and the record waits for another one (V019, V023)."""
     bench, _ = await begin(dut)
     await bench.write_bypass(0)
     given = cocotb.start_soon(bench.give(EVENTS, b"", RECORD_BYTES))
@@ -397,6 +397,9 @@ async def event_buffers_can_be_taken_back(dut):
     assert (await bench.access(Access(1, 0, True, 1))).phys is None
     await ClockCycles(dut.clk, 50)
     assert not given.done() and int(dut.suspended.value)
+    dut.settled__1.value = 0
+    await ClockCycles(dut.clk, 2)
+    assert not int(dut.suspended.value)
     dut.suspend.value = 0
     dut.port_stop.value = 1 << EVENTS
     await given

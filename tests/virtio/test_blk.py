@@ -13,6 +13,7 @@ from ringwall.rtl.virtio.blk import Blk, Extent
 from ringwall.rtl.virtio.blk_device import BlkDevice
 from ringwall.rtl.virtio.layouts import Chain, ConfigWrite
 from ringwall.rtl.virtio.store import RowData, RowWrite, Store
+from ringwall.sim.back_end import beats_of
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import cycle, pack, random_ready, start, unpack
 
@@ -75,7 +76,7 @@ class Outside:
     def __init__(self, bench, streams):
         self.bench, self.rows, self.bad, self.discarded = bench, {}, set(), []
         self.reads, self.answers, self.writes, self.written, self.discards = streams
-        self.reading, self.writing = [], []
+        self.reading, self.writing = [], []  # what is not answered
         self.is_stuck = False
         for stream in (self.reads, self.writes):
             cocotb.start_soon(random_ready(stream, bench.rng, 0.8))
@@ -89,30 +90,34 @@ class Outside:
             await RisingEdge(self.bench.dut.clk)
 
     async def read(self):
-        taken = []
-        cocotb.start_soon(self.reads.watch(taken))
+        cocotb.start_soon(self.reads.watch(self.reading))
         while True:
-            while not taken:
+            while not self.reading:
                 await RisingEdge(self.bench.dut.clk)
-            row = taken.pop(0)
+            row = self.reading[0]
             value = pack(RowData(self.bench.width), data=self.rows.get(row, 0), ok=row not in self.bad)
             await self.rest()
             await self.answers.put(value)
+            del self.reading[0]
 
     async def write(self):
-        taken, layout = [], RowWrite(self.bench.width, (SECTORS - 5) * 4096 // self.bench.width)
-        cocotb.start_soon(self.writes.watch(taken))
+        layout = RowWrite(self.bench.width, (SECTORS - 5) * 4096 // self.bench.width)
+        cocotb.start_soon(self.writes.watch(self.writing))
         while True:
-            while not taken:
+            while not self.writing:
                 await RisingEdge(self.bench.dut.clk)
-            one = unpack(layout, taken.pop(0))
+            one = unpack(layout, self.writing[0])
             await self.rest()
             if one.row not in self.bad:
                 self.rows[one.row] = one.data
             await self.written.put(int(one.row not in self.bad))
+            del self.writing[0]
 
     async def discard(self):
         while True:
+            while not self.discards.read_valid():
+                await RisingEdge(self.bench.dut.clk)
+            await self.rest()
             one = unpack(Extent, await self.discards.get())
             self.discarded.append((one.sector, one.count))
 
@@ -136,12 +141,9 @@ class Bench:
         self.dut.settled__0.value = 1
 
     async def give(self, readable, writable_bytes, status=BurstStatus.OK):
-        lanes = self.width // 8
         await self.chains.put(pack(Chain, readable_bytes=len(readable), writable_bytes=writable_bytes))
-        await self.readable.put_many(
-            pack(self.layout, data=int.from_bytes(readable[at : at + lanes], "little"), byte_count=len(readable[at : at + lanes]),
-                 first=at == 0, last=at + lanes >= len(readable), status=status if at + lanes >= len(readable) else BurstStatus.OK)
-            for at in range(0, len(readable), lanes))
+        if readable:
+            await self.readable.put_many(beats_of(self.layout, readable, status=status))
 
     async def answer(self):
         """Return the bytes of the next packet, having checked its form."""
@@ -312,6 +314,13 @@ async def suspend_is_told(dut):
     await bench.begin()
     dut.settled__0.value = 0
     bench.writable.set_ready(1)
+
+    async def watch():
+        while True:
+            await RisingEdge(dut.clk)
+            assert not (dut.suspended.value and dut.chains__0__valid.value)
+
+    cocotb.start_soon(watch())
     asking = cocotb.start_soon(bench.ask(IN, 0, b"", 513))
     await ClockCycles(dut.clk, 100)
     dut.suspend.value = 1
@@ -434,17 +443,19 @@ async def stop_waits_for_the_memory(dut):
     bench.writable.set_ready(1)
     rng, memory = bench.rng, bench.memory
     for n in range(20):
-        kind, data, size = rng.choice([
-            (OUT, rng.randbytes(4096), 1), (IN, b"", 4097), (WRITE_ZEROES, segment(0, 8), 1), (DISCARD, segment(0, 8), 1)])  # fmt: skip
+        cases = (OUT, rng.randbytes(4096), 1), (IN, b"", 4097), (WRITE_ZEROES, segment(0, 8), 1), (DISCARD, segment(0, 8), 1)
+        kind, data, size = cases[n % 4]
+        memory.is_stuck = n // 4 % 2 == 1
         giving = cocotb.start_soon(bench.give(struct.pack("<IIQ", kind, 0, 0) + data, size))
         await ClockCycles(dut.clk, rng.randrange(4, 150))
-        memory.is_stuck = bool(n % 2)
+        memory.is_stuck |= rng.random() < 0.5
         await ClockCycles(dut.clk, 10)
         dut.stop.value = 1
         await ClockCycles(dut.clk, 60)
         memory.is_stuck = False
         while not (dut.stopped.value and giving.done()):
             await RisingEdge(dut.clk)
+        assert not memory.reading and not memory.writing and not dut.discards__valid.value
         await ClockCycles(dut.clk, 3)
         dut.stop.value = 0
         await ClockCycles(dut.clk, 3)

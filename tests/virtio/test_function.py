@@ -22,6 +22,7 @@ from ringwall.rtl.regs.router import Merger, Range, Router
 from ringwall.rtl.tlp.layouts import Burst, BurstData, BurstDone, ConfigRequest, ConfigResponse, DecodeRequest, DecodeResponse
 from ringwall.rtl.virtio.layouts import Notification, QueueCommand
 from ringwall.rtl.virtio.transport import MSIX_BAR, MSIX_BYTES, REGISTERS_BAR, REGISTERS_BYTES, PciTransport, virtio_function
+from ringwall.sim.host_port import drive
 from ringwall.sim.regs_bus import RegisterBus
 from ringwall.sim.run import run
 from ringwall.sim.stream import Stream, pack, start, unpack
@@ -142,24 +143,20 @@ class Bench:
 
     async def run(self, software):
         """Drive a generator of operations to its end; return what it returns."""
-        result = None
-        while True:
-            try:
-                operation = software.send(result)
-            except StopIteration as end:
-                return end.value
-            result = None
-            match operation:
-                case ConfigRead(function, offset, size):
-                    result = await self.config(function, offset, size)
-                case ConfigWrite(function, offset, size, value):
-                    await self.config(function, offset, size, value)
-                case MemoryRead(address, size):
-                    result = await self.memory(address, size)
-                case MemoryWrite(address, size, value):
-                    await self.memory(address, size, value)
-                case Delay(cycles):
-                    await ClockCycles(self.dut.clk, cycles)
+        return await drive(software, self.perform)
+
+    async def perform(self, operation):
+        match operation:
+            case ConfigRead(function, offset, size):
+                return await self.config(function, offset, size)
+            case ConfigWrite(function, offset, size, value):
+                await self.config(function, offset, size, value)
+            case MemoryRead(address, size):
+                return await self.memory(address, size)
+            case MemoryWrite(address, size, value):
+                await self.memory(address, size, value)
+            case Delay(cycles):
+                await ClockCycles(self.dut.clk, cycles)
 
     async def pulse(self, name):
         getattr(self.dut, name).value = 1

@@ -1,4 +1,4 @@
-"""rtl/virtio/README.md: its example is a device that works."""
+"""rtl/virtio/README.md: its example is a device that works, its tables are those of the commands."""
 
 import codecs
 import importlib.util
@@ -11,6 +11,8 @@ import cocotb
 from cocotb.triggers import ClockCycles
 
 import ringwall.rtl
+from ringwall.boards.device_sizes import ROWS
+from ringwall.boards.sizes import FAMILIES
 from ringwall.models.memory import GuestMemory
 from ringwall.rtl.dma.layouts import Segment, WriterDone
 from ringwall.rtl.tlp.layouts import BurstStatus
@@ -21,7 +23,14 @@ from ringwall.sim.run import run
 from ringwall.sim.stream import Stream, pack, start, unpack
 
 README = Path(ringwall.rtl.__path__[0]) / "virtio" / "README.md"
+TABLES = README, README.parent.parent / "viommu" / "README.md"
 NAMES = ("chains", "readable", "writable", "finished", "bursts", "read_data", "write_data", "write_done")
+
+
+def test_tables():
+    """VIRTIO-BACK-2: the tables of sizes have the rows that the command prints, and no other."""
+    rows = [row for table in TABLES for row in re.findall(r"^\| (.*?) \| (ECP5|xc7) \|", table.read_text(), re.MULTILINE)]
+    assert rows == [(row, family) for row in ROWS for family in FAMILIES]
 
 
 def test_readme(request, tmp_path):

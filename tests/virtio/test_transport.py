@@ -7,7 +7,7 @@ import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.rtl.virtio.layouts import QueueCommand, QueueOperation
-from ringwall.rtl.virtio.transport import virtio_function
+from ringwall.rtl.virtio.transport import HOLD, virtio_function
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, random_ready, unpack
 from ringwall.sim.transport_bench import (
@@ -417,6 +417,7 @@ async def reset_waits_for_all(dut):
     while await bench.read(STATUS, 1) != 0:
         assert bench.level("stop") == 1
         assert cycle() - since < 400
+    assert cycle() - since >= 5 * HOLD
     assert bench.level("stop") == 0
     assert bench.level("access_platform") == 0
     await ClockCycles(dut.clk, 50)
@@ -470,6 +471,9 @@ async def function_level_reset_is_a_device_reset(dut):
             cocotb.start_soon(bench.write(rng.choice([STATUS, ENABLE, NOTIFY]), rng.choice([0, 1]), 2 if n % 2 else 1))
         elif n % 5 == 1:
             await bench.ring(0)
+        elif n % 5 == 2:
+            await bench.queue(2, enable=False)
+            cocotb.start_soon(bench.write(ENABLE, 1, 2))
         await ClockCycles(dut.clk, 1 + n % 13)
         is_idle = not bench.level("stop")  # no device reset is under way
         dut.stopped.value = not is_idle

@@ -326,6 +326,54 @@ async def device_is_suspended(dut):
         assert bench.vectors() == [n]
 
 
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def what_waits_here_holds_the_end(dut):
+    """VIRTIO-PCI-30 (V010, V016, V019): neither a queue reset, of a queue that is enabled or not, nor a suspend ends while an interrupt
+    waits to be taken; a device reset does not while an interrupt, a kick or a command does. What is enabled meanwhile is nothing."""
+    bench, _ = await prepare(dut)
+    dut.msix_enable.value = 1
+    await bench.start(queues=(0, 1), vectors=(0, 1, 2))
+    held = {name: Stream(dut, name) for name in ("interrupts", "kicks", "commands")}
+
+    async def stays(offset, size, wanted, *, enable=False):
+        for _ in range(50):
+            if enable:
+                await bench.write(ENABLE, 1, 2)
+            assert await bench.read(offset, size) == wanted
+        held[name].set_ready(1)
+
+    for n in (1, 2):
+        await ClockCycles(dut.clk, 60)
+        bench.commands.clear()
+        name = "interrupts"
+        held[name].set_ready(0)
+        await bench.notify(0)
+        await ClockCycles(dut.clk, 10)
+        await select(bench, n)
+        await bench.write(QUEUE_RESET, 1, 2)
+        await stays(QUEUE_RESET, 2, 1, enable=True)
+        await ClockCycles(dut.clk, 60)
+        assert await bench.read(QUEUE_RESET, 2) == await bench.read(ENABLE, 2) == 0
+        assert bench.vectors() == [0]
+        assert [unpack(QueueCommand, c).operation for c in bench.commands] == [QueueOperation.RESET] * (n == 1)
+    held[name].set_ready(0)
+    await bench.notify(0)
+    await bench.write(STATUS, RUNNING | IS_SUSPENDED, 1)
+    await stays(STATUS, 1, RUNNING)
+    await until_status(bench, 11 | IS_SUSPENDED, [RUNNING])
+    for name in held:
+        await bench.start(vectors=(0, 1, 2), queues=(0, 1))
+        await ClockCycles(dut.clk, 60)
+        held[name].set_ready(0)
+        await bench.notify(0)
+        await bench.ring(1, value=FIRST + 1, size=4)
+        await bench.queue(2)
+        await ClockCycles(dut.clk, 20)
+        await bench.write(STATUS, 0, 1)
+        await stays(STATUS, 1, RUNNING)
+        await until_status(bench, 0, [RUNNING])
+
+
 async def watch_config(dut, log):
     while True:
         await RisingEdge(dut.clk)
