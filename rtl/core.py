@@ -98,7 +98,7 @@ class Core(wiring.Component):
         1: DMA of the function is physical, or the host's to translate.
     stop, stopped : ``In(functions)``, ``Out(functions)``
         Of the requester.
-    translate_request, translate_response, fence, fenced
+    translate_request, translate_response, spare, fence, fenced
         With ``translates``: those of a :class:`.iommu.gate.Gate` with ``doorbells``.
     activity : ``Out(Activity)``
         For counters; nothing about rings, nor about a translator outside.
@@ -132,7 +132,7 @@ class Core(wiring.Component):
             "stop": In(count), "stopped": Out(count),
             **({
                 "translate_request": Out(stream.Signature(DwordRequest)), "translate_response": In(stream.Signature(TranslateResponse)),
-                "fence": In(stream.Signature(0)), "fenced": Out(stream.Signature(0)),
+                "spare": In(1), "fence": In(stream.Signature(0)), "fenced": Out(stream.Signature(0)),
             } if translates else {}),
             "activity": Out(Activity),
         })  # fmt: skip
@@ -279,6 +279,7 @@ class Core(wiring.Component):
         if self.translates:
             for name in ("translate_request", "translate_response", "fence", "fenced"):
                 wiring.connect(m, getattr(gate, name), wiring.flipped(getattr(self, name)))
+            m.d.comb += gate.spare.eq(self.spare)
         m.d.comb += gate.bypass.eq(self.bypass)
         for n in range(len(self.clients)):
             for ours, theirs in ((gate.bursts[n], self.bursts[n]), (requester.write_data[n + 1], self.write_data[n]),
@@ -312,6 +313,7 @@ class Core(wiring.Component):
                 ]  # fmt: skip
             m.d.comb += [
                 iommu.config.eq(space.state[0]),
+                gate.spare.eq(iommu.spare),
                 self.activity.iotlb_hit.eq(iommu.hit),
                 self.activity.iotlb_miss.eq(iommu.miss),
                 self.activity.walk.eq(iommu.begun),
@@ -336,7 +338,7 @@ class Core(wiring.Component):
             connect_beats(m, ats.messages, tellers.i[1])
             m.d.comb += [
                 ats.enable.eq(Cat(settings.ats_enable for settings in space.settings)), requester.ats.eq(ats.usable),
-                gate.bypass.eq(self.bypass | ~ats.usable),
+                gate.bypass.eq(self.bypass | ~ats.usable), gate.spare.eq(ats.spare),
                 completer.present.eq(errors.present),
                 *(ats.config[n].eq(space.state[n]) for n in range(count)),
                 self.activity.iotlb_hit.eq(ats.hit), self.activity.iotlb_miss.eq(ats.miss), self.activity.walk.eq(ats.sent),

@@ -252,6 +252,7 @@ class Endpoint(wiring.Component):
                              (function.fence, core.fence), (core.fenced, function.fenced)):  # fmt: skip
             wiring.connect(m, source, sink)
         m.d.comb += [
+            core.spare.eq(function.spare),
             function.restore.eq(core.reset[0] if self.config.strict else 0),  # no reset of the function lets others bypass
             kicks.valid.eq(function.look.valid), kicks.payload.eq(first_queue + EVENTS), function.look.ready.eq(kicks.ready),
             self.activity.iotlb_hit.eq(function.hit), self.activity.iotlb_miss.eq(function.miss),

@@ -47,7 +47,7 @@ class Wall(wiring.Component):
         self._unit = Viommu(width=width, device=device)
         gates, units = self._gate.signature.members, self._unit.signature.members
         self._theirs = ("bursts", "o", "hints", "bypass", "retired_reads", "retired_writes")
-        between = ("translate_request", "translate_response", "fence", "fenced")
+        between = ("translate_request", "translate_response", "spare", "fence", "fenced")
         self._ours = [name for name in units if name not in between]
         super().__init__({**{name: gates[name] for name in self._theirs}, **{name: units[name] for name in self._ours},
                           "fences": Out(1), "drained": Out(1)})  # fmt: skip
@@ -67,6 +67,7 @@ class Wall(wiring.Component):
         for source, sink in ((gate.translate_request, unit.translate_request), (unit.translate_response, gate.translate_response),
                              (unit.fence, gate.fence), (gate.fenced, unit.fenced)):  # fmt: skip
             wiring.connect(m, source, sink)
+        m.d.comb += gate.spare.eq(unit.spare)
         m.d.comb += [self.fences.eq(gate.fence.valid & gate.fence.ready), self.drained.eq(gate.fenced.valid & gate.fenced.ready)]
         return m
 

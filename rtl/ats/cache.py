@@ -62,6 +62,8 @@ class TranslationCache(wiring.Component):
         forgets no more often than that leaves room for progress.
     may_page, wanted, wants, takes, waits, over
         With patience, as those of :class:`.requests.TranslationRequests`.
+    spare : ``Out(1)``
+        A prefetch that is asked for now can ask the host, and leaves room to requests that wait for answers.
     hit, miss, sent : ``Out(1)``
         Pulses for counters: pages found, pages that are asked for, translation requests sent.
 
@@ -89,7 +91,7 @@ class TranslationCache(wiring.Component):
             "forget": In(1), "forget_av": In(1), "forget_page": In(52),
             "bursts": Out(stream.Signature(AddressedBurst)),
             "read_data": In(stream.Signature(BurstData(width))),
-            "hit": Out(1), "miss": Out(1), "sent": Out(1),
+            "spare": Out(1), "hit": Out(1), "miss": Out(1), "sent": Out(1),
             **({name: self._requests.signature.members[name] for name in PAGING} | {"settled": Out(1)} if page_patience_cycles else {}),
         })  # fmt: skip
 
@@ -152,6 +154,7 @@ class TranslationCache(wiring.Component):
             waiting.i.valid.eq(waits & ~is_prefetch & go), waiting.i.payload.eq(asked),
             go.eq(~valid | ~answers | is_prefetch | ~self.response.valid | self.response.ready),
             self.hit.eq(valid & (hits & answers if pages else hits) & go), self.miss.eq(requests.ask),
+            self.spare.eq(requests.spare & ~(valid & is_prefetch)),
         ]  # fmt: skip
         response = self.response.payload
         with m.If(~self.response.valid | self.response.ready):

@@ -70,8 +70,8 @@ class TranslationRequests(wiring.Component):
         With ``is_answered``.
     ask : ``In(1)``
         Ask for what is sought; only with ``has_room``, if it is neither.
-    has_answers, has_room : ``Out(1)``
-        There are answers; there is room for one more request.
+    has_answers, has_room, spare : ``Out(1)``
+        There are answers; there is room for one more request; for two, or for the only one.
     release : ``In(1)``
         All answers that were there at the last ``begins`` have been used.
     begins : ``In(1)``
@@ -104,7 +104,7 @@ class TranslationRequests(wiring.Component):
                  "takes": In(1), "waits": Out(count), "over": In(stream.Signature(PageOver))}  # fmt: skip
         super().__init__({
             "sought": In(asked_layout(has_pasid)), "is_answered": Out(1), "is_pending": Out(1), "answer": Out(Answer),
-            "ask": In(1), "has_answers": Out(1), "has_room": Out(1), "release": In(1), "begins": In(1),
+            "ask": In(1), "has_answers": Out(1), "has_room": Out(1), "spare": Out(1), "release": In(1), "begins": In(1),
             "enable": In(MAX_FUNCTIONS), "forget": In(1),
             "bursts": Out(stream.Signature(AddressedBurst)),
             "read_data": In(stream.Signature(BurstData(width))),
@@ -143,6 +143,7 @@ class TranslationRequests(wiring.Component):
         m.d.comb += [
             self.is_answered.eq(answered.any()), self.is_pending.eq(pending.any()), self.has_room.eq(idle.any()),
             self.has_answers.eq(Cat(slot.state == State.DONE for slot in slots).any()),
+            self.spare.eq((idle & (idle - (self.count > 1))).any()),
         ]  # fmt: skip
         with m.If(self.ask):
             new = slots[free]

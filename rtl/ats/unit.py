@@ -55,6 +55,8 @@ class HostAts(wiring.Component):
         With ``has_pasid``: the same of PASID Enable.
     page_responses, page_messages, page_enable, restart, allocation, permitted, stopped, failures, surprises
         With ``page_requests``, as those of :class:`.page_requests.PageRequests`.
+    spare : ``Out(1)``
+        Of the cache: it can take a prefetch.
     hit, miss, sent : ``Out(1)``
         Pulses of the cache.
     """
@@ -69,6 +71,7 @@ class HostAts(wiring.Component):
         super().__init__({
             "translate_request": In(stream.Signature(TranslateRequest)),
             "translate_response": Out(stream.Signature(TranslateResponse)),
+            "spare": Out(1),
             "bursts": Out(stream.Signature(AddressedBurst)),
             "read_data": In(stream.Signature(BurstData(width))),
             "invalidations": In(stream.Signature(Invalidation)),
@@ -97,7 +100,7 @@ class HostAts(wiring.Component):
         m.d.comb += [
             orders.enable[:MAX_FUNCTIONS].eq(self.enable), self.usable.eq(orders.usable), cache.enable.eq(orders.usable),
             cache.forget.eq(orders.forget), cache.forget_av.eq(orders.forget_av), cache.forget_page.eq(orders.forget_page),
-            *(getattr(self, name).eq(getattr(cache, name)) for name in COUNTERS),
+            *(getattr(self, name).eq(getattr(cache, name)) for name in ("spare", *COUNTERS)),
         ]  # fmt: skip
         if self.has_pasid:
             m.d.comb += [orders.enable[MAX_FUNCTIONS:].eq(self.pasid_enable), self.pasid_usable.eq(orders.usable[MAX_FUNCTIONS:])]

@@ -40,7 +40,8 @@ class Gate(wiring.Component):
     its function is 0 or the PASID is wider than ``pasid_bits``; it waits while that is 1 and not yet ``pasid_usable``. What leaves
     translated has none, and interrupts never have. [PCIe5 6.20, 10.2]
 
-    A hint becomes a prefetch in a cycle in which no burst enters, and vanishes if its function bypasses.
+    A hint becomes a prefetch in a cycle in which no burst enters and the translator has something to ``spare`` for it; until then it
+    waits, and those behind it. It vanishes if its function bypasses.
 
     A burst counts for its function from the cycle in which it enters until it is retired. An item at ``fence`` is answered at
     ``fenced`` when every burst that entered before it was accepted is retired; bursts that enter later do not delay it.
@@ -89,6 +90,8 @@ class Gate(wiring.Component):
         Pages that functions will ask for.
     translate_request, translate_response : ``Out(stream.Signature(TranslateRequest))``, ``In(stream.Signature(TranslateResponse))``
         The translator; answers are always taken.
+    spare : ``In(1)``
+        The translator can take a prefetch; counts the one that it has accepted from the cycle behind that on.
     bypass : ``In(functions)``
         1: bursts of the function that enter now carry physical addresses.
     pasid_enable, pasid_usable : ``In(functions)``
@@ -130,6 +133,7 @@ class Gate(wiring.Component):
             "hints": In(stream.Signature(Hint)),
             "translate_request": Out(stream.Signature(DwordRequest if doorbells else TranslateRequest)),
             "translate_response": In(stream.Signature(TranslateResponse)),
+            "spare": In(1),
             "bypass": In(functions),
             **({"pasid_enable": In(functions), "pasid_usable": In(functions)} if pasid_bits else {}),
             "config": In(ConfigState).array(functions),
@@ -210,7 +214,7 @@ class Gate(wiring.Component):
             m.d.sync += request.valid.eq(0)
         with m.If(asks):
             m.d.sync += [request.p.device_id.eq(device), request.p.is_prefetch.eq(~entering)]
-        with m.If(asks & ~entering & is_hinted):
+        with m.If(asks & ~entering & is_hinted & self.spare & ~(request.valid & request.p.is_prefetch)):
             m.d.sync += [
                 request.valid.eq(1), request.p.process_id_valid.eq(0), request.p.process_id.eq(0),
                 request.p.is_write.eq(hint.is_write), request.p.page.eq(hint.page), is_hinted.eq(0),

@@ -70,6 +70,9 @@ class Translator(wiring.Component):
         Always taken.
     in_flight : ``Out(walks)``
         A bit per walk that has not ended; a prefetch or a debug request may have left nothing else behind.
+    spare : ``Out(1)``
+        A prefetch that is asked for now will find a walk, and leave one to requests that wait for answers, unless more of those than
+        one are in front of it; 0 while another is on its way to the walker.
     hit, miss, begun, merged, read : ``Out(1)``
         Pulses for counters: translations found in the IOTLB, of either level, requests for the walker, walks begun, requests that joined a
         walk, reads.
@@ -106,6 +109,7 @@ class Translator(wiring.Component):
             **({"mrif": Out(stream.Signature(MrifTarget))} if features.MSI_MRIF else {}),
             "invalidate": In(stream.Signature(Invalidate)),
             "in_flight": Out(walks),
+            "spare": Out(1),
             "hit": Out(1),
             "miss": Out(1),
             "begun": Out(1),
@@ -199,6 +203,19 @@ class Translator(wiring.Component):
             unanswered.eq(valid & ~passes & ~hits),
             passed_on.eq(asked),
         ]
+        # A prefetch on its way from here to the walker.
+        goes_on, ends, is_on_its_way = Signal(), Signal(), Signal()
+        m.d.comb += [
+            goes_on.eq(onward.valid & onward.ready & asked.is_prefetch),
+            ends.eq(missed.o.valid & missed.o.ready & missed.o.p.is_prefetch),
+            self.spare.eq(walker.spare & ~is_on_its_way & ~(valid & asked.is_prefetch)),
+        ]
+        if self._second is not None:
+            was = self._second.o
+            with m.If(was.valid & was.ready & was.p.asked.request.is_prefetch & ~(missed.i.valid & missed.i.ready)):
+                m.d.comb += ends.eq(1)
+        m.d.sync += is_on_its_way.eq((is_on_its_way | goes_on) & ~ends)
+
         answer = Signal(response_layout(features))
         m.d.comb += self._told(answer, asked, found, passes)
         with m.If(passes):

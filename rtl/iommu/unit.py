@@ -72,6 +72,8 @@ class Iommu(wiring.Component):
         With ATS: messages of commands to devices; completions of invalidations by them, always taken.
     page_request, group_response : ``In(stream.Signature(PageRequest))``, ``Out(stream.Signature(GroupResponse))``
         With ATS: messages of devices, one at a time; responses that the IOMMU itself makes.
+    spare : ``Out(1)``
+        Of the translator: it can take a prefetch.
     hit, miss, begun, merged, read : ``Out(1)``
         Pulses of the translator, for counters.
     wires : ``Out(vectors)``
@@ -89,6 +91,7 @@ class Iommu(wiring.Component):
         super().__init__({
             "translate_request": In(stream.Signature(request_layout(features))),
             "translate_response": Out(stream.Signature(response_layout(features))),
+            "spare": Out(1),
             "bus": In(RegisterBus()),
             "config": In(ConfigState),
             "bursts": Out(stream.Signature(Burst)),
@@ -141,7 +144,7 @@ class Iommu(wiring.Component):
             wiring.connect(m, getattr(interface, ours), getattr(translator, theirs))
         m.d.comb += [
             interface.config.eq(self.config), translator.ddtp_mode.eq(interface.ddtp_mode), translator.ddtp_ppn.eq(interface.ddtp_ppn),
-            *(getattr(self, name).eq(getattr(translator, name)) for name in COUNTERS),
+            *(getattr(self, name).eq(getattr(translator, name)) for name in ("spare", *COUNTERS)),
         ]  # fmt: skip
         if hwad:
             m.d.comb += translator.atomics.eq(self.config.atomics)

@@ -124,6 +124,8 @@ class Walker(wiring.Component):
         An invalidation happens: walks in flight are stale; remembered leaf tables are forgotten.
     in_flight : ``Out(walks)``
         A bit per walk.
+    spare : ``Out(1)``
+        No request is at work or waits to be, and one that came now would leave another walk free; with one walk, it would find that.
     begun, merged, read : ``Out(1)``
         Pulses for counters.
     events : ``Out(Events)``
@@ -170,6 +172,7 @@ class Walker(wiring.Component):
             "forget": In(1),
             "forget_tables": In(1),
             "in_flight": Out(self.walks),
+            "spare": Out(1),
             "begun": Out(1),
             "merged": Out(1),
             "read": Out(1),
@@ -314,6 +317,8 @@ class Walker(wiring.Component):
             passes &= self.context.guest_mode == spec.MODE_BARE
 
         pending = Signal()  # ``asked`` could not be begun: it stays, and replies go first
+        free = ~busy
+        m.d.sync += self.spare.eq((free & (free - (self.walks > 1))).any() & any_waiter & ~pending & ~self.i.valid)
         with m.FSM() as fsm:
             with m.State("REST"):
                 m.d.sync += [

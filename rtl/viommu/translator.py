@@ -54,6 +54,8 @@ class Translator(wiring.Component):
         Always taken.
     reports : ``Out(stream.Signature(Report))``
         What was refused; whoever records it takes it at once.
+    spare : ``Out(1)``
+        Nothing waits for the intervals: a prefetch that is asked for now is in front of the next miss with one other at most.
     hit, miss : ``Out(1)``
         Pulses for counters.
 
@@ -80,6 +82,7 @@ class Translator(wiring.Component):
             "found": In(stream.Signature(Interval(self.key_bits, FRAME_BITS))),
             "forget": In(stream.Signature(Forget)),
             "reports": Out(stream.Signature(Report)),
+            "spare": Out(1),
             "hit": Out(1),
             "miss": Out(1),
         })
@@ -130,6 +133,7 @@ class Translator(wiring.Component):
             free.eq(~self.response.valid | self.response.ready), late.ready.eq(free), missed.i.payload.eq(asked),
             missed.i.valid.eq(valid & ~decided),
             go.eq(~valid | asked.request.is_prefetch | Mux(decided, free & ~late.valid, missed.i.ready)),
+            self.spare.eq(~missed.o.valid & ~(valid & asked.request.is_prefetch)),
             self.hit.eq(valid & go & found.hit & asked.attached & ~asked.passes), self.miss.eq(missed.i.valid & missed.i.ready),
             told.eq(Mux(late.valid, missed.o.payload, asked)),
         ]  # fmt: skip

@@ -42,6 +42,8 @@ class Viommu(wiring.Component):
         Of the gate, which has ``doorbells``.
     fence, fenced : ``Out(stream.Signature(0))``, ``In(stream.Signature(0))``
         Of the gate.
+    spare : ``Out(1)``
+        Of the translator: it can take a prefetch.
     look : ``Out(stream.Signature(0))``
         A report waits and there is no buffer for it: let the ring engine look into the event queue, once per report. Linux rings no
         doorbell for the buffers that it gives at first.
@@ -64,6 +66,7 @@ class Viommu(wiring.Component):
             "restore": In(1),
             "translate_request": In(stream.Signature(DwordRequest)),
             "translate_response": Out(stream.Signature(TranslateResponse)),
+            "spare": Out(1),
             "fence": Out(stream.Signature(0)),
             "fenced": In(stream.Signature(0)),
             "look": Out(stream.Signature(0)),
@@ -111,7 +114,7 @@ class Viommu(wiring.Component):
             found.valid.eq(intervals.found.valid | self.stop | has_stopped),
             found.payload.eq(Mux(self.stop | has_stopped, 0, intervals.found.payload)), translator.lost.eq(self.stop | has_stopped),
             *(ours.eq(theirs) for ours, theirs in zip(translator.endpoints, requests.attachments)),
-            events.suspend.eq(self.suspend), self.hit.eq(translator.hit), self.miss.eq(translator.miss),
+            events.suspend.eq(self.suspend), self.spare.eq(translator.spare), self.hit.eq(translator.hit), self.miss.eq(translator.miss),
         ]  # fmt: skip
 
         bypass, shown, byte = Signal(init=self.device.bypass), Signal(init=self.device.bypass), spec.CONFIG_BYPASS % 8

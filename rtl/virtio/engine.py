@@ -24,7 +24,7 @@ from .used import UsedRings
 
 CHAINS, WAITING_CHAINS = 128, 32  # of a port, between being asked for and being finished; fewer where they wait for the outside
 CHAIN_DESCRIPTORS = 256  # the most that a chain may have [VIRTIO1.4 2.7.4.1]
-HINTS, HINT_CYCLES = 256, 6  # those that wait; cycles from one to the next
+HINTS = 256  # those that wait
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class RingEngine(wiring.Component):
     finished : ``In(stream.Signature(WriterDone))``, one per port
         Chains whose answer is written, in order.
     hints : ``Out(stream.Signature(Hint))``
-        The first two pages of each buffer, as soon as its descriptor is known; some are left out when they are not taken in time.
+        The first two pages of each buffer, as soon as its descriptor is known; some are left out when more than 256 wait.
     ring_reads, used_writes : ``Out(1)``
         Pulses for counters.
     idle : ``Out``, one bit per queue
@@ -432,14 +432,7 @@ class RingEngine(wiring.Component):
     def _hint(self, m, buffer):
         """Tell of the page of a buffer's first byte, and one cycle later of the page behind it."""
         m.submodules.hints = hints = Queue(Hint, HINTS)
-        # One by one: walks take a while, and what comes at once finds no walker.
-        pause, left = Signal(range(HINT_CYCLES)), Signal(3, init=7)
-        is_over, goes = pause == HINT_CYCLES - 1, self.hints.valid & self.hints.ready
-        m.d.comb += [
-            self.hints.valid.eq(hints.o.valid & (left != 0)), self.hints.payload.eq(hints.o.payload),
-            hints.o.ready.eq(self.hints.ready & (left != 0)),
-        ]  # fmt: skip
-        m.d.sync += [pause.eq(Mux(is_over, 0, pause + 1)), left.eq(left - goes + (is_over & (left != 7)))]
+        wiring.connect(m, hints.o, wiring.flipped(self.hints))
         first, second, is_longer = Signal(Hint), Signal(Hint), Signal()
         m.d.comb += [first.is_write.eq(buffer.is_write), first.page.eq(buffer.address[12:])]
         with m.Switch(buffer.function):

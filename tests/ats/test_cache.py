@@ -359,3 +359,32 @@ def test_parameters():
     for bad, message in (({"entries": 24}, "not 24"), ({"requests": 0}, "not 0"), ({"requests": 17}, "not 17"), ({"waiting": 1}, "not 1")):
         with pytest.raises(ValueError, match=message):
             TranslationCache(**({"width": 64} | bad))
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def prefetches_leave_room(dut):
+    """ATS-CACHE-6: of pages prefetched while there is something to spare none is lost; one request, if there are two, is left to others."""
+    host = await Host(dut, random.Random(cocotb.RANDOM_SEED), latency=1).begin()
+    for page in range(16):
+        host.change(host.map(2, page, 1), readable=True, writable=True)
+    host.hold = True
+
+    async def prefetch():
+        for page in range(15):
+            await RisingEdge(dut.clk)
+            while not dut.spare.value:
+                await RisingEdge(dut.clk)
+            await host.ask(2, page, 1, is_prefetch=1)
+
+    done = cocotb.start_soon(prefetch())
+    await ClockCycles(dut.clk, 100)
+    assert len(host.sent) == max(params()["requests"] - 1, 1)
+    await host.ask(2, 15, 1)
+    await ClockCycles(dut.clk, 20)
+    assert ((2, 15, 0) in host.sent) == (params()["requests"] > 1)
+    host.hold = False
+    await done
+    await host.idle()
+    await ClockCycles(dut.clk, 100)
+    if params()["requests"] > 1:
+        assert sorted(host.sent) == [(2, page, 0) for page in range(16)]

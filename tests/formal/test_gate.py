@@ -42,6 +42,7 @@ class GateContract(wiring.Component):
     ready: In(2)  # of translator and requester
     answer: In(Answer)
     hint: In(Hinted)  # all of them are the same
+    spare: In(1)
     bypass: In(FUNCTIONS)
     buses: In(FUNCTIONS)  # a bit of the bus number of each function
     fence: In(1)
@@ -70,7 +71,8 @@ class GateContract(wiring.Component):
             ]  # fmt: skip
         a, response = self.answer, gate.translate_response
         m.d.comb += [
-            gate.bypass.eq(self.bypass), gate.config[0].bus.eq(self.buses[0]), gate.config[1].bus.eq(self.buses[1]),
+            gate.spare.eq(self.spare), gate.bypass.eq(self.bypass),
+            gate.config[0].bus.eq(self.buses[0]), gate.config[1].bus.eq(self.buses[1]),
             asks.ready.eq(self.ready[0]), o.ready.eq(self.ready[1]),
             response.valid.eq(a.valid), response.p.cookie.eq(a.cookie), response.p.fault.eq(a.fault),
             response.p.readable.eq(a.readable), response.p.writable.eq(a.writable),
@@ -162,11 +164,11 @@ class VerdictContract(GateContract):
             (~ask.privileged & ~ask.execute, "nothing else is asked for"),
         ):  # fmt: skip
             m.d.comb += Assert(~its | rule, text)
-        hint, hints, prefetch, prefetch_bus = self.hint, Signal(2), Signal(), Signal()
+        hint, hints, prefetch, prefetch_bus, is_second = self.hint, Signal(2), Signal(), Signal(), Signal()
         takes = gate.hints.valid & gate.hints.ready & ~self.bypass.bit_select(hint.function, 1)
         m.d.comb += prefetch.eq(asks.valid & ask.is_prefetch)
         m.d.sync += [
-            hints.eq(hints + takes - (prefetch & asks.ready)),
+            hints.eq(hints + takes - (prefetch & asks.ready)), is_second.eq(is_second | (prefetch & asks.ready)),
             prefetch_bus.eq(Mux(prefetch & ~asks.ready, prefetch_bus, self.buses.bit_select(hint.function, 1))),
         ]
         allowed = Signal()
@@ -197,7 +199,9 @@ class VerdictContract(GateContract):
             Assert(~prefetch | ((ask.device_id == Cat(hint.function, Const(0, 7), prefetch_bus)) & (ask.is_write == hint.is_write)
                                 & (ask.page == Cat(hint.page[0], Const(0, 50), hint.page[1])) & ~ask.process_id_valid),
                    "a prefetch is the hint's"),
-            Cover(prefetch & past(m, prefetch & asks.ready), "two prefetches"),
+            Assert(~prefetch | past(m, Mux(prefetch, ~asks.ready, self.spare)),
+                   "prefetches come one by one, when there is something to spare"),
+            Cover(prefetch & is_second, "two prefetches"),
             Cover(prefetch & past(m, demand), "a prefetch behind a request"),
             Cover(mine & ~bypassed & ok & (burst.atomic == AtomicKind.CAS), "an AtomicOp leaves translated"),
             Cover(mine & answered & ~verdict.fault & ~ok, "a permission was missing"),
@@ -292,6 +296,8 @@ VERDICT_BUGS = [
     ("page.eq(hint.page)", "page.eq(hint.page + 1)", "the hint's"),
     ("Mux(entering, entry.function, hint.function)", "entry.function", "the hint's"),
     ("is_hinted.eq(0)", "is_hinted.eq(1)", "one prefetch for"),
+    ("self.spare", "1", "something to spare"),
+    ("~(request.valid & request.p.is_prefetch)", "1", "one by one"),
     ("~self.bypass.bit_select(function, 1) if self.has_iommu else 0", "1", "one prefetch for"),
     ("request.p.is_prefetch.eq(~entering)", "request.p.is_prefetch.eq(0)", "one request for each"),
 ]

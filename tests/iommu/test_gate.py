@@ -9,7 +9,7 @@ from cocotb.triggers import ClockCycles, RisingEdge, Timer
 from ringwall.rtl.iommu.gate import Gate
 from ringwall.rtl.iommu.layouts import TranslateRequest, TranslateResponse
 from ringwall.rtl.spec.riscv_iommu import MRIF_LOG2
-from ringwall.rtl.tlp.layouts import DIVERTED, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState
+from ringwall.rtl.tlp.layouts import DIVERTED, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import Stream, cycle, pack, random_ready, start, unpack
 
@@ -27,7 +27,7 @@ def test_gate(request, clients, functions):
 
 def test_gate_isolation(request):
     run(Gate(clients=3, functions=2), module=__name__, node=request.node.nodeid, params={"clients": 3, "functions": 2, "depth": 8},
-        testcase=["a_miss_holds_up_nobody_else", "bypassed_bursts_need_no_translator"])  # fmt: skip
+        testcase=["a_miss_holds_up_nobody_else", "bypassed_bursts_need_no_translator", "hints_wait_for_the_translator"])  # fmt: skip
 
 
 def test_gate_files(request):
@@ -102,6 +102,8 @@ class Bench:
         while True:
             for payload in self.requests[seen:]:
                 request = unpack(TranslateRequest, payload)
+                if request.is_prefetch:
+                    continue
                 assert request.cookie not in self.outstanding_cookies, "cookie is used twice"
                 self.outstanding_cookies[request.cookie] = request
                 latency, fields = self.answer(request)
@@ -410,3 +412,31 @@ async def dwords_to_files_are_diverted(dut):
             assert (verdict, address) == (wanted, burst["address"] if is_same else burst["address"] ^ 0xABCDE000 << 12), burst
     verdicts = [verdict for bursts in left for _, verdict in bursts]
     assert min(verdicts.count(verdict) for verdict in (DIVERTED, BurstStatus.FAULT, BurstStatus.OK)) > 10 and beside > 10
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def hints_wait_for_the_translator(dut):
+    """IOMMU-GATE-10: hints wait while the translator has nothing to spare, bursts do not; then each becomes a prefetch, one by one."""
+    bench = await Bench(dut, random.Random(cocotb.RANDOM_SEED)).begin()
+    pages = [bench.rng.getrandbits(52) for _ in range(6)]
+    hints = [pack(Hint, function=1, is_write=n % 2, page=page) for n, page in enumerate(pages)]
+    told = cocotb.start_soon(Stream(dut, "hints").put_many(hints))
+    for n in range(8):
+        await bench.ports[0].put(pack(Burst, **bench.burst(0, n, 1, pasid_valid=0)))
+        await ClockCycles(dut.clk, 8)
+    assert len(bench.out) == len(bench.requests) == 8 and not told.done()
+    bench.requests.clear()
+    bench.request.set_ready(0)
+    dut.spare.value = 1
+    await ClockCycles(dut.clk, 8)
+    bench.request.set_ready(1)
+    await ClockCycles(dut.clk, 1)
+    dut.spare.value = 0  # because of the one that was accepted
+    await ClockCycles(dut.clk, 8)
+    assert len(bench.requests) == 1
+    dut.spare.value = 1
+    await told
+    await ClockCycles(dut.clk, 8)
+    found = [unpack(TranslateRequest, payload) for payload in bench.requests]
+    assert all(request.is_prefetch for request in found)
+    assert [pack(Hint, function=1, is_write=request.is_write, page=request.page) for request in found] == hints

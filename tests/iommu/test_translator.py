@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import cocotb
 import pytest
-from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.triggers import ClockCycles, Lock, RisingEdge
 
 from ringwall.models.iommu.ats import TranslationCompletion
 from ringwall.models.iommu.defects import msi_pte_defects
@@ -51,6 +51,7 @@ LEAST = [  # tests of a translator without features
     "walks_run_side_by_side",
     "invalidated_pages_are_never_seen_again",
     "prefetches_fill_and_are_not_answered",
+    "prefetches_wait_for_walks",
     "more_misses_than_fit_all_end",
 ]
 
@@ -321,6 +322,44 @@ async def prefetches_fill_and_are_not_answered(dut):
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
+async def prefetches_wait_for_walks(dut):
+    """IOMMU-TR-12: of pages that are prefetched while there is something to spare none is lost, and others' misses wait for no walk."""
+    bench = TranslatorBench(dut)
+    await bench.begin()
+    table, latency, prefetched = bench.device(3, PSCID=7), 150, 80
+    for page in range(96):
+        table.map_page(page << 12, 0x900_0000 + (page << 12))
+    bench.latency = lambda: latency
+    assert await bench.check(3, 0) == 0
+    bench.read_count, lock = 0, Lock()
+
+    async def prefetch():
+        page = 1
+        while page <= prefetched:
+            async with lock:
+                await RisingEdge(dut.clk)
+                if dut.spare.value:
+                    await bench.request.put(pack(TranslateRequest, device_id=3, page=page, is_prefetch=1))
+                    page += 1
+
+    done = cocotb.start_soon(prefetch())
+    await ClockCycles(dut.clk, latency)
+    assert int(dut.in_flight.value).bit_count() == 7  # of 8
+    took = []
+    for page in range(90, 96):
+        await ClockCycles(dut.clk, bench.rng.randrange(20, 60))
+        begun = cycle()
+        async with lock:
+            await bench.ask(0, 3, page << 12)
+        await bench.answered(1)
+        took.append(cycle() - begun)
+    assert not done.done() and max(took) < 1.5 * latency, took
+    await done
+    await ClockCycles(dut.clk, 2 * latency)
+    assert bench.read_count == prefetched + len(took)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
 async def more_misses_than_fit_all_end(dut):
     """IOMMU-TR-10: far more requests at once than walks, waiters and queued misses, for few pages and many: each is answered once (R03)."""
     bench = TranslatorBench(dut)
@@ -369,6 +408,7 @@ async def the_second_level_answers(dut):
     for n in (0, 4) * 2:
         await bench.request.put(pack(TranslateRequest, device_id=3, page=n, is_prefetch=1, cookie=9))
         await ClockCycles(dut.clk, 8)
+        assert dut.spare.value
         await bench.ask(1, 3, n << 12)
         begun = cycle()
         bench.times.clear()

@@ -64,7 +64,7 @@ async def both_do_the_same(dut):
 
     clients = [cocotb.start_soon(access_memory()), cocotb.start_soon(access_memory())]
     cocotb.start_soon(offer_buffers())
-    for n, name in enumerate([*VALID, *MALFORMED, *[None] * 400]):
+    for n, name in enumerate([*VALID, *[None] * 400, *MALFORMED]):
         sent = traffic.request(name)
         written = await bench.serve(sent.readable, sent.room)
         statuses.add(Status(written[-4]) if written else None)

@@ -1,14 +1,14 @@
 """The translator of a virtio-iommu alone, with intervals that are made up: what is forgotten serves nobody."""
 
 import cocotb
-from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.triggers import ClockCycles, Lock, RisingEdge
 
 from ringwall.rtl.iommu.layouts import DwordRequest, TranslateResponse
 from ringwall.rtl.viommu.intervals import Interval
 from ringwall.rtl.viommu.layouts import Endpoint, Forget
 from ringwall.rtl.viommu.translator import FRAME_BITS, Translator
 from ringwall.sim.run import run
-from ringwall.sim.stream import pack, start, unpack
+from ringwall.sim.stream import cycle, pack, start, unpack
 
 SLOT, FIRST, LAST, FRAME = 5, 0x100, 0x1FF, 0x7000
 
@@ -62,3 +62,44 @@ async def nothing_old_is_kept(dut):
                 looked_up.clear()
                 await ask(FIRST + 32)
                 assert (await answered()).fault and looked_up == [FIRST + 32], (is_prefetch, has_kept, delay)
+
+
+@cocotb.test(timeout_time=100, timeout_unit="us")
+async def prefetches_are_looked_up_one_by_one(dut):
+    """VIOMMU-TR-5: pages prefetched while there is something to spare are looked up each; a miss waits for two of them at most."""
+    request, response, find, found = await start(dut, "request", "response", "find", "found")
+    interval = Interval(len(dut.find__payload), FRAME_BITS)
+    dut.endpoints__1.value = pack(Endpoint, attached=1, slot=SLOT)
+    response.set_ready(1)
+    looked_up, answers, took, lock = [], [], [], Lock()
+    cocotb.start_soon(response.watch(answers))
+
+    async def answer_lookups():
+        while True:
+            key = await find.get()
+            looked_up.append(key & (1 << 36) - 1)
+            await ClockCycles(dut.clk, 4)
+            await found.put(pack(interval, hit=1, first=key, last=key, page=FRAME, readable=1, writable=1))
+
+    async def prefetch():
+        page = 1
+        while page < 31:
+            async with lock:
+                await RisingEdge(dut.clk)
+                if dut.spare.value:
+                    await request.put(pack(DwordRequest, device_id=1, page=page, is_prefetch=1))
+                    page += 1
+
+    cocotb.start_soon(answer_lookups())
+    done = cocotb.start_soon(prefetch())
+    for page in range(40, 48):
+        begun = cycle()
+        async with lock:
+            await request.put(pack(DwordRequest, device_id=1, page=page))
+        while len(answers) <= page - 40:
+            await RisingEdge(dut.clk)
+        took.append(cycle() - begun)
+    assert not done.done() and max(took) < 30, took
+    await done
+    await ClockCycles(dut.clk, 40)
+    assert sorted(looked_up) == [*range(1, 31), *range(40, 48)]
