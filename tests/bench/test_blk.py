@@ -15,7 +15,7 @@ from ringwall.sim.counted import Counted
 from ringwall.sim.run import run
 
 WIDTH, LATENCY = 256, 250
-CONFIG = replace(bench_config(WIDTH), iommu=IommuConfig(walks=16))  # as in test_prefetch.py: one build
+CONFIG = replace(bench_config(WIDTH), iommu=IommuConfig())  # as in test_prefetch.py: one build
 REQUESTS = 80
 LANES, RAW = WIDTH // 32, WIDTH / 8 * 128 / 130  # dwords of a beat; bytes per cycle of the link [PCIe5 4.2.2]
 DATA = 60  # dwords: shorter TLPs are no data

@@ -289,7 +289,7 @@ def test_masks_under_load():
         masks.is_pending()
         told, used = len(seen.messages), len(seen.used)
         bench.rest(load)
-        bench.go(rng.randrange(100, 300), other)  # what it has told by now has come to the masks
+        bench.go(rng.randrange(400, 600), other)  # what it has told by now has come to the masks
         happened = len(seen.used) > used
         is_pending = masks.is_pending()
         assert len(seen.messages) == told, f"a message behind {which}"
