@@ -141,11 +141,12 @@ class _Maker:
         writable = [span for chain in chains for span in chain.writable]
         own = (layout.parts[0], layout.parts[2]) if self.is_packed else (layout.parts[2],)
         doubts = any(chain.error or not all(length for _, length in chain.readable + chain.writable) for chain in chains)
+        cut = sum(table[0] % DESCRIPTOR_BYTES != 0 for table in tables)  # each of their descriptors may need two reads
         doubts = doubts or len({chain.head for chain in chains}) < len(chains)
         must = is_broken or any(not chain.is_complete and chain.head >= 0 for chain in chains)
         must = must or any(f"more than {self.size} descriptors" in chain.error for chain in chains)
         return HostileRing(layout, self.features, self.base, bytes(image), tuple(chains), tables, (*layout.parts, *tables, *spans),
-                           (*own, *writable), must, must or doubts, read_bound(self.size, len(chains) + 1))  # fmt: skip
+                           (*own, *writable), must, must or doubts, read_bound(self.size, len(chains) + 1 + cut))  # fmt: skip
 
     def _chains(self, memory: GuestMemory) -> tuple[list[Chain], bool]:
         """Return what is available, and whether the ring itself is broken."""

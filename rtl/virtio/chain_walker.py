@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from ..dma.layouts import Segment
 from ..spec import virtio_ring as spec
 from .layouts import Chain, Flight
-from .ring_layouts import LINE_DESCRIPTORS, SLOT_BITS, SLOTS, Descriptor, LineAccess, LineKind, Position, RingTable, Slot
+from .ring_layouts import LINE_DESCRIPTORS, SLOT_BITS, SLOTS, Descriptor, LineAccess, Position, RingTable, Slot, read_descriptors
 from .scout import has_sound_table, is_available
 
 
@@ -26,7 +26,8 @@ class Walk(data.Struct):
     held_is_write: 1
     next: 16  # split, or in a table: the next descriptor
     in_table: 1
-    base: 60  # of the table
+    base: 60  # of the table, in units of 16 bytes
+    offset: 4  # and behind that, in bytes: its descriptors lie in two places each
     entries: 16
     in_second: 1  # the descriptor is in the slot's second line: its place, and what is there
     place: 2
@@ -41,15 +42,17 @@ class ChainWalker(wiring.Component):
     A chain breaks its function (``broken``) that has more descriptors than ``limit``, a next index beyond table or queue, a readable
     descriptor behind a writable one, more than 2^32-1 readable or writable bytes or 2^32 of both, a buffer or table beyond 2^64, an
     indirect table without INDIRECT_DESC, inside a table, beside NEXT, in a packed list of several entries, of no or broken or more than
-    ``limit`` descriptors, or not at a multiple of 16; a packed list that is longer than its ring, or whose end is still not available when
-    its ring is read again. [VIRTIO1.4 2.7.5, 2.8.6, 2.8.7] WRITE of a descriptor that refers to a table is ignored, in a packed table
-    everything but WRITE.
+    ``limit`` descriptors; a packed list that is longer than its ring, or whose end is still not available when its ring is read again.
+    [VIRTIO1.4 2.7.5, 2.8.6, 2.8.7] WRITE of a descriptor that refers to a table is ignored, in a packed table everything but WRITE.
+
+    A table may lie anywhere. One that does not lie at a multiple of 16 costs a second read of a descriptor that lies in two blocks.
 
     A chain waits until its port has room for the longest chain. One of a port that ``waits`` is forgotten meanwhile, so that it holds up
     nobody, and its queue is started again (``flush``); so is one that meets a slot of another queue, which is then ``barred``.
 
     Latency: 6 cycles from slot to chain. Throughput: 6 cycles per chain of one descriptor; 2 more for a table, 5 for each further
-    descriptor of it or of a split chain, 6 of a packed list; a read's latency where the scout did not see it coming.
+    descriptor of it or of a split chain, 6 of a packed list; up to 8 more for each of a table that does not lie at a multiple of 16; a
+    read's latency where the scout did not see it coming.
 
     Parameters
     ----------
@@ -245,33 +248,34 @@ class ChainWalker(wiring.Component):
         ]
 
         # Where the next descriptor is.
-        target, offset, second_offset, in_first, in_second = Signal(60), Signal(16), Signal(16), Signal(), Signal()
-        table_place, table_block = descriptor.address[4:6], Signal(3)
-        m.d.comb += table_block.eq(LINE_DESCRIPTORS - table_place)
-        rest, in_block, second_number, opens_second = Signal(16), Signal(3), Signal(7), Signal()
+        target, offset, second_offset, in_first = Signal(60), Signal(16), Signal(16), Signal()
+        table_place, table_offset = descriptor.address[4:6], descriptor.address[:4]
+        table_block, table_rest = LINE_DESCRIPTORS - table_place, descriptor.length[4:] + table_offset.any()
+        rest, second_number, opens_second = Signal(17), Signal(7), Signal()
+        is_cut, begins_in_second, in_second = Signal(), Signal(), Signal()  # it lies in two places; the first is there; both are
+        asks_end = Signal()  # only for the second
+        turns = Signal(4)  # bytes by which the descriptor is to be turned
+        access = self.accesses.payload
+        ask, places = read_descriptors(access, target, rest, lead=Mux(asks_end, 0, walk.offset), offset=walk.offset)
         m.d.comb += [
             offset.eq(walk.next - (slot.head - slot.before)),
             second_offset.eq(walk.next - walk.first),
             in_first.eq(~in_table & ~walk.in_second & (offset < slot.length)),
-            in_second.eq(walk.in_second & (second_offset < walk.length)),
-            rest.eq(entries - walk.next),
-            in_block.eq(LINE_DESCRIPTORS - target[:2]),
+            is_cut.eq(walk.offset.any()),
+            begins_in_second.eq(walk.in_second & (second_offset < walk.length)),
+            in_second.eq(walk.in_second & (second_offset + is_cut < walk.length)),
             second_number.eq(Cat(place[:SLOT_BITS], Const(1, 1))),
         ]
 
-        access = self.accesses.payload
         flush, gone, give_up = Signal(self.queues), Signal(), Signal()
         m.d.comb += [
             self.slot_at.function.eq(function),
             self.slot_at.number.eq(place),
             self.table_at.eq(slot.queue),
             self.line.function.eq(function),
+            *ask,
             access.function.eq(function),
-            access.iova.eq(Cat(Const(0, 4), target)),
-            access.length_bytes.eq(Mux(rest < in_block, rest, in_block) << 4),
-            access.cookie.kind.eq(LineKind.LINE),
             access.cookie.number.eq(second_number),
-            access.cookie.place.eq(target),
             write_walk.addr.eq(function),
             write_walk.data.eq(walk),
             read_walk.addr.eq(function),
@@ -347,7 +351,7 @@ class ChainWalker(wiring.Component):
                     m.d.comb += [gone.eq(1), flush.eq(queue_here), give_up.eq(is_begun)]
                 with m.Elif(~is_begun & ~(self.port_ready & port_here).any()):
                     m.d.comb += [gone.eq(port_waits), flush.eq(Mux(port_waits, queue_here, 0)), self.flush_parks.eq(flush)]
-                with m.Elif(resumed & (unasked & here).any()):
+                with m.Elif(resumed & ((unasked & here).any() | is_cut)):
                     m.next = "STEP"
                 with m.Else():
                     m.next = "JUDGE"
@@ -372,7 +376,7 @@ class ChainWalker(wiring.Component):
                 with m.Elif(is_table):
                     m.d.sync += [
                         walk.in_table.eq(1), walk.base.eq(descriptor.address[4:]), walk.entries.eq(descriptor.length[4:]),
-                        walk.next.eq(0), walk.slots.eq(1), walk.in_second.eq(0),
+                        walk.offset.eq(table_offset), walk.next.eq(0), walk.slots.eq(1), walk.in_second.eq(0),
                     ]
                     with m.If(packed):
                         m.d.sync += walk.id.eq(descriptor.flags)
@@ -382,9 +386,10 @@ class ChainWalker(wiring.Component):
                             walk.has_second.eq(0),
                             walk.in_second.eq(1),
                             walk.first.eq(0),
-                            walk.length.eq(Mux(descriptor.length[4:] < table_block, descriptor.length[4:], table_block)),
+                            walk.length.eq(Mux(table_rest < table_block, table_rest, table_block)),
                         ]
-                        m.next = "GET"
+                        with m.If(~table_offset.any()):
+                            m.next = "GET"
                 with m.Else():
                     m.next = "PUT"
             with m.State("PUT"):
@@ -434,7 +439,9 @@ class ChainWalker(wiring.Component):
                 m.next = "CHOOSE"
 
             with m.State("STEP"):
-                m.d.sync += target.eq(Mux(in_table, walk.base, table.base) + walk.next)
+                m.d.sync += [
+                    target.eq(Mux(in_table, walk.base, table.base) + walk.next), rest.eq(entries - walk.next + is_cut), asks_end.eq(0),
+                ]
                 m.next = "SEEK"
             with m.State("SEEK"):
                 m.d.comb += [
@@ -443,6 +450,8 @@ class ChainWalker(wiring.Component):
                     self.wants_line.eq(1),
                 ]
                 m.next = "GET"
+                with m.If(begins_in_second & ~in_second & target[:2].all()):
+                    m.d.sync += [target.eq(target + 1), rest.eq(1), asks_end.eq(1)]
                 with m.If(~in_first & ~in_second):
                     m.d.sync += unasked.eq(unasked & ~here)
                     with m.If(~walk.has_second):
@@ -458,8 +467,24 @@ class ChainWalker(wiring.Component):
                     m.d.comb += opens_second.eq(1)
                     m.next = "WAIT"
             with m.State("GET"):
+                m.d.comb += [self.line.number.eq(second_number), self.line.place.eq(target[:2] + 1), self.wants_line.eq(is_cut)]
                 m.d.sync += descriptor.eq(self.descriptor)
                 m.next = "JUDGE"
+                with m.If(is_cut):
+                    m.next = "GET_END"
+            with m.State("GET_END"):
+                m.d.sync += turns.eq(walk.offset)
+                for n in range(spec.DESCRIPTOR_BYTES):
+                    with m.If(n < walk.offset):
+                        m.d.sync += descriptor.as_value().word_select(n, 8).eq(self.descriptor.as_value().word_select(n, 8))
+                m.next = "TURN"
+            with m.State("TURN"):
+                with m.If(turns[2:].any()):
+                    m.d.sync += [descriptor.eq(descriptor.as_value().rotate_right(32)), turns.eq(turns - 4)]
+                with m.Elif(turns.any()):
+                    m.d.sync += [descriptor.eq(descriptor.as_value().rotate_right(8)), turns.eq(turns - 1)]
+                with m.Else():
+                    m.next = "JUDGE"
             with m.State("WAIT"):
                 m.d.comb += write_walk.en.eq(1)
                 m.d.sync += [begun.eq(begun | here), stuck.eq(stuck | here)]
@@ -471,7 +496,7 @@ class ChainWalker(wiring.Component):
                 walk.in_second.eq(1),
                 walk.place.eq(target),
                 walk.first.eq(walk.next),
-                walk.length.eq(Mux(rest < in_block, rest, in_block)),
+                walk.length.eq(places + asks_end),
             ]
         with m.If(gone):
             m.d.sync += [stuck.eq(stuck & ~here), unasked.eq(unasked & ~here)]

@@ -5,15 +5,12 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..spec import virtio_ring as spec
-from .ring_layouts import LINE_DESCRIPTORS, SLOT_BITS, SLOTS, Descriptor, LineAccess, LineKind, RingTable, Slot
-
-TABLE_ALIGNMENT_LOG2 = 4  # of indirect tables: their descriptors lie in blocks as those of a ring do
+from .ring_layouts import LINE_DESCRIPTORS, SLOT_BITS, SLOTS, Descriptor, LineAccess, RingTable, Slot, read_descriptors
 
 
 def has_sound_table(descriptor, rules, next_flag):
-    """Return whether ``descriptor`` may refer to a table: aligned, whole descriptors, the last of its chain. [VIRTIO1.4 2.7.5.3, 2.8.7]"""
-    return (rules.indirect & ~next_flag & (descriptor.address[:TABLE_ALIGNMENT_LOG2] == 0) & (descriptor.length[:4] == 0)
-            & (descriptor.length != 0))  # fmt: skip
+    """Return whether ``descriptor`` may refer to a table: whole descriptors, the last of its chain. [VIRTIO1.4 2.7.5.3, 2.8.7]"""
+    return rules.indirect & ~next_flag & (descriptor.length[:4] == 0) & (descriptor.length != 0)
 
 
 def is_available(flags, wrap):
@@ -117,11 +114,10 @@ class Scout(wiring.Component):
         ]
 
         # The second line: a table's first block, or the block of the next descriptor.
-        target, count, left = Signal(60), Signal(3), Signal(28)
-        in_block = Signal(3)
+        target, offset_bytes, left = Signal(60), Signal(4), Signal(29)
+        ask, _ = read_descriptors(self.accesses.payload, target, left, lead=offset_bytes, offset=offset_bytes)
         m.d.comb += [
-            in_block.eq(LINE_DESCRIPTORS - target[:2]),
-            count.eq(Mux(left < in_block, left, in_block)),
+            *ask,
             self.slot_at.function.eq(turn),
             self.slot_at.number.eq(place),
             self.table_at.eq(slot.queue),
@@ -129,11 +125,7 @@ class Scout(wiring.Component):
             self.line.number.eq(slot.line),
             self.line.place.eq(slot.place),
             self.accesses.payload.function.eq(function),
-            self.accesses.payload.iova.eq(Cat(Const(0, 4), target)),
-            self.accesses.payload.length_bytes.eq(count << 4),
-            self.accesses.payload.cookie.kind.eq(LineKind.LINE),
             self.accesses.payload.cookie.number.eq(Cat(place[:SLOT_BITS], Const(1, 1))),
-            self.accesses.payload.cookie.place.eq(target[:2]),
         ]
         is_over, has_room, step = Signal(), Signal(), Signal(2)
         m.d.comb += [has_room.eq(self.room.bit_select(function, 1)), step.eq(slot.place + (following - slot.head)[:2])]
@@ -169,7 +161,8 @@ class Scout(wiring.Component):
                 ]
                 m.d.sync += [
                     target.eq(Mux(is_indirect, descriptor.address[4:], table.base + following)),
-                    left.eq(Mux(is_indirect, descriptor.length[4:], table.size - following)),
+                    offset_bytes.eq(Mux(is_indirect, descriptor.address[:4], 0)),
+                    left.eq(Mux(is_indirect, descriptor.length[4:] + descriptor.address[:4].any(), table.size - following)),
                 ]
                 m.next = "CHOOSE"  # for want of room, to come again
                 with m.If(has_table):
