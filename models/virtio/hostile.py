@@ -129,8 +129,9 @@ class _Maker:
             put(at, b"".join(self._descriptor(n, self.size + 2, True) for n in range(self.size + 2)))
         put(layout.parts[0][0], b"".join(self._descriptor(n, self.size, False) for n in range(self.size)))
         if not self.is_packed:
-            count = rng.randrange(self.size + 1) if rng.randrange(20) else rng.randrange(1 << 16)
-            entries = [rng.randrange(self.size) if rng.randrange(20) else rng.randrange(1 << 16) for _ in range(self.size)]
+            size = self.size
+            count = rng.randrange(size + 1) if rng.randrange(20) else rng.choice([size + 1, 2 * size, rng.randrange(1 << 16)])
+            entries = [rng.randrange(size) if rng.randrange(20) else rng.choice([size, rng.randrange(1 << 16)]) for _ in range(size)]
             put(layout.avail, rng.choice([bytes(2), b"\1\0"]) + b"".join(n.to_bytes(2, "little") for n in (count, *entries)))
         memory = GuestMemory()
         memory.write(self.base, bytes(image))

@@ -28,7 +28,7 @@ class Walk(data.Struct):
     in_table: 1
     base: 60  # of the table, in units of 16 bytes
     offset: 4  # and behind that, in bytes: its descriptors lie in two places each
-    entries: 16
+    entries: 17  # as far as `next` can lead
     in_second: 1  # the descriptor is in the slot's second line: its place, and what is there
     place: 2
     first: 16
@@ -41,9 +41,10 @@ class ChainWalker(wiring.Component):
 
     A chain breaks its function (``broken``) that has more descriptors than ``limit``, a next index beyond table or queue, a readable
     descriptor behind a writable one, more than 2^32-1 readable or writable bytes or 2^32 of both, a buffer or table beyond 2^64, an
-    indirect table without INDIRECT_DESC, inside a table, beside NEXT, in a packed list of several entries, of no or broken or more than
-    ``limit`` descriptors; a packed list that is longer than its ring, or whose end is still not available when its ring is read again.
-    [VIRTIO1.4 2.7.5, 2.8.6, 2.8.7] WRITE of a descriptor that refers to a table is ignored, in a packed table everything but WRITE.
+    indirect table without INDIRECT_DESC, inside a table, beside NEXT, in a packed list of several entries, of no or broken descriptors, in
+    a packed ring of more than ``limit``; a packed list that is longer than its ring, or whose end is still not available when its ring is
+    read again. [VIRTIO1.4 2.7.5, 2.8.6, 2.8.7] WRITE of a descriptor that refers to a table is ignored, in a packed table everything but
+    WRITE.
 
     A table may lie anywhere. One that does not lie at a multiple of 16 costs a second read of a descriptor that lies in two blocks.
 
@@ -197,7 +198,7 @@ class ChainWalker(wiring.Component):
 
         # What the descriptor says.
         packed, flags = Signal(), Signal(16)
-        is_chained, is_table, is_write, is_bad, following, entries = Signal(), Signal(), Signal(), Signal(), Signal(16), Signal(16)
+        is_chained, is_table, is_write, is_bad, following, entries = Signal(), Signal(), Signal(), Signal(), Signal(16), Signal(17)
         sum_readable, sum_writable, is_too_much = Signal(33), Signal(33), Signal()  # with the descriptor, one cycle after it
         in_table = walk.in_table
         m.d.comb += [
@@ -223,7 +224,7 @@ class ChainWalker(wiring.Component):
         with m.If(is_table):
             m.d.comb += is_bad.eq(
                 in_table | is_beyond | (packed & (walk.slots != 0)) | ~has_sound_table(descriptor, table.rules, flags[spec.F_NEXT])
-                | (descriptor.length[4:] > most))
+                | (packed & (descriptor.length[4:] > most)))
         with m.Else():
             m.d.comb += is_bad.eq(
                 (walk.count >= most) | (walk.is_writing & ~is_write) | is_beyond
@@ -375,8 +376,9 @@ class ChainWalker(wiring.Component):
                     m.next = "CHOOSE"
                 with m.Elif(is_table):
                     m.d.sync += [
-                        walk.in_table.eq(1), walk.base.eq(descriptor.address[4:]), walk.entries.eq(descriptor.length[4:]),
-                        walk.offset.eq(table_offset), walk.next.eq(0), walk.slots.eq(1), walk.in_second.eq(0),
+                        walk.in_table.eq(1), walk.base.eq(descriptor.address[4:]), walk.offset.eq(table_offset),
+                        walk.entries.eq(Mux(descriptor.length[20:].any(), 1 << 16, descriptor.length[4:])),
+                        walk.next.eq(0), walk.slots.eq(1), walk.in_second.eq(0),
                     ]
                     with m.If(packed):
                         m.d.sync += walk.id.eq(descriptor.flags)
