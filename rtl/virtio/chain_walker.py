@@ -33,6 +33,7 @@ class Walk(data.Struct):
     place: 2
     first: 16
     length: 3
+    has_end: 1  # and the place behind the line, as far as the line's last descriptor lies there
     has_second: 1  # the scout's read was not used yet
 
 
@@ -255,7 +256,7 @@ class ChainWalker(wiring.Component):
         rest, second_number, opens_second = Signal(17), Signal(7), Signal()
         is_cut, begins_in_second, in_second = Signal(), Signal(), Signal()  # it lies in two places; the first is there; both are
         asks_end = Signal()  # only for the second
-        turns = Signal(4)  # bytes by which the descriptor is to be turned
+        turns, more_turns = Signal(2), Signal(2)  # dwords, and bytes, by which the descriptor is to be turned
         access = self.accesses.payload
         ask, places = read_descriptors(access, target, rest, lead=Mux(asks_end, 0, walk.offset), offset=walk.offset)
         m.d.comb += [
@@ -264,7 +265,7 @@ class ChainWalker(wiring.Component):
             in_first.eq(~in_table & ~walk.in_second & (offset < slot.length)),
             is_cut.eq(walk.offset.any()),
             begins_in_second.eq(walk.in_second & (second_offset < walk.length)),
-            in_second.eq(walk.in_second & (second_offset + is_cut < walk.length)),
+            in_second.eq(begins_in_second & (~is_cut | (second_offset + 1 < walk.length) | walk.has_end)),
             second_number.eq(Cat(place[:SLOT_BITS], Const(1, 1))),
         ]
 
@@ -452,7 +453,7 @@ class ChainWalker(wiring.Component):
                     self.wants_line.eq(1),
                 ]
                 m.next = "GET"
-                with m.If(begins_in_second & ~in_second & target[:2].all()):
+                with m.If(begins_in_second & ~in_second):
                     m.d.sync += [target.eq(target + 1), rest.eq(1), asks_end.eq(1)]
                 with m.If(~in_first & ~in_second):
                     m.d.sync += unasked.eq(unasked & ~here)
@@ -475,16 +476,16 @@ class ChainWalker(wiring.Component):
                 with m.If(is_cut):
                     m.next = "GET_END"
             with m.State("GET_END"):
-                m.d.sync += turns.eq(walk.offset)
+                m.d.sync += Cat(more_turns, turns).eq(walk.offset)
                 for n in range(spec.DESCRIPTOR_BYTES):
                     with m.If(n < walk.offset):
                         m.d.sync += descriptor.as_value().word_select(n, 8).eq(self.descriptor.as_value().word_select(n, 8))
                 m.next = "TURN"
             with m.State("TURN"):
-                with m.If(turns[2:].any()):
-                    m.d.sync += [descriptor.eq(descriptor.as_value().rotate_right(32)), turns.eq(turns - 4)]
-                with m.Elif(turns.any()):
-                    m.d.sync += [descriptor.eq(descriptor.as_value().rotate_right(8)), turns.eq(turns - 1)]
+                with m.If(turns.any()):
+                    m.d.sync += [descriptor.eq(descriptor.as_value().rotate_right(32)), turns.eq(turns - 1)]
+                with m.Elif(more_turns.any()):
+                    m.d.sync += [descriptor.eq(descriptor.as_value().rotate_right(8)), more_turns.eq(more_turns - 1)]
                 with m.Else():
                     m.next = "JUDGE"
             with m.State("WAIT"):
@@ -496,9 +497,10 @@ class ChainWalker(wiring.Component):
             m.d.sync += [
                 walk.has_second.eq(0),
                 walk.in_second.eq(1),
+                walk.has_end.eq(asks_end),
                 walk.place.eq(target),
                 walk.first.eq(walk.next),
-                walk.length.eq(places + asks_end),
+                walk.length.eq(places),
             ]
         with m.If(gone):
             m.d.sync += [stuck.eq(stuck & ~here), unasked.eq(unasked & ~here)]
