@@ -156,7 +156,7 @@ class ChainWalker(wiring.Component):
         # One bit per function: a chain was begun; it waits for its slot's second line, or to ask for it; others are barred.
         begun, stuck, unasked, alone = (Signal(self.functions, name=name) for name in ("begun", "stuck", "unasked", "alone"))
         begun_queues = [Signal(range(queue_depth), name=f"begun_queue_{n}") for n in range(self.functions)]
-        tried = Signal(self.queues)  # a list's end was not there when its beginning was
+        tried = Signal(self.queues)  # a list is read again: its beginning was there, what came behind may be older
 
         # The slot at work.
         function, turn = Signal(range(function_depth)), Signal(range(function_depth))
@@ -269,7 +269,7 @@ class ChainWalker(wiring.Component):
             second_number.eq(Cat(place[:SLOT_BITS], Const(1, 1))),
         ]
 
-        flush, gone, give_up = Signal(self.queues), Signal(), Signal()
+        flush, gone, give_up, is_again = Signal(self.queues), Signal(), Signal(), Signal()
         m.d.comb += [
             self.slot_at.function.eq(function),
             self.slot_at.number.eq(place),
@@ -317,6 +317,7 @@ class ChainWalker(wiring.Component):
                         self.fresh.ready.eq(1), write_walked.en.eq(1), write_walked.addr.eq(self.fresh.payload),
                         write_walked.data.count.eq(0), write_walked.data.head.eq(0), write_walked.data.wrap.eq(1),
                     ]
+                    m.d.sync += tried.eq(tried & ~(1 << self.fresh.payload))
                 with m.Elif(lost.bit_select(turn, 1)):
                     m.next = "GIVE_UP"
                 with m.Elif(ready.bit_select(turn, 1)):
@@ -329,7 +330,7 @@ class ChainWalker(wiring.Component):
                     fresh.id.eq(self.slot.head),
                     fresh.has_second.eq(self.second),
                     self.table_at.eq(self.slot.queue),
-                    self.line.number.eq(self.slot.line),
+                    self.line.number.eq(Cat(self.slot.line, is_again)),
                     self.line.place.eq(self.slot.place),
                     self.wants_line.eq(1),
                 ]
@@ -338,8 +339,9 @@ class ChainWalker(wiring.Component):
                     m.d.sync += walk.eq(read_walk.data)
                 with m.If((stuck & here).any()):
                     m.d.comb += [self.line.number.eq(second_number), self.line.place.eq(Walk(read_walk.data).place)]
-                with m.Elif(is_begun):
-                    m.d.sync += [walk.has_second.eq(self.second), walk.in_second.eq(0)]
+                with m.Elif(is_begun):  # the list goes on: in a line that was read again, or in the one before
+                    m.d.comb += is_again.eq(Mux(self.slot.before == 0, self.second, Walk(read_walk.data).in_second))
+                    m.d.sync += [walk.has_second.eq(0), walk.in_second.eq(is_again)]
                 m.next = "TAKE"
             with m.State("TAKE"):
                 m.d.sync += [table.eq(self.table), descriptor.eq(self.descriptor)]
@@ -353,6 +355,9 @@ class ChainWalker(wiring.Component):
                     m.d.comb += [gone.eq(1), flush.eq(queue_here), give_up.eq(is_begun)]
                 with m.Elif(~is_begun & ~(self.port_ready & port_here).any()):
                     m.d.comb += [gone.eq(port_waits), flush.eq(Mux(port_waits, queue_here, 0)), self.flush_parks.eq(flush)]
+                with m.Elif(is_begun & ~resumed & (slot.before == 0) & ~walk.in_second & ~(tried & queue_here).any()):
+                    m.d.comb += [gone.eq(1), flush.eq(queue_here), give_up.eq(1)]  # its line may be older than its first descriptor
+                    m.d.sync += tried.eq(tried | queue_here)
                 with m.Elif(resumed & ((unasked & here).any() | is_cut)):
                     m.next = "STEP"
                 with m.Else():
