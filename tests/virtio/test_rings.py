@@ -13,6 +13,7 @@ from ringwall.rtl.tlp.layouts import BurstStatus
 from ringwall.rtl.virtio.engine import PortDescription, RingEngine
 from ringwall.sim.ring_bench import RingBench
 from ringwall.sim.run import params, run
+from ringwall.sim.stream import Stream, random_ready
 
 PORTS = ((0, (16, 8)), (1, (16,)), (1, (8,)))
 PACKED, INDIRECT, EVENT, IN_ORDER = (1 << bit for bit in (Feature.RING_PACKED, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.IN_ORDER))
@@ -153,9 +154,9 @@ async def functions_are_suspended(dut):
     bench = await bench_of(dut)
     for features in (0, PACKED | EVENT):
         for queue in (2, 3):
-            await bench.enable(queue, 16 if queue == 2 else 8, features)
-        for _ in range(5):
-            tasks = [cocotb.start_soon(traffic(bench, queue, 3)) for queue in (2, 3)]
+            await bench.enable(queue, 16 if queue == 2 else 8, features, arrangement="scattered")
+        for _ in range(10):
+            tasks = [cocotb.start_soon(traffic(bench, queue, 3, most=most)) for queue, most in ((2, bench.rng.choice((1, 12))), (3, 5))]
             await ClockCycles(dut.clk, bench.rng.randrange(400))
             bench.backs[2].held = True
             dut.suspend.value = 2
@@ -293,3 +294,66 @@ async def half_lists_are_not_taken(dut):
         ring.poll_used()
         assert back.chains.pop() == (0, readable, writable) and not bench.broken
     asking.cancel()
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def chains_wait_for_room(dut):
+    """VIRTIO-RING-21: a port that waits takes segments now and then: its queue is asked anew again and again, its chains come in order."""
+    bench = await bench_of(dut)
+    bench.latency = lambda: bench.rng.choice((5, 20, 150))
+    cocotb.start_soon(random_ready(Stream(dut, "writable__2"), bench.rng, 0.05))
+    for features in (INDIRECT, INDIRECT | PACKED):
+        ring = await bench.enable(3, 8, features, arrangement="scattered")
+        for _ in range(12):
+            made = [[(bench.rng.randrange(1 << 40), 64) for _ in range(4)] for _ in range(8)]
+            for spans in made:
+                ring.add_chain([], spans, direct=0)
+                await bench.publish(3, always=True)
+                await ClockCycles(dut.clk, bench.rng.choice((1, 20, 100)))
+            found = 0
+            while found < 8:
+                await bench.until(lambda ring=ring: ring.has_used)
+                found += len(ring.poll_used())
+            assert [writable for _, _, writable in bench.backs[2].chains] == made
+            bench.backs[2].chains.clear()
+        await bench.reset(3)
+    assert not bench.broken
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def one_lap_is_asked_for(dut):
+    """VIRTIO-RING-22: of a small packed ring in which nothing is available each descriptor is read once at most after a doorbell (V066)."""
+    bench = await bench_of(dut)
+    for size in (1, 2, 3, 5):
+        await bench.enable(0, size, PACKED)
+        first = len(bench.servers[0].log)
+        await bench.publish(0, always=True)
+        await ClockCycles(dut.clk, 300)
+        assert 0 < sum(burst.length_bytes for _, burst, _ in bench.servers[0].log[first:]) <= 16 * size
+        await bench.reset(0)
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def suspended_in_each_cycle(dut):
+    """VIRTIO-RING-23: suspended in any cycle while long lists or many chains are asked for, a ring goes on where it was (V019, V023)."""
+    bench = await bench_of(dut)
+    bench.latency = lambda: 12
+    back, rng = bench.backs[1], bench.rng
+    for features, lists, buffers in ((0, 14, 1), (0, 1, 12), (PACKED, 1, 12)):
+        ring = await bench.enable(2, 16, features, arrangement="scattered")
+        for wait in range(20, 120):
+            made = [[(rng.randrange(1 << 40), 64) for _ in range(buffers)] for _ in range(lists)]
+            for spans in made:
+                ring.add_chain(spans)
+            await bench.publish(2)
+            await ClockCycles(dut.clk, wait)
+            dut.suspend.value = 2
+            await bench.until(lambda: int(dut.suspended.value) == 2, 600)
+            dut.suspend.value = 0
+            found = 0
+            while found < lists:
+                await bench.until(lambda ring=ring: ring.has_used)
+                found += len(ring.poll_used())
+            assert [readable for _, readable, _ in back.chains] == made and not bench.broken
+            back.chains.clear()
+        await bench.reset(2)
