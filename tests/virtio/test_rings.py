@@ -357,3 +357,37 @@ async def suspended_in_each_cycle(dut):
             assert [readable for _, readable, _ in back.chains] == made and not bench.broken
             back.chains.clear()
         await bench.reset(2)
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def packets_are_shown_at_once(dut):
+    """VIRTIO-RING-24: whatever write the driver looks after, it sees all chains of a packet or none, on both kinds of rings (V155)."""
+    bench = await bench_of(dut)
+    memory, rng, kept = bench.memory, bench.rng, 0
+    write, ends, found = memory.write, [], []
+
+    def goes_on():
+        ends.append(len(ends) % 6 != 5 and rng.random() < 0.7)
+        return ends[-1]
+
+    def seen(address, data, **options):
+        nonlocal kept
+        write(address, data, **options)
+        found.extend(bench.rings[3].poll_used())
+        kept += len(found) < len(ends)
+        assert not found or not ends[len(found) - 1], f"{len(found)} chains are shown of {ends}"
+
+    bench.backs[2].goes_on = goes_on
+    for features in (0, IN_ORDER, PACKED, PACKED | IN_ORDER):
+        ring = await bench.enable(3, 8, features)
+        ends.clear()
+        found.clear()
+        for n in range(1, 21):
+            for _ in range(6):
+                ring.add_chain([], [(0x5000, 64)])
+            await bench.publish(3, always=True)
+            memory.write = seen
+            await bench.until(lambda n=n: len(found) == 6 * n)
+            memory.write = write
+        await bench.reset(3)
+    assert kept and not bench.broken
