@@ -10,8 +10,6 @@ import weakref
 from pathlib import Path
 
 import numpy as np
-from amaranth.hdl import Shape
-from amaranth.lib import data
 
 from ..models.host import Delay, MemoryRead, MemoryWrite
 from ..models.host import run as run_software
@@ -20,6 +18,7 @@ from ..rtl.iommu.features import Features
 from ..rtl.iommu.unit import Iommu
 from ..rtl.tlp.layouts import BurstStatus, ConfigState
 from .builds import library
+from .wrapper import wrapper_ports
 
 __all__ = ["ANSWER", "PAGE_REQUEST", "REQUEST", "STORE", "UPDATE", "BrokenRule", "CompiledIommu", "MarkedMemory", "build"]
 
@@ -83,35 +82,7 @@ def _wrapper(unit):
 
 
 def _ports(unit):
-    """Return the wrapper's ports for ``unit``, and its lines."""
-    ports, registers, joined = ["input clk"], [], [".clk(clk)", ".rst(1'b0)"]
-
-    def held(name, width):
-        ports.append(f"input [{width - 1}:0] {name}")
-        registers.append((name, width))
-        return f"{name}_held"
-
-    for path, member, _ in unit.signature.flatten(unit):
-        stream, kind, name = "_".join(map(str, path[:-1])), path[-1], "__".join(map(str, path))
-        is_input, width = member.flow.name == "In", Shape.cast(member.shape).width
-        if not stream:
-            if is_input:
-                value = ConfigState.const({"msix_enable": 1, "bus_master": 1, "atomics": 1}).as_value().value if kind == "config" else 0
-                joined.append(f".\\{name} ({width}'d{value})")
-            else:
-                ports.append(f"output [{width - 1}:0] {name}")
-                joined.append(f".{name}({name})")
-        elif kind != "payload":
-            if not is_input:
-                ports.append(f"output {stream}_{kind}")
-            joined.append(f".{name}({held(f'{stream}_{kind}', 1) if is_input else f'{stream}_{kind}'})")
-        elif width:
-            fields = [(f"{stream}_{field}", Shape.cast(place.shape).width) for field, place in data.Layout.cast(member.shape)]
-            if not is_input:
-                ports += [f"output [{bits - 1}:0] {field}" for field, bits in fields]
-            joined.append(f".{name}({{{', '.join([held(*one) if is_input else one[0] for one in fields][::-1])}}})")
-    lines = [f"reg [{width - 1}:0] {name}_held = 0;\n  always @(posedge clk) {name}_held <= {name};" for name, width in registers]
-    return ports, [*lines, f"top top ({', '.join(joined)});"]
+    return wrapper_ports(unit, {"config": ConfigState.const({"msix_enable": 1, "bus_master": 1, "atomics": 1}).as_value().value})
 
 
 def _fields(names):

@@ -190,17 +190,21 @@ def planted(component, bugs, first=1):
     return _compiled(component, source, _choose=Mux, _bug=BUG)
 
 
-def mutant(component, old, new):
+def mutant(component, old, new, *more):
     """Return the class ``component`` as it is when ``old``, which stands once in its class, is ``new``: a planted bug.
+
+    ``more``: pairs of further texts, for what a proof must see, or need not look at.
 
     Raises
     ------
     :exc:`ValueError`
-        When ``old`` does not stand in the class exactly once.
+        When an old text does not stand in the class exactly once.
     """
-    source = inspect.getsource(component)
-    _require_once(component, source, old)
-    return _compiled(component, source.replace(old, new))
+    source, changes = inspect.getsource(component), (old, new, *more)
+    for one, other in zip(changes[::2], changes[1::2], strict=True):
+        _require_once(component, source, one)
+        source = source.replace(one, other)
+    return _compiled(component, source)
 
 
 def _require_once(component, source, old):

@@ -21,11 +21,12 @@ RULES = {"packed": Feature.RING_PACKED, "indirect": Feature.INDIRECT_DESC, "even
 class BackEnd:
     """Takes the chains of one port and finishes them in order, each ``latency()`` cycles after it came at the earliest.
 
-    ``chains``: of each chain its queue's index, its readable and its writable segments (address, length).
+    ``chains``: of each chain its queue's index, its readable and its writable segments (address, length). ``goes_on()``: whether the packet
+    of the chain that ends now goes on in the next.
     """
 
     def __init__(self, dut, port, latency):
-        self.latency, self.chains, self.held, self.era = latency, [], False, 0
+        self.latency, self.chains, self.held, self.era, self.goes_on = latency, [], False, 0, lambda: False
         self.news, self.parts = Event(), {name: deque() for name in ("chains", "readable", "writable")}
         for name, part in self.parts.items():
             stream = Stream(dut, f"{name}__{port}")
@@ -84,7 +85,7 @@ class BackEnd:
                 await Timer(min(due - cycle(), 50) * CLOCK_NS, "ns")
                 await self.edge
             if self.waiting and not self.held:
-                await self.done.put(pack(WriterDone, length_bytes=length, status=BurstStatus.OK))
+                await self.done.put(pack(WriterDone, length_bytes=length, status=BurstStatus.OK, more=self.goes_on()))
                 if self.waiting:
                     self.waiting.popleft()
 

@@ -129,8 +129,9 @@ class _Maker:
             put(at, b"".join(self._descriptor(n, self.size + 2, True) for n in range(self.size + 2)))
         put(layout.parts[0][0], b"".join(self._descriptor(n, self.size, False) for n in range(self.size)))
         if not self.is_packed:
-            count = rng.randrange(self.size + 1) if rng.randrange(20) else rng.randrange(1 << 16)
-            entries = [rng.randrange(self.size) if rng.randrange(20) else rng.randrange(1 << 16) for _ in range(self.size)]
+            size = self.size
+            count = rng.randrange(size + 1) if rng.randrange(20) else rng.choice([size + 1, 2 * size, rng.randrange(1 << 16)])
+            entries = [rng.randrange(size) if rng.randrange(20) else rng.choice([size, rng.randrange(1 << 16)]) for _ in range(size)]
             put(layout.avail, rng.choice([bytes(2), b"\1\0"]) + b"".join(n.to_bytes(2, "little") for n in (count, *entries)))
         memory = GuestMemory()
         memory.write(self.base, bytes(image))
@@ -141,11 +142,12 @@ class _Maker:
         writable = [span for chain in chains for span in chain.writable]
         own = (layout.parts[0], layout.parts[2]) if self.is_packed else (layout.parts[2],)
         doubts = any(chain.error or not all(length for _, length in chain.readable + chain.writable) for chain in chains)
+        cut = sum(table[0] % DESCRIPTOR_BYTES != 0 for table in tables)  # each of their descriptors may need two reads
         doubts = doubts or len({chain.head for chain in chains}) < len(chains)
         must = is_broken or any(not chain.is_complete and chain.head >= 0 for chain in chains)
         must = must or any(f"more than {self.size} descriptors" in chain.error for chain in chains)
         return HostileRing(layout, self.features, self.base, bytes(image), tuple(chains), tables, (*layout.parts, *tables, *spans),
-                           (*own, *writable), must, must or doubts, read_bound(self.size, len(chains) + 1))  # fmt: skip
+                           (*own, *writable), must, must or doubts, read_bound(self.size, len(chains) + 1 + cut))  # fmt: skip
 
     def _chains(self, memory: GuestMemory) -> tuple[list[Chain], bool]:
         """Return what is available, and whether the ring itself is broken."""

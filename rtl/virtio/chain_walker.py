@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from ..dma.layouts import Segment
 from ..spec import virtio_ring as spec
 from .layouts import Chain, Flight
-from .ring_layouts import LINE_DESCRIPTORS, SLOT_BITS, SLOTS, Descriptor, LineAccess, LineKind, Position, RingTable, Slot
+from .ring_layouts import LINE_DESCRIPTORS, SLOT_BITS, SLOTS, Descriptor, LineAccess, Position, RingTable, Slot, read_descriptors
 from .scout import has_sound_table, is_available
 
 
@@ -26,12 +26,14 @@ class Walk(data.Struct):
     held_is_write: 1
     next: 16  # split, or in a table: the next descriptor
     in_table: 1
-    base: 60  # of the table
-    entries: 16
+    base: 60  # of the table, in units of 16 bytes
+    offset: 4  # and behind that, in bytes: its descriptors lie in two places each
+    entries: 17  # as far as `next` can lead
     in_second: 1  # the descriptor is in the slot's second line: its place, and what is there
     place: 2
     first: 16
     length: 3
+    has_end: 1  # and the place behind the line, as far as the line's last descriptor lies there
     has_second: 1  # the scout's read was not used yet
 
 
@@ -40,16 +42,19 @@ class ChainWalker(wiring.Component):
 
     A chain breaks its function (``broken``) that has more descriptors than ``limit``, a next index beyond table or queue, a readable
     descriptor behind a writable one, more than 2^32-1 readable or writable bytes or 2^32 of both, a buffer or table beyond 2^64, an
-    indirect table without INDIRECT_DESC, inside a table, beside NEXT, in a packed list of several entries, of no or broken or more than
-    ``limit`` descriptors, or not at a multiple of 16; a packed list that is longer than its ring, or whose end is still not available when
-    its ring is read again. [VIRTIO1.4 2.7.5, 2.8.6, 2.8.7] WRITE of a descriptor that refers to a table is ignored, in a packed table
-    everything but WRITE.
+    indirect table without INDIRECT_DESC, inside a table, beside NEXT, in a packed list of several entries, of no or broken descriptors, in
+    a packed ring of more than ``limit``; a packed list that is longer than its ring, or whose end is still not available when its ring is
+    read again. [VIRTIO1.4 2.7.5, 2.8.6, 2.8.7] WRITE of a descriptor that refers to a table is ignored, in a packed table everything but
+    WRITE.
+
+    A table may lie anywhere. One that does not lie at a multiple of 16 costs a second read of a descriptor that lies in two blocks.
 
     A chain waits until its port has room for the longest chain. One of a port that ``waits`` is forgotten meanwhile, so that it holds up
     nobody, and its queue is started again (``flush``); so is one that meets a slot of another queue, which is then ``barred``.
 
     Latency: 6 cycles from slot to chain. Throughput: 6 cycles per chain of one descriptor; 2 more for a table, 5 for each further
-    descriptor of it or of a split chain, 6 of a packed list; a read's latency where the scout did not see it coming.
+    descriptor of it or of a split chain, 6 of a packed list; up to 8 more for each of a table that does not lie at a multiple of 16; a
+    read's latency where the scout did not see it coming.
 
     Parameters
     ----------
@@ -151,7 +156,7 @@ class ChainWalker(wiring.Component):
         # One bit per function: a chain was begun; it waits for its slot's second line, or to ask for it; others are barred.
         begun, stuck, unasked, alone = (Signal(self.functions, name=name) for name in ("begun", "stuck", "unasked", "alone"))
         begun_queues = [Signal(range(queue_depth), name=f"begun_queue_{n}") for n in range(self.functions)]
-        tried = Signal(self.queues)  # a list's end was not there when its beginning was
+        tried = Signal(self.queues)  # a list is read again: its beginning was there, what came behind may be older
 
         # The slot at work.
         function, turn = Signal(range(function_depth)), Signal(range(function_depth))
@@ -194,7 +199,7 @@ class ChainWalker(wiring.Component):
 
         # What the descriptor says.
         packed, flags = Signal(), Signal(16)
-        is_chained, is_table, is_write, is_bad, following, entries = Signal(), Signal(), Signal(), Signal(), Signal(16), Signal(16)
+        is_chained, is_table, is_write, is_bad, following, entries = Signal(), Signal(), Signal(), Signal(), Signal(16), Signal(17)
         sum_readable, sum_writable, is_too_much = Signal(33), Signal(33), Signal()  # with the descriptor, one cycle after it
         in_table = walk.in_table
         m.d.comb += [
@@ -220,7 +225,7 @@ class ChainWalker(wiring.Component):
         with m.If(is_table):
             m.d.comb += is_bad.eq(
                 in_table | is_beyond | (packed & (walk.slots != 0)) | ~has_sound_table(descriptor, table.rules, flags[spec.F_NEXT])
-                | (descriptor.length[4:] > most))
+                | (packed & (descriptor.length[4:] > most)))
         with m.Else():
             m.d.comb += is_bad.eq(
                 (walk.count >= most) | (walk.is_writing & ~is_write) | is_beyond
@@ -245,33 +250,34 @@ class ChainWalker(wiring.Component):
         ]
 
         # Where the next descriptor is.
-        target, offset, second_offset, in_first, in_second = Signal(60), Signal(16), Signal(16), Signal(), Signal()
-        table_place, table_block = descriptor.address[4:6], Signal(3)
-        m.d.comb += table_block.eq(LINE_DESCRIPTORS - table_place)
-        rest, in_block, second_number, opens_second = Signal(16), Signal(3), Signal(7), Signal()
+        target, offset, second_offset, in_first = Signal(60), Signal(16), Signal(16), Signal()
+        table_place, table_offset = descriptor.address[4:6], descriptor.address[:4]
+        table_block, table_rest = LINE_DESCRIPTORS - table_place, descriptor.length[4:] + table_offset.any()
+        rest, second_number, opens_second = Signal(17), Signal(7), Signal()
+        is_cut, begins_in_second, in_second = Signal(), Signal(), Signal()  # it lies in two places; the first is there; both are
+        asks_end = Signal()  # only for the second
+        turns, more_turns = Signal(2), Signal(2)  # dwords, and bytes, by which the descriptor is to be turned
+        access = self.accesses.payload
+        ask, places = read_descriptors(access, target, rest, lead=Mux(asks_end, 0, walk.offset), offset=walk.offset)
         m.d.comb += [
             offset.eq(walk.next - (slot.head - slot.before)),
             second_offset.eq(walk.next - walk.first),
             in_first.eq(~in_table & ~walk.in_second & (offset < slot.length)),
-            in_second.eq(walk.in_second & (second_offset < walk.length)),
-            rest.eq(entries - walk.next),
-            in_block.eq(LINE_DESCRIPTORS - target[:2]),
+            is_cut.eq(walk.offset.any()),
+            begins_in_second.eq(walk.in_second & (second_offset < walk.length)),
+            in_second.eq(begins_in_second & (~is_cut | (second_offset + 1 < walk.length) | walk.has_end)),
             second_number.eq(Cat(place[:SLOT_BITS], Const(1, 1))),
         ]
 
-        access = self.accesses.payload
-        flush, gone, give_up = Signal(self.queues), Signal(), Signal()
+        flush, gone, give_up, is_again = Signal(self.queues), Signal(), Signal(), Signal()
         m.d.comb += [
             self.slot_at.function.eq(function),
             self.slot_at.number.eq(place),
             self.table_at.eq(slot.queue),
             self.line.function.eq(function),
+            *ask,
             access.function.eq(function),
-            access.iova.eq(Cat(Const(0, 4), target)),
-            access.length_bytes.eq(Mux(rest < in_block, rest, in_block) << 4),
-            access.cookie.kind.eq(LineKind.LINE),
             access.cookie.number.eq(second_number),
-            access.cookie.place.eq(target),
             write_walk.addr.eq(function),
             write_walk.data.eq(walk),
             read_walk.addr.eq(function),
@@ -311,6 +317,7 @@ class ChainWalker(wiring.Component):
                         self.fresh.ready.eq(1), write_walked.en.eq(1), write_walked.addr.eq(self.fresh.payload),
                         write_walked.data.count.eq(0), write_walked.data.head.eq(0), write_walked.data.wrap.eq(1),
                     ]
+                    m.d.sync += tried.eq(tried & ~(1 << self.fresh.payload))
                 with m.Elif(lost.bit_select(turn, 1)):
                     m.next = "GIVE_UP"
                 with m.Elif(ready.bit_select(turn, 1)):
@@ -323,7 +330,7 @@ class ChainWalker(wiring.Component):
                     fresh.id.eq(self.slot.head),
                     fresh.has_second.eq(self.second),
                     self.table_at.eq(self.slot.queue),
-                    self.line.number.eq(self.slot.line),
+                    self.line.number.eq(Cat(self.slot.line, is_again)),
                     self.line.place.eq(self.slot.place),
                     self.wants_line.eq(1),
                 ]
@@ -332,8 +339,9 @@ class ChainWalker(wiring.Component):
                     m.d.sync += walk.eq(read_walk.data)
                 with m.If((stuck & here).any()):
                     m.d.comb += [self.line.number.eq(second_number), self.line.place.eq(Walk(read_walk.data).place)]
-                with m.Elif(is_begun):
-                    m.d.sync += [walk.has_second.eq(self.second), walk.in_second.eq(0)]
+                with m.Elif(is_begun):  # the list goes on: in a line that was read again, or in the one before
+                    m.d.comb += is_again.eq(Mux(self.slot.before == 0, self.second, Walk(read_walk.data).in_second))
+                    m.d.sync += [walk.has_second.eq(0), walk.in_second.eq(is_again)]
                 m.next = "TAKE"
             with m.State("TAKE"):
                 m.d.sync += [table.eq(self.table), descriptor.eq(self.descriptor)]
@@ -347,7 +355,10 @@ class ChainWalker(wiring.Component):
                     m.d.comb += [gone.eq(1), flush.eq(queue_here), give_up.eq(is_begun)]
                 with m.Elif(~is_begun & ~(self.port_ready & port_here).any()):
                     m.d.comb += [gone.eq(port_waits), flush.eq(Mux(port_waits, queue_here, 0)), self.flush_parks.eq(flush)]
-                with m.Elif(resumed & (unasked & here).any()):
+                with m.Elif(is_begun & ~resumed & (slot.before == 0) & ~walk.in_second & ~(tried & queue_here).any()):
+                    m.d.comb += [gone.eq(1), flush.eq(queue_here), give_up.eq(1)]  # its line may be older than its first descriptor
+                    m.d.sync += tried.eq(tried | queue_here)
+                with m.Elif(resumed & ((unasked & here).any() | is_cut)):
                     m.next = "STEP"
                 with m.Else():
                     m.next = "JUDGE"
@@ -371,7 +382,8 @@ class ChainWalker(wiring.Component):
                     m.next = "CHOOSE"
                 with m.Elif(is_table):
                     m.d.sync += [
-                        walk.in_table.eq(1), walk.base.eq(descriptor.address[4:]), walk.entries.eq(descriptor.length[4:]),
+                        walk.in_table.eq(1), walk.base.eq(descriptor.address[4:]), walk.offset.eq(table_offset),
+                        walk.entries.eq(Mux(descriptor.length[20:].any(), 1 << 16, descriptor.length[4:])),
                         walk.next.eq(0), walk.slots.eq(1), walk.in_second.eq(0),
                     ]
                     with m.If(packed):
@@ -382,9 +394,10 @@ class ChainWalker(wiring.Component):
                             walk.has_second.eq(0),
                             walk.in_second.eq(1),
                             walk.first.eq(0),
-                            walk.length.eq(Mux(descriptor.length[4:] < table_block, descriptor.length[4:], table_block)),
+                            walk.length.eq(Mux(table_rest < table_block, table_rest, table_block)),
                         ]
-                        m.next = "GET"
+                        with m.If(~table_offset.any()):
+                            m.next = "GET"
                 with m.Else():
                     m.next = "PUT"
             with m.State("PUT"):
@@ -434,7 +447,9 @@ class ChainWalker(wiring.Component):
                 m.next = "CHOOSE"
 
             with m.State("STEP"):
-                m.d.sync += target.eq(Mux(in_table, walk.base, table.base) + walk.next)
+                m.d.sync += [
+                    target.eq(Mux(in_table, walk.base, table.base) + walk.next), rest.eq(entries - walk.next + is_cut), asks_end.eq(0),
+                ]
                 m.next = "SEEK"
             with m.State("SEEK"):
                 m.d.comb += [
@@ -443,6 +458,8 @@ class ChainWalker(wiring.Component):
                     self.wants_line.eq(1),
                 ]
                 m.next = "GET"
+                with m.If(begins_in_second & ~in_second):
+                    m.d.sync += [target.eq(target + 1), rest.eq(1), asks_end.eq(1)]
                 with m.If(~in_first & ~in_second):
                     m.d.sync += unasked.eq(unasked & ~here)
                     with m.If(~walk.has_second):
@@ -458,8 +475,24 @@ class ChainWalker(wiring.Component):
                     m.d.comb += opens_second.eq(1)
                     m.next = "WAIT"
             with m.State("GET"):
+                m.d.comb += [self.line.number.eq(second_number), self.line.place.eq(target[:2] + 1), self.wants_line.eq(is_cut)]
                 m.d.sync += descriptor.eq(self.descriptor)
                 m.next = "JUDGE"
+                with m.If(is_cut):
+                    m.next = "GET_END"
+            with m.State("GET_END"):
+                m.d.sync += Cat(more_turns, turns).eq(walk.offset)
+                for n in range(spec.DESCRIPTOR_BYTES):
+                    with m.If(n < walk.offset):
+                        m.d.sync += descriptor.as_value().word_select(n, 8).eq(self.descriptor.as_value().word_select(n, 8))
+                m.next = "TURN"
+            with m.State("TURN"):
+                with m.If(turns.any()):
+                    m.d.sync += [descriptor.eq(descriptor.as_value().rotate_right(32)), turns.eq(turns - 1)]
+                with m.Elif(more_turns.any()):
+                    m.d.sync += [descriptor.eq(descriptor.as_value().rotate_right(8)), more_turns.eq(more_turns - 1)]
+                with m.Else():
+                    m.next = "JUDGE"
             with m.State("WAIT"):
                 m.d.comb += write_walk.en.eq(1)
                 m.d.sync += [begun.eq(begun | here), stuck.eq(stuck | here)]
@@ -469,9 +502,10 @@ class ChainWalker(wiring.Component):
             m.d.sync += [
                 walk.has_second.eq(0),
                 walk.in_second.eq(1),
+                walk.has_end.eq(asks_end),
                 walk.place.eq(target),
                 walk.first.eq(walk.next),
-                walk.length.eq(Mux(rest < in_block, rest, in_block)),
+                walk.length.eq(places),
             ]
         with m.If(gone):
             m.d.sync += [stuck.eq(stuck & ~here), unasked.eq(unasked & ~here)]

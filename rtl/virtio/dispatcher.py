@@ -310,6 +310,7 @@ class Dispatcher(wiring.Component):
                             context.wrap.eq(self.walked.wrap),
                             context.start.eq(self.walked.count),
                             context.requested.eq(self.walked.count),
+                            context.row.eq(0),
                             context.left.eq(0),
                             context.other.eq(0),
                         ]

@@ -18,7 +18,7 @@ from .dispatcher import Dispatcher
 from .lane import Lane
 from .layouts import Chain, Notification, QueueCommand, QueueOperation
 from .lines import LineStore
-from .ring_layouts import SLOTS, LineAccess, LineKind, RingTable, Slot
+from .ring_layouts import SLOTS, LineAccess, RingTable, Slot
 from .scout import Scout
 from .used import UsedRings
 
@@ -130,7 +130,7 @@ class RingEngine(wiring.Component):
     A ring that breaks a rule (see :class:`.chain_walker.ChainWalker`; an available index that jumps by more than the queue size, or back; a
     head beyond the queue), or whose access fails, or a chain whose ``finished`` is not OK, gives ``needs_reset`` for its function; nothing
     more is read or written of its rings until ``stop``. The reads for a chain are bounded: at most two for its first descriptor, one for
-    each other.
+    each other, two for each of an indirect table that does not lie at a multiple of 16.
     No function waits for another's memory accesses.
 
     Latency: 3 cycles from a kick to the first ring read. Throughput: 6 cycles per chain of one descriptor, all queues together.
@@ -306,7 +306,7 @@ class RingEngine(wiring.Component):
             wiring.connect(m, part.accesses, accesses.i[n])
         m.d.comb += [
             is_read.eq(accesses.o.valid & accesses.o.ready & ~access.is_write),
-            lines.asked.valid.eq(is_read & (access.cookie.kind == LineKind.LINE)),
+            lines.asked.valid.eq(is_read & access.cookie.is_line()),
             lines.asked.function.eq(access.function),
             lines.asked.number.eq(access.cookie.number),
             self.ring_reads.eq(is_read),

@@ -95,13 +95,14 @@ class LineStore(wiring.Component):
         # Into the memories, a beat per cycle.
         beat, about, cookie = arbiter.o.payload, arbiter.o.payload.about, arbiter.o.payload.about.cookie
         first_row, row, at = Signal(3), Signal(3), Signal(3)
-        is_line, is_heads, is_index = (Signal(name=f"is_{kind.name.lower()}") for kind in LineKind)
+        is_line, is_heads, is_index = Signal(), Signal(), Signal()
         with m.If(is_line):
-            m.d.comb += first_row.eq((cookie.place << 4) // (width // 8))
+            m.d.comb += first_row.eq(Cat(cookie.kind == LineKind.LINE_HALF, cookie.place) >> (width // 128).bit_length())
+        places = Cat(beat.keep.word_select(n, 16).any() for n in range(width // 128)) if width >= 128 else Cat(~at[0], at[0])
         m.d.comb += [
             arbiter.o.ready.eq(1),
             at.eq(Mux(about.first, first_row, row)),
-            is_line.eq(cookie.kind == LineKind.LINE),
+            is_line.eq(cookie.is_line()),
             is_heads.eq(cookie.kind == LineKind.HEADS),
             is_index.eq(cookie.kind == LineKind.INDEX),
             write_line.addr.eq(_row_address(about.function, cookie.number, at if width >= 128 else at >> 1, rows)),
@@ -113,7 +114,7 @@ class LineStore(wiring.Component):
         ]
         with m.If(arbiter.o.valid):
             m.d.comb += [
-                write_line.en.eq(Mux(is_line, ((1 << len(write_line.en)) - 1) if width >= 128 else Mux(at[0], 2, 1), 0)),
+                write_line.en.eq(Mux(is_line, places, 0)),
                 write_head.en.eq(is_heads),
                 write_index.en.eq(is_index),
             ]

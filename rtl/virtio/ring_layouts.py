@@ -1,5 +1,6 @@
 """Payloads inside the fetch side of the ring engine."""
 
+from amaranth import Cat, Mux
 from amaranth.lib import data, enum
 
 from ..tlp.layouts import BurstStatus
@@ -18,22 +19,46 @@ class LineKind(enum.Enum, shape=2):
     LINE = 0  # descriptors
     HEADS = 1  # entries of an available ring
     INDEX = 2  # its index
+    LINE_HALF = 3  # descriptors, from the upper half of their first place on
 
 
 class LineCookie(data.Struct):
     """Cookie of a ring read.
 
     ``number``: LINE: slot, and in bit 6 whether it is the slot's second line; HEADS: queue, and half of its space in bit 6; INDEX: queue.
-    ``place``: LINE: the first descriptor's in the aligned block.
+    ``place``: LINE: the first descriptor's in the aligned block. LINE_HALF is like LINE.
     """
 
     number: 7
     place: 2
     kind: LineKind
 
+    def is_line(self):
+        """Return whether it is of a line."""
+        return (self.kind == LineKind.LINE) | (self.kind == LineKind.LINE_HALF)
+
+
+def read_descriptors(access, target, rest, *, lead, offset):
+    """Make ``access`` a read of a line from place ``target`` (a multiple of 16 bytes), byte ``lead``, on; return it and how many places.
+
+    ``rest``: places that are left of table or ring; its end lies ``offset`` bytes behind the beginning of a place, or at its end when 0.
+    """
+    block = LINE_DESCRIPTORS - target[:2]
+    is_last = rest <= block
+    places = Mux(is_last, rest, block)[:3]
+    return [
+        access.iova.eq(Cat(lead, target)),
+        access.length_bytes.eq((places << 4) - lead - Mux(is_last, (-offset)[:4], 0)),
+        access.cookie.kind.eq(Mux(lead[3], LineKind.LINE_HALF, LineKind.LINE)),
+        access.cookie.place.eq(target[:2]),
+    ], places
+
 
 class LineAccess(data.Struct):
-    """One ring access of the fetch side: a read inside an aligned 64-byte block, or a write of 2 or 4 naturally aligned bytes."""
+    """One ring access of the fetch side: a read inside an aligned 64-byte block, or a write of 2 or 4 naturally aligned bytes.
+
+    A read of descriptors that do not lie at multiples of 16 brings parts of two of them to a place. [VIRTIO1.4 2.7.5.3]
+    """
 
     function: 3
     iova: 64

@@ -5,15 +5,12 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..spec import virtio_ring as spec
-from .ring_layouts import LINE_DESCRIPTORS, SLOT_BITS, SLOTS, Descriptor, LineAccess, LineKind, RingTable, Slot
-
-TABLE_ALIGNMENT_LOG2 = 4  # of indirect tables: their descriptors lie in blocks as those of a ring do
+from .ring_layouts import LINE_DESCRIPTORS, SLOT_BITS, SLOTS, Descriptor, LineAccess, RingTable, Slot, read_descriptors
 
 
 def has_sound_table(descriptor, rules, next_flag):
-    """Return whether ``descriptor`` may refer to a table: aligned, whole descriptors, the last of its chain. [VIRTIO1.4 2.7.5.3, 2.8.7]"""
-    return (rules.indirect & ~next_flag & (descriptor.address[:TABLE_ALIGNMENT_LOG2] == 0) & (descriptor.length[:4] == 0)
-            & (descriptor.length != 0))  # fmt: skip
+    """Return whether ``descriptor`` may refer to a table: whole descriptors, the last of its chain. [VIRTIO1.4 2.7.5.3, 2.8.7]"""
+    return rules.indirect & ~next_flag & (descriptor.length[:4] == 0) & (descriptor.length != 0)
 
 
 def is_available(flags, wrap):
@@ -24,8 +21,10 @@ def is_available(flags, wrap):
 class Scout(wiring.Component):
     """Visits the slots of each function in order, once their line is there, and asks for one more line where it is sure to be needed.
 
-    That is the beginning of an indirect table, or where a split chain leaves the line of its head. What a slot then waits for is in its
-    second line. In a packed ring nothing is asked for behind an entry that is not available.
+    That is the beginning of an indirect table, or where a split chain leaves the line of its head; and a line in which a packed list goes
+    on is read again, now that its first descriptor is known to be available: reads overtake each other, so the line may have been read
+    before the driver wrote it. [VIRTIO1.4 2.8.6, 2.8.21] What a slot then waits for is in its second line. In a packed ring nothing is
+    asked for behind an entry that is not available.
 
     Latency: 4 cycles from a line to the read. Throughput: 4 cycles per slot, 2 more for each descriptor of a split chain.
 
@@ -102,7 +101,7 @@ class Scout(wiring.Component):
 
         slot, table, descriptor = Signal(Slot), Signal(RingTable), Signal(Descriptor)
         steps = Signal(2)  # descriptors behind the head that were looked at
-        first, following, offset, unavailable = Signal(16), Signal(16), Signal(16), Signal()
+        first, following, needed, offset, unavailable = Signal(16), Signal(16), Signal(16), Signal(16), Signal()
         packed, next_flag, is_live, queue_here = Signal(), Signal(), Signal(), Signal(self.queues)
         m.d.comb += [
             packed.eq(table.rules.packed),
@@ -113,15 +112,15 @@ class Scout(wiring.Component):
                        & self.alive.bit_select(function, 1)),
             first.eq(slot.head - slot.before),
             following.eq(descriptor.next),
+            needed.eq(Mux(packed, slot.head, following)),
             offset.eq(following - first),
         ]
 
         # The second line: a table's first block, or the block of the next descriptor.
-        target, count, left = Signal(60), Signal(3), Signal(28)
-        in_block = Signal(3)
+        target, offset_bytes, left = Signal(60), Signal(4), Signal(29)
+        ask, _ = read_descriptors(self.accesses.payload, target, left, lead=offset_bytes, offset=offset_bytes)
         m.d.comb += [
-            in_block.eq(LINE_DESCRIPTORS - target[:2]),
-            count.eq(Mux(left < in_block, left, in_block)),
+            *ask,
             self.slot_at.function.eq(turn),
             self.slot_at.number.eq(place),
             self.table_at.eq(slot.queue),
@@ -129,11 +128,7 @@ class Scout(wiring.Component):
             self.line.number.eq(slot.line),
             self.line.place.eq(slot.place),
             self.accesses.payload.function.eq(function),
-            self.accesses.payload.iova.eq(Cat(Const(0, 4), target)),
-            self.accesses.payload.length_bytes.eq(count << 4),
-            self.accesses.payload.cookie.kind.eq(LineKind.LINE),
             self.accesses.payload.cookie.number.eq(Cat(place[:SLOT_BITS], Const(1, 1))),
-            self.accesses.payload.cookie.place.eq(target[:2]),
         ]
         is_over, has_room, step = Signal(), Signal(), Signal(2)
         m.d.comb += [has_room.eq(self.room.bit_select(function, 1)), step.eq(slot.place + (following - slot.head)[:2])]
@@ -161,18 +156,21 @@ class Scout(wiring.Component):
                 m.d.sync += [table.eq(self.table), descriptor.eq(self.descriptor)]
                 m.next = "JUDGE"
             with m.State("JUDGE"):
-                is_indirect, has_table = Signal(), Signal()
+                is_indirect, has_table, goes_on_here, again = Signal(), Signal(), Signal(), Signal()
                 m.d.comb += [
-                    has_table.eq(is_live & ~unavailable & is_indirect & ~(inside & queue_here).any()
+                    goes_on_here.eq((inside & queue_here).any()),
+                    has_table.eq(is_live & ~unavailable & is_indirect & ~goes_on_here
                                  & has_sound_table(descriptor, table.rules, next_flag)),
+                    again.eq(is_live & ~unavailable & packed & ~is_indirect & goes_on_here & (slot.before == 0)),
                     is_indirect.eq(Mux(packed, descriptor.next, descriptor.flags)[spec.F_INDIRECT]),
                 ]
                 m.d.sync += [
-                    target.eq(Mux(is_indirect, descriptor.address[4:], table.base + following)),
-                    left.eq(Mux(is_indirect, descriptor.length[4:], table.size - following)),
+                    target.eq(Mux(is_indirect, descriptor.address[4:], table.base + needed)),
+                    offset_bytes.eq(Mux(is_indirect, descriptor.address[:4], 0)),
+                    left.eq(Mux(is_indirect, descriptor.length[4:] + descriptor.address[:4].any(), table.size - needed)),
                 ]
                 m.next = "CHOOSE"  # for want of room, to come again
-                with m.If(has_table):
+                with m.If(has_table | again):
                     with m.If(has_room):
                         m.next = "ASK"
                 with m.Elif(is_live & ~packed & ~is_indirect & next_flag & (following < table.size) & (steps != LINE_DESCRIPTORS - 1)):

@@ -56,10 +56,12 @@ class UsedRings(wiring.Component):
     behind it what the driver wants to hear is read; then the notification. A used descriptor is one write of 16 bytes.
     [VIRTIO1.4 2.7.7, 2.7.8, 2.8.4, 2.8.10] What waits is batched: see :class:`UsedWriter` and :class:`UsedEvents`.
 
-    The chains of a packet (:class:`WriterDone`, ``more``) are published together. [VIRTIO1.4 5.1.9.4.1]
+    The chains of a packet (:class:`WriterDone`, ``more``) are published together. In a packed ring the descriptor that shows them leaves
+    behind the others without waiting for their ends: the bursts of a client keep their order on the link. [VIRTIO1.4 5.1.9.4.1]
 
-    Nothing is published behind a write, a read or a chain that did not end OK: it is told by ``failed``, and whoever gets that sets
-    ``broken`` in the next cycle. Chains of a queue that was taken back by RESET are taken from the back end and forgotten.
+    Nothing is published behind a write, a read or a chain that did not end OK, but for what had left already: it is told by ``failed``, and
+    whoever gets that sets ``broken`` in the next cycle. Chains of a queue that was taken back by RESET are taken from the back end and
+    forgotten.
 
     ENABLE comes before the first flight of its queue, RESET behind the last, ENABLE again when ``idle`` is 1. No function waits for
     another's memory accesses, if ``room`` is kept.
