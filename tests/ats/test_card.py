@@ -51,7 +51,7 @@ async def nothing_stale_is_used(dut):
     Invalidate Completion, none of those before it is unanswered by then, all are completed."""
     card, disk = await up(dut)
     rid, run = card.host.bus << 8 | disk.function, card.port.run
-    load = cocotb.start_soon(card.traffic(disk, 6))
+    load = cocotb.start_soon(card.traffic(disk, 7))
     rounds = 0
     while not load.done():
         pages = [iova * FRAME for iova in card.rng.sample(sorted(disk.memory.frames), 32)]

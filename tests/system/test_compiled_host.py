@@ -20,7 +20,7 @@ from ringwall.sim.compiled import BrokenRule, CompiledCard
 WIDTH = 64
 LANES = WIDTH // 32
 BASE, SIZE = 0x1_0000, 0x1_0000  # mapped memory
-CONFIG = SimpleNamespace(width=WIDTH, read_buffer_bytes=16384)
+CONFIG = SimpleNamespace(width=WIDTH, read_buffer_bytes=16384, disks=())
 
 # It has the ports of the wrapper. From its one file it plays beats: "first cycle, payload words"; a line is offered from its cycle on
 # until it is taken (or, with "withdraw", for one cycle).
