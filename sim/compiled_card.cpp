@@ -145,7 +145,7 @@ class Card : public Run {
     limits.resize(256);
     top.i_valid = 0, top.o_ready = 0, top.link_reset = 0, top.clk = 0;
     top.eval();
-    edge();
+    edge(top);
     cycle = 0;
   }
 
@@ -177,7 +177,7 @@ class Card : public Run {
     top.i_valid = 0, top.o_ready = 0;
     for (uint64_t n = 0; n < cycles + NOTICED; n++) {
       top.link_reset = n < cycles;
-      edge();
+      edge(top);
     }
   }
 
@@ -332,14 +332,6 @@ class Card : public Run {
   FILE *log = nullptr;
 
  private:
-  void edge() {
-    top.clk = 0;
-    top.eval();
-    top.clk = 1;
-    top.eval();
-    cycle++;
-  }
-
   // What the link has not carried yet of the TLPs given to it, in 64ths of a byte.
   static void charge(int64_t &owed, uint64_t dwords) { owed += int64_t(64 * (4 * dwords + FRAMING)); }
 
@@ -379,7 +371,7 @@ class Card : public Run {
     offer();
     taking = (parts || is_carried(owed_up)) && (!options.stalls || stalling.below(256) >= options.stalls);
     top.o_ready = taking;
-    edge();
+    edge(top);
   }
 
   void offer() {

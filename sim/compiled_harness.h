@@ -1,4 +1,4 @@
-// What stands around every compiled circuit: random numbers, and a run that ends when a rule is broken.
+// What stands around every compiled circuit: random numbers, its clock, and a run that ends when a rule is broken.
 
 #pragma once
 
@@ -16,6 +16,7 @@ struct Random {  // xorshift64*
     state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
     return uint32_t(((state * 0x2545F4914F6CDD1Du) >> 33) % limit);
   }
+  bool chance(uint64_t of_256) { return of_256 && below(256) < of_256; }
 };
 
 struct Run {
@@ -30,5 +31,14 @@ struct Run {
     vsnprintf(text, sizeof text, form, arguments);
     va_end(arguments);
     error = "cycle " + std::to_string(cycle) + ": " + text;
+  }
+
+  template <class Top>
+  void edge(Top &top) {
+    top.clk = 0;
+    top.eval();
+    top.clk = 1;
+    top.eval();
+    cycle++;
   }
 };

@@ -114,7 +114,7 @@ class Iommu : public Run {
       : options(options), random(options.seed), top(&context), memory(memory), marks(marks) {
     for (unsigned n = 0; n < COOKIES - 1; n++) free_cookies.push_back(n);  // the last is that of debug requests
     top.translate_response_ready = top.bus_response_ready = top.ats_message_ready = 1;
-    edge();
+    edge(top);
   }
   ~Iommu() { top.final(); }
 
@@ -175,16 +175,6 @@ class Iommu : public Run {
   unsigned outstanding = 0;
 
  private:
-  void edge() {
-    top.clk = 0;
-    top.eval();
-    top.clk = 1;
-    top.eval();
-    cycle++;
-  }
-
-  bool chance(uint64_t of_256) { return of_256 && random.below(256) < of_256; }
-
   // One cycle: what is transferred in it, then the inputs of the next, which the wrapper's registers hold.
   void step() {
     bool moves = next != requests.size() || outstanding || !reads.empty() || !beats.empty() || writing || ended || fencing ||
@@ -208,11 +198,11 @@ class Iommu : public Run {
     idle = moves ? 0 : idle + 1;
     serve();
     offer();
-    edge();
+    edge(top);
   }
 
   void offer() {
-    if (!asking && next != requests.size() && outstanding < options.outstanding && !free_cookies.empty() && !chance(options.gaps)) {
+    if (!asking && next != requests.size() && outstanding < options.outstanding && !free_cookies.empty() && !random.chance(options.gaps)) {
       const unsigned at = random.below(uint32_t(free_cookies.size()));
       std::swap(free_cookies[at], free_cookies.back());
       const Request &one = requests[next];
@@ -226,17 +216,17 @@ class Iommu : public Run {
       asking = true;
     }
     top.translate_request_valid = asking;
-    handing = handing || (!to_hand.empty() && !chance(options.stalls));
+    handing = handing || (!to_hand.empty() && !random.chance(options.stalls));
     top.mrif_writes_valid = handing;
     if (handing) top.mrif_writes_cookie = to_hand.front(), top.mrif_writes_data = requests[asked_with[to_hand.front()]].data;
-    top.mrif_done_ready = takes_done = !chance(options.stalls);
-    top.bursts_ready = takes_bursts = !chance(options.stalls);
-    top.operands_ready = takes_operands = !chance(options.stalls);
-    top.write_data_ready = takes_data = writing && !ended && !chance(options.stalls);
+    top.mrif_done_ready = takes_done = !random.chance(options.stalls);
+    top.bursts_ready = takes_bursts = !random.chance(options.stalls);
+    top.operands_ready = takes_operands = !random.chance(options.stalls);
+    top.write_data_ready = takes_data = writing && !ended && !random.chance(options.stalls);
     top.fence_ready = takes_fence = !fencing;
-    fenced = fenced || (fencing && !older && !chance(options.stalls));
+    fenced = fenced || (fencing && !older && !random.chance(options.stalls));
     top.fenced_valid = fenced;
-    answering = answering || (!beats.empty() && !chance(options.stalls));
+    answering = answering || (!beats.empty() && !random.chance(options.stalls));
     top.read_data_valid = answering;
     if (answering) {
       const Beat &beat = beats.front();
@@ -248,7 +238,7 @@ class Iommu : public Run {
   }
 
   void offer_messages() {
-    if (!sending && !page_requests.empty() && !chance(options.gaps)) {
+    if (!sending && !page_requests.empty() && !random.chance(options.gaps)) {
       const PageRequest &one = page_requests.front();
       top.page_request_page = one.page, top.page_request_device_id = one.device;
       top.page_request_process_id_valid = one.process >= 0, top.page_request_process_id = one.process >= 0 ? one.process : 0;
@@ -257,7 +247,7 @@ class Iommu : public Run {
       sending = true;
     }
     top.page_request_valid = sending;
-    top.group_response_ready = takes_responses = !chance(options.stalls);
+    top.group_response_ready = takes_responses = !random.chance(options.stalls);
     completing = !completions.empty() && completions.front().due <= cycle;
     top.invalidation_completion_valid = completing;
     if (completing) {

@@ -58,7 +58,7 @@ class Rings : public Run {
  public:
   Rings(const Options &options, uint8_t *memory) : options(options), random(options.seed), top(&context), memory(memory) {
     top.notifications_ready = top.chains_0_ready = top.readable_0_ready = top.writable_0_ready = top.hints_ready = 1;
-    edge();
+    edge(top);
   }
   ~Rings() { top.final(); }
 
@@ -97,16 +97,6 @@ class Rings : public Run {
   uint64_t breaks = 0, notes = 0;  // pulses of needs_reset; notifications
 
  private:
-  void edge() {
-    top.clk = 0;
-    top.eval();
-    top.clk = 1;
-    top.eval();
-    cycle++;
-  }
-
-  bool chance(uint64_t of_256) { return of_256 && random.below(256) < of_256; }
-
   // One cycle: what is transferred in it, then the inputs of the next, which the wrapper's registers hold.
   void step() {
     bool moves = !reads.empty() || !beats.empty() || writing || ended || !commands.empty() || !kicks.empty() || !work.empty();
@@ -136,7 +126,7 @@ class Rings : public Run {
       reads.erase(reads.begin());
     }
     offer();
-    edge();
+    edge(top);
   }
 
   void offer() {
@@ -154,9 +144,9 @@ class Rings : public Run {
     finishing = finishing || (!work.empty() && work.front().first <= cycle);
     top.finished_0_valid = finishing;
     if (finishing && !work.empty()) top.finished_0_length_bytes = work.front().second;
-    top.bursts_0_ready = takes_bursts = !writing && !chance(options.stalls);
-    top.write_data_0_ready = takes_data = writing && !ended && !chance(options.stalls);
-    answering = answering || (!beats.empty() && !chance(options.stalls));
+    top.bursts_0_ready = takes_bursts = !writing && !random.chance(options.stalls);
+    top.write_data_0_ready = takes_data = writing && !ended && !random.chance(options.stalls);
+    answering = answering || (!beats.empty() && !random.chance(options.stalls));
     top.read_data_0_valid = answering;
     if (answering) {
       const Beat &beat = beats.front();

@@ -40,7 +40,9 @@ class ScatterGather(wiring.Component):
         The ends of writable lists.
     hints : ``Out(stream.Signature(Hint))``
         Of the writer; the reader asks early enough.
-    failed, settled, passed, assured : ``Out(1)``; ``passed`` ``In(1)``
+    failed, settled, assured : ``Out(1)``
+        Of the writer.
+    passed : ``In(1)``
         Of the writer.
     bursts, read_data, write_data, write_done
         Towards gate and requester.

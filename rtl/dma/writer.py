@@ -244,7 +244,8 @@ class Writer(wiring.Component):
     passed : ``In(1)``
         Pulse for each burst that the gate lets pass, in front of its answer; constant 0 if nobody tells.
     assured : ``Out(1)``
-        As ``settled``, but what has passed counts as answered: if it then fails, its function is being stopped, and ``done`` says so.
+        As ``settled``, but what has passed counts as answered: it can then fail only when its function stops or may not send any more
+        (Bus Master), and ``done`` says so.
     stop, stopped : ``In(1)``, ``Out(1)``
         See "Stop" in rtl/README.md.
 

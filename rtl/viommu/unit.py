@@ -46,7 +46,7 @@ class Viommu(wiring.Component):
         Of the translator: it can take a prefetch.
     look : ``Out(stream.Signature(0))``
         A report waits and there is no buffer for it: let the ring engine look into the event queue, once per report. Linux rings no
-        doorbell for the buffers that it gives at first.
+        doorbell for the buffers that it gives at first. One that a stop meets is still made, and finds nothing.
     hit, miss : ``Out(1)``
         Pulses of the translator, for counters.
     dropped : ``Out(32)``
@@ -96,12 +96,10 @@ class Viommu(wiring.Component):
         has_looked = Signal()  # for the report at hand
         with m.If(self.look.ready):
             m.d.sync += self.look.valid.eq(0)
-        with m.If(reports.o.valid & ~self.chains[EVENTS].valid & ~has_looked & ~self.suspend):
+        with m.If(reports.o.valid & ~self.chains[EVENTS].valid & ~has_looked & ~self.suspend & ~self.stop):
             m.d.sync += [self.look.valid.eq(1), has_looked.eq(1)]
         with m.If((reports.o.valid & reports.o.ready) | self.stop):
             m.d.sync += has_looked.eq(0)
-        with m.If(self.stop):
-            m.d.sync += self.look.valid.eq(0)
         forget, find, found = translator.forget, translator.find, translator.found
         has_stopped = Signal()  # a lookup of the last cycle of a stop is answered behind it
         m.d.sync += has_stopped.eq(self.stop)

@@ -46,7 +46,7 @@ def make(command: list[str], iommu: int, endpoints: dict[int, int], path: Path) 
     Raises
     ------
     :exc:`RuntimeError`
-        When QEMU does not tell it; what it said is in the text.
+        When QEMU does not tell it within a minute; what it said is in the text.
     """
     words, dump = iter(command), []
     for word in words:
@@ -61,7 +61,10 @@ def make(command: list[str], iommu: int, endpoints: dict[int, int], path: Path) 
         else:
             dump.append(word)
     dump += ["-device", f"riscv-iommu-pci,addr={iommu >> 3:#x}"]
-    done = subprocess.run(dump, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_DUMP_TIMEOUT_S, check=False)
+    try:
+        done = subprocess.run(dump, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_DUMP_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"QEMU did not tell its device tree within {_DUMP_TIMEOUT_S} s:\n{error.stderr or ''}") from None
     if done.returncode or not path.exists():
         raise RuntimeError(f"QEMU did not tell its device tree:\n{done.stderr}")
     path.write_bytes(redirect(path.read_bytes(), iommu, endpoints))
