@@ -99,6 +99,16 @@ class BackEndBench:
         cocotb.start_soon(self._watch("stopped", [one for port in made for one in (port.chains, port.readable, port.writable)]))
         return made
 
+    async def gives_an_empty_buffer_back(self, port):
+        """Give a waiting ``port`` a buffer without room, suspend at once; AssertionError when it is not back, or not suspended for good."""
+        port.writable.set_ready(1)
+        await port.give(writable_bytes=0)
+        self.dut.suspend.value = 1
+        while not self.dut.suspended.value:
+            await RisingEdge(self.dut.clk)
+        await RisingEdge(self.dut.clk)
+        assert port.answers and self.dut.suspended.value
+
     async def _watch(self, name, streams):
         level, read, edge = getattr(self.dut, name), reader(getattr(self.dut, name)), RisingEdge(self.dut.clk)
         while True:

@@ -120,6 +120,7 @@ class Outside:
             await self.rest()
             one = unpack(Extent, await self.discards.get())
             self.discarded.append((one.sector, one.count))
+            await RisingEdge(self.bench.dut.clk)  # valid is that of the next one then
 
 
 class Bench:

@@ -136,6 +136,14 @@ async def transmitted_bytes_come_whole(dut):
     assert bytes(bench.sent) == done
 
 
+@cocotb.test(timeout_time=10, timeout_unit="us")
+async def suspend_lets_an_empty_buffer_end(dut):
+    """VIRTIO-CON-8: a buffer without room that was taken in the cycle in front of a suspend is given back before it is suspended."""
+    bench = Bench(dut)
+    await bench.begin()
+    await bench.gives_an_empty_buffer_back(bench.receive)
+
+
 @cocotb.test(timeout_time=400, timeout_unit="us")
 async def suspend_and_stop(dut):
     """VIRTIO-CON-5: a suspend ends a buffer that has bytes and takes no more; a stop of either port drops what is there and comes."""

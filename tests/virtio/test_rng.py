@@ -131,13 +131,7 @@ async def suspend_lets_an_empty_buffer_end(dut):
     """VIRTIO-RNG-7: a buffer without room that was taken in the cycle in front of a suspend is given back before it is suspended."""
     bench = Bench(dut)
     await bench.begin()
-    bench.port.writable.set_ready(1)
-    await bench.port.give(writable_bytes=0)
-    dut.suspend.value = 1
-    while not dut.suspended.value:
-        await RisingEdge(dut.clk)
-    await RisingEdge(dut.clk)
-    assert bench.port.answers and dut.suspended.value
+    await bench.gives_an_empty_buffer_back(bench.port)
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
