@@ -20,11 +20,13 @@ ROWS = {  # IOTLB entries, what there is beside the least: parameters
     "16": LEAST, "64": {"entries": 64}, "256": {"entries": 256}, "256, all features": {"entries": 256, "features": ALL},
     "256 + 4096": {"entries": 256, "second_entries": 4096},
 }  # fmt: skip
-FAMILIES = {"ECP5": "synth_ecp5", "xc7": "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf"}
+FAMILIES = {"ECP5": "synth_ecp5", "xc7": "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf"}  # of the tables
+COMMANDS = {**FAMILIES, "xcup": "synth_xilinx -family xcup -flatten -noiopad -noclkbuf"}
 
-LUTS = {"CCU2C": 2, "TRELLIS_DPR16X4": 4, "RAM32M": 4, "RAM64M": 4, "RAM32X1D": 2, "RAM64X1D": 2}  # that a cell takes, beside LUT1 to LUT6
-BLOCKS = {"DP16KD": 1, "RAMB18E1": 0.5, "RAMB36E1": 1}
-FREE = ("PFUMX", "L6MUX21", "MUXF7", "MUXF8", "CARRY4", "INV")  # logic, but no LUT of its own
+LUTS = {"CCU2C": 2, "TRELLIS_DPR16X4": 4, "RAM32M": 4, "RAM64M": 4, "RAM32X1D": 2, "RAM64X1D": 2,
+        "RAM32M16": 8, "RAM64M8": 8}  # that a cell takes, beside LUT1 to LUT6
+BLOCKS = {"DP16KD": 1, "RAMB18E1": 0.5, "RAMB36E1": 1, "RAMB18E2": 0.5, "RAMB36E2": 1}
+FREE = ("PFUMX", "L6MUX21", "MUXF7", "MUXF8", "MUXF9", "CARRY4", "CARRY8", "INV")  # logic, but no LUT of its own
 READ_ADDRESS = r"RAD|ADDR|DPRA|A\d"  # inputs of RAM in LUTs that its outputs follow
 CARRY_IN = ("CIN", "CI")
 
@@ -33,7 +35,7 @@ def mapped(family, component):
     """Return the cells of ``component``, mapped to ``family``: Yosys' JSON, by name."""
     with tempfile.TemporaryDirectory() as folder:
         netlist = Path(folder) / "top.json"
-        synthesize(component, FAMILIES[family], netlist)
+        synthesize(component, COMMANDS[family], netlist)
         return json.loads(netlist.read_text())["modules"]["top"]["cells"]
 
 

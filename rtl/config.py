@@ -180,6 +180,8 @@ class EndpointConfig:
         When a missing completion is given up; the default is 10 ms at 250 MHz.
     read_buffer_bytes : :class:`int` or None
         Space for each function's bulk reads in flight; by default 16 KiB, 32 KiB at 512 bits: a microsecond of the link.
+    virtio_at : :class:`int` or None
+        Offset of the virtio capabilities in configuration space; by default behind the others.
     serial_number : :class:`int`
         EUI-64 of the card, that all its functions show; the default is a locally administered one.
 
@@ -200,6 +202,7 @@ class EndpointConfig:
     wall_tags: int = 16
     completion_timeout_cycles: int = 2_500_000
     read_buffer_bytes: int | None = None
+    virtio_at: int | None = None
     serial_number: int = 0x0200_0000_0000_0001
 
     def __post_init__(self):

@@ -73,8 +73,8 @@ def descriptions_of(config):
         count = getattr(device, "virtual_functions", 0)
         descriptions.append(virtio_function(
             device_type=device.device_type, class_code=device.class_code, queues=len(queues_of(device)), config_bytes=device.config_bytes,
-            vectors=vectors_of(device), extended=config.extended, virtual_functions=count, first_offset=following - len(descriptions),
-            is_lowest=following == config.physical_functions))
+            vectors=vectors_of(device), extended=config.extended, at=config.virtio_at, virtual_functions=count,
+            first_offset=following - len(descriptions), is_lowest=following == config.physical_functions))
         virtual += [descriptions[-1].virtual() for _ in range(count)]
         following += count
     return descriptions + virtual

@@ -1,6 +1,7 @@
 """Amaranth to Verilog: for simulators, for synthesis and for users' own projects."""
 
 import os
+from dataclasses import replace
 
 from amaranth.back import rtlil, verilog
 from amaranth.hdl import Const, Module, ResetInserter, Value
@@ -12,12 +13,14 @@ from .config import EndpointConfig
 from .endpoint import Activity, Endpoint, descriptions_of
 from .function.description import Bar, MsixCapability, PcieCapability, PowerCapability
 from .phy.raw import RawBeat, RawPhy
+from .phy.series7 import Series7Phy, block_ports
 from .phy.ultrascale import MirroredFunction, UltraScalePhy, hard_block_ports
+from .spec import series7
 from .spec.pcie_config import DEVICE_CONTROL, DEVICE_CONTROL_2
 from .virtio import store
 from .virtio.device import join
 
-__all__ = ["RawCard", "UltraScaleCard", "convert", "from_rtlil", "mirrored_functions", "to_rtlil"]
+__all__ = ["RawCard", "Series7Card", "UltraScaleCard", "convert", "from_rtlil", "mirrored_functions", "to_rtlil"]
 
 
 class RawCard(wiring.Component):
@@ -148,6 +151,65 @@ class UltraScaleCard(wiring.Component):
             endpoint.link_reset.eq(phy.link_reset), phy.discarding.eq(endpoint.discarding),
             phy.in_reset.eq(endpoint.in_reset), self.activity.eq(endpoint.activity),
             self.malformed.eq(phy.malformed), self.order_lost.eq(phy.order_lost),
+        ]  # fmt: skip
+        return m
+
+
+class Series7Card(wiring.Component):
+    """An :class:`.endpoint.Endpoint` on the Xilinx 7-series block: its ports are those of the block's wrapper, by their names.
+
+    How the block must be configured, and what the host then finds, is in "7-series block" of rtl/README.md.
+
+    Parameters
+    ----------
+    config : :class:`.config.EndpointConfig`
+        What the endpoint is made of: one function. Its virtio capabilities lie where the block leaves room for them.
+
+    Members
+    -------
+    m_axis_rx_*, s_axis_tx_*, tx_*, rx_*, cfg_*, user_lnk_up : ports
+        Of the block, see :func:`.phy.series7.block_ports`.
+    activity : ``Out(Activity)``
+        For counters.
+    malformed : ``Out(1)``
+        Pulse: a TLP from the block was malformed, see :class:`.phy.raw.RawReceiver`.
+    name_n
+        The user's side of devices, see :class:`.endpoint.Endpoint`.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If the card does not fit the block.
+    """
+
+    def __init__(self, config: EndpointConfig):
+        self.config = config = replace(config, virtio_at=series7.CAPABILITIES)
+        if config.functions != 1:
+            raise ValueError(f"A card behind the 7-series block must have one function, not {config.functions!r}")
+        if config.host_ats is not None:
+            raise ValueError(f"A card behind the 7-series block must have no cache for the host's IOMMU, not {config.host_ats!r}")
+        if config.tags > 256:
+            raise ValueError(f"Tags behind the 7-series block must be at most 256, it has no 10-bit tags, not {config.tags!r}")
+        (description,) = descriptions = descriptions_of(config)
+        (function,) = mirrored_functions(descriptions)
+        self._phy = Series7Phy(width=config.width, function=function, bar_bytes={bar.index: bar.size_bytes for bar in description.bars})
+        self._endpoint = Endpoint(config)
+        super().__init__({**block_ports(config.width), "activity": Out(Activity), "malformed": Out(1), **self._endpoint.outside})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.phy = phy = self._phy
+        m.submodules.endpoint = endpoint = self._endpoint
+        join(m, self, endpoint, {name: name for name in endpoint.outside})
+        wiring.connect(m, phy.received, endpoint.received)
+        wiring.connect(m, endpoint.to_send, phy.to_send)
+        for name, member in block_ports(self.config.width).items():
+            ours, theirs = getattr(self, name), getattr(phy, name)
+            m.d.comb += ours.eq(theirs) if member.flow == wiring.Out else theirs.eq(ours)
+        m.d.comb += [
+            endpoint.link_reset.eq(phy.link_reset), phy.discarding.eq(endpoint.discarding), phy.in_reset.eq(endpoint.in_reset),
+            endpoint.malformed.eq(phy.malformed), phy.max_payload.eq(endpoint.max_payload),
+            self.activity.eq(endpoint.activity), self.malformed.eq(phy.malformed.found),
         ]  # fmt: skip
         return m
 

@@ -224,6 +224,7 @@ class SecondHost:
     """
 
     driver = VirtioPciDriver  # of disks
+    join = Bridge  # what joins the root complex to ``dut``
 
     def __init__(self, dut, config, *, seed, mps=256, above=False, rcb=None, bridge=None, timeout_cycles=20_000):
         if mps not in (128, 256, 512):
@@ -238,7 +239,7 @@ class SecondHost:
         self.rc.max_payload_size = mps.bit_length() - 8
         self.rc.split_on_all_rcb, self.rc.read_completion_boundary = rcb is not None, rcb == 128
         self.root_port = self.rc.make_port()
-        self.bridge = Bridge(dut, self.root_port.downstream_port, **(bridge or {}))
+        self.bridge = self.join(dut, self.root_port.downstream_port, **(bridge or {}))
         pool = self.rc.mem_address_space.create_pool(1 << 32, 1 << 32) if above else self.rc.mem_pool
         self.memory = PoolMemory(pool)
         self.devices, self.functions = {}, {}

@@ -109,7 +109,7 @@ class ConfigMirror(wiring.Component):
 
     So the card knows its bus number, Bus Master Enable, Device Control (payload, read request, tags, ordering), of Device Control 2
     completion timeouts and AtomicOp Requester Enable, power state and the two MSI-X bits of each function; its BARs get
-    :func:`.ultrascale_receive.bar_address`. Memory space is always enabled in there: what the block delivers it has already judged. When
+    ``address``. Memory space is always enabled in there: what the block delivers it has already judged. When
     any of it changes for a function, and when a reset of it has ended that the card began by itself (on the way from D3hot), all of it
     is written again; ``changing`` is 1 from the cycle of the change until the card has answered the last write, but not for as long as
     a reset takes. A change of the power state that the block asks about is acknowledged when the card knows.
@@ -125,6 +125,8 @@ class ConfigMirror(wiring.Component):
         64, 128, 256 or 512.
     functions : tuple of :class:`MirroredFunction`
         1 to 4.
+    address : function of a function's number and a BAR's index
+        Where the BAR lies inside the card.
 
     Members
     -------
@@ -142,8 +144,8 @@ class ConfigMirror(wiring.Component):
         The card does not yet know all.
     """
 
-    def __init__(self, *, width, functions):
-        self.width, self.functions = width, tuple(functions)
+    def __init__(self, *, width, functions, address=bar_address):
+        self.width, self.functions, self.address = width, tuple(functions), address
         count = len(self.functions)
         super().__init__({
             "cfg_bus_number": In(8),
@@ -205,7 +207,7 @@ class ConfigMirror(wiring.Component):
                 known = seen[n]
                 rows = []
                 for bar in described.bars:
-                    base = bar_address(n, bar)
+                    base = self.address(n, bar)
                     rows += [(BAR_0 + bar + half, 0xF, Const(base >> 32 * half & 0xFFFFFFFF, 32)) for half in (0, 1)]
                 if described.device_control is not None:
                     rows.append((described.device_control, 0x3, known.device_control & ~(1 << FLR_BIT | ERROR_REPORTING)))

@@ -41,10 +41,11 @@ HOLD = 16  # times 5 cycles that a device reset takes at least: what a stage bet
 
 
 def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, pcie=None, extended=(), virtual_functions=0, first_offset=1,
-                    is_lowest=None):  # fmt: skip
+                    is_lowest=None, at=None):  # fmt: skip
     """Return the :class:`FunctionDescription` of a virtio function whose registers are a :class:`PciTransport`.
 
     ``config_bytes`` 0: a device without configuration. ``extended``: its extended capabilities; with them it reports errors.
+    ``at``: offset of the virtio capabilities, by default behind the others.
     ``virtual_functions`` of the same kind have the same BARs, in an SR-IOV capability with ``first_offset`` and ``is_lowest``.
 
     Raises
@@ -70,7 +71,8 @@ def virtio_function(*, device_type, class_code, queues, config_bytes, vectors, p
             pcie or PcieCapability(has_flr=True, has_prefixes=any(isinstance(c, PasidCapability) for c in extended)),
             MsixCapability(vectors, MSIX_BAR, 0, MSIX_BAR, MSIX_PBA),
             PowerCapability(keeps_state=False),
-            *(VirtioCapability(kind, REGISTERS_BAR, n * STRUCTURE_BYTES, length) for kind, n, length in places if length),
+            *(VirtioCapability(kind, REGISTERS_BAR, n * STRUCTURE_BYTES, length, at=at if n == COMMON else None)
+              for kind, n, length in places if length),
             VirtioCapability(spec.CFG_NOTIFY, REGISTERS_BAR, NOTIFY * STRUCTURE_BYTES, NOTIFY_MULTIPLIER * queues, NOTIFY_MULTIPLIER),
             VirtioWindow(),
         ),
