@@ -1,8 +1,10 @@
-"""Amaranth to Verilog: for simulators, for synthesis and for users' own projects."""
+"""Amaranth to Verilog: for simulators, for synthesis and for users' own projects. As a command it is :mod:`.generate`."""
 
 import os
+import sys
 from dataclasses import replace
 
+from amaranth._toolchain.yosys import find_yosys
 from amaranth.back import rtlil, verilog
 from amaranth.hdl import Const, Module, ResetInserter, Value
 from amaranth.hdl._ir import PortDirection  # what the back ends take; no public name exists
@@ -20,7 +22,9 @@ from .spec.pcie_config import DEVICE_CONTROL, DEVICE_CONTROL_2
 from .virtio import store
 from .virtio.device import join
 
-__all__ = ["RawCard", "Series7Card", "UltraScaleCard", "convert", "from_rtlil", "mirrored_functions", "to_rtlil"]
+__all__ = [
+    "RawCard", "Series7Card", "UltraScaleCard", "convert", "from_rtlil", "mirrored_functions", "portable", "ports_of", "to_rtlil",
+]  # fmt: skip
 
 
 class RawCard(wiring.Component):
@@ -236,7 +240,7 @@ def to_rtlil(component: wiring.Component, name: str = "top") -> str:
     :exc:`TypeError`
         When ``component`` is not a component.
     """
-    return rtlil.convert(component, name=name, ports=_ports(component), emit_src=False)
+    return rtlil.convert(component, name=name, ports=ports_of(component), emit_src=False)
 
 
 def from_rtlil(text: str) -> str:
@@ -247,8 +251,20 @@ def from_rtlil(text: str) -> str:
     return text + store.VERILOG if "ringwall_store" in text else text
 
 
-def _ports(component):
-    """Return the ports of ``component`` as Amaranth's back ends take them, without members that are constant."""
+def portable(text: str) -> str:
+    """Return Verilog as :func:`from_rtlil` does, but one without processes that have no clock.
+
+    Processes that read nothing but constants leave X behind in simulators that begin as the standard lets them, and in what order others
+    run is nobody's promise.
+    """
+    os.environ["AMARANTH_USE_YOSYS"] = "builtin"
+    text = find_yosys(lambda _: True).run(
+        ["-q", "-"], f"read_rtlil <<rtlil\n{text}\nrtlil\nproc -norom\nmemory_collect\nwrite_verilog -noattr\n", ignore_warnings=True)
+    return text + store.VERILOG if "ringwall_store" in text else text
+
+
+def ports_of(component):
+    """Return the ports of ``component`` as Amaranth's back ends take them, without members that are constant: ``{name: (value, way)}``."""
     if not isinstance(component, wiring.Component):
         raise TypeError(f"What is converted must be an amaranth.lib.wiring.Component, not {component!r}")
     ports = {}
@@ -258,3 +274,9 @@ def _ports(component):
             direction = PortDirection.Input if member.flow == wiring.In else PortDirection.Output
             ports["__".join(map(str, path))] = (value, direction)
     return ports
+
+
+if __name__ == "__main__":
+    from .generate import main
+
+    sys.exit(main())
