@@ -54,7 +54,7 @@ def random_frame(rng):
 def spoiled(rng, data, chance):
     """Return ``data`` with bits turned, bytes lost and bytes twice, about ``chance`` of the bytes each; now and then all of it twice."""
     found = bytearray()
-    for byte in data if rng.random() >= 50 * chance else data + data:
+    for byte in data if rng.random() >= 200 * chance else data + data:
         if rng.random() >= 3 * chance:
             found.append(byte)
         else:
@@ -154,7 +154,7 @@ class Bench:
             if read_valid() and self.plugged:
                 back.append(read())
                 self.lines[1] += 1
-            if back and (back[-1] == 0x7E or len(back) > 50):
+            if back and back[-1] == 0x7E:
                 self.news += self.peer.feed(spoiled(self.rng, bytes(back), self.chance), self.now)
                 back.clear()
 
@@ -252,11 +252,9 @@ async def spoiled_lines_lose_nothing(dut):
     for chance in (0.0002, 0.0007):
         bench.chance = chance
         await bench.connect()
-        before = bench.peer.statistics.again, bench.peer.statistics.damaged
         await exchange(bench, tlps_of(bench.rng, 50), tlps_of(bench.rng, 50))
-        after = bench.peer.statistics.again, bench.peer.statistics.damaged
-        assert all(new > old for new, old in zip(after, before)), (before, after)
-    assert bench.peer.statistics.repeated > 0
+    statistics = bench.peer.statistics
+    assert min(statistics.again, statistics.damaged, statistics.repeated) > 0
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
