@@ -144,7 +144,9 @@ def test_others(link, command):
     assert link.watch.counts["leaves"] == 2
     link.fence()
     link.fails()
+    link.command(IotinvalVma())
     link.walk()
+    link.fence()
     link.request(TlpType.MRD, 2, DATA, 64)
 
 
