@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 export SIM SEED WIDTH LATENCY IMAGE WAVES GUEST IOMMU GUEST_ARCH PROMPT RECORD JOB TIMEOUT TABLE
 
-.PHONY: help setup sim linux replay guests test models lint formal bench nightly clean
+.PHONY: help setup sim linux replay guests test models lint formal bench board board-report nightly clean
 
 help:
 	@echo "make sim      a disk image through the card and back, golden model watching; SIM= SEED= WIDTH= LATENCY= IMAGE= WAVES=1"
@@ -16,6 +16,8 @@ help:
 	@echo "make lint     ruff and pyright"
 	@echo "make formal   the proofs"
 	@echo "make bench    figures in cycles"
+	@echo "make board    the card of a board, as far as open tools go; BOARD=ecpix5|versa_ecp5|litefury|nitefury|alveo_u50"
+	@echo "make board-report  the table of boards/README.md, from the boards' results"
 	@echo "make nightly  fetches QEMU and Debian's kernels into the cache; every test, with whole machines of both architectures and ten million IOMMU requests"
 	@echo "make clean    remove build/ (not the Python environment)"
 
@@ -70,6 +72,12 @@ formal: build/ready
 
 bench: build/ready
 	$(BIN)/pytest -q -s tests/bench
+
+board: build/ready
+	@$(BIN)/python -m ringwall.boards.build $(BOARD)
+
+board-report: build/ready
+	@$(BIN)/python -m ringwall.boards.build --report
 
 # QEMU and the kernels stay in the cache: from then on `make test` boots them, too.
 nightly: build/ready

@@ -19,7 +19,7 @@ from .nextpnr import ECP5, XC7
 from .sizes import ROWS, asked_rows
 from .yosys import synthesize
 
-__all__ = ["Placed", "Shell", "place"]
+__all__ = ["Placed", "Shell", "place", "read_report"]
 
 GOAL = 125  # MHz
 
@@ -88,7 +88,12 @@ def place(component, part=ECP5, *, goal=GOAL):
                               check=False)  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"nextpnr ended with {done.returncode}: {done.stderr[-2000:]}")
-        found = json.loads(report.read_text())
+        return read_report(report)
+
+
+def read_report(file: Path):
+    """Return the :class:`Placed` that nextpnr's report in ``file`` says, of a circuit with one clock."""
+    found = json.loads(file.read_text())
     (clock,) = found["fmax"].values()
     (slowest,) = [path["path"] for path in found["critical_paths"] if path["from"] == path["to"]]
     blocks = [_block(step["to"]["cell"]) for step in slowest if step["type"] != "routing"]

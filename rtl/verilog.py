@@ -24,7 +24,8 @@ from .virtio import store
 from .virtio.device import join
 
 __all__ = [
-    "RawCard", "Series7Card", "TunnelCard", "UltraScaleCard", "convert", "from_rtlil", "mirrored_functions", "portable", "ports_of", "to_rtlil",
+    "RawCard", "Series7Card", "TunnelCard", "UltraScaleCard", "convert", "from_rtlil", "mirrored_functions", "portable", "ports_of",
+    "to_rtlil",
 ]  # fmt: skip
 
 
@@ -118,8 +119,11 @@ class TunnelCard(wiring.Component):
         m.submodules.phy = ResetInserter({"sync": endpoint.discarding})(phy)
         m.submodules.tunnel = tunnel = self._tunnel
         join(m, self, endpoint, {name: name for name in endpoint.outside})
-        for source, sink in ((wiring.flipped(self.rx), tunnel.rx), (tunnel.tx, wiring.flipped(self.tx)), (tunnel.o, phy.i), (phy.o, tunnel.i),
-                             (phy.received, endpoint.received), (endpoint.to_send, phy.to_send)):  # fmt: skip
+        links = (
+            (wiring.flipped(self.rx), tunnel.rx), (tunnel.tx, wiring.flipped(self.tx)), (tunnel.o, phy.i), (phy.o, tunnel.i),
+            (phy.received, endpoint.received), (endpoint.to_send, phy.to_send),
+        )  # fmt: skip
+        for source, sink in links:
             wiring.connect(m, source, sink)
         m.d.comb += [
             endpoint.link_reset.eq(tunnel.link_reset), tunnel.discarding.eq(endpoint.discarding), endpoint.malformed.eq(phy.malformed),
