@@ -32,6 +32,8 @@ MSIX_TABLE, MSIX_PBA = 0x300, 0x400  # offsets of msi_cfg_tbl, which is the MSI-
 class IommuConfig(Features):
     """The RISC-V IOMMU front end, function 0, with :class:`.iommu.features.Features` by name.
 
+    ``bar``: None, or the BAR of the first disk's function that has its registers: then it has no function of its own, and translates for
+    that one too. Its interrupts are messages by its own table, at 0x300 of that BAR, while the function's MSI-X is enabled.
     ``entries``, ``ways``: size of the IOTLB; ``second_entries``: of its second level, in block RAM, or 0. ``walks``: walks in flight. The
     IDs are the user's to choose: the defaults are those that pid.codes sets aside for tests. A stock Linux riscv_iommu_pci driver binds to
     1b36:0014.
@@ -41,6 +43,7 @@ class IommuConfig(Features):
     ways: int = 4
     second_entries: int = 0
     walks: int = 8
+    bar: int | None = None
     vendor_id: int = 0x1209
     device_id: int = 0x0001
 
@@ -50,6 +53,8 @@ class IommuConfig(Features):
             raise ValueError(f"IOTLB entries must be a power of two between 16 and 256, more by second_entries, not {self.entries!r}")
         if self.second_entries not in [0, *(1 << n for n in range(4, 13))]:
             raise ValueError(f"Entries of the second IOTLB must be 0 or a power of two between 16 and 4096, not {self.second_entries!r}")
+        if self.bar not in (None, 4):
+            raise ValueError(f"BAR of an IOMMU without a function must be 4, which no virtio function has, not {self.bar!r}")
         if self.has_wires:
             raise ValueError(f"IGS of a PCIe function must be 0, its interrupts are messages, not {self.IGS!r}")
         if self.ATS:
@@ -60,6 +65,11 @@ class IommuConfig(Features):
             raise ValueError(f"Walks in flight must be between 1 and 32, not {self.walks!r}")
         if self.AMO_HWAD and self.walks > 16:  # each has room for its read while updates wait
             raise ValueError(f"Walks in flight must be at most 16 with AMO_HWAD, not {self.walks!r}")
+
+    def share(self, description):
+        """Return the description of the function that ``bar`` is of. [RVIOMMU1.0 8.1]"""
+        return replace(description, bars=(*description.bars, Bar(self.bar, 4096)), capabilities=tuple(
+            replace(one, has_atomics=self.has_atomics) if isinstance(one, PcieCapability) else one for one in description.capabilities))
 
     def description(self, extended=()):
         """Return the :class:`.function.description.FunctionDescription` of function 0. [RVIOMMU1.0 8.1]
@@ -161,7 +171,8 @@ class EndpointConfig:
     width : :class:`int`
         Bits of the data path: 64, 128, 256 or 512.
     iommu : :class:`IommuConfig` or :class:`VirtioIommuConfig` or None
-        With an IOMMU it is function 0, and the disks follow; without, the disks begin at 0 and their DMA is not translated by the card.
+        With an IOMMU it is function 0, and the disks follow, unless it shares theirs (``bar``); without, the disks begin at 0 and their
+        DMA is not translated by the card.
     host_ats : :class:`HostAtsConfig` or None
         Instead of an IOMMU: all functions have the ATS capability, and cache translations of the host's IOMMU while it is enabled.
     disks : tuple of :class:`BlkConfig`
@@ -256,4 +267,9 @@ class EndpointConfig:
     @property
     def first_disk(self):
         """Function number of the first disk, or of the first device when there is none."""
-        return int(self.iommu is not None)
+        return int(self.iommu is not None and self.iommu_bar is None)
+
+    @property
+    def iommu_bar(self):
+        """BAR of function 0 that has the registers of an IOMMU without a function of its own; None without such an IOMMU."""
+        return self.iommu.bar if isinstance(self.iommu, IommuConfig) else None

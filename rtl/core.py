@@ -1,6 +1,6 @@
 """What every card has: transaction layer, configuration space, error reporting, registers, and the wall in front of all DMA."""
 
-from amaranth import Cat, Module, ResetInserter, Signal
+from amaranth import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -62,6 +62,9 @@ class Core(wiring.Component):
         What each of ``buses`` serves.
     iommu : :class:`.config.IommuConfig` or None
         None: all DMA is physical, or the host's to translate, or that of whoever is behind ``translate_request``.
+    iommu_bar : :class:`int` or None
+        None: function 0 is the IOMMU's. Else the BAR of function 0 that has its registers; what stops or resets that function does not
+        stop the IOMMU.
     translates : :class:`bool`
         Instead of ``iommu``: whoever is behind ``translate_request`` does.
     host_ats : :class:`.config.HostAtsConfig` or None
@@ -105,9 +108,9 @@ class Core(wiring.Component):
     """
 
     def __init__(self, *, width, functions, clients, registers, iommu, strict, tags, wall_tags, completion_timeout_cycles,
-                 host_ats=None, translates=False):  # fmt: skip
+                 host_ats=None, translates=False, iommu_bar=None):  # fmt: skip
         self.width, self.functions, self.clients, self.registers = width, tuple(functions), tuple(clients), tuple(registers)
-        self.iommu, self.strict, self.tags, self.wall_tags = iommu, strict, tags, wall_tags
+        self.iommu, self.iommu_bar, self.strict, self.tags, self.wall_tags = iommu, iommu_bar, strict, tags, wall_tags
         self.completion_timeout_cycles, self.host_ats, self.translates = completion_timeout_cycles, host_ats, translates
         if iommu is not None and iommu.DBG and len(self.clients) > 31:  # one cookie of the gate's is the debug request's
             raise ValueError(f"Clients of a card with debug translation must be at most 31, not {len(self.clients)!r}")
@@ -170,8 +173,10 @@ class Core(wiring.Component):
         wall = ReadClient("wall", False, WALL_BUFFER_BYTES, atomics=self.iommu is not None and self.iommu.has_atomics)
         has_files = self.iommu is not None and self.iommu.MSI_MRIF  # interrupt files in memory
         readers = (wall, *self.clients)
+        # The wall's requests are those of function 0, or of one behind all others that has function 0's configuration but no stop.
+        shares = self.iommu_bar is not None
         requester = add("requester", Requester(
-            width=width, clients=readers, functions=count, tags=self.tags, wall_tags=self.wall_tags,
+            width=width, clients=readers, functions=count + shares, tags=self.tags, wall_tags=self.wall_tags,
             completion_timeout_cycles=self.completion_timeout_cycles, diverts=has_files, host_ats=has_ats, has_pasid=has_pasid))
         for source, sink in (
             (wiring.flipped(self.received), receiver.i), (transmitter.o, wiring.flipped(self.to_send)),
@@ -231,6 +236,8 @@ class Core(wiring.Component):
             wiring.connect(m, errors.updates, space.updates)
         wiring.connect(m, collector.reports, errors.reports)
         beat, message = receiver.completions, transmitter.messages
+        function = requester.events.function
+        event_function = Mux(function == count, 0, function) if shares else function
         if has_ats:
             tellers = add("tellers", Arbiter(TlpBeat(width, has_pasid), 3 if has_pages else 2))
             wiring.connect(m, tellers.o, transmitter.messages)
@@ -238,7 +245,7 @@ class Core(wiring.Component):
         m.d.comb += [
             collector.malformed.eq(self.malformed),
             collector.completer.eq(completer.events),
-            collector.tags.eq(requester.events),
+            collector.tags.eq(requester.events), collector.tags.function.eq(event_function),
             collector.completions.first.eq(beat.valid & beat.ready & beat.payload.first),
             collector.completions.spoilt.eq(receiver.spoilt & beat.ready),
             collector.completions.header.eq(beat.payload.header),
@@ -260,7 +267,7 @@ class Core(wiring.Component):
         m.d.comb += collector.present.eq(errors.present)
 
         # Registers.
-        own = () if self.iommu is None else ((Range(0, 0, 0, 4096),),)
+        own = () if self.iommu is None else ((Range(0, self.iommu_bar or 0, 0, 4096),),)
         merger = add("merger", Merger(count=2))
         router = add("router", Router(targets=(*own, *self.registers)))
         wiring.connect(m, completer.registers, merger.initiators[0])
@@ -302,6 +309,8 @@ class Core(wiring.Component):
                 (requester.read_data[0], iommu.read_data), (requester.write_done[0], iommu.write_done),
             ):
                 wiring.connect(m, source, sink)
+            if shares:
+                m.d.comb += [requester.wall.p.function.eq(count), requester.config[count].eq(space.state[0])]
             if self.iommu.has_atomics:
                 wiring.connect(m, iommu.operands, requester.wall_operands)
             if has_files:

@@ -67,7 +67,7 @@ def vectors_of(device):
 def descriptions_of(config):
     """Return the :class:`.function.description.FunctionDescription` of each function of the card that ``config`` describes: physical
     ones, then virtual ones."""
-    descriptions = [] if config.iommu is None else [config.iommu.description(config.extended)]
+    descriptions = [config.iommu.description(config.extended)] if config.first_disk else []
     following, virtual = config.physical_functions, []
     for device in (*config.disks, *config.devices):
         count = getattr(device, "virtual_functions", 0)
@@ -77,6 +77,8 @@ def descriptions_of(config):
             first_offset=following - len(descriptions), is_lowest=following == config.physical_functions))
         virtual += [descriptions[-1].virtual() for _ in range(count)]
         following += count
+    if config.iommu_bar is not None:
+        descriptions[0] = config.iommu.share(descriptions[0])
     return descriptions + virtual
 
 
@@ -147,9 +149,9 @@ class Endpoint(wiring.Component):
             width=width, functions=descriptions, clients=readers,
             registers=[*((Range(n, REGISTERS_BAR, 0, REGISTERS_BYTES),) for n in numbers),
                        tuple(Range(n, MSIX_BAR, 0, MSIX_BYTES) for n in numbers)],
-            iommu=None if config.virtio_iommu else config.iommu, strict=config.strict, tags=config.tags, wall_tags=config.wall_tags,
-            completion_timeout_cycles=config.completion_timeout_cycles, host_ats=config.host_ats,
-            translates=config.virtio_iommu is not None)  # fmt: skip
+            iommu=None if config.virtio_iommu else config.iommu, iommu_bar=config.iommu_bar, strict=config.strict,
+            tags=config.tags, wall_tags=config.wall_tags, completion_timeout_cycles=config.completion_timeout_cycles,
+            host_ats=config.host_ats, translates=config.virtio_iommu is not None)  # fmt: skip
         wiring.connect(m, wiring.flipped(self.received), core.received)
         wiring.connect(m, core.to_send, wiring.flipped(self.to_send))
         m.d.comb += [

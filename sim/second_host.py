@@ -309,6 +309,8 @@ class SecondHost:
     async def enable_msix(self, function):
         """Let the root complex program and enable all vectors of a function; ``interrupts`` counts what comes of them."""
         device = self.devices[function]
+        if device.msix_enabled:
+            return len(device.msi_vectors)
         count = await device.alloc_irq_vectors(1, 2048)
         if count < 1 or not device.msix_enabled:
             raise AssertionError(f"function {function} must have MSI-X, alloc_irq_vectors returned {count}")
@@ -345,7 +347,8 @@ class SecondHost:
         await self.enable_msix(0)
         size = 0x40_0000
         self.allocator = Allocator(self.memory, self.memory.allocate(size), size, rng=self.rng)
-        self.iommu = IommuDriver(self.functions[0].bars[0].address, self.memory, self.allocator)
+        registers = self.functions[0].bars[self.config.iommu_bar or 0].address
+        self.iommu = IommuDriver(registers, self.memory, self.allocator)
         await self.run(self.iommu.init(levels))
         return self.iommu
 

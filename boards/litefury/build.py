@@ -1,6 +1,6 @@
 """The Vivado project of the LiteFury: ``python -m ringwall.boards.litefury.build --out dir``."""
 
-from ...rtl.config import BlkConfig, EndpointConfig
+from ...rtl.config import BlkConfig, EndpointConfig, IommuConfig
 from ...rtl.endpoint import descriptions_of
 from ...rtl.verilog import Series7Card, convert
 from .. import pcie7x
@@ -14,8 +14,8 @@ STATE = ("{}: project written by Ringwall, ports checked by Yosys. Never run thr
 
 
 def config_of(width=128):
-    """Return the card: a disk of 256 KiB in block RAM; at 125 MHz (128 bits) or 250 MHz (64 bits)."""
-    return EndpointConfig(width=width, iommu=None, disks=(BlkConfig(capacity_sectors=512),))
+    """Return the card: a disk of 128 KiB in block RAM and its IOMMU, in one function; at 125 MHz (128 bits) or 250 MHz (64 bits)."""
+    return EndpointConfig(width=width, iommu=IommuConfig(entries=64, walks=4, bar=4), disks=(BlkConfig(capacity_sectors=256),))
 
 
 def card_of(config):
@@ -43,7 +43,7 @@ def files_of(config, card, verilog, platform=LiteFuryPlatform):
 def build_of(folder, name, platform, *, synthesize, width=128):
     """Write the project of the board ``name`` into ``folder``; return its result."""
     config = config_of(width)
-    card, configuration = card_of(config), f"disk, {width} bits"
+    card, configuration = card_of(config), f"RISC-V IOMMU and disk in one function, {width} bits"
     build_project(folder, files_of(config, card, convert(card, CARD), platform), STATE.format(name))
     return report(name, configuration, "xc7", card) if synthesize else {"board": name, "configuration": configuration}
 

@@ -9,7 +9,7 @@ import pytest
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.tlp import CplStatus, Tlp, TlpType, encode, memory_read, memory_write
-from ringwall.rtl.config import BlkConfig, EndpointConfig
+from ringwall.rtl.config import BlkConfig, EndpointConfig, IommuConfig
 from ringwall.rtl.endpoint import descriptions_of
 from ringwall.rtl.function.description import MsixCapability
 from ringwall.rtl.phy.series7 import Series7Phy
@@ -23,6 +23,7 @@ from ringwall.sim.series7 import USER, BlockFunction, Series7Block, Series7Strea
 from ringwall.sim.stream import cycle, random_ready, start, unpack
 from ringwall.sim.tlp_beats import from_beats, to_beats
 
+PAGE, IOVAS = 4096, 0x10_0000_0000  # the first that SecondHost.disk maps
 BARS = {0: 16384, 2: 4096}
 MIRROR_TAG, LAST = 0x200, 160  # of the mirror's writes: the tag, the register of the last
 PLACES = {0: 1 << 28, 2: 3 << 28}  # where the card has them
@@ -33,8 +34,11 @@ CARD = EndpointConfig(width=64, iommu=None, disks=(BlkConfig(capacity_sectors=64
                       completion_timeout_cycles=10_000)  # fmt: skip
 
 
-def card(width):
-    return EndpointConfig(**{**vars(CARD), "width": width})
+WALL = IommuConfig(entries=16, ways=1, walks=1, bar=4)
+
+
+def card(width, iommu=None):
+    return replace(CARD, width=width, iommu=iommu)
 
 
 @pytest.mark.parametrize("width", [64, 128])
@@ -48,12 +52,20 @@ def test_card(request, width):
     run(Series7Card(card(width)), module=__name__, node=request.node.nodeid, params={"width": width}, testcase=["disk_works"])
 
 
+def test_wall_in_a_bar(request):
+    run(Series7Card(card(128, WALL)), module=__name__, node=request.node.nodeid, params={"width": 128}, testcase=["wall_is_in_a_bar"])
+
+
 def test_parameters_are_checked():
     """S7-1: a card that the block cannot be is refused with a sentence."""
     with pytest.raises(ValueError, match="64 or 128 bits, not 256"):
         Series7Card(card(256))
     with pytest.raises(ValueError, match="one function, not 2"):
         Series7Card(EndpointConfig(width=64, iommu=None, disks=(BlkConfig(),) * 2))
+    with pytest.raises(ValueError, match="one function, not 2"):
+        Series7Card(EndpointConfig(width=64))
+    with pytest.raises(ValueError, match="must be 4, which no virtio function has, not 2"):
+        IommuConfig(bar=2)
     with pytest.raises(ValueError, match="at most 256, it has no 10-bit tags, not 257"):
         Series7Card(EndpointConfig(width=64, iommu=None, tags=257))
     with pytest.raises(ValueError, match=r"must be those of BARs \[0, 2\], not of \[0\]"):
@@ -299,4 +311,39 @@ async def disk_works(dut):
     await disk.done([read])
     assert (write.status, read.status) == (0, 0) and read.data == content and host.interrupts[0, 1] == 2
     assert host.bridge.link.discontinued == 0
+    host.finish()
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def wall_is_in_a_bar(dut):
+    """S7-8: a disk whose function has the registers of its IOMMU in BAR 4: translated; a fault is told by the IOMMU's own table of
+    messages; a reset of the disk does not stop the IOMMU."""
+    host = CardHost(dut, card(128, WALL))
+    await host.begin()
+    await host.enable_iommu()
+    info, vector = host.functions[0], host.devices[0].msi_vectors[0]
+    assert info.bars[4].size == 4096
+    for offset, word in ((0, vector.addr), (8, vector.data), (12, 0)):  # entry 1 of msi_cfg_tbl: the fault queue's
+        await host.rc.mem_write(info.bars[4].address + 0x310 + offset, word.to_bytes(4, "little"))
+    for _ in range(2):
+        disk = await host.disk(0, queue_size=16, buffer_pages=24)
+        content = host.rng.randbytes(1024)
+        write = disk.blk.write(1, content)
+        await disk.done([write])
+        read = disk.blk.read(1, 1024)
+        await disk.done([read])
+        assert (write.status, read.status) == (0, 0) and read.data == content and disk.memory is not host.memory
+        page = IOVAS + 16 * PAGE
+        disk.memory.write(page, struct.pack("<IIQ", 1, 0, 8) + b"\xff")
+        before = host.interrupts[0, 0]
+        assert await disk.raw([(page, 16), (IOVAS + 64 * PAGE, 512)], [(page + 16, 1)]) == 1
+        assert disk.memory.read(page + 16, 1)[0] == 1, "a page that is not mapped"
+        (fault,) = await host.run(host.iommu.read_faults())
+        assert fault.device_id == 0 and fault.iotval & -PAGE == IOVAS + 64 * PAGE
+        assert await host.interrupt(0, 0, 2000) and host.interrupts[0, 0] == before + 1
+        walking = disk.blk.read(0, 4096)
+        await disk.ring_doorbell()
+        await host.run(disk.driver.reset())
+        await host.run(host.iommu.fence())
+        assert not walking.is_done
     host.finish()
