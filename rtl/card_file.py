@@ -119,8 +119,8 @@ def _made(kind, table, place):
 
 def _value(value, hint, place, kinds=None):
     """Return ``value`` of the file as one of the type ``hint``; tables say by ``kind`` which of ``kinds`` they are."""
-    if isinstance(hint, UnionType):
-        if value == NONE and type(None) in get_args(hint):
+    if isinstance(hint, UnionType):  # all of them with None
+        if value == NONE:
             return None
         return _value(value, get_args(hint)[0], place, kinds)
     if get_origin(hint) is tuple:

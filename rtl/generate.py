@@ -101,26 +101,22 @@ def ports(card):
         ("clk", "input", 1, "Clock of all ports; its rising edge counts."),
         ("rst", "input", 1, "Synchronous reset: all becomes as at power-on. May stay 0: registers and memories have initial values."),
     ]  # fmt: skip
-    outside = {f"{name}_{number}": (name, number, place) for number, place in _users(card) for name in place.outside}
+    outside = {f"{name}_{place.number}": (name, place) for place in card._endpoint._users for name in place.function.outside}
     for path, member, value in card.signature.flatten(card):
         name = "__".join(map(str, path))
         if name not in known:
             continue
         if path[0] in outside:
-            inner, number, function = outside[path[0]]
-            text = f"Function {number}, {type(function.back_end).__name__}: {_text_of(_members(type(function.back_end)), inner)}"
+            inner, place = outside[path[0]]
+            kind = type(place.function.back_end)
+            text = f"Function {place.number}, {kind.__name__}: {_text_of(_members(kind), inner)}"
         else:
             text = _text_of(texts, path[0])
         is_stream = isinstance(getattr(card.signature.members[path[0]], "signature", None), stream.Signature)
         handshake = {"valid": "There is an item.", "ready": "It is taken, if there is one."}.get(path[-1]) if is_stream else None
-        bits = handshake or " ".join(filter(None, [text, _fields(member.shape)]))
-        found.append((name, "input" if member.flow == wiring.In else "output", len(Value.cast(value)), bits))
+        text = handshake or " ".join(filter(None, [text, _fields(member.shape)]))
+        found.append((name, "input" if member.flow == wiring.In else "output", len(Value.cast(value)), text))
     return found
-
-
-def _users(card):
-    """Return ``(function number, DeviceFunction)`` of each device whose user's side the card passes on."""
-    return [(place.number, place.function) for place in card._endpoint._users]
 
 
 def _members(kind):
