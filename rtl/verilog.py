@@ -111,7 +111,8 @@ class TunnelCard(wiring.Component):
         m.submodules.phy = ResetInserter({"sync": endpoint.discarding})(phy)
         m.submodules.tunnel = tunnel = self._tunnel
         join(m, self, endpoint, {name: name for name in endpoint.outside})
-        for source, sink in ((wiring.flipped(self.rx), tunnel.rx), (tunnel.tx, wiring.flipped(self.tx)), (tunnel.o, phy.i), (phy.o, tunnel.i),
+        for source, sink in ((wiring.flipped(self.rx), tunnel.rx), (tunnel.tx, wiring.flipped(self.tx)),
+                             (tunnel.o, phy.i), (phy.o, tunnel.i),
                              (phy.received, endpoint.received), (endpoint.to_send, phy.to_send)):  # fmt: skip
             wiring.connect(m, source, sink)
         m.d.comb += [
