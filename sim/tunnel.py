@@ -71,12 +71,14 @@ class TunnelledCard:
     host, memory, observe
         As those of :class:`.compiled.CompiledCard`. ``TlpSent`` comes when the TLP has left the buffer of the card's end.
     line : a line of :mod:`.tunnel_lines`
+    carried : list of :class:`int`
+        Bytes put on the line, bytes that came.
     peer : :class:`ringwall.models.tunnel.Peer`
     """
 
     def __init__(self, config, *, target="sim", seed=0, mps=256, mrrs=512):
         self.config, self.observe, self.target = config, None, target
-        self._log, self._interrupts, self._sent, self._seed = None, [], deque(), seed
+        self._log, self._interrupts, self._sent, self._seed, self.carried = None, [], deque(), seed, [0, 0]
         self._rng = random.Random(seed)
         self.line = open_line(target, config, seed=seed)
         self.memory = _Memory(self)
@@ -136,7 +138,10 @@ class TunnelledCard:
         try:
             if data := peer.output(line.now):
                 line.put(data)
-            for news in peer.feed(line.get(min(time, _MOST_AT_ONCE, line.patience)), line.now):
+            came = line.get(min(time, _MOST_AT_ONCE, line.patience))
+            self.carried[0] += len(data)
+            self.carried[1] += len(came)
+            for news in peer.feed(came, line.now):
                 self._active = line.now
                 if isinstance(news, Arrived):
                     any_tlp = True
@@ -274,6 +279,11 @@ class TunnelBench(CompiledBench):
     """
 
     card_kind = TunnelledCard
+
+    def settle(self):
+        """Let the card finish what it is at: until it is idle."""
+        while self.compiled.step(self.compiled.line.idle_after):
+            pass
 
     def done(self, disk, requests, *, cycles=None):
         """As that of the base; ``cycles`` is in the line's unit, and by default so long that a card without progress is idle before."""

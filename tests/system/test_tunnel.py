@@ -9,9 +9,10 @@ import pytest
 
 from ringwall.models.tunnel import Deframer, Frame, FrameKind, encode_frame
 from ringwall.models.virtio.blk import BlkStatus
-from ringwall.sim import session
+from ringwall.sim import session, tunnel_light
 from ringwall.sim.compiled_bench import Traffic
 from ringwall.sim.log import read_log
+from ringwall.sim.main import main
 from ringwall.sim.settings import BadSetting
 from ringwall.sim.tunnel import DeadLine, TunnelBench, TunnelledCard, board_config
 from ringwall.sim.tunnel_lines import SimulatedLine, StreamLine, open_line
@@ -28,6 +29,7 @@ def bench_with_disk(seed, **parameters):
 
 
 def finish(bench):
+    bench.settle()
     bench.session.finish()
     assert bench.session.board.comparisons > 50
     bench.compiled.close()
@@ -45,8 +47,7 @@ def test_first_light(tmp_path, target, batches):
     assert card.peer.statistics.again == card.peer.statistics.damaged == card.peer.statistics.repeated == 0
     assert card.interrupts() and not card.interrupts()
     assert not card.is_idle
-    while card.step(10_000):
-        pass
+    bench.settle()
     assert card.is_idle
     finish(bench)
     assert session.replay(*read_log(tmp_path / "log.jsonl")).board.comparisons > 100
@@ -149,6 +150,7 @@ def test_lines(kind, tmp_path):
         read = disk.blk.read(8, 4096)
         bench.done(disk, [read])
         assert (write.status, read.status, read.data) == (BlkStatus.OK, BlkStatus.OK, content)
+        bench.settle()
         bench.session.finish()
     bench.compiled.close()
 
@@ -202,3 +204,49 @@ def test_nobody(monkeypatch):
     ):  # fmt: skip
         with pytest.raises(BadSetting, match=sentence):
             open_line(target, CONFIG)
+
+
+def plain(monkeypatch, tmp_path):
+    for name in ("SIM", "WIDTH", "LATENCY", "SEED", "WAVES", "IMAGE", "TARGET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("ringwall.sim.main.build_root", lambda: tmp_path)
+
+
+def test_command(capfd, monkeypatch, tmp_path):
+    """SYS-TUN-8: make sim with TARGET: the image comes back equal; a table with the link's limit, a page and a log; exit status 0, and 1
+    when a byte differs."""
+    plain(monkeypatch, tmp_path)
+    image = tmp_path / "note"
+    image.write_bytes(bytes(range(256)) * 200)
+    monkeypatch.setenv("TARGET", "tunnel:sim")
+    assert main(["--image", str(image)]) == 0
+    said, errors = capfd.readouterr()
+    assert not errors
+    assert said.count("51,200 bytes equal") == 2
+    assert said.count("% of it") == 2
+    assert "link limit 0.9209" in said and "link limit 0.9078" in said
+    assert "Every byte and every TLP" in (tmp_path / "report/index.html").read_text()
+    assert (tmp_path / "tunnel/events.jsonl").is_file()
+    flow = tunnel_light._flow
+    monkeypatch.setattr(tunnel_light, "_flow", lambda *parts: (flow(*parts)[0], b"other"))
+    assert main(["--image", str(image)]) == 1
+    assert capfd.readouterr().err == "The guest memory differs from the image\n"
+    assert "The guest memory differs" in (tmp_path / "report/index.html").read_text()
+
+
+@pytest.mark.parametrize("name, value, sentence", [
+    ("TARGET", "sim", "TARGET must begin with tunnel:, not 'sim'."),
+    ("TARGET", "tunnel:/nowhere@115200", "TARGET cannot be opened: /nowhere@115200: No such file or directory."),
+    ("LATENCY", "9", "LATENCY is for the card that make sim simulates itself: leave it out with TARGET."),
+    ("SIM", "icarus", "SIM is for the card that make sim simulates itself: leave it out with TARGET."),
+    ("WIDTH", "65", "WIDTH must be 64, 128, 256 or 512, not '65'."),
+])  # fmt: skip
+def test_bad_settings(capfd, monkeypatch, tmp_path, name, value, sentence):
+    """SYS-TUN-9: a target that does not exist, and settings that mean nothing with one, get one sentence and exit status 2."""
+    plain(monkeypatch, tmp_path)
+    image = tmp_path / "note"
+    image.write_bytes(bytes(512))
+    monkeypatch.setenv("TARGET", "tunnel:nothing")
+    monkeypatch.setenv(name, value)
+    assert main(["--image", str(image)]) == 2
+    assert capfd.readouterr().err == sentence + "\n"
