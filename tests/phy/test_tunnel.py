@@ -262,7 +262,7 @@ async def spoiled_lines_lose_nothing(dut):
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def room_is_never_exceeded(dut):
-    """TUN-5: while the card takes nothing the host sends no more than there is room for; more would not be acknowledged; all arrives later."""
+    """TUN-5: while the card takes nothing the host sends no more than there is room for; more is not acknowledged; all arrives later."""
     bench = Bench(dut, pace=0.0)
     await bench.begin()
     await bench.connect()
