@@ -227,6 +227,7 @@ async def tlps_pass(dut):
     await bench.connect()
     hello = bench.peer.hello
     assert (hello.lanes, hello.window, hello.room) == (bench.lanes, 31, 256)
+    assert bench.now < 200, "the first RESET is answered"
     assert int(dut.link_reset.value) == 0
     await exchange(bench, tlps_of(bench.rng, 25, 133), tlps_of(bench.rng, 25, 133))
     assert bench.peer.statistics.again == bench.peer.statistics.damaged == bench.peer.statistics.repeated == 0
