@@ -162,7 +162,7 @@ class Tunnel(wiring.Component):
         ]  # fmt: skip
         with m.If(is_new):
             m.d.sync += session.eq(deframer.body)
-        with m.If(framer.begins):
+        with m.If(framer.begins & is_up):
             m.d.sync += wants_ack.eq(0)
             with m.If(framer.kind == Kind.HELLO):
                 m.d.sync += wants_hello.eq(0)

@@ -31,8 +31,8 @@ def test_tunnel(request, width):
 
 def test_line(request):
     run(Tunnel(width=64, **SMALL), module=__name__, node=request.node.nodeid, params={"width": 64},
-        testcase=["spoiled_lines_lose_nothing", "room_is_never_exceeded", "sessions_begin_and_end", "hostile_bytes_do_no_harm",
-                  "cut_tlps_are_forgotten"])
+        testcase=["spoiled_lines_lose_nothing", "room_is_never_exceeded", "window_is_kept", "sessions_begin_and_end",
+                  "hostile_bytes_do_no_harm", "cut_tlps_are_forgotten"])
 
 
 def test_parameters_are_checked():
@@ -132,7 +132,10 @@ class Bench:
                 self.dut.discarding.value = 1
                 while int(self.dut.link_reset.value):
                     await RisingEdge(self.dut.clk)
+                await ClockCycles(self.dut.clk, 4)
+                before = self.lines[1]
                 await ClockCycles(self.dut.clk, 30)
+                assert self.lines[1] == before, "no HELLO before the card is ready"
                 self.dut.discarding.value = 0
 
     async def _line(self):
@@ -224,6 +227,7 @@ async def tlps_pass(dut):
     await bench.connect()
     hello = bench.peer.hello
     assert (hello.lanes, hello.window, hello.room) == (bench.lanes, 31, 256)
+    assert bench.now < 200, "the first RESET is answered"
     assert int(dut.link_reset.value) == 0
     await exchange(bench, tlps_of(bench.rng, 25, 133), tlps_of(bench.rng, 25, 133))
     assert bench.peer.statistics.again == bench.peer.statistics.damaged == bench.peer.statistics.repeated == 0
@@ -259,7 +263,7 @@ async def spoiled_lines_lose_nothing(dut):
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def room_is_never_exceeded(dut):
-    """TUN-5: while the card takes nothing the host sends no more than there is room for; nothing is sent twice, and all arrives later."""
+    """TUN-5: while the card takes nothing the host sends no more than there is room for; more is not acknowledged; all arrives later."""
     bench = Bench(dut, pace=0.0)
     await bench.begin()
     await bench.connect()
@@ -272,12 +276,41 @@ async def room_is_never_exceeded(dut):
     up = tlps_of(bench.rng, 10)
     await bench.give(up)  # the other direction is not held up
     await bench.until(lambda: len(bench.arrived()) == len(up))
+    count, lines = len(bench.peer._inside) - len(bench.peer._sent), bench.lines[1]
+    frame = Frame(FrameKind.DATA, (bench.peer._freed + count) % 256, len(up), len(up), (5,) * 300)
+    bench.queue += encode_frame(frame)  # a host that sends more than there is room for
+    await bench.until(lambda: bench.lines[1] > lines)
+    assert len(bench.peer._inside) - len(bench.peer._sent) == count, "what does not fit is not acknowledged"
     bench.ready.cancel()
     bench.o.set_ready(1)
     await bench.until(lambda: len(bench.taken()) == len(tlps))
     assert bench.received() == tlps
-    statistics = bench.peer.statistics
-    assert statistics.damaged == statistics.again == 0
+    assert bench.peer.statistics.damaged == bench.peer.statistics.repeated == 0
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def window_is_kept(dut):
+    """TUN-16: without acknowledgements the card sends 31 TLPs and takes no more; then all arrive. One that comes again is acknowledged."""
+    bench = Bench(dut)
+    await bench.begin()
+    await bench.connect()
+    up, taken = [[n, n] for n in range(80)], []
+    bench.plugged = False
+    cocotb.start_soon(bench.i.watch(taken))
+    giving = cocotb.start_soon(bench.give(up))
+    await ClockCycles(dut.clk, 2000)
+    assert len(taken) in (31, 32), "one beat waits to be cut"
+    bench.plugged = True
+    await giving
+    await bench.until(lambda: len(bench.arrived()) == len(up))
+    assert bench.arrived() == up
+    await exchange(bench, up[:3], up[:3])
+    await ClockCycles(dut.clk, 500)
+    lines = bench.lines[1]
+    bench.queue += encode_frame(Frame(FrameKind.DATA, 2, bench.peer._expected, bench.peer._expected, (9, 9)))
+    await ClockCycles(dut.clk, 100)
+    assert bench.lines[1] - lines >= 10
+    assert bench.received() == up[:3]
 
 
 @cocotb.test(timeout_time=3, timeout_unit="ms")
