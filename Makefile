@@ -1,14 +1,14 @@
-# Every command a person or CI runs. Variables: SIM= SEED= WAVES=1 for every run, WIDTH= LATENCY= IMAGE= for `make sim`, JOBS= for `make test`.
+# Every command a person or CI runs. Variables: SIM= SEED= WAVES=1 for every run, WIDTH= LATENCY= IMAGE= TARGET= for `make sim`, JOBS= for `make test`.
 PYTHON ?= python3
 JOBS ?= 3
 BIN := .venv/bin
 
-export SIM SEED WIDTH LATENCY IMAGE WAVES GUEST IOMMU GUEST_ARCH PROMPT RECORD JOB TIMEOUT TABLE
+export SIM SEED WIDTH LATENCY IMAGE WAVES TARGET GUEST IOMMU GUEST_ARCH PROMPT RECORD JOB TIMEOUT TABLE
 
-.PHONY: help setup sim linux replay guests test models lint formal bench nightly clean
+.PHONY: help setup sim linux replay guests test models lint formal bench board board-report nightly clean
 
 help:
-	@echo "make sim      a disk image through the card and back, golden model watching; SIM= SEED= WIDTH= LATENCY= IMAGE= WAVES=1"
+	@echo "make sim      a disk image through the card and back, golden model watching; SIM= SEED= WIDTH= LATENCY= IMAGE= WAVES=1; TARGET=tunnel:... on a board"
 	@echo "make linux    Linux whose disks are the RTL; GUEST=uml|qemu IOMMU= GUEST_ARCH= PROMPT=1 RECORD=file JOB= SEED= LATENCY="
 	@echo "make replay   a recorded run again, on the RTL without a guest and through the golden model; FILE="
 	@echo "make test     every test, $(JOBS) at a time"
@@ -16,6 +16,8 @@ help:
 	@echo "make lint     ruff and pyright"
 	@echo "make formal   the proofs"
 	@echo "make bench    figures in cycles"
+	@echo "make board    the card of a board, as far as open tools go; BOARD=ecpix5|versa_ecp5|litefury|nitefury|alveo_u50"
+	@echo "make board-report  the table of boards/README.md, from the boards' results"
 	@echo "make nightly  fetches QEMU and Debian's kernels into the cache; every test, with whole machines of both architectures and ten million IOMMU requests"
 	@echo "make clean    remove build/ (not the Python environment)"
 
@@ -70,6 +72,12 @@ formal: build/ready
 
 bench: build/ready
 	$(BIN)/pytest -q -s tests/bench
+
+board: build/ready
+	@$(BIN)/python -m ringwall.boards.build $(BOARD)
+
+board-report: build/ready
+	@$(BIN)/python -m ringwall.boards.build --report
 
 # QEMU and the kernels stay in the cache: from then on `make test` boots them, too.
 nightly: build/ready

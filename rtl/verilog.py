@@ -1,8 +1,10 @@
-"""Amaranth to Verilog: for simulators, for synthesis and for users' own projects."""
+"""Amaranth to Verilog: for simulators, for synthesis and for users' own projects. As a command it is :mod:`.generate`."""
 
 import os
+import sys
 from dataclasses import replace
 
+from amaranth._toolchain.yosys import find_yosys
 from amaranth.back import rtlil, verilog
 from amaranth.hdl import Const, Module, ResetInserter, Value
 from amaranth.hdl._ir import PortDirection  # what the back ends take; no public name exists
@@ -14,13 +16,17 @@ from .endpoint import Activity, Endpoint, descriptions_of
 from .function.description import Bar, MsixCapability, PcieCapability, PowerCapability
 from .phy.raw import RawBeat, RawPhy
 from .phy.series7 import Series7Phy, block_ports
+from .phy.tunnel import Tunnel
 from .phy.ultrascale import MirroredFunction, UltraScalePhy, hard_block_ports
 from .spec import series7
 from .spec.pcie_config import DEVICE_CONTROL, DEVICE_CONTROL_2
 from .virtio import store
 from .virtio.device import join
 
-__all__ = ["RawCard", "Series7Card", "UltraScaleCard", "convert", "from_rtlil", "mirrored_functions", "to_rtlil"]
+__all__ = [
+    "RawCard", "Series7Card", "TunnelCard", "UltraScaleCard", "convert", "from_rtlil", "mirrored_functions", "portable", "ports_of",
+    "to_rtlil",
+]  # fmt: skip
 
 
 class RawCard(wiring.Component):
@@ -65,6 +71,63 @@ class RawCard(wiring.Component):
         wiring.connect(m, endpoint.to_send, phy.to_send)
         m.d.comb += [
             endpoint.link_reset.eq(self.link_reset), endpoint.malformed.eq(phy.malformed), phy.max_payload.eq(endpoint.max_payload),
+            self.activity.eq(endpoint.activity), self.malformed.eq(phy.malformed.found),
+        ]  # fmt: skip
+        return m
+
+
+class TunnelCard(wiring.Component):
+    """An :class:`.endpoint.Endpoint` whose raw TLP link goes over bytes: for boards without a PCIe PHY. See "Tunnel" in rtl/phy/README.md.
+
+    Parameters
+    ----------
+    config : :class:`.config.EndpointConfig`
+        What the endpoint is made of.
+    options
+        ``room``, ``depth``, ``window``, ``patience_cycles``, ``silence_cycles`` of :class:`.phy.tunnel.Tunnel`.
+
+    Members
+    -------
+    rx, tx : ``In`` and ``Out(stream.Signature(8))``
+        Bytes from and to the host; ``rx`` is always ready.
+    link_up : ``Out(1)``
+        A host is there: for a lamp.
+    activity : ``Out(Activity)``
+        For counters.
+    malformed : ``Out(1)``
+        Pulse: a TLP from the host was malformed, see :class:`.phy.raw.RawReceiver`.
+    name_n
+        The user's side of devices, see :class:`.endpoint.Endpoint`.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        If an option does not do.
+    """
+
+    def __init__(self, config: EndpointConfig, **options):
+        self.config = config
+        self._tunnel = Tunnel(width=config.width, **options)
+        self._endpoint = Endpoint(config)
+        super().__init__({"rx": In(stream.Signature(8)), "tx": Out(stream.Signature(8)), "link_up": Out(1), "activity": Out(Activity),
+                          "malformed": Out(1), **self._endpoint.outside})  # fmt: skip
+
+    def elaborate(self, platform):
+        m = Module()
+        phy = RawPhy(width=self.config.width, has_pasid=self.config.pasid_bits > 0)
+        m.submodules.endpoint = endpoint = self._endpoint
+        m.submodules.phy = ResetInserter({"sync": endpoint.discarding})(phy)
+        m.submodules.tunnel = tunnel = self._tunnel
+        join(m, self, endpoint, {name: name for name in endpoint.outside})
+        links = (
+            (wiring.flipped(self.rx), tunnel.rx), (tunnel.tx, wiring.flipped(self.tx)), (tunnel.o, phy.i), (phy.o, tunnel.i),
+            (phy.received, endpoint.received), (endpoint.to_send, phy.to_send),
+        )  # fmt: skip
+        for source, sink in links:
+            wiring.connect(m, source, sink)
+        m.d.comb += [
+            endpoint.link_reset.eq(tunnel.link_reset), tunnel.discarding.eq(endpoint.discarding), endpoint.malformed.eq(phy.malformed),
+            phy.max_payload.eq(endpoint.max_payload), self.link_up.eq(~tunnel.link_reset & ~endpoint.discarding),
             self.activity.eq(endpoint.activity), self.malformed.eq(phy.malformed.found),
         ]  # fmt: skip
         return m
@@ -236,7 +299,7 @@ def to_rtlil(component: wiring.Component, name: str = "top") -> str:
     :exc:`TypeError`
         When ``component`` is not a component.
     """
-    return rtlil.convert(component, name=name, ports=_ports(component), emit_src=False)
+    return rtlil.convert(component, name=name, ports=ports_of(component), emit_src=False)
 
 
 def from_rtlil(text: str) -> str:
@@ -247,8 +310,20 @@ def from_rtlil(text: str) -> str:
     return text + store.VERILOG if "ringwall_store" in text else text
 
 
-def _ports(component):
-    """Return the ports of ``component`` as Amaranth's back ends take them, without members that are constant."""
+def portable(text: str) -> str:
+    """Return Verilog as :func:`from_rtlil` does, but one without processes that have no clock.
+
+    Processes that read nothing but constants leave X behind in simulators that begin as the standard lets them, and in what order others
+    run is nobody's promise.
+    """
+    os.environ["AMARANTH_USE_YOSYS"] = "builtin"
+    text = find_yosys(lambda _: True).run(
+        ["-q", "-"], f"read_rtlil <<rtlil\n{text}\nrtlil\nproc -norom\nmemory_collect\nwrite_verilog -noattr\n", ignore_warnings=True)
+    return text + store.VERILOG if "ringwall_store" in text else text
+
+
+def ports_of(component):
+    """Return the ports of ``component`` as Amaranth's back ends take them, without members that are constant: ``{name: (value, way)}``."""
     if not isinstance(component, wiring.Component):
         raise TypeError(f"What is converted must be an amaranth.lib.wiring.Component, not {component!r}")
     ports = {}
@@ -258,3 +333,9 @@ def _ports(component):
             direction = PortDirection.Input if member.flow == wiring.In else PortDirection.Output
             ports["__".join(map(str, path))] = (value, direction)
     return ports
+
+
+if __name__ == "__main__":
+    from .generate import main
+
+    sys.exit(main())

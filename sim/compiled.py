@@ -20,6 +20,7 @@ from ..models.memory import AccessFault
 from ..models.tlp import decode, encode
 from ..rtl.spec.virtio_blk import SECTOR_BYTES
 from ..rtl.verilog import RawCard
+from ..rtl.virtio.net_layouts import NetBeat
 from .builds import library
 from .log import read_log, run_header
 
@@ -66,23 +67,38 @@ def build(config, *, waves=False, card=RawCard):
     :exc:`RuntimeError`
         When the circuit does not build.
     """
-    return library(card(config), "card", **_surroundings(config.width, waves))
+    made = card(config)
+    return library(made, "card", **_surroundings(config.width, waves, has_wire="to_wire" in made.signature.members))
 
 
-def _surroundings(width, waves):
+def _surroundings(width, waves, *, has_wire=False):
     """Return what a library has beside the circuit."""
-    defines = (f"-DCARD_WIDTH={width}",)
-    return {"wrapper": _wrapper(width), "harness": _SOURCE, "defines": defines, "waves": _WAVES if waves else None}
+    defines = (f"-DCARD_WIDTH={width}", *(["-DCARD_WIRE"] if has_wire else []))
+    return {"wrapper": _wrapper(width, has_wire), "harness": _SOURCE, "defines": defines, "waves": _WAVES if waves else None}
 
 
-def _wrapper(width):
+def _wrapper(width, has_wire):
     """Return the Verilog around the card: its inputs come from registers, so that one evaluation per cycle is enough.
 
     It is never reset: registers begin as they are after a reset.
     """
     bits = width + width // 32 + 2
+    wire = NetBeat(width).size
+    ports, registers, pins = (text if has_wire else "" for text in (
+        f"""
+  input wire_i_valid, input [{wire - 1}:0] wire_i_payload, output wire_i_ready,
+  output wire_o_valid, output [{wire - 1}:0] wire_o_payload, input wire_o_ready,""", f"""
+  reg from_valid = 0, to_ready = 0;
+  reg [{wire - 1}:0] from_payload = 0;
+  always @(posedge clk) begin
+    from_valid <= wire_i_valid;
+    from_payload <= wire_i_payload;
+    to_ready <= wire_o_ready;
+  end""", """
+    .from_wire__valid(from_valid), .from_wire__payload(from_payload), .from_wire__ready(wire_i_ready),
+    .to_wire__valid(wire_o_valid), .to_wire__payload(wire_o_payload), .to_wire__ready(to_ready),"""))  # fmt: skip
     return f"""\
-module card (
+module card ({ports}
   input clk, input i_valid, input [{bits - 1}:0] i_payload, output i_ready,
   output o_valid, output [{bits - 1}:0] o_payload, input o_ready, input link_reset
 );
@@ -93,8 +109,8 @@ module card (
     payload <= i_payload;
     ready <= o_ready;
     is_down <= link_reset;
-  end
-  top top (
+  end{registers}
+  top top ({pins}
     .clk(clk), .rst(1'b0), .link_reset(is_down), .i__valid(valid), .i__payload(payload), .i__ready(i_ready),
     .o__valid(o_valid), .o__payload(o_payload), .o__ready(ready)
   );
@@ -131,6 +147,8 @@ def _library(path):
     ):  # fmt: skip
         function = getattr(library, f"card_{name}")
         function.restype, function.argtypes = result, arguments
+    if hasattr(library, "card_wire"):
+        library.card_wire.restype, library.card_wire.argtypes = None, [card, number]
     if hasattr(library, "card_waves"):
         library.card_waves.restype, library.card_waves.argtypes = None, [text]
     return library
@@ -341,6 +359,13 @@ class CompiledCard:
             raise AccessFault(address, len(data), True, "unmapped")
         if self._is_recorded:
             self.log(HostStore(self.cycle, address, data))
+
+    def wire(self, socket):
+        """Join the wire of a card with ``from_wire`` and ``to_wire`` to a socket of whole messages, which must not be closed earlier.
+
+        At its other end is another such card, in this process or in another. Frames wait there, none is lost.
+        """
+        self._library.card_wire(self._handle(), socket.fileno())
 
     # -- time --
 

@@ -53,8 +53,10 @@ class CompiledBench(Card):
         Of :class:`.compiled.CompiledCard`.
     """
 
+    card_kind = CompiledCard
+
     def __init__(self, config, *, seed, judged=True, path=None, **parameters):
-        self.compiled = card = CompiledCard(config, seed=seed, **parameters)
+        self.compiled = card = self.card_kind(config, seed=seed, **parameters)
         if path is not None:
             card.record(path)
         self.config, self.rng, self.host, self.port = config, random.Random(seed), card.host, _Port(card)

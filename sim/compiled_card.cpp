@@ -27,6 +27,7 @@
 
 #include "Vcard.h"
 #include "compiled_harness.h"
+#include "compiled_wire.h"
 #include "verilated.h"
 
 namespace {
@@ -156,11 +157,13 @@ class Card : public Run {
 
   uint64_t run(uint64_t cycles, uint32_t flags) {
     const uint64_t begin = cycle;
+    exchange();
     while (cycle - begin < cycles && error.empty()) {
       if ((flags & UNTIL_NEWS) && !news.empty()) break;
       if (!(flags & ALSO_IDLE) && idle >= options.idle_after) break;
       step();
     }
+    exchange();
     return cycle - begin;
   }
 
@@ -184,6 +187,12 @@ class Card : public Run {
   void send(const uint32_t *dwords, uint32_t count, uint64_t due, int64_t ends = -1) {
     queue.push_back(Outgoing{Dwords(dwords, dwords + count), due, ends});
     idle = 0;
+  }
+
+  void exchange() {
+#ifdef CARD_WIRE
+    if (wire.exchange()) idle = 0;
+#endif
   }
 
   // -- guest memory --
@@ -330,6 +339,9 @@ class Card : public Run {
   std::deque<News> news;
   Observer observer = nullptr;
   FILE *log = nullptr;
+#ifdef CARD_WIRE
+  Wire<LANES + 1> wire;
+#endif
 
  private:
   // What the link has not carried yet of the TLPs given to it, in 64ths of a byte.
@@ -366,6 +378,9 @@ class Card : public Run {
       }
     }
     if (!queue.empty() || !late.empty() || parts) busy = true;
+#ifdef CARD_WIRE
+    if (wire.step(top)) busy = true;
+#endif
     idle = busy ? 0 : idle + 1;
     drain(owed_down), drain(owed_up);
     offer();
@@ -662,6 +677,9 @@ int card_write(Card *card, uint64_t address, const uint8_t *from, uint64_t size)
 int card_record(Card *card, const char *path) { return card->record(path); }
 void card_line(Card *card, const char *line) { card->write_line(line); }
 int card_flush(Card *card) { return card->flush(); }
+#ifdef CARD_WIRE
+void card_wire(Card *card, int socket) { card->wire.socket = socket; }
+#endif
 
 // Copy the oldest news to `dwords` (room for 1029) and forget it; returns its length, 0 without news.
 uint32_t card_news(Card *card, uint64_t *cycle, uint32_t *dwords) {

@@ -1,6 +1,7 @@
 """``make sim``: a disk image through the rings of the card and back; a table in the terminal, a report for the browser.
 
 usage: python -m ringwall.sim.main [--help] [--image FILE] [--width BITS] [--latency CYCLES] [--seed N] [--sim NAME] [--waves]
+                                   [--target tunnel:LINE]
 
 Each option has a variable of the same name in capitals, so that ``make sim WIDTH=64`` works.
 """
@@ -23,10 +24,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..rtl.config import BlkConfig
+from . import tunnel_light
 from .builds import build_root
 from .first_light import SECTOR, Settings, card_of
 from .run import SIMULATORS, result_folder, run
 from .settings import BadSetting, number
+from .tunnel import DeadLine
 
 __all__ = ["light", "main", "make_image"]
 
@@ -74,14 +77,14 @@ def make_image(path, seed, kib):
     return path
 
 
-def _checked_image(path, folder):
+def _checked_image(path, folder, store_bytes=STORE_BYTES):
     """Return the file of whole sectors that is run with: the one at ``path``, or a copy filled up with zeros."""
     try:
-        content = Path(path).read_bytes() if Path(path).stat().st_size <= STORE_BYTES else None
+        content = Path(path).read_bytes() if Path(path).stat().st_size <= store_bytes else None
     except OSError as error:
         raise BadSetting(f"IMAGE must be a file that can be read: {path}: {error.strerror}.") from None
     if content is None:
-        raise BadSetting(f"IMAGE must fit into the {STORE_BYTES:,} bytes of the card's store: {path} has {Path(path).stat().st_size:,}.")
+        raise BadSetting(f"IMAGE must fit into the {store_bytes:,} bytes of the card's store: {path} has {Path(path).stat().st_size:,}.")
     if not content:
         raise BadSetting(f"IMAGE must not be empty: {path}.")
     if len(content) % SECTOR == 0:
@@ -103,16 +106,25 @@ def _settings(arguments):
     parser.add_argument("--seed", metavar="N", help="of sizes, places and the host's choices (default 1)")
     parser.add_argument("--sim", metavar="NAME", help="verilator or icarus (default verilator)")
     parser.add_argument("--waves", action="store_true", default=None, help="record every signal")
+    parser.add_argument("--target", metavar="tunnel:LINE", help="a card at the end of a tunnel: sim, sim-uart, /dev/ttyUSB1@3000000, "
+                        "host:port or a Unix socket; of --width (default 64), the others but --image and --seed do not apply")
     given = parser.parse_args(arguments)
 
     def value(name, default):
         found = getattr(given, name)
         return os.environ.get(name.upper()) or default if found is None else found
 
+    target = value("target", None)
+    if target is not None:
+        if not target.startswith("tunnel:"):
+            raise BadSetting(f"TARGET must begin with tunnel:, not {target!r}.")
+        for name in ("sim", "latency", "waves"):
+            if value(name, None):
+                raise BadSetting(f"{name.upper()} is for the card that make sim simulates itself: leave it out with TARGET.")
     simulator = value("sim", "verilator")
     if simulator not in SIMULATORS:
         raise BadSetting(f"SIM must be verilator or icarus, not {simulator!r}.")
-    width = value("width", "256")
+    width = value("width", "256" if target is None else "64")
     if width not in map(str, WIDTHS):
         raise BadSetting(f"WIDTH must be 64, 128, 256 or 512, not {width!r}.")
     waves = given.waves or os.environ.get("WAVES", "")
@@ -120,7 +132,8 @@ def _settings(arguments):
         raise BadSetting(f"WAVES must be 0 or 1, not {waves!r}.")
     return argparse.Namespace(
         sim=simulator, width=int(width), latency=number("LATENCY", value("latency", "250"), 1, 100_000),
-        seed=number("SEED", value("seed", "1"), 0, 2**32 - 1), image=value("image", None), waves=waves in (True, "1"))  # fmt: skip
+        seed=number("SEED", value("seed", "1"), 0, 2**32 - 1), image=value("image", None), waves=waves in (True, "1"),
+        target=target and target.removeprefix("tunnel:"))  # fmt: skip
 
 
 def light(settings, *, node=NODE, sim="verilator", seed=1, waves=False, timeout_s=3600):
@@ -181,6 +194,38 @@ class _Watch:
             self.console.print(f"{PHASES[phase]:>20} {100 * done // max(total, 1):3d} %  cycle {int(cycle):,}")
 
 
+def _through_tunnel(console, errors, given, folder, report):
+    """Run with a card at the end of a tunnel; return the exit status."""
+    begun, where, told = time.monotonic(), build_root() / "tunnel", set()
+
+    def say(phase, part):
+        if (quarter := int(4 * part)) and (phase, quarter) not in told:
+            told.add((phase, quarter))
+            console.print(f"{PHASES[phase]:>20} {25 * quarter:3d} %")
+
+    try:
+        made = given.image is None
+        kib = tunnel_light.IMAGE_KIB.get(given.target, tunnel_light.STORE_BYTES // 1024)
+        store_bytes = tunnel_light.STORE_BYTES
+        image = make_image(folder / "tunnel.img", given.seed, kib) if made else _checked_image(given.image, folder, store_bytes)
+        size = f"{image.stat().st_size:,} bytes"
+        console.print(f"{image.name}, {size}; {given.width} bits, tunnel:{given.target}, seed {given.seed}", markup=False)
+        sections = tunnel_light.light(given.target, image, folder=where, report=report, width=given.width, seed=given.seed, say=say,
+                                      verify=made and shutil.which("e2fsck") is not None)  # fmt: skip
+    except (BadSetting, DeadLine) as error:
+        errors.print(str(error), markup=False)
+        return 2
+    except AssertionError as error:
+        errors.print(str(error), markup=False)
+        return 1
+    console.print()
+    _show(console, {"sections": [asdict(section) for section in sections]})
+    console.print(f"[green]Every byte and every TLP is what the golden model says.[/green]  {time.monotonic() - begun:.0f} s")
+    console.print(f"report:   {report}", soft_wrap=True)
+    console.print(f"log:      {where / 'events.jsonl'}  (tests/replay.py judges it again without the card)", soft_wrap=True)
+    return 0
+
+
 def _show(console, result):
     for section in result["sections"]:
         table = Table(title=section["title"], title_justify="left", box=None, show_header=False, pad_edge=False, title_style="bold")
@@ -202,6 +247,8 @@ def main(arguments=None):
     try:
         given = _settings(sys.argv[1:] if arguments is None else arguments)
         folder.mkdir(parents=True, exist_ok=True)
+        if given.target is not None:
+            return _through_tunnel(console, errors, given, folder, report)
         made = given.image is None
         image = make_image(folder / "ext4.img", given.seed, IMAGE_KIB[given.sim]) if made else _checked_image(given.image, folder)
     except BadSetting as error:

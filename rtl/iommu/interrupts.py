@@ -70,11 +70,13 @@ class Interrupts(wiring.Component):
                 m.d.comb += taken.eq(chosen)
                 for n in range(MSI_ENTRIES):
                     with m.If(chosen[n]):
-                        m.d.comb += self.word_index.eq(2 * n)
                         m.d.sync += vector.eq(n)
                 with m.If(due.any()):
                     m.next = "LOOK_UP"
             with m.State("LOOK_UP"):
+                m.d.comb += self.word_index.eq(Cat(Const(0, 1), vector))
+                m.next = "GO_ON"
+            with m.State("GO_ON"):
                 m.d.comb += self.word_index.eq(Cat(Const(1, 1), vector))
                 m.d.sync += address.eq(self.word)
                 m.next = "LOAD"

@@ -1,6 +1,9 @@
 """The IOTLB: translations of both stages together, by page, size and address space."""
 
-from amaranth import Array, Cat, Module, Signal
+from functools import reduce
+from operator import or_
+
+from amaranth import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -63,6 +66,11 @@ def same_space(item, space):
     """Return whether an entry translates for ``space``."""
     names = [name for name, _ in space.shape() if name != "PSCID"]
     return Cat(item.G | (item.PSCID == space.PSCID), *(item[name] == space[name] for name in names)).all()
+
+
+def first_of(hits):
+    """Return ``hits`` without all but the first."""
+    return [hit & ~Cat(hits[:n]).any() for n, hit in enumerate(hits)]
 
 
 def noise(m, step):
@@ -212,13 +220,17 @@ class Iotlb(wiring.Component):
             m.d.comb += same.eq(Cat(*[item.vpn[low:] == vpn[low:] for low, _ in pages]))
             return same.bit_select((item.reach - 1)[: (len(pages) - 1).bit_length()], 1)
 
+        covering, taken = Cat(covers(item, self.vpn) for item in large), Signal(self.superpage_entries)
+        covered = Signal(self.superpage_entries)  # the page looked up, by each entry that was there when the lookup began
+        m.d.sync += covered.eq(Mux(self.advance, covering, covered) & ~taken)
         for n in range(self.superpage_entries):
-            large_hits.append(large_valid[n] & covers(large[n], sought) & same_space(large[n], self.space))
+            large_hits.append(large_valid[n] & covered[n] & same_space(large[n], self.space))
         m.d.comb += large_victim.eq(random)
         for n in reversed(range(self.superpage_entries)):
             with m.If(~large_valid[n]):
                 m.d.comb += large_victim.eq(n)
         with m.If(self.fill.valid & (entry.reach != 0)):
+            m.d.comb += taken.bit_select(large_victim, 1).eq(1)
             m.d.sync += [large[large_victim].eq(entry), large_valid.bit_select(large_victim, 1).eq(1)]
         with m.If(self.discard):
             m.d.sync += large_valid.eq(large_valid & ~Cat(large_hits))
@@ -226,18 +238,17 @@ class Iotlb(wiring.Component):
             m.d.sync += large_valid.eq(0)
 
         names = [name for name, _ in self.found.shape() if name not in ("hit", "ppn", "size_log2")]
-        for n in range(self.superpage_entries):
-            item = large[n]
-            with m.If(large_hits[n]):
-                m.d.comb += [self.found.hit.eq(1), *(self.found[name].eq(item[name]) for name in names)]
-                with m.Switch(item.reach):
-                    for reach, (low, size) in enumerate(pages, 1):
-                        with m.Case(reach):
-                            m.d.comb += [self.found.ppn.eq(Cat(sought[:low], item.ppn[low:])), self.found.size_log2.eq(size)]
-        for hit, found in zip(hits, rows):
-            with m.If(hit):
-                m.d.comb += [
-                    self.found.hit.eq(1), self.found.ppn.eq(found.ppn), self.found.size_log2.eq(12),
-                    *(self.found[name].eq(found[name]) for name in names),
-                ]
+        one, region = Signal(row), Signal(layout)
+        for selected, choices, chosen in ((one, rows, first_of(hits)), (region, large, first_of(large_hits))):
+            for name, _ in selected.shape():
+                m.d.comb += selected[name].eq(reduce(or_, (Mux(hit, choice[name], 0) for choice, hit in zip(choices, chosen))))
+        m.d.comb += self.found.hit.eq(Cat(*hits, *large_hits).any())
+        with m.If(Cat(hits).any()):
+            m.d.comb += [self.found.ppn.eq(one.ppn), self.found.size_log2.eq(12), *(self.found[name].eq(one[name]) for name in names)]
+        with m.Else():
+            m.d.comb += [self.found[name].eq(region[name]) for name in names]
+            with m.Switch(region.reach):
+                for reach, (low, size) in enumerate(pages, 1):
+                    with m.Case(reach):
+                        m.d.comb += [self.found.ppn.eq(Cat(sought[:low], region.ppn[low:])), self.found.size_log2.eq(size)]
         return m

@@ -81,7 +81,7 @@ class ChainWalker(wiring.Component):
         A queue, and one cycle later how far it was walked.
     suspend : ``In(functions)``
         No chain is begun.
-    flush, flush_ends, flush_parks, progress, midway, barred
+    flush, flush_ends, flush_parks, progress, midway, barred, lacks_entry
         See :class:`.dispatcher.Dispatcher`.
     release : ``Out(ports)``
         Pulse: a slot of the port is gone and no chain comes of it.
@@ -129,6 +129,7 @@ class ChainWalker(wiring.Component):
             "progress": Out(self.queues),
             "midway": Out(self.queues),
             "barred": Out(self.queues),
+            "lacks_entry": Out(self.queues),
             "release": Out(self.ports),
             "port_ready": In(self.ports),
             "readable": Out(Segment),
@@ -529,5 +530,6 @@ class ChainWalker(wiring.Component):
             m.d.comb += [
                 self.midway[q].eq(begun[n] & (begun_queues[n] == q)),
                 self.barred[q].eq(alone[n] & (begun_queues[n] != q)),
+                self.lacks_entry[q].eq(self.midway[q] & ~stuck[n]),
             ]
         return m

@@ -82,6 +82,8 @@ class Dispatcher(wiring.Component):
         Pulse: a line of a packed ring was walked.
     midway, barred : ``In``, one bit per queue
         The function's chain at work is of this queue; of another one that needs all slots.
+    lacks_entry : ``In``, one bit per queue
+        The function's chain at work is a packed list of this queue that goes on with its next entry; other queues wait for its end.
     room : ``In(functions)``
         Reads of the function may be sent.
     alive : ``In(functions)``
@@ -129,6 +131,7 @@ class Dispatcher(wiring.Component):
             "progress": In(queues),
             "midway": In(queues),
             "barred": In(queues),
+            "lacks_entry": In(queues),
             "room": In(self.functions),
             "alive": In(self.functions),
             "claim": Out(self.ports),
@@ -185,10 +188,11 @@ class Dispatcher(wiring.Component):
         # Who wants a visit.
         wants = Signal(count)
         for q, (n, p) in enumerate(zip(self.queue_functions, self.queue_ports)):
+            has_room = Mux(self.lacks_entry[q], slots_free[n] & self.port_free[p], slots_roomy[n] & self.port_roomy[p])
             m.d.comb += wants[q].eq(
                 self.enabled[q] & self.alive[n] & ~self.suspend[n] & self.room[n] & ~self.barred[q]
                 & ~(parked[q] & ~self.port_ready[p])
-                & (work[q] | (hungry[q] & slots_roomy[n] & self.port_roomy[p])))
+                & (work[q] | (hungry[q] & has_room)))
         turn = Signal(range(depth))
 
         # A split ring's heads, a packed one's entries.

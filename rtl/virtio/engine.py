@@ -287,7 +287,7 @@ class RingEngine(wiring.Component):
             m.d.comb += [part.generations.eq(walker.generations), part.flush.eq(walker.flush)]
         for part in parts:
             m.d.comb += part.alive.eq(alive)
-        for name in ("flush_ends", "flush_parks", "progress", "midway", "barred"):
+        for name in ("flush_ends", "flush_parks", "progress", "midway", "barred", "lacks_entry"):
             m.d.comb += getattr(dispatcher, name).eq(getattr(walker, name))
         for name in ("head_row", "index", "index_came", "heads_came"):
             m.d.comb += getattr(dispatcher, name).eq(getattr(lines, name))

@@ -16,11 +16,13 @@ module ringwall_store #(parameter WIDTH = 64, DEPTH = 1024, ADDRESS = 10) (
   input write_enable, input [ADDRESS-1:0] write_row, input [WIDTH-1:0] write_data
 );
   reg [WIDTH-1:0] rows [0:DEPTH-1] /* verilator public_flat_rd */;
+`ifndef SYNTHESIS // block RAM is zero at power-on by itself, and a synthesizer would take minutes for the loop
   integer row;
   initial begin
     read_data = 0;
     for (row = 0; row < DEPTH; row = row + 1) rows[row] = 0;
   end
+`endif
   always @(posedge clk) begin
     if (write_enable) rows[write_row] <= write_data;
     if (read_enable) read_data <= rows[read_row];

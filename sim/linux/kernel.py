@@ -13,7 +13,7 @@ from pathlib import Path
 from . import cache, initramfs
 from .debian import FetchError, fetch, find, versions
 
-__all__ = ["MODULES", "cached", "debian", "qemu", "uml", "uml_cached", "uml_command"]
+__all__ = ["MODULES", "cached", "debian", "headers", "qemu", "uml", "uml_cached", "uml_command"]
 
 _RECIPE = 1  # part of every build's digest: raise it when what is done for a build changes
 _SOURCE, _TOOLS = "linux-source-6.12", ("bison", "flex", "m4", "bc")
@@ -37,8 +37,8 @@ _LEFT_OUT = (
 
 # Names of the modules that a guest in QEMU needs, with its IOMMUs; those that the kernel has built in are left out.
 MODULES = {"amd64": ("virtio_pci", "virtio_blk", "virtio_iommu", "ext4"), "riscv64": ("virtio_pci", "virtio_blk", "ext4")}
-_KERNELS = {"amd64": "trixie-backports", "riscv64": "sid"}
-_KERNEL_PARTS = r"linux-(base|binary|modules|image)-[0-9].*"
+_KERNELS = {"amd64": (["linux-image-amd64"], "trixie-backports"), "riscv64": (["linux-image-riscv64", "linux-headers-riscv64"], "sid")}
+_KERNEL_PARTS = r"linux-(base|binary|modules|image|headers)-[0-9].*"
 _QEMU_SUITE = "trixie-backports"  # QEMU >= 10.1 has vfio-user-pci
 _QEMU = {"amd64": ("qemu-system-x86", "qemu-system-x86_64"), "riscv64": ("qemu-system-riscv", "qemu-system-riscv64")}
 
@@ -179,13 +179,26 @@ def debian(arch: str = "amd64") -> tuple[Path, list[Path]]:
     tuple of :class:`pathlib.Path` and list
         The kernel's image, and files of :data:`MODULES` with all that they depend on, in the order in which they are inserted.
     """
-    suite = _choose(_KERNELS, arch)
-    folder = fetch([f"linux-image-{arch}"], suite, arch, only=_KERNEL_PARTS)
+    folder = _packages(arch)
     images = [path for pattern in ("boot/vmlinu[xz]-*", "usr/lib/modules/*/vmlinu[xz]") for path in sorted(folder.glob(pattern))]
     trees = sorted((folder / "usr/lib/modules").glob("*"))
     if len(images) != 1 or len(trees) != 1:
         raise FetchError(f"{folder} must have one kernel and its modules, not {[*images, *trees]!r}")
     return images[0], _with_dependencies(trees[0], MODULES[arch])
+
+
+def headers(arch: str = "riscv64") -> Path:
+    """Return the folder of the headers of the kernel that :func:`debian` returns; beside it is the one of its common headers.
+
+    Raises
+    ------
+    :exc:`ValueError`
+        When there are none for ``arch``.
+    """
+    found = sorted(_packages(arch).glob(f"usr/src/linux-headers-*-{arch}"))
+    if len(found) != 1:
+        raise ValueError(f"Headers of a kernel are there for riscv64 alone, not {arch!r}")
+    return found[0]
 
 
 def qemu(arch: str = "amd64") -> list[str]:
@@ -208,8 +221,12 @@ def qemu(arch: str = "amd64") -> list[str]:
 def cached(arch: str = "amd64") -> bool:
     """Return whether the cache has QEMU and a kernel for guests of ``arch``: tests of whole machines run where it has."""
     package, _ = _choose(_QEMU, arch)
-    kernel = find([f"linux-image-{arch}"], _KERNELS[arch], arch, only=_KERNEL_PARTS)
+    kernel = find(*_choose(_KERNELS, arch), arch, only=_KERNEL_PARTS)
     return kernel is not None and find([package], _QEMU_SUITE, "amd64") is not None
+
+
+def _packages(arch):
+    return fetch(*_choose(_KERNELS, arch), arch, only=_KERNEL_PARTS)
 
 
 def _choose(table, arch):

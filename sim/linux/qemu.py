@@ -19,8 +19,8 @@ _IOMMU = {
     "card": ((), ("iommu.strict=1",)),
 }
 _FIRST_SLOT = 0x10  # on the root bus, where the card's functions are when it has the IOMMU
-# Where our messages go: on amd64 no memory is ever there; a guest of another architecture may put memory everywhere but here.
-_MESSAGES = {"amd64": (0xFEE0_0000, 0x10_0000), "riscv64": (1 << 50, 0x10_0000)}
+# Where our messages go: where those of the machine's own devices go, so no memory is ever there and a guest maps it for a device.
+_MESSAGES = {"amd64": (0xFEE0_0000, 0x10_0000), "riscv64": (0x2800_0000, 0x10_0000)}
 _ANSWER_MS = 600_000  # QEMU's patience with an answer; its vCPU stands still meanwhile, so nothing is gained by less
 _JOB_TIMEOUT_S = 1_000_000  # of the guest's clock: timeout_s is what counts
 

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In
 
 from ringwall.rtl.iommu import iotlb as module
 from ringwall.rtl.iommu.features import Features
-from ringwall.rtl.iommu.iotlb import SUPERPAGES, Iotlb, forgets_all, same_space
+from ringwall.rtl.iommu.iotlb import SUPERPAGES, Iotlb, first_of, forgets_all, same_space
 from ringwall.rtl.iommu.iotlb_second import SecondIotlb
 from ringwall.sim.formal import check_stream, mutant, offered, planted, prove, refute, refute_each
 
@@ -160,6 +160,7 @@ RULES = {
         ("item.G | (item.PSCID == space.PSCID)", "item.PSCID == space.PSCID", DEAF),
         ("item[name] == space[name]", "1", STALE),
     ],
+    first_of: [("hit & ~Cat(hits[:n]).any()", "hit", STALE)],
     forgets_all: [
         ("had_fragments | is_fragment", "is_fragment", STALE),
         ("had_fragments.eq(has_fragments & ~forget_all)", "had_fragments.eq(0)", STALE),
@@ -174,7 +175,8 @@ BUGS = [
     ("large_valid.eq(0)", "large_valid.eq(large_valid)", STALE),
     ("valid.bit_select(shown, 1).eq(0)", "valid.bit_select(shown, 1).eq(1)", STALE),
     ("valid.bit_select(forgotten, 1).eq(0)", "valid.bit_select(forgotten, 1).eq(valid.bit_select(forgotten, 1))", STALE),
-    ("Cat(sought[:low], item.ppn[low:])", "item.ppn", STALE),
+    ("Cat(sought[:low], region.ppn[low:])", "region.ppn", STALE),
+    ("Mux(self.advance, covering, covered) & ~taken", "Mux(self.advance, covering, covered)", STALE),
     ("self.fill.valid & (entry.reach == 0)", "self.fill.valid", STALE),
     ("sought.eq(self.vpn)", "sought.eq(sought)", f"{STALE}|{DEAF}"),
     ("large_valid.bit_select(large_victim, 1).eq(1)", "large_valid.bit_select(large_victim, 1).eq(0)", DEAF),

@@ -9,6 +9,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from ringwall.boards import sizes
+from ringwall.boards.nextpnr import Ecp5
 from ringwall.boards.place import place
 from ringwall.rtl import iommu
 
@@ -74,10 +75,10 @@ class Chain(wiring.Component):
 
 def test_place():
     """IOMMU-ALONE-4: frequency of what is placed and routed, and the block of its slowest path; too much for the FPGA is an error."""
-    short, long = (place(Chain(count), device="um5g-25k") for count in (1, 3))
+    short, long = (place(Chain(count), Ecp5(device="um5g-25k")) for count in (1, 3))
     assert 1000 / short.frequency == pytest.approx(short.delay, rel=0.01)
     assert 2 < short.frequency / long.frequency < 4
     assert long.path[-1] == "deep"
     assert 0 < long.routing < long.delay
     with pytest.raises(RuntimeError, match="nextpnr ended with"):
-        place(Chain(40), device="um5g-25k")  # it has 28 multipliers
+        place(Chain(40), Ecp5(device="um5g-25k"))  # it has 28 multipliers

@@ -1,7 +1,12 @@
 """An unmodified Linux drives a card of every kind of device, with all that its rings offer: disk, console, random numbers, network."""
 
+from collections import Counter
+
 import pytest
 
+from ringwall.models.events import TlpSent
+from ringwall.models.tlp import TlpType, decode
+from ringwall.models.virtio.blk import HEADER_BYTES, BlkType
 from ringwall.rtl.config import BlkConfig, EndpointConfig
 from ringwall.rtl.virtio.console import ConsoleDevice
 from ringwall.rtl.virtio.net import NetDevice
@@ -45,6 +50,26 @@ def test_disk(guests):
     assert run.fact("verified") == "200"
     assert {run.fact("disk").rpartition("features=")[2][bit] for bit in TAKEN} == {"1"}
     assert guests.session.card.counts.refused_reads == guests.session.card.counts.dropped_writes == 0
+
+
+def test_discard(guests):
+    """LINUX-DEV-6: blkdiscard and what mke2fs zeroes come to the disk as DISCARD and WRITE_ZEROES; what lies beside is as before."""
+    card, kinds = guests.session.card, Counter()
+
+    def observe(event, tlp):
+        if isinstance(event, TlpSent) and (sent := decode(event.dwords)).type is TlpType.CPLD and len(sent.data) == HEADER_BYTES:
+            kinds[int.from_bytes(sent.data[:4], "little")] += not any(sent.data[8:])  # the sector of these is 0
+
+    card.observe = observe
+    try:
+        run = guests.boot("discard")
+    finally:
+        card.observe = None
+    assert run.fact("discarded") == "1 256"
+    first, last = (int(block) for block in run.fact("tables").split()[:2])
+    assert kinds[BlkType.DISCARD] == 1
+    assert kinds[BlkType.WRITE_ZEROES] >= (last - first + 1) * 2 // 64
+    assert card.counts.refused_reads == card.counts.dropped_writes == 0
 
 
 def test_random(guests):

@@ -25,9 +25,10 @@ class NoCard:
 
 @pytest.mark.parametrize("arguments, variables, text", [
     (["--guest", "bochs"], {}, "GUEST must be uml or qemu, not 'bochs'."),
-    ([], {"IOMMU": "amd"}, "IOMMU must be none, intel or virtio, not 'amd'."),
+    ([], {"IOMMU": "amd"}, "IOMMU must be none, intel, virtio or card, not 'amd'."),
     ([], {"GUEST_ARCH": "arm"}, "GUEST_ARCH must be amd64 or riscv64, not 'arm'."),
     ([], {"WAVES": "on"}, "WAVES must be 0 or 1, not 'on'."),
+    ([], {"IOMMU": "card"}, "IOMMU and GUEST_ARCH need GUEST=qemu"),
     ([], {"IOMMU": "intel"}, "IOMMU and GUEST_ARCH need GUEST=qemu"),
     ([], {"GUEST_ARCH": "riscv64"}, "IOMMU and GUEST_ARCH need GUEST=qemu"),
     (["--guest", "qemu", "--iommu", "intel", "--arch", "riscv64"], {}, "IOMMU=intel needs GUEST_ARCH=amd64."),

@@ -1,0 +1,137 @@
+"""ECP5 boards: clock, pins, and the open tools from a small circuit to its bitstream."""
+
+import json
+import re
+
+import pytest
+from amaranth import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ringwall.boards import blocks, ecp5, ecpix5, versa_ecp5
+from ringwall.boards import build as boards
+from ringwall.boards.ecpix5 import platform as ecpix5_platform
+from ringwall.boards.versa_ecp5 import platform as versa_platform
+
+PLATFORMS = {"ecpix5": ecpix5_platform.ECPIX585Platform, "versa_ecp5": versa_platform.VersaECP55GPlatform}
+PINS = {  # ecpix5.py and lattice_versa_ecp5.py of github.com/litex-hub/litex-boards, commits 1781be1 and 8a3caca
+    "ecpix5": {"clk100": "K23", "uart_0__rx": "R26", "uart_0__tx": "R24", "rgb_led_0__g": "R21"},
+    "versa_ecp5": {"clk100": "P3", "uart_0__rx": "C11", "uart_0__tx": "A11", "led": "E16"},
+}
+
+
+class Echo(wiring.Component):
+    """In the place of a card: says back what it hears."""
+
+    rx: In(stream.Signature(8))
+    tx: Out(stream.Signature(8))
+    link_up: Out(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        wiring.connect(m, wiring.flipped(self.rx), wiring.flipped(self.tx))
+        m.d.sync += self.link_up.eq(self.rx.valid)
+        return m
+
+
+@pytest.mark.parametrize("board", PLATFORMS)
+def test_pins(board):
+    """BOARD-ECP5-1: each port of a board's top has the pin that another public source gives it, and no pin is for no port."""
+    plan = ecp5.files_of(PLATFORMS[board](), ecp5.Top(Echo(), clock_mhz=50, baud=2_000_000))
+    placed = dict(re.findall(r'LOCATE COMP "(\S+?)(?:__io|__p)" SITE "(\S+)"', plan.files["top.lpf"]))
+    assert {name: next(pin for port, pin in placed.items() if port.startswith(name)) for name in PINS[board]} == PINS[board]
+    assert len(placed) == len(PINS[board])
+    top = plan.files["top.il"].split("module \\top\n")[1].split("\nend\n")[0]
+    ports = set(re.findall(r"wire .*\b(?:input|output|inout) \d+ +\\(\S+?)(?:__io|__p|__n)\n", top))
+    assert ports == set(placed)
+    assert re.search(r'FREQUENCY PORT "clk100_0__(io|p)" 100000000', plan.files["top.lpf"])
+
+
+def test_clock():
+    """BOARD-ECP5-2: a PLL's dividers make the frequency, within the data sheet's limits; what it cannot make, and a line it cannot serve,
+    is refused."""
+    for target in (25, 50, 60, 70, 75, 80, 100, 125):
+        reference, feedback, output = ecp5.Pll(100, target).dividers()
+        assert 100 * feedback == target * reference
+        assert 400 <= target * output <= 800
+        assert 10 <= 100 / reference <= 400
+    with pytest.raises(ValueError, match="The clock must be one that a PLL makes from 100 MHz, not 64 MHz"):
+        ecp5.Pll(100, 64).dividers()  # its detector would run at 4 MHz
+    assert ecp5.Top(Echo(), clock_mhz=80, baud=3_000_000).divisor == 27
+    with pytest.raises(ValueError, match="The line's rate must be the clock of 50 MHz divided by a whole number, within 2 %, not 12000000"):
+        ecp5.Top(Echo(), clock_mhz=50, baud=12_000_000)
+
+
+def test_bitstream(tmp_path):
+    """BOARD-ECP5-3: a small circuit becomes a bitstream and a result; one too slow for its clock is an error that has nextpnr's words."""
+    said = []
+    top = ecp5.Top(Echo(), clock_mhz=50, baud=2_000_000)
+    result = ecp5.build("ecpix5", "echo", PLATFORMS["ecpix5"](), top, tmp_path, say=said.append)
+    assert (tmp_path / "top.bit").stat().st_size > 10_000
+    assert result["fmax"]["sync"] > 50
+    assert 20 < result["lut"] < 300
+    assert result["ff"] > 20
+    assert (result["bram"], result["dsp"]) == (0, 0)
+    assert [text.split()[0] for text in said] == ["yosys", "yosys", "nextpnr-ecp5"]
+    fast = ecp5.Top(Echo(), clock_mhz=400, baud=2_000_000)
+    with pytest.raises(RuntimeError, match=r"No bitstream(.|\n)*FAIL at 400"):
+        ecp5.build("ecpix5", "too fast", PLATFORMS["ecpix5"](), fast, tmp_path / "fast")
+
+
+def test_command(tmp_path, capsys):
+    """BOARD-ECP5-4: the command writes a board's project and no bitstream when asked for that; the cards are configurations that stand."""
+    asked = {}
+
+    def build(folder, *, synthesize, say):
+        asked[folder.name] = synthesize
+        return {"lut": 1, "fmax": {"sync": 90.0}}
+
+    ecp5.main(build, "board", ["--out", str(tmp_path / "a")])
+    ecp5.main(build, "board", ["--out", str(tmp_path / "b"), "--project"])
+    assert asked == {"a": True, "b": False}
+    assert json.loads((tmp_path / "a/result.json").read_text())["lut"] == 1
+    assert not (tmp_path / "b/result.json").exists()
+    assert "openFPGALoader" in capsys.readouterr().out
+
+
+def test_boards_by_name(capsys):
+    """BOARD-NAME-1: ``make board`` knows every board, and says which there are when it does not."""
+    assert {"ecpix5", "versa_ecp5"} < set(boards.BOARDS)
+    with pytest.raises(SystemExit) as caught:
+        boards.main(["breadboard"])
+    assert caught.value.code == 2
+    assert "the board must be one of alveo_u50, ecpix5, litefury" in capsys.readouterr().err
+
+
+def test_report(tmp_path):
+    """BOARD-REPORT-1: the table has a line for each result; that of boards/README.md is what the results say."""
+    (tmp_path / "x").mkdir()
+    one = {"board": "x", "configuration": "c", "tool": "t 1", "date": "2026-11-22", "lut": 5, "ff": 6, "bram": 1.5, "dsp": 0, "levels": 7}
+    (tmp_path / "x/result.json").write_text(json.dumps([one, {**one, "fmax": {"sync": 81.4}}]))
+    assert boards.rows(tmp_path)[2:] == ["| x | c | 5 | 6 | 1.5 | 0 | not placed | 7 | t 1, 2026-11-22 |",
+                                         "| x | c | 5 | 6 | 1.5 | 0 | 81 | 7 | t 1, 2026-11-22 |"]  # fmt: skip
+    text = (boards.HERE / "README.md").read_text()
+    assert boards.report(text, boards.rows()) == text
+    with pytest.raises(ValueError, match=r"boards/README\.md must have the lines"):
+        boards.report("# boards\n", [])
+
+
+def test_blocks():
+    """BOARD-BLOCKS-1: cells count for their block and for those it is in; growth over 5 % is told, the smallest block first."""
+    cells = {f"core.gate.x{n}.lut": {"type": "LUT4"} for n in range(600)} | {f"core.{n}_LUT4": {"type": "LUT4"} for n in range(20)}
+    cells |= {f"$auto${n}": {"type": "TRELLIS_FF"} for n in range(501)}
+    found = blocks.by_block(cells)
+    assert found == {"lut": {"": 620, "core": 620, "core.gate": 600}, "ff": {"": 501}}
+    assert blocks.grown(found, found) == []
+    before = {"lut": {"": 600, "core": 590, "core.gate": 570}, "ff": {"": 501}}
+    assert blocks.grown(found, before) == ["core.gate grew from 570 to 600 LUTs", "core grew from 590 to 620 LUTs"]
+
+
+@pytest.mark.parametrize("board", [ecpix5, versa_ecp5])
+def test_cards(board):
+    """BOARD-ECP5-5: the card of a board is 64 bits wide, behind a tunnel, with a disk that its block RAM holds."""
+    build = __import__(f"{board.__name__}.build", fromlist=["config_of"])
+    config = build.config_of()
+    assert config.width == 64
+    assert sum(disk.capacity_sectors for disk in config.disks) * 512 <= 128 << 10
+    assert build.top_of().divisor == 25
