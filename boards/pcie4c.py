@@ -94,7 +94,6 @@ def core(width, descriptions, *, serial_number):
     straddle = STRADDLE[width]
     options = {
         "mode_selection": "Advanced", "PL_LINK_CAP_MAX_LINK_SPEED": "8.0_GT/s", "PL_LINK_CAP_MAX_LINK_WIDTH": f"X{LANES[width]}",
-        "pcie_blk_locn": "X1Y0", "en_gt_selection": "true", "select_quad": "GTY_Quad_227",
         "axisten_if_width": f"{width}_bit", "axisten_freq": "250", "coreclk_freq": "500",
         **{f"AXISTEN_IF_{name}_ALIGNMENT_MODE": "DWORD_Aligned" for name in ("CQ", "CC", "RQ", "RC")},
         "axisten_if_enable_client_tag": "true", "extended_tag_field": "true", "pf0_dev_cap_max_payload": f"{MAX_PAYLOAD}_bytes",
