@@ -97,7 +97,6 @@ def cells():
     folder = Path(str(find_spec("pyosys").origin)).parent / "share" / "lattice"
     text = "".join((folder / name).read_text() for name in ("common_sim.vh", "ccu2c_sim.vh"))
     text = re.sub(r"^\s*specify\n.*?^\s*endspecify\n", "", text, flags=re.MULTILINE | re.DOTALL)
-    text = text.replace("initial Q = srval;", 'initial Q = REGSET == "SET";')  # whatever srval is while time 0 begins
     found = [re.search(rf"^module {name}\b.*?^endmodule\n", text, re.MULTILINE | re.DOTALL)[0] for name in MODELLED]
     return "\n".join([*found, block_ram()])
 

@@ -19,10 +19,10 @@ from ringwall.sim.gates import lockstep, netlist
 
 
 class Rows(wiring.Component):
-    """A memory with a port that writes parts of a row and one that reads, both at once or not."""
+    """A memory with a port that writes parts of a row and one that reads, both at once or not; ``single``: the same row if both at once."""
 
-    def __init__(self, width, depth, part, *, transparent=False, init=()):
-        self.width, self.depth, self.part, self.transparent, self.rows = width, depth, part, transparent, tuple(init)
+    def __init__(self, width, depth, part, *, transparent=False, single=False, init=()):
+        self.width, self.depth, self.part, self.transparent, self.single, self.rows = width, depth, part, transparent, single, tuple(init)
         super().__init__({"to": In(range(depth)), "data": In(width), "write": In(width // part), "at": In(range(depth)), "read": In(1),
                           "o": Out(width)})  # fmt: skip
 
@@ -33,7 +33,7 @@ class Rows(wiring.Component):
         read = memory.read_port(transparent_for=(write,) if self.transparent else ())
         m.d.comb += [
             write.addr.eq(self.to), write.data.eq(self.data), write.en.eq(self.write),
-            read.addr.eq(self.at), read.en.eq(self.read), self.o.eq(read.data),
+            read.addr.eq(self.to if self.single else self.at), read.en.eq(self.read), self.o.eq(read.data),
         ]  # fmt: skip
         return m
 
@@ -41,6 +41,8 @@ class Rows(wiring.Component):
 RAMS = {
     "36 bits": lambda: Rows(36, 64, 9),
     "18 bits": lambda: Rows(18, 1024, 9, transparent=True),
+    "18 bits, one port": lambda: Rows(18, 1024, 9, single=True),
+    "9 bits, one port": lambda: Rows(9, 2048, 9, single=True, transparent=True),
     "9 bits": lambda: Rows(9, 2048, 9),
     "1 bit": lambda: Rows(1, 16384, 1),
     "18 bits, with content": lambda: Rows(40, 600, 8, init=[n * 0x1_2345_6789 & 0xFF_FFFF_FFFF for n in range(600)]),
@@ -55,7 +57,7 @@ def gates_of(component):
 def test_block_ram(name, tmp_path):
     """GATES-1: the model of DP16KD beside Amaranth's memory, 1 to 36 bits wide: parts of rows, reads of what is written, first content."""
     gates = gates_of(RAMS[name]())
-    assert f".DATA_WIDTH_B(32'd{name.split()[0]})" in gates
+    assert f".DATA_WIDTH_{'A' if 'one port' in name else 'B'}(32'd{name.split()[0]})" in gates
     lockstep(RAMS[name](), gates, tmp_path, cycles=4000, seed=1)
 
 
