@@ -9,15 +9,18 @@ from types import UnionType
 from typing import get_args, get_origin, get_type_hints
 
 from .config import EndpointConfig, HostAtsConfig, IommuConfig, VirtioIommuConfig
+from .phy.tunnel import Tunnel
 from .phy.ultrascale import UltraScalePhy
-from .verilog import RawCard, UltraScaleCard
+from .verilog import RawCard, Series7Card, TunnelCard, UltraScaleCard
 from .virtio.console import ConsoleDevice
 from .virtio.net import NetDevice
 from .virtio.rng import RngDevice
 
 __all__ = ["CARDS", "BadCard", "CardFile", "example", "read", "written"]
 
-CARDS = {"raw": (RawCard, None), "ultrascale": (UltraScaleCard, UltraScalePhy)}  # by link: the card, whose parameters its options are
+CARDS = {  # by link: the card, and whose parameters its options are
+    "raw": (RawCard, None), "series7": (Series7Card, None), "tunnel": (TunnelCard, Tunnel), "ultrascale": (UltraScaleCard, UltraScalePhy),
+}  # fmt: skip
 KINDS = {
     "iommu": {"riscv": IommuConfig, "virtio": VirtioIommuConfig},
     "devices": {"console": ConsoleDevice, "net": NetDevice, "rng": RngDevice},

@@ -91,7 +91,7 @@ class TunnelCard(wiring.Component):
     rx, tx : ``In`` and ``Out(stream.Signature(8))``
         Bytes from and to the host; ``rx`` is always ready.
     link_up : ``Out(1)``
-        A host is there: for a lamp.
+        A host is there; for a lamp.
     activity : ``Out(Activity)``
         For counters.
     malformed : ``Out(1)``

@@ -26,11 +26,16 @@ def test_example():
     text = example()
     assert read(text) == CardFile() == read("")
     parts = [re.sub("^# ", "", part, flags=re.MULTILINE) for part in text.split("\n\n")[1:] if part.startswith("# [")]
-    found = [read("link = 'ultrascale'\n" + ("" if "[iommu]" in part else "iommu = 'none'\n") + part) for part in parts]
+    links = [re.search('with (link = ".*")', part) for part in parts]
+    found = [read((f"{link[1]}\n" if link else "") + ("" if "[iommu]" in part else "iommu = 'none'\n") + part)
+             for part, link in zip(parts, links)]  # fmt: skip
     assert [one.config for one in found] == [
         *(EndpointConfig(iommu=None, devices=(device,)) for device in (ConsoleDevice(), NetDevice(), RngDevice())),
-        EndpointConfig(iommu=VirtioIommuConfig()), EndpointConfig(iommu=None, host_ats=HostAtsConfig()), EndpointConfig(iommu=None),
+        EndpointConfig(iommu=VirtioIommuConfig()), EndpointConfig(iommu=None, host_ats=HostAtsConfig()),
+        EndpointConfig(iommu=None), EndpointConfig(iommu=None),
     ]  # fmt: skip
+    assert [one.link for one in found[-2:]] == ["tunnel", "ultrascale"]
+    assert found[-2].options == {"room": 1024, "depth": 1024, "window": 31, "patience_cycles": 5_000_000, "silence_cycles": 1_000_000_000}
     assert found[-1].options == {"max_payload": 512, "straddle": (), "pcie_capability": 0x70, "order_cycles": 250_000}
 
 
@@ -50,8 +55,8 @@ BAD = {
     "tags = true": "tags must be a whole number, not True.",
     'name = "8bit"': "name must be a name of letters, digits and _ that no digit begins, not '8bit'.",
     "name = 8": "name must be a name of letters, digits and _ that no digit begins, not 8.",
-    'link = "cxl"': "link must be one of raw, ultrascale",
-    "link = []": "link must be one of raw, ultrascale",
+    'link = "cxl"': "link must be one of raw, series7, tunnel, ultrascale",
+    "link = []": "link must be one of raw, series7, tunnel, ultrascale",
     "iommu = 3": "iommu must be a table, not 3.",
     "[iommu]\nentries = 16": "iommu.kind must be one of riscv, virtio, not None.",
     "[iommu]\nkind = []": "iommu.kind must be one of riscv, virtio, not [].",

@@ -19,7 +19,7 @@ from ringwall.models.virtio.driver import StructureType, VirtioPciDriver
 from ringwall.rtl import card_file
 from ringwall.rtl.config import BlkConfig, EndpointConfig, IommuConfig, VirtioIommuConfig
 from ringwall.rtl.generate import header, main, ports, registers_of
-from ringwall.rtl.verilog import RawCard, UltraScaleCard, ports_of
+from ringwall.rtl.verilog import RawCard, Series7Card, TunnelCard, UltraScaleCard, ports_of
 from ringwall.rtl.virtio.console import ConsoleDevice
 from ringwall.rtl.virtio.net import NetDevice
 from ringwall.rtl.virtio.rng import RngDevice
@@ -157,6 +157,8 @@ def test_example(example):
 
 CARDS = {
     "raw": lambda: RawCard(EndpointConfig(width=64, disks=(BlkConfig(),), devices=(NetDevice(), ConsoleDevice(), RngDevice()))),
+    "series7": lambda: Series7Card(EndpointConfig(width=128, iommu=None)),
+    "tunnel": lambda: TunnelCard(EndpointConfig(width=64)),
     "ultrascale": lambda: UltraScaleCard(EndpointConfig(width=256, disks=(), devices=(NetDevice(),))),
 }
 

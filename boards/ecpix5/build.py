@@ -1,7 +1,7 @@
 """The bitstream of the ECPIX-5 85F: ``python -m ringwall.boards.ecpix5.build --out dir``."""
 
-from ...rtl.config import BlkConfig, EndpointConfig, IommuConfig
 from ...rtl.verilog import TunnelCard
+from ...sim.tunnel import board_config
 from .. import ecp5
 from .platform import ECPIX585Platform
 
@@ -12,8 +12,8 @@ CLOCK_MHZ, BAUD = 50, 2_000_000
 
 
 def config_of():
-    """Return the card: a RISC-V IOMMU, and a disk of 128 KiB in block RAM."""
-    return EndpointConfig(width=64, iommu=IommuConfig(entries=64, walks=4), disks=(BlkConfig(capacity_sectors=256),), tags=32)
+    """Return the card that ``make sim TARGET=tunnel:...`` expects: a RISC-V IOMMU, and a disk of 256 KiB in block RAM."""
+    return board_config()
 
 
 def top_of():

@@ -133,5 +133,5 @@ def test_cards(board):
     build = __import__(f"{board.__name__}.build", fromlist=["config_of"])
     config = build.config_of()
     assert config.width == 64
-    assert sum(disk.capacity_sectors for disk in config.disks) * 512 <= 128 << 10
+    assert sum(disk.capacity_sectors for disk in config.disks) * 512 <= 256 << 10
     assert build.top_of().divisor == 25
