@@ -23,6 +23,7 @@ from ringwall.rtl.verilog import RawCard, Series7Card, TunnelCard, UltraScaleCar
 from ringwall.rtl.virtio.console import ConsoleDevice
 from ringwall.rtl.virtio.net import NetDevice
 from ringwall.rtl.virtio.rng import RngDevice
+from ringwall.sim.builds import made_once
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "boards" / "example"
 COMMAND = [sys.executable, "-m", "ringwall.rtl.verilog"]
@@ -72,13 +73,16 @@ endmodule
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory):
-    """Return the folder into which the command wrote the example's card."""
-    folder = tmp_path_factory.mktemp("example")
-    done = subprocess.run([*COMMAND, "--config", EXAMPLE / "card.toml", "--out", folder], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "elaborating example_card: 64 bits, functions: IommuConfig, BlkConfig, ConsoleDevice" in done.stderr
-    return folder
+def example(tmp_path_factory, worker_id):
+    """Return the folder into which the command wrote the example's card, once for all processes of this run."""
+
+    def make(folder):
+        done = subprocess.run([*COMMAND, "--config", EXAMPLE / "card.toml", "--out", folder], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "elaborating example_card: 64 bits, functions: IommuConfig, BlkConfig, ConsoleDevice" in done.stderr
+
+    base = tmp_path_factory.getbasetemp()
+    return made_once((base if worker_id == "master" else base.parent) / "example", make)
 
 
 class Simulated:
@@ -120,10 +124,10 @@ def defines(text):
     return {name: int(value, 0) for name, value in re.findall(r"^#define (\w+) (\w+)", text, re.MULTILINE)}
 
 
-def test_example(example):
+def test_example(example, tmp_path):
     """GEN-1: the example design in Icarus is enumerated by the golden host; IDs, BARs, MSI-X, virtio structures, doorbells and registers
     are where the header says."""
-    simulated = Simulated(example, example / "example_card.v")
+    simulated = Simulated(tmp_path, example / "example_card.v")
     functions = simulated.run(enumerate_functions(simulated.host))
     found = {"FUNCTIONS": len(functions)}
     for info in functions:

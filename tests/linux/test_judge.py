@@ -12,7 +12,7 @@ from ringwall.models.tlp import Tlp, TlpType, decode, encode, memory_read, memor
 from ringwall.models.virtio.blk import BlkStatus
 from ringwall.models.virtio.split import RingFull
 from ringwall.sim import card as cards
-from ringwall.sim import compiled_bench, replay
+from ringwall.sim import replay
 from ringwall.sim.card import bench_config
 from ringwall.sim.compiled import CompiledCard
 from ringwall.sim.compiled_bench import CompiledBench
@@ -28,15 +28,14 @@ APART = 0x200_0000  # without a wall each disk has addresses of its own
 class JudgedBench(CompiledBench):
     """A bench with a :class:`Judge` at its card from the first cycle on, and nothing else that judges; its disks are not translated."""
 
-    def __init__(self, monkeypatch, *, seed, **parameters):
+    def __init__(self, *, seed, **parameters):
         def watched(config, **given):
             card = CompiledCard(config, **given)
             self.judge = Judge(card, seed=seed)
             return card
 
-        monkeypatch.setattr(compiled_bench, "CompiledCard", watched)
+        self.card_kind = watched
         super().__init__(CONFIG, seed=seed, judged=False, **parameters)
-        monkeypatch.undo()
 
     def bring_up(self, number, **parameters):
         return self.now(self.disk(number, base=cards.IOVAS + APART * number, **parameters))
@@ -81,9 +80,9 @@ def mixed(rng, disk, count, most=24):
     {}, {"latency": 250, "jitter": 300, "split": "random", "stalls": 64}, {"latency": 40, "jitter": 60, "split": "rcb", "rcb": 128},
     {"latency": 2, "split": "random", "mps": 128, "mrrs": 128},
 ], ids=str)  # fmt: skip
-def test_agrees(monkeypatch, parameters):
+def test_agrees(parameters):
     """LINUX-JUDGE-1: two disks at once, every kind of request and framing, at random latencies and cuts: no difference (R24, V039)."""
-    bench = JudgedBench(monkeypatch, seed=len(parameters), **parameters)
+    bench = JudgedBench(seed=len(parameters), **parameters)
     disks = [bench.bring_up(n, queue_size=size) for n, size in ((0, 64), (1, 16))]
     total = 0
     for _ in range(12):
@@ -102,9 +101,9 @@ def test_agrees(monkeypatch, parameters):
     bench.compiled.close()
 
 
-def test_resets(monkeypatch):
+def test_resets():
     """LINUX-JUDGE-2: resets under load at random moments; what they ended is in doubt, all else is compared (V011)."""
-    bench = JudgedBench(monkeypatch, seed=7, latency=60, jitter=50)
+    bench = JudgedBench(seed=7, latency=60, jitter=50)
     disk = bench.bring_up(0)
     for _ in range(12):
         batch = mixed(bench.rng, disk, 12)
@@ -123,9 +122,9 @@ def test_resets(monkeypatch):
     bench.compiled.close()
 
 
-def test_polled(monkeypatch):
+def test_polled():
     """LINUX-JUDGE-3: without MSI-X the ISR tells of used buffers once; the judge takes it for the notification (V034)."""
-    bench = JudgedBench(monkeypatch, seed=8)
+    bench = JudgedBench(seed=8)
     disk = bench.bring_up(0, vectors=False)
     isr = bench.functions[1].bars[0].address + 0x1000
     for _ in range(10):
@@ -139,9 +138,9 @@ def test_polled(monkeypatch):
     bench.compiled.close()
 
 
-def test_masked(monkeypatch):
+def test_masked():
     """LINUX-JUDGE-4: masked vectors stay silent, are pending, and fire once when they are unmasked, by entry and by function (R19)."""
-    bench = JudgedBench(monkeypatch, seed=9)
+    bench = JudgedBench(seed=9)
     disk, card, info = bench.bring_up(0), bench.compiled, bench.functions[1]
     table = info.bars[2].address
     for by_entry in (True, False, True):
@@ -173,9 +172,9 @@ def delay(cycles):
     yield Delay(cycles)
 
 
-def test_refused_memory(monkeypatch):
+def test_refused_memory():
     """LINUX-JUDGE-5: requests whose memory is away end in IOERR, which the judge understands from the refused reads; then all is well."""
-    bench = JudgedBench(monkeypatch, seed=10)
+    bench = JudgedBench(seed=10)
     disk, card = bench.bring_up(0), bench.compiled
     content = bench.rng.randbytes(4096)
     bench.done(disk, [disk.blk.write(8, content)])
@@ -534,9 +533,9 @@ def test_replay(recorded, tmp_path, capsys):
     assert replay.main([str(tmp_path / "missing")]) == 2
 
 
-def test_configuration_space(monkeypatch):
+def test_configuration_space():
     """LINUX-JUDGE-9: every dword of configuration space of every function, before and after ones are written."""
-    bench = JudgedBench(monkeypatch, seed=11)
+    bench = JudgedBench(seed=11)
     card = bench.compiled
     before = bench.judge.comparisons
     for function in range(3):
@@ -552,9 +551,9 @@ def test_configuration_space(monkeypatch):
     card.close()
 
 
-def test_registers(monkeypatch):
+def test_registers():
     """LINUX-JUDGE-10: every register of a virtio function, any values written in any order, is read as the model has it (V012, V018)."""
-    bench = JudgedBench(monkeypatch, seed=12)
+    bench = JudgedBench(seed=12)
     card, rng, bar = bench.compiled, bench.rng, bench.functions[2].bars[0].address
     registers = [(0, 4), (4, 4), (8, 4), (12, 4), (16, 2), (18, 2), (20, 1), (21, 1), (22, 2), (24, 2), (26, 2), (28, 2), (30, 2),
                  (32, 4), (36, 4), (40, 4), (44, 4), (48, 4), (52, 4)]  # fmt: skip
