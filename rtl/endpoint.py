@@ -124,8 +124,8 @@ class Endpoint(wiring.Component):
                                       back_end=device.back_end(config.width))  # fmt: skip
             self._places.append(Place(device, function, client, queue, port))
             client, queue, port = client + ports + 2, queue + len(queues_of(device)), port + ports
-        self._users = self._places[len(iommu) :]
-        self.outside = {f"{name}_{place.number}": member for place in self._users for name, member in place.function.outside.items()}
+        self.users = self._places[len(iommu) :]
+        self.outside = {f"{name}_{place.number}": member for place in self.users for name, member in place.function.outside.items()}
         super().__init__({
             **self.outside,
             "received": In(tlps), "to_send": Out(tlps), "link_reset": In(1), "discarding": Out(1), "max_payload": Out(3),
@@ -173,7 +173,7 @@ class Endpoint(wiring.Component):
                        for place in places],
             width=width))
         commands = add("commands", Arbiter(QueueCommand, len(places)))
-        kicks = add("kicks", Arbiter(6, len(places) + any(place not in self._users for place in places)))
+        kicks = add("kicks", Arbiter(6, len(places) + any(place not in self.users for place in places)))
         interrupts = add("interrupts", Arbiter(MsixRequest, len(places)))
         hints = add("hints", Arbiter(Hint, len(places) + 1))
         wiring.connect(m, engine.hints, hints.i[len(places)])
@@ -204,7 +204,7 @@ class Endpoint(wiring.Component):
                 m.d.comb += function.passed[port].eq(core.passed[place.client + 1 + port])
                 for name in ("chains", "readable", "writable", "finished"):
                     wiring.connect(m, getattr(engine, name)[place.port + port], getattr(function, name)[port])
-            if place in self._users:
+            if place in self.users:
                 join(m, self, function, {f"{name}_{number}": name for name in function.outside})
             else:
                 self._translate(m, core, function, kicks.i[len(places)], place.queue)
@@ -225,7 +225,7 @@ class Endpoint(wiring.Component):
                 transport.needs_reset.eq(engine.needs_reset[n] | function.needs_reset),
                 core.interrupt[number].eq(transport.interrupt),
                 msix.state[n].eq(state),
-                core.bypass[number].eq(place not in self._users or (0 if config.strict else ~transport.access_platform)),
+                core.bypass[number].eq(place not in self.users or (0 if config.strict else ~transport.access_platform)),
                 engine.stop[n].eq(stop),
                 transport.idle.eq(engine.idle[place.queue :]),
                 engine.suspend[n].eq(transport.suspend),

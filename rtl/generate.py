@@ -32,7 +32,7 @@ STRUCTURES = {virtio.CFG_COMMON: "COMMON", virtio.CFG_ISR: "ISR", virtio.CFG_DEV
 
 def devices_of(config):
     """Return what each function of the card is: its IOMMU's configuration, or a :class:`.virtio.device.Device`."""
-    return (*((config.iommu,) if config.iommu is not None else ()), *config.all_devices)
+    return (*((config.iommu,) if config.first_disk else ()), *config.all_devices)
 
 
 def header(name, config):
@@ -45,8 +45,21 @@ def header(name, config):
     ]  # fmt: skip
     for number, (description, device) in enumerate(zip(descriptions_of(config), devices_of(config))):
         lines += ["", f"/* Function {number}: {type(device).__name__}{', virtual' if description.is_virtual else ''} */"]
-        lines += [f"#define {prefix}_F{number}_{key} {value}" for key, value in _function(description, device)]
+        found = [*_function(description, device), *(_registers(config.iommu.bar, config.iommu) if _shares(config, number) else ())]
+        lines += [f"#define {prefix}_F{number}_{key} {value}" for key, value in found]
     return "\n".join([*lines, "", "#endif", ""])
+
+
+def _shares(config, number):
+    """Return whether function ``number`` has, beside its own, the registers of an IOMMU without a function."""
+    return number == 0 and config.iommu_bar is not None
+
+
+def _registers(bar, iommu):
+    """Yield names and values of the registers of ``iommu`` in ``bar``."""
+    yield "REGISTERS_BAR", f"{bar}"
+    for register in registers_of(iommu):
+        yield register.name.upper(), f"0x{register.offset:03x} /* {register.width} bits, {register.access} */"
 
 
 def _function(description, device):
@@ -63,9 +76,7 @@ def _function(description, device):
     if sriov is not None:
         yield "VIRTUAL_FUNCTIONS", f"{sriov.total}"
     if isinstance(device, IommuConfig):
-        yield "REGISTERS_BAR", f"{description.bars[0].index}"
-        for register in registers_of(device):
-            yield f"{register.name.upper()}", f"0x{register.offset:03x} /* {register.width} bits, {register.access} */"
+        yield from _registers(description.bars[0].index, device)
         return
     for structure in description.capabilities:
         if isinstance(structure, VirtioCapability):
@@ -101,7 +112,7 @@ def ports(card):
         ("clk", "input", 1, "Clock of all ports; its rising edge counts."),
         ("rst", "input", 1, "Synchronous reset: all becomes as at power-on. May stay 0: registers and memories have initial values."),
     ]  # fmt: skip
-    outside = {f"{name}_{place.number}": (name, place) for place in card._endpoint._users for name in place.function.outside}
+    outside = {f"{name}_{place.number}": (name, place) for place in card.endpoint.users for name in place.function.outside}
     for path, member, value in card.signature.flatten(card):
         name = "__".join(map(str, path))
         if name not in known:

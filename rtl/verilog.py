@@ -29,7 +29,40 @@ __all__ = [
 ]  # fmt: skip
 
 
-class RawCard(wiring.Component):
+class _Card(wiring.Component):
+    """What all cards have: an endpoint, the adapter of its link, and outside ``activity``, ``malformed`` and the user's side of devices."""
+
+    def __init__(self, config, phy, ports):
+        self.config, self.endpoint, self._phy = config, Endpoint(config), phy
+        self.outside = self.endpoint.outside
+        super().__init__({**ports, "activity": Out(Activity), "malformed": Out(1), **self.outside})
+
+    def _join(self, m, *, restarts=False):
+        """Add both to ``m`` and join them; the adapter begins anew with the endpoint when it ``restarts``. Return both."""
+        m.submodules.endpoint = endpoint = self.endpoint
+        phy = self._phy
+        m.submodules.phy = ResetInserter({"sync": endpoint.discarding})(phy) if restarts else phy
+        join(m, self, endpoint, {name: name for name in self.outside})
+        wiring.connect(m, phy.received, endpoint.received)
+        wiring.connect(m, endpoint.to_send, phy.to_send)
+        m.d.comb += self.activity.eq(endpoint.activity)
+        return endpoint, phy
+
+    def _judge(self, m):
+        """Join what an adapter that looks at raw TLPs has to tell of them, and needs for it."""
+        m.d.comb += [
+            self.endpoint.malformed.eq(self._phy.malformed), self._phy.max_payload.eq(self.endpoint.max_payload),
+            self.malformed.eq(self._phy.malformed.found),
+        ]
+
+    def _lead_out(self, m, ports):
+        """Join ports of the adapter to those outside of the same names."""
+        for name, member in ports.items():
+            ours, theirs = getattr(self, name), getattr(self._phy, name)
+            m.d.comb += ours.eq(theirs) if member.flow == wiring.Out else theirs.eq(ours)
+
+
+class RawCard(_Card):
     """An :class:`.endpoint.Endpoint` on a raw TLP link: what simulations run and what a soft core's wrapper instantiates.
 
     Parameters
@@ -52,31 +85,21 @@ class RawCard(wiring.Component):
     """
 
     def __init__(self, config: EndpointConfig):
-        self.config = config
-        self._endpoint = Endpoint(config)
-        self.outside = self._endpoint.outside
         raw = stream.Signature(RawBeat(config.width))
-        super().__init__({"i": In(raw), "o": Out(raw), "link_reset": In(1), "activity": Out(Activity), "malformed": Out(1),
-                          **self.outside})  # fmt: skip
+        super().__init__(config, RawPhy(width=config.width, has_pasid=config.pasid_bits > 0),
+                         {"i": In(raw), "o": Out(raw), "link_reset": In(1)})  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
-        phy = RawPhy(width=self.config.width, has_pasid=self.config.pasid_bits > 0)
-        m.submodules.endpoint = endpoint = self._endpoint
-        m.submodules.phy = ResetInserter({"sync": endpoint.discarding})(phy)
-        join(m, self, endpoint, {name: name for name in self.outside})
+        endpoint, phy = self._join(m, restarts=True)
+        self._judge(m)
         wiring.connect(m, wiring.flipped(self.i), phy.i)
         wiring.connect(m, phy.o, wiring.flipped(self.o))
-        wiring.connect(m, phy.received, endpoint.received)
-        wiring.connect(m, endpoint.to_send, phy.to_send)
-        m.d.comb += [
-            endpoint.link_reset.eq(self.link_reset), endpoint.malformed.eq(phy.malformed), phy.max_payload.eq(endpoint.max_payload),
-            self.activity.eq(endpoint.activity), self.malformed.eq(phy.malformed.found),
-        ]  # fmt: skip
+        m.d.comb += endpoint.link_reset.eq(self.link_reset)
         return m
 
 
-class TunnelCard(wiring.Component):
+class TunnelCard(_Card):
     """An :class:`.endpoint.Endpoint` whose raw TLP link goes over bytes: for boards without a PCIe PHY. See "Tunnel" in rtl/phy/README.md.
 
     Parameters
@@ -106,30 +129,24 @@ class TunnelCard(wiring.Component):
     """
 
     def __init__(self, config: EndpointConfig, **options):
-        self.config = config
         self._tunnel = Tunnel(width=config.width, **options)
-        self._endpoint = Endpoint(config)
-        super().__init__({"rx": In(stream.Signature(8)), "tx": Out(stream.Signature(8)), "link_up": Out(1), "activity": Out(Activity),
-                          "malformed": Out(1), **self._endpoint.outside})  # fmt: skip
+        line = stream.Signature(8)
+        super().__init__(config, RawPhy(width=config.width, has_pasid=config.pasid_bits > 0),
+                         {"rx": In(line), "tx": Out(line), "link_up": Out(1)})  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
-        phy = RawPhy(width=self.config.width, has_pasid=self.config.pasid_bits > 0)
-        m.submodules.endpoint = endpoint = self._endpoint
-        m.submodules.phy = ResetInserter({"sync": endpoint.discarding})(phy)
+        endpoint, phy = self._join(m, restarts=True)
+        self._judge(m)
         m.submodules.tunnel = tunnel = self._tunnel
-        join(m, self, endpoint, {name: name for name in endpoint.outside})
-        links = (
-            (wiring.flipped(self.rx), tunnel.rx), (tunnel.tx, wiring.flipped(self.tx)), (tunnel.o, phy.i), (phy.o, tunnel.i),
-            (phy.received, endpoint.received), (endpoint.to_send, phy.to_send),
-        )  # fmt: skip
-        for source, sink in links:
-            wiring.connect(m, source, sink)
+        wiring.connect(m, wiring.flipped(self.rx), tunnel.rx)
+        wiring.connect(m, tunnel.tx, wiring.flipped(self.tx))
+        wiring.connect(m, tunnel.o, phy.i)
+        wiring.connect(m, phy.o, tunnel.i)
         m.d.comb += [
-            endpoint.link_reset.eq(tunnel.link_reset), tunnel.discarding.eq(endpoint.discarding), endpoint.malformed.eq(phy.malformed),
-            phy.max_payload.eq(endpoint.max_payload), self.link_up.eq(~tunnel.link_reset & ~endpoint.discarding),
-            self.activity.eq(endpoint.activity), self.malformed.eq(phy.malformed.found),
-        ]  # fmt: skip
+            endpoint.link_reset.eq(tunnel.link_reset), tunnel.discarding.eq(endpoint.discarding),
+            self.link_up.eq(~tunnel.link_reset & ~endpoint.discarding),
+        ]
         return m
 
 
@@ -158,7 +175,7 @@ def mirrored_functions(descriptions):
     return functions
 
 
-class UltraScaleCard(wiring.Component):
+class UltraScaleCard(_Card):
     """An :class:`.endpoint.Endpoint` on the Xilinx UltraScale+ hard block: its ports are the block's, by their names.
 
     How the block must be configured, and what the host then finds, is in "UltraScale+ hard block" of rtl/README.md.
@@ -188,40 +205,30 @@ class UltraScaleCard(wiring.Component):
     """
 
     def __init__(self, config: EndpointConfig, **options):
-        self.config = config
         if config.functions != config.physical_functions:
             raise ValueError(f"A card behind the hard block must have no virtual functions, not {config.all_devices!r}")
         if config.host_ats is not None:
             raise ValueError(f"A card behind the hard block must have no cache for the host's IOMMU, not {config.host_ats!r}")
         if config.tags > 256:
             raise ValueError(f"Tags behind the hard block must be at most 256, it has no 10-bit tags, not {config.tags!r}")
-        self._phy = UltraScalePhy(width=config.width, functions=mirrored_functions(descriptions_of(config)), **options)
-        self._endpoint = Endpoint(config)
-        super().__init__({**hard_block_ports(config.width), "activity": Out(Activity), "malformed": Out(1), "order_lost": Out(1),
-                          **self._endpoint.outside})  # fmt: skip
+        super().__init__(config, UltraScalePhy(width=config.width, functions=mirrored_functions(descriptions_of(config)), **options),
+                         {**hard_block_ports(config.width), "order_lost": Out(1)})  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.phy = phy = self._phy
-        m.submodules.endpoint = endpoint = self._endpoint
-        join(m, self, endpoint, {name: name for name in endpoint.outside})
-        wiring.connect(m, phy.received, endpoint.received)
-        wiring.connect(m, endpoint.to_send, phy.to_send)
-        for name, member in hard_block_ports(self.config.width).items():
-            ours, theirs = getattr(self, name), getattr(phy, name)
-            m.d.comb += ours.eq(theirs) if member.flow == wiring.Out else theirs.eq(ours)
+        endpoint, phy = self._join(m)
+        self._lead_out(m, hard_block_ports(self.config.width))
         m.d.comb += [
-            endpoint.link_reset.eq(phy.link_reset), phy.discarding.eq(endpoint.discarding),
-            phy.in_reset.eq(endpoint.in_reset), self.activity.eq(endpoint.activity),
+            endpoint.link_reset.eq(phy.link_reset), phy.discarding.eq(endpoint.discarding), phy.in_reset.eq(endpoint.in_reset),
             self.malformed.eq(phy.malformed), self.order_lost.eq(phy.order_lost),
-        ]  # fmt: skip
+        ]
         return m
 
 
-class Series7Card(wiring.Component):
+class Series7Card(_Card):
     """An :class:`.endpoint.Endpoint` on the Xilinx 7-series block: its ports are those of the block's wrapper, by their names.
 
-    How the block must be configured, and what the host then finds, is in "7-series block" of rtl/README.md.
+    How the block must be configured, and what the host then finds, is in "7-series block" of rtl/phy/README.md.
 
     Parameters
     ----------
@@ -246,7 +253,7 @@ class Series7Card(wiring.Component):
     """
 
     def __init__(self, config: EndpointConfig):
-        self.config = config = replace(config, virtio_at=series7.CAPABILITIES)
+        config = replace(config, virtio_at=series7.CAPABILITIES)
         if config.functions != 1:
             raise ValueError(f"A card behind the 7-series block must have one function, not {config.functions!r}")
         if config.host_ats is not None:
@@ -255,24 +262,16 @@ class Series7Card(wiring.Component):
             raise ValueError(f"Tags behind the 7-series block must be at most 256, it has no 10-bit tags, not {config.tags!r}")
         (description,) = descriptions = descriptions_of(config)
         (function,) = mirrored_functions(descriptions)
-        self._phy = Series7Phy(width=config.width, function=function, bar_bytes={bar.index: bar.size_bytes for bar in description.bars})
-        self._endpoint = Endpoint(config)
-        super().__init__({**block_ports(config.width), "activity": Out(Activity), "malformed": Out(1), **self._endpoint.outside})
+        bar_bytes = {bar.index: bar.size_bytes for bar in description.bars}
+        super().__init__(config, Series7Phy(width=config.width, function=function, bar_bytes=bar_bytes), block_ports(config.width))
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.phy = phy = self._phy
-        m.submodules.endpoint = endpoint = self._endpoint
-        join(m, self, endpoint, {name: name for name in endpoint.outside})
-        wiring.connect(m, phy.received, endpoint.received)
-        wiring.connect(m, endpoint.to_send, phy.to_send)
-        for name, member in block_ports(self.config.width).items():
-            ours, theirs = getattr(self, name), getattr(phy, name)
-            m.d.comb += ours.eq(theirs) if member.flow == wiring.Out else theirs.eq(ours)
+        endpoint, phy = self._join(m)
+        self._judge(m)
+        self._lead_out(m, block_ports(self.config.width))
         m.d.comb += [
             endpoint.link_reset.eq(phy.link_reset), phy.discarding.eq(endpoint.discarding), phy.in_reset.eq(endpoint.in_reset),
-            endpoint.malformed.eq(phy.malformed), phy.max_payload.eq(endpoint.max_payload),
-            self.activity.eq(endpoint.activity), self.malformed.eq(phy.malformed.found),
         ]  # fmt: skip
         return m
 

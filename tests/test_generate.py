@@ -195,7 +195,8 @@ def test_header_compiles(example):
 
 
 def test_headers():
-    """GEN-5: headers of other cards: without IOMMU, with virtio-iommu, with virtual functions; registers come with their features."""
+    """GEN-5: headers of other cards: without IOMMU, with virtio-iommu, with virtual functions, with the IOMMU's registers in a BAR of the
+    disk; registers come with their features."""
     virtual = defines(header("a", EndpointConfig(iommu=None, disks=(BlkConfig(virtual_functions=2, queues=3),))))
     assert virtual["A_FUNCTIONS"] == 3 and virtual["A_F0_VIRTUAL_FUNCTIONS"] == 2
     assert virtual["A_F2_QUEUE2_DOORBELL"] == 0x3008 and "A_F2_DEVICE_ID" not in virtual and "A_F0_DDTP" not in virtual
@@ -204,6 +205,9 @@ def test_headers():
     rich = defines(header("a", EndpointConfig(iommu=IommuConfig(HPM=True, counters=2, DBG=True))))
     assert rich["A_F0_IOHPMEVT2"] == 0x168 and rich["A_F0_TR_RESPONSE"] == 0x268
     assert not {"A_F0_IOHPMCTR3", "A_F0_PQB"} & set(rich)
+    shared = defines(header("a", EndpointConfig(iommu=IommuConfig(bar=4))))
+    assert (shared["A_FUNCTIONS"], shared["A_F0_DEVICE_ID"], shared["A_F0_QUEUES"]) == (1, 0x1042, 1)
+    assert (shared["A_F0_REGISTERS_BAR"], shared["A_F0_BAR4_BYTES"], shared["A_F0_DDTP"]) == (4, 0x1000, 0x010)
 
 
 def test_core_file(example, tmp_path):
