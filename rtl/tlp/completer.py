@@ -2,6 +2,7 @@
 
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..regs.bus import RegisterBus
@@ -164,9 +165,28 @@ class Completer(wiring.Component):
         ]
         request = self.registers.request
 
-        gathered = Signal(8 * MAX_READ_BYTES)
         sent = Signal(11)  # dwords of the completion that have left
         out = self.completions.payload
+        answer, config_answers, is_empty = self.registers.response, Signal(), Signal()
+        following = Signal.like(sent)
+        m.d.comb += following.eq(Mux(self.completions.valid & self.completions.ready, sent + lanes, sent))
+        for n in range(lanes):  # dwords of the completion, in their order
+            m.submodules[f"dwords_{n}"] = dwords = Memory(shape=32, depth=MAX_READ_BYTES // 4 // lanes, init=[])
+            write = dwords.write_port()
+            read = dwords.read_port(transparent_for=(write,))
+            is_first = lane == n
+            is_second = (lane == (n - 1) % lanes) & pair
+            m.d.comb += [
+                write.en.eq((answer.valid & answer.ready & (is_first | is_second)) | config_answers | is_empty),
+                write.addr.eq((index + is_second) >> (lanes.bit_length() - 1)),
+                write.data.eq(Mux(is_second | offset[2], answer.p.data[32:], answer.p.data[:32])),
+                read.addr.eq(following >> (lanes.bit_length() - 1)),
+                out.data.word_select(n, 32).eq(read.data),
+            ]
+            with m.If(config_answers):
+                m.d.comb += write.data.eq(self.config_responses.p.data)
+            with m.If(is_empty):
+                m.d.comb += write.data.eq(0)
         has_data, length_dw = Signal(), Signal.like(out.header.length_dw)
         m.d.comb += [
             has_data.eq((status == pcie.STATUS_SC) & ~is_write),
@@ -184,7 +204,6 @@ class Completer(wiring.Component):
             out.header.byte_count.eq(byte_count),
             out.header.lower_address.eq(lower_address),
             out.first.eq(sent == 0),
-            out.data.eq(gathered),
             out.dword_count.eq(Mux(length_dw - sent < lanes, length_dw - sent, lanes)),
             out.last.eq(sent + lanes >= length_dw),
         ]
@@ -282,9 +301,9 @@ class Completer(wiring.Component):
                 with m.If(self.config_requests.ready):
                     m.next = "AWAIT_CONFIG"
             with m.State("AWAIT_CONFIG"):
-                m.d.comb += self.config_responses.ready.eq(1)
+                m.d.comb += [self.config_responses.ready.eq(1), config_answers.eq(1)]
                 with m.If(self.config_responses.valid):
-                    m.d.sync += [gathered.eq(self.config_responses.payload.data), completer_id.eq(identities)]
+                    m.d.sync += completer_id.eq(identities)
                     m.next = "COMPLETE"
                     with m.If(self.config_responses.payload.unsupported):  # no such function
                         m.d.sync += is_claimed.eq(0)
@@ -305,7 +324,8 @@ class Completer(wiring.Component):
                         m.d.comb += events["poisoned"].eq(1)
                         m.next = "DROP"
             with m.State("IDENTIFY"):
-                m.d.sync += [completer_id.eq(identities), gathered.eq(0)]
+                m.d.comb += is_empty.eq(1)
+                m.d.sync += completer_id.eq(identities)
                 m.next = "PREPARE"
                 with m.If(nothing):
                     m.next = "DROP"
@@ -338,18 +358,13 @@ class Completer(wiring.Component):
                 with m.If(request.ready):
                     m.next = "AWAIT_ACCESS"
             with m.State("AWAIT_ACCESS"):
-                m.d.comb += self.registers.response.ready.eq(1)
-                with m.If(self.registers.response.valid):
-                    word = self.registers.response.payload.data
-                    with m.Switch(index):
-                        for n in range(MAX_READ_BYTES // 4):
-                            with m.Case(n):
-                                m.d.sync += gathered[32 * n : 32 * n + 64].eq(Mux(offset[2], word[32:], word))
+                m.d.comb += answer.ready.eq(1)
+                with m.If(answer.valid):
                     m.d.sync += [index.eq(index + 1 + pair), has_saved.eq(0)]
                     leaves = Signal()  # the beat at the input is used up
                     m.d.comb += leaves.eq(is_write & ~has_saved & (lane + pair == lanes - 1))
                     m.next = "PREPARE"
-                    with m.If(self.registers.response.payload.error):
+                    with m.If(answer.p.error):
                         m.next = "ABORT"
                     with m.Elif(last_pair):
                         m.next = "DROP"
@@ -383,7 +398,7 @@ class Completer(wiring.Component):
             with m.State("COMPLETE"):
                 m.d.comb += self.completions.valid.eq(1)
                 with m.If(self.completions.ready):
-                    m.d.sync += [sent.eq(sent + lanes), gathered.eq(gathered >> self.width if self.width < len(gathered) else 0)]
+                    m.d.sync += sent.eq(following)
                     with m.If(out.last):
                         m.next = "DROP"
             with m.State("DROP"):  # what is left of the request
