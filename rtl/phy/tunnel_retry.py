@@ -5,6 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from ..stream.ram import Ram
 from .tunnel_frames import TlpDword
 
 Ack = data.StructLayout({"valid": 1, "seq": 8})
@@ -59,7 +60,7 @@ class Retry(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.dwords = dwords = Memory(shape=TlpDword, depth=self.depth, init=[])
+        m.submodules.dwords = dwords = Ram(shape=TlpDword, depth=self.depth, init=[])
         write, read = dwords.write_port(), dwords.read_port()
         # Where each TLP begins, the next one to come included.
         m.submodules.places = places = Memory(shape=range(2 * self.depth), depth=self.window + 1, init=[])

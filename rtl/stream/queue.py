@@ -2,8 +2,9 @@
 
 from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+
+from .ram import Ram
 
 
 class Queue(wiring.Component):
@@ -43,7 +44,7 @@ class Queue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.items = items = Memory(shape=self.layout, depth=self.depth, init=[])
+        m.submodules.items = items = Ram(shape=self.layout, depth=self.depth, init=[])
         write, read = items.write_port(), items.read_port()
         put, get = Signal(range(self.depth)), Signal(range(self.depth))
         count = Signal(range(self.depth + 1))  # items in the memory, the one shown at ``o`` included

@@ -2,8 +2,9 @@
 
 from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+
+from .ram import Ram
 
 
 class TransactionQueue(wiring.Component):
@@ -51,7 +52,7 @@ class TransactionQueue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.items = items = Memory(shape=self.layout, depth=self.depth, init=[])
+        m.submodules.items = items = Ram(shape=self.layout, depth=self.depth, init=[])
         write, read = items.write_port(), items.read_port()
         # Free-running indices, one bit wider than an address: what lies between two of them is their difference.
         put, committed, get = (Signal(range(2 * self.depth)) for _ in range(3))

@@ -2,16 +2,23 @@
 
 import json
 import re
+from unittest import mock
 
 import pytest
 from amaranth import Module
 from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ringwall.boards import blocks, ecp5, ecpix5, versa_ecp5
 from ringwall.boards import build as boards
 from ringwall.boards.ecpix5 import platform as ecpix5_platform
+from ringwall.boards.sizes import mapped, size
 from ringwall.boards.versa_ecp5 import platform as versa_platform
+from ringwall.boards.yosys import relaxed
+from ringwall.rtl.stream import queue
+from ringwall.rtl.stream.ram import Ram
+from ringwall.rtl.verilog import to_rtlil
 
 PLATFORMS = {"ecpix5": ecpix5_platform.ECPIX585Platform, "versa_ecp5": versa_platform.VersaECP55GPlatform}
 PINS = {  # ecpix5.py and lattice_versa_ecp5.py of github.com/litex-hub/litex-boards, commits 1781be1 and 8a3caca
@@ -135,3 +142,36 @@ def test_cards(board):
     assert config.width == 64
     assert sum(disk.capacity_sectors for disk in config.disks) * 512 <= 256 << 10
     assert build.top_of().divisor == 25
+
+
+class Row(wiring.Component):
+    """A RAM that is always written, and its port."""
+
+    i: In(8)
+    o: Out(8)
+
+    def __init__(self, is_transparent):
+        self.is_transparent = is_transparent
+        super().__init__()
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.rows = rows = Ram(shape=8, depth=4, init=[])
+        write = rows.write_port()
+        read = rows.read_port(transparent_for=(write,) if self.is_transparent else ())
+        m.d.comb += [write.en.eq(1), write.data.eq(self.i), read.addr.eq(self.i), self.o.eq(read.data)]
+        return m
+
+
+def test_rams():
+    """BOARD-RAM-1: a queue in block RAM has no register beside it for its items, but with a memory whose old data count; a port that is
+    transparent stays so."""
+    counts = {}
+    for kind in (Ram, Memory):
+        with mock.patch.object(queue, "Ram", kind):
+            _, counts[kind], blocks, _ = size(mapped("ECP5", queue.Queue(64, 512)))
+        assert blocks == 2
+    assert counts[Ram] < 64 < counts[Memory]
+    for transparent, mask in ((False, "1"), (True, "0")):
+        text = relaxed(to_rtlil(Row(transparent)))
+        assert re.findall(r"COLLISION_X_MASK (.*)", text) == [f"1'{mask}"]

@@ -174,7 +174,7 @@ def test_transaction_queue():
 @pytest.mark.parametrize(("old", "new", "broken"), [
     ("committed != get_next", "put != get_next", "none else"),
     ("put.eq(Mux(self.rollback, committed, put_next))", "put.eq(Mux(self.rollback, get, put_next))", "stays until it is taken"),
-    ("put.eq(Mux(self.rollback, committed, put_next))", "put.eq(put_next)", "committed items leave"),
+    ("put.eq(Mux(self.rollback, committed, put_next))", "put.eq(put_next)", "an item is shown"),
     ("self.commit & ~self.rollback", "self.commit", "none else"),
     ("m.d.sync += committed.eq(put_next)", "m.d.sync += committed.eq(put)", "none else"),
 ])  # fmt: skip
