@@ -78,8 +78,8 @@ class Lane(wiring.Component):
         })
         place_bits, beats = (row_bytes - 1).bit_length(), 8 * row_bytes // self.width
         m.submodules.arbiter = arbiter = Arbiter(layout, 2, direct=True)
-        m.submodules.waiting = waiting = Queue(layout, DEPTH)
-        m.submodules.rows = rows = Queue(BurstData(self.width), beats * WRITES)
+        m.submodules.waiting = waiting = Queue(layout, DEPTH, in_block=True)
+        m.submodules.rows = rows = Queue(BurstData(self.width), beats * WRITES, in_block=True)
         wiring.connect(m, arbiter.o, waiting.i)
         wiring.connect(m, rows.o, wiring.flipped(self.write_data))
 
