@@ -19,7 +19,7 @@ from amaranth.vendor import LatticeECP5Platform
 from ..rtl.phy.uart import Uart
 from ..rtl.virtio import store
 from .place import read_report
-from .sizes import size
+from .sizes import THOROUGH, size
 from .yosys import relaxed
 
 __all__ = ["Pll", "Top", "build", "build_bitstream", "files_of", "main"]
@@ -117,7 +117,8 @@ class Top(Elaboratable):
 def files_of(platform: LatticeECP5Platform, top):
     """Return the plan that turns ``top`` into a bitstream, :class:`amaranth.build.BuildPlan`: files and a script of three steps."""
     platform.add_file("store.v", store.VERILOG)
-    plan = platform.build(top, do_build=False, emit_src=False, read_verilog_opts="-defer", nextpnr_opts="--report report.json")
+    plan = platform.build(top, do_build=False, emit_src=False, read_verilog_opts="-defer", script_after_read=THOROUGH,
+                          nextpnr_opts="--report report.json")  # fmt: skip
     plan.files["top.il"] = relaxed(plan.files["top.il"])
     return plan
 
