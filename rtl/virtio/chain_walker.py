@@ -148,8 +148,8 @@ class ChainWalker(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         queue_depth, function_depth = max(self.queues, 2), max(self.functions, 2)
-        m.submodules.walks = walks = Memory(shape=Walk, depth=function_depth, init=[])
-        m.submodules.walked = walked = Memory(shape=Position, depth=queue_depth, init=[])
+        m.submodules.walks = walks = Memory(shape=Walk, depth=self.functions, init=[])
+        m.submodules.walked = walked = Memory(shape=Position, depth=self.queues, init=[])
         read_walk, write_walk = walks.read_port(), walks.write_port()
         read_walked, write_walked = walked.read_port(), walked.write_port()
         m.d.comb += [read_walked.addr.eq(self.walked_at), self.walked.eq(read_walked.data)]

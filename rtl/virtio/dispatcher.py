@@ -148,8 +148,8 @@ class Dispatcher(wiring.Component):
         count = len(self.queue_functions)
         depth = max(count, 2)
         areas_layout = data.StructLayout({"driver": 64, "device": 64})
-        m.submodules.contexts = contexts = Memory(shape=Context, depth=depth, init=[])
-        m.submodules.areas = areas_memory = Memory(shape=areas_layout, depth=depth, init=[])
+        m.submodules.contexts = contexts = Memory(shape=Context, depth=count, init=[])
+        m.submodules.areas = areas_memory = Memory(shape=areas_layout, depth=count, init=[])
         read_context, write_context = contexts.read_port(), contexts.write_port()
         read_areas, write_areas = areas_memory.read_port(), areas_memory.write_port()
 

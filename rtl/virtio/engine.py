@@ -11,6 +11,7 @@ from ..dma.layouts import Segment, WriterDone
 from ..dma.reader import WIDTHS
 from ..stream.arbiter import Arbiter
 from ..stream.queue import Queue
+from ..stream.ram import Ram
 from ..stream.transaction import TransactionQueue
 from ..tlp.layouts import Burst, BurstData, BurstDone, Hint
 from .chain_walker import ChainWalker
@@ -245,9 +246,9 @@ class RingEngine(wiring.Component):
         parts = (dispatcher, scout, walker)
 
         # What the three parts of the fetch side know together.
-        m.submodules.slots = slots = Memory(shape=Slot, depth=SLOTS * max(function_count, 2), init=[])
-        m.submodules.seconds = seconds = Memory(shape=1, depth=SLOTS * max(function_count, 2), init=[])
-        m.submodules.tables = tables = Memory(shape=RingTable, depth=max(queue_count, 2), init=[])
+        m.submodules.slots = slots = Ram(shape=Slot, depth=SLOTS * max(function_count, 2), init=[])
+        m.submodules.seconds = seconds = Memory(shape=1, depth=SLOTS * function_count, init=[])
+        m.submodules.tables = tables = Memory(shape=RingTable, depth=queue_count, init=[])
         write_slot, write_second, write_table = slots.write_port(), seconds.write_port(), tables.write_port()
         read_second, read_known = seconds.read_port(), tables.read_port()
         broken, alive = Signal(function_count), Signal(function_count)

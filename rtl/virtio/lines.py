@@ -9,6 +9,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..stream.arbiter import Arbiter
+from ..stream.ram import Ram
 from ..tlp.layouts import BurstData, BurstStatus
 from .ring_layouts import LINE_BYTES, SLOTS, LineBeat, LineCookie, LineKind
 
@@ -72,9 +73,9 @@ class LineStore(wiring.Component):
         rows, beats = 8 * LINE_BYTES // row_bits, 8 * LINE_BYTES // width
         layout = data.StructLayout({"about": LineBeat, "data": width, "keep": width // 8, "last": 1})
         m.submodules.beats = arbiter = Arbiter(layout, self.functions, packets=True)
-        m.submodules.lines = lines = Memory(shape=row_bits, depth=2 * SLOTS * rows * max(self.functions, 2), init=[])
-        m.submodules.heads = heads = Memory(shape=width, depth=2 * beats * max(self.queues, 2), init=[])
-        m.submodules.indices = indices = Memory(shape=16, depth=max(self.queues, 2), init=[])
+        m.submodules.lines = lines = Ram(shape=row_bits, depth=2 * SLOTS * rows * max(self.functions, 2), init=[])
+        m.submodules.heads = heads = Memory(shape=width, depth=2 * beats * self.queues, init=[])
+        m.submodules.indices = indices = Memory(shape=16, depth=self.queues, init=[])
         write_line, read_line = lines.write_port(granularity=min(width, 128)), lines.read_port()
         write_head, read_head = heads.write_port(), heads.read_port()
         write_index, read_index = indices.write_port(), indices.read_port()

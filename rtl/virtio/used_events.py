@@ -110,7 +110,7 @@ class UsedEvents(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         queues, row_bits = len(self.queue_functions), (self.width // 8 - 1).bit_length()
-        m.submodules.contexts = contexts = Memory(shape=Context, depth=max(queues, 2), init=[])
+        m.submodules.contexts = contexts = Memory(shape=Context, depth=queues, init=[])
         read_context, write_context = contexts.read_port(), contexts.write_port()
 
         # The dword of each answer: there is room for one of each queue.

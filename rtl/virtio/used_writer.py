@@ -121,7 +121,7 @@ class UsedWriter(wiring.Component):
         m = Module()
         ports, row_bits = len(self.port_functions), (self.row_bytes - 1).bit_length()
         layout = context_layout(self.packets)
-        m.submodules.contexts = contexts = Memory(shape=layout, depth=max(self.queues, 2), init=[])
+        m.submodules.contexts = contexts = Memory(shape=layout, depth=self.queues, init=[])
         read_context, write_context = contexts.read_port(), contexts.write_port()
 
         # Who wants a visit, and what waits at the port that is visited.
