@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..rtl.verilog import TunnelCard
-from .ecpix5.build import config_of
+from .ecpix5.build import BOARD
 from .sizes import LUTS, mapped
 
 __all__ = ["RECORDED", "by_block", "grown"]
@@ -28,6 +28,7 @@ def by_block(cells):
         luts = 1 if kind.startswith("LUT") else LUTS.get(kind, 0)
         path = []
         for part in name.split(".")[:-1]:
+            part = part.partition("$")[0]  # behind it a number, where Amaranth had two of the name
             if not part.isidentifier() or len(path) == DEPTH:
                 break
             path.append(part)
@@ -52,7 +53,7 @@ def main(arguments=None):
     parser.add_argument("--record", action="store_true", help="what is found is what later runs are compared with")
     asked = parser.parse_args(arguments)
     print("ringwall: Yosys works, some minutes", file=sys.stderr, flush=True)
-    now = by_block(mapped("ECP5", TunnelCard(config_of())))
+    now = by_block(mapped("ECP5, thorough", TunnelCard(BOARD.config)))
     before = json.loads(RECORDED.read_text()) if RECORDED.exists() else now
     print("| block | LUT | was | FF | was |", "|---|---|---|---|---|", sep="\n")
     for block in sorted(set(now["lut"]) | set(now["ff"])):

@@ -16,13 +16,15 @@ from amaranth.lib import io, wiring
 from amaranth.lib.cdc import ResetSynchronizer
 from amaranth.vendor import LatticeECP5Platform
 
+from ..rtl.config import EndpointConfig
 from ..rtl.phy.uart import Uart
+from ..rtl.verilog import TunnelCard
 from ..rtl.virtio import store
 from .place import read_report
-from .sizes import size
+from .sizes import THOROUGH, size
 from .yosys import relaxed
 
-__all__ = ["Pll", "Top", "build", "build_bitstream", "files_of", "main"]
+__all__ = ["Board", "Pll", "Top", "build", "build_bitstream", "files_of", "main"]
 
 STEPS = {"top.json": "yosys", "top.config": "nextpnr-ecp5", "top.bit": "ecppack"}  # what each tool leaves behind
 
@@ -114,10 +116,34 @@ class Top(Elaboratable):
         return platform.request("rgb_led", 0, dir={"r": "-", "g": "-", "b": "-"}).g
 
 
+@dataclass(frozen=True)
+class Board:
+    """A board and its card: ``name`` of folder and result, ``configuration`` in words, ``platform`` as a class, ``config`` of the card.
+
+    ``clock_mhz`` and ``baud`` are those of :class:`Top`.
+    """
+
+    name: str
+    configuration: str
+    platform: type[LatticeECP5Platform]
+    config: EndpointConfig
+    clock_mhz: int = 50
+    baud: int = 2_000_000
+
+    def top(self):
+        """Return the card between the board's clock, serial line and LED."""
+        return Top(TunnelCard(self.config), clock_mhz=self.clock_mhz, baud=self.baud)
+
+    def build(self, folder, *, synthesize=True, say=lambda text: None):
+        """Build the bitstream in ``folder`` and return its result; only write the project unless ``synthesize``."""
+        return build(self.name, self.configuration, self.platform(), self.top(), folder, synthesize=synthesize, say=say)
+
+
 def files_of(platform: LatticeECP5Platform, top):
     """Return the plan that turns ``top`` into a bitstream, :class:`amaranth.build.BuildPlan`: files and a script of three steps."""
     platform.add_file("store.v", store.VERILOG)
-    plan = platform.build(top, do_build=False, emit_src=False, read_verilog_opts="-defer", nextpnr_opts="--report report.json")
+    plan = platform.build(top, do_build=False, emit_src=False, read_verilog_opts="-defer", script_after_read=THOROUGH,
+                          nextpnr_opts="--report report.json")  # fmt: skip
     plan.files["top.il"] = relaxed(plan.files["top.il"])
     return plan
 

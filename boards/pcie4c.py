@@ -8,7 +8,7 @@ Versal.
 
 from ..rtl.function.description import MsixCapability
 from ..rtl.spec import ultrascale as spec
-from .xilinx import INPUT, OUTPUT, Core, size_of_bar
+from .xilinx import INPUT, OUTPUT, Core, bar_options
 
 __all__ = ["core", "ports"]
 
@@ -75,17 +75,7 @@ def _options_of(n, description):
         f"PF{n}_MSIX_CAP_PBA_BIR": f"BAR_{msix.pba_bar + 1}:{msix.pba_bar}",
         f"PF{n}_MSIX_CAP_PBA_OFFSET": f"{msix.pba_offset:08X}",
     }  # fmt: skip
-    bars = {bar.index: bar for bar in description.bars}
-    for index in (0, 2, 4):
-        bar = bars.get(index)
-        of_function[f"pf{n}_bar{index}_enabled"] = str(bar is not None).lower()
-        if bar is not None:
-            scale, number = size_of_bar(bar.size_bytes)
-            of_function |= {
-                f"pf{n}_bar{index}_type": "Memory", f"pf{n}_bar{index}_64bit": "true",
-                f"pf{n}_bar{index}_prefetchable": str(bar.is_prefetchable).lower(),
-                f"pf{n}_bar{index}_scale": scale, f"pf{n}_bar{index}_size": str(number),
-            }  # fmt: skip
+    of_function |= bar_options(description, lambda index, what: f"pf{n}_bar{index}_{what}".lower())
     return of_function
 
 

@@ -6,7 +6,7 @@ with the same interfaces on. Options: that file, and phy/s7pciephy.py of github.
 
 from ..rtl.function.description import MsixCapability
 from ..rtl.spec import series7 as spec
-from .xilinx import INPUT, OUTPUT, Core, size_of_bar
+from .xilinx import INPUT, OUTPUT, Core, bar_options
 
 __all__ = ["core", "ports"]
 
@@ -71,16 +71,7 @@ def core(width, description, *, serial_number):
         "DSN_Enabled": "true", "pl_interface": "true", "cfg_mgmt_if": "true", "cfg_ctl_if": "true", "cfg_status_if": "true",
         "rcv_msg_if": "false", "cfg_fc_if": "false", "err_reporting_if": "false", "en_ext_clk": "false", "shared_logic_in_core": "false",
     }  # fmt: skip
-    bars = {bar.index: bar for bar in description.bars}
-    for index in (0, 2, 4):
-        bar = bars.get(index)
-        options[f"Bar{index}_Enabled"] = str(bar is not None).lower()
-        if bar is not None:
-            scale, number = size_of_bar(bar.size_bytes)
-            options |= {
-                f"Bar{index}_Type": "Memory", f"Bar{index}_64bit": "true", f"Bar{index}_Prefetchable": str(bar.is_prefetchable).lower(),
-                f"Bar{index}_Scale": scale, f"Bar{index}_Size": str(number),
-            }  # fmt: skip
+    options |= bar_options(description, lambda index, what: f"Bar{index}_{what}")
     return Core(
         kind="pcie_7x", ports=ports(width), options=options, clock="user_clk_out", reset="user_reset_out", buffer="IBUFDS_GTE2",
         buffer_outputs={"O": "sys_clk"}, perst="sys_rst_n", ties={"cfg_dsn": serial_number})  # fmt: skip

@@ -17,7 +17,7 @@ from amaranth.vendor import XilinxPlatform
 
 from .sizes import mapped, size
 
-__all__ = ["CARD", "Core", "Top", "black_box", "build_project", "card_ports", "main", "project", "report", "size_of_bar"]
+__all__ = ["CARD", "Core", "Top", "bar_options", "black_box", "build_project", "card_ports", "main", "project", "report", "size_of_bar"]
 
 CARD = "ringwall_card"
 INPUT, OUTPUT = "input", "output"
@@ -91,6 +91,19 @@ def size_of_bar(size):
         if size >= unit:
             return scale, size // unit
     raise ValueError(f"A BAR of the core must have at least a kibibyte, not {size!r}")
+
+
+def bar_options(description, key):
+    """Return what the IPs' options say of the BARs of ``description``, all of 64 bits; ``key`` makes a name of number and what is said."""
+    options = {}
+    for index in (0, 2, 4):
+        bar = next((bar for bar in description.bars if bar.index == index), None)
+        options[key(index, "Enabled")] = str(bar is not None).lower()
+        if bar is not None:
+            scale, number = size_of_bar(bar.size_bytes)
+            said = {"Type": "Memory", "64bit": "true", "Scale": scale, "Size": number, "Prefetchable": str(bar.is_prefetchable).lower()}
+            options |= {key(index, what): str(value) for what, value in said.items()}
+    return options
 
 
 class Top(Elaboratable):

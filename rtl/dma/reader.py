@@ -120,7 +120,7 @@ class Packer(wiring.Component):
         hold, total, first = Signal(self.width), Signal(range(2 * lanes + 1)), Signal(init=1)
         tail, tail_count = Signal(), Signal(range(lanes))
         merged = Cat(*[
-            Mux(s2.fill > lane, hold.word_select(lane, 8), s2.data.word_select(lane, 8)) for lane in range(lanes)
+            Mux(tail | (s2.fill > lane), hold.word_select(lane, 8), s2.data.word_select(lane, 8)) for lane in range(lanes)
         ])
         emit, out = Signal(), Signal(ChainBeat(self.width))
         m.d.comb += [
@@ -141,14 +141,15 @@ class Packer(wiring.Component):
                 m.d.sync += [
                     tail.eq(0),
                     self.o.valid.eq(1),
-                    self.o.payload.data.eq(hold),
                     self.o.payload.byte_count.eq(tail_count),
                     self.o.payload.first.eq(0),
                     self.o.payload.last.eq(1),
                     self.o.payload.status.eq(BurstStatus.OK),
                 ]
             with m.Elif(s2.valid):
-                m.d.sync += hold.eq(Mux(total >= lanes, s2.data, merged))
+                for lane in range(lanes):
+                    with m.If((total >= lanes) | (s2.fill <= lane)):
+                        m.d.sync += hold.word_select(lane, 8).eq(s2.data.word_select(lane, 8))
                 with m.If(s2.last & (total > lanes)):
                     m.d.sync += [tail.eq(1), tail_count.eq(total - lanes)]
                 with m.If(emit):

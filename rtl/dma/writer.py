@@ -382,25 +382,30 @@ class Writer(wiring.Component):
 
     def _hint(self, m, pieces):
         """Keep the hints ``AHEAD`` pages in front of ``pieces``."""
-        segment, begins = self.segments.payload, Signal()
-        more, more_then = Signal(21), Signal(21)  # pages of the segment behind its first; those that are not due yet
-        due, page = Signal(range(AHEAD + 2)), Signal(52)
-        in_first, turns_page, tells = Signal(), Signal(), Signal()
+        segment, begins, end = self.segments.payload, Signal(), Signal(33)
+        latest, following = Signal(52), Signal(52)  # page that was told of, or the segment's first; the one behind it
+        more, is_over = Signal(21), Signal()  # pages behind the latest; one of them is not, as the segment ends in front of it
+        due, in_first, turns_page = Signal(range(AHEAD + 2)), Signal(), Signal()
+        wants, free = Signal(), ~self.hints.valid | self.hints.ready
         m.d.comb += [
             begins.eq(self.segments.valid & self.segments.ready & (segment.length_bytes != 0)),
-            more.eq((segment.address[:12] + segment.length_bytes - 1) >> 12),
-            turns_page.eq(pieces.valid & pieces.ready & (pieces.payload.address[:12] == 0) & ~begins & ~in_first
-                          & (more_then != 0) & (due <= AHEAD)),
-            tells.eq((due != 0) & (~self.hints.valid | self.hints.ready)),
+            end.eq(segment.address[:12] + segment.length_bytes),
+            following.eq(latest + 1),
+            turns_page.eq(pieces.valid & pieces.ready & (pieces.payload.address[:12] == 0) & ~begins & ~in_first & (due <= AHEAD)),
+            wants.eq((due != 0) & (more[1:].any() | (more[0] & ~is_over))),
             self.hints.payload.is_write.eq(1), self.hints.payload.function.eq(self.function),
         ]
-        with m.If(~self.hints.valid | self.hints.ready):
-            m.d.sync += [self.hints.valid.eq(due != 0), self.hints.payload.page.eq(page)]
+        tells = wants & free
+        with m.If(free):
+            m.d.sync += [self.hints.valid.eq(wants), self.hints.payload.page.eq(following)]
         with m.If(begins):
-            at_once = Mux(more < AHEAD, more, AHEAD)
-            m.d.sync += [page.eq(segment.address[12:] + 1), due.eq(at_once), more_then.eq(more - at_once), in_first.eq(~pieces.ready)]
+            m.d.sync += [
+                latest.eq(segment.address[12:]), more.eq(end[12:]), is_over.eq(end[:12] == 0), due.eq(AHEAD), in_first.eq(~pieces.ready),
+            ]  # fmt: skip
         with m.Else():
-            m.d.sync += [page.eq(page + tells), due.eq(due - tells + turns_page), more_then.eq(more_then - turns_page)]
+            m.d.sync += [more.eq(more - (tells + is_over)), is_over.eq(0), due.eq(due - tells + turns_page)]
+            with m.If(tells):
+                m.d.sync += latest.eq(following)
             with m.If(pieces.valid & pieces.ready):
                 m.d.sync += in_first.eq(0)
         with m.If(self.stop):

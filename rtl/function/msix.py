@@ -104,9 +104,13 @@ class Msix(wiring.Component):
         sizes = [-(-total // PBA_BITS) * PBA_BITS for total in totals]
         bases = [sum(sizes[:n]) for n in range(count)]
         places = sum(sizes)
+        most = max(totals)
+        word_bits, vector_bits = min(PBA_BITS, most), max(1, (most - 1).bit_length())
+        word_vectors = min(PBA_BITS, 1 << vector_bits)
+        reach = max(start + length for entry in self.functions for _, start, length in entry.capability.spans).bit_length()  # of offsets
 
         m.submodules.table = table = Ram(shape=64, depth=2 * places, init=[])
-        m.submodules.pending = pending = Memory(shape=PBA_BITS, depth=max(places // PBA_BITS, 2), init=[])
+        m.submodules.pending = pending = Memory(shape=word_bits, depth=max(places // PBA_BITS, 2), init=[])
         entry, entry_write = table.read_port(), table.write_port(granularity=8)
         bits, bits_write = pending.read_port(), pending.write_port()
 
@@ -122,14 +126,14 @@ class Msix(wiring.Component):
         ]
         m.d.sync += was_stop.eq(stop)
         # ``left`` vectors from ``at`` on include all that are pending and not masked: setting a bit and unmasking a vector begin anew.
-        total = Array(totals)
-        left = Array(Signal(range(most + 1), name=f"left_{n}") for n, most in enumerate(totals))
-        at = Array(Signal(range(most), name=f"at_{n}") for n, most in enumerate(totals))
-        latest = Array(Signal(11, name=f"latest_{n}") for n in range(count))  # vector of the latest message
+        total_of = Array(totals)
+        left = Array(Signal(range(total + 1), name=f"left_{n}") for n, total in enumerate(totals))
+        at = Array(Signal(range(total), name=f"at_{n}") for n, total in enumerate(totals))
+        latest = Array(Signal(vector_bits, name=f"latest_{n}") for n in range(count))  # vector of the latest message
 
         # At work: a request, a step of the search for pending bits, or a register access.
         turn, which = Signal(range(max(count, 2))), Signal(range(max(count, 2)))
-        vector, exists, is_search, for_stop = Signal(11), Signal(), Signal(), Signal()
+        vector, exists, is_search, for_stop = Signal(vector_bits), Signal(), Signal(), Signal()
         place, second = Signal(range(2 * places)), Signal()  # ``second`` of the entry's words: data and mask
         access, is_table, is_pending_bits = Signal(RegisterRequest), Signal(), Signal()
         was_bus, was_request = Signal(), Signal()
@@ -150,15 +154,15 @@ class Msix(wiring.Component):
 
         # A step of the search goes on by one vector, or to the next word of pending bits.
         step, next_word = Signal(), Signal()
-        distance, following = Signal(12), Signal(12)
-        mark = Signal(PBA_BITS)
-        m.d.comb += [mark.eq(1 << vector[:6]), following.eq(Mux(next_word, (vector | (PBA_BITS - 1)) + 1, vector + 1))]
+        distance, following = Signal(vector_bits + 1), Signal(vector_bits + 1)
+        mark = Signal(word_bits)
+        m.d.comb += [mark.eq(1 << vector[:6]), following.eq(Mux(next_word, (vector | (word_vectors - 1)) + 1, vector + 1))]
         m.d.comb += distance.eq(following - vector)
-        with m.If(following >= total[which]):
-            m.d.comb += distance.eq(total[which] - vector)
+        with m.If(following >= total_of[which]):
+            m.d.comb += distance.eq(total_of[which] - vector)
         with m.If(step):
             m.d.sync += [
-                at[which].eq(Mux(following >= total[which], 0, following)),
+                at[which].eq(Mux(following >= total_of[which], 0, following)),
                 left[which].eq(Mux(left[which] > distance, left[which] - distance, 0)),
             ]
 
@@ -216,9 +220,9 @@ class Msix(wiring.Component):
                     request = self.requests.payload
                     m.d.comb += self.requests.ready.eq(1)
                     m.d.sync += [vector.eq(request.vector), exists.eq(0), was_request.eq(1)]
-                    for n, (function, most) in enumerate(zip(self.functions, totals)):
+                    for n, (function, total) in enumerate(zip(self.functions, totals)):
                         with m.If(request.function == function.function):
-                            m.d.sync += [which.eq(n), exists.eq(request.vector < most)]
+                            m.d.sync += [which.eq(n), exists.eq(request.vector < total)]
                     m.next = "PLACE"
 
             # A request or a step of the search.
@@ -261,14 +265,13 @@ class Msix(wiring.Component):
                 m.d.sync += [is_table.eq(0), is_pending_bits.eq(0)]
                 for n, entry_of in enumerate(self.functions):
                     (table_bar, table_start, table_bytes), (pba_bar, pba_start, pba_bytes) = entry_of.capability.spans
+                    low, high = access.offset[:reach], access.offset[reach:]
                     with m.If(access.function == entry_of.function):
                         m.d.sync += which.eq(n)
-                        offset = access.offset - table_start
-                        with m.If((access.bar == table_bar) & (access.offset >= table_start) & (offset[:32] < table_bytes)):
-                            m.d.sync += [is_table.eq(1), place.eq(bases[n] + offset[4:16]), second.eq(offset[3])]
-                        offset = access.offset - pba_start
-                        with m.If((access.bar == pba_bar) & (access.offset >= pba_start) & (offset[:32] < pba_bytes)):
-                            m.d.sync += [is_pending_bits.eq(1), place.eq(bases[n] + (offset[3:9] << 6))]
+                        with m.If((access.bar == table_bar) & (high == 0) & (low >= table_start) & (low < table_start + table_bytes)):
+                            m.d.sync += [is_table.eq(1), place.eq(bases[n] + (low - table_start)[4:16]), second.eq(low[3])]
+                        with m.If((access.bar == pba_bar) & (high == 0) & (low >= pba_start) & (low < pba_start + pba_bytes)):
+                            m.d.sync += [is_pending_bits.eq(1), place.eq(bases[n] + ((low - pba_start)[3:9] << 6))]
                 m.next = "READ"
             with m.State("READ"):
                 m.next = "ACCESS"

@@ -1,7 +1,8 @@
 """The command queue: commands out of memory, invalidations and fences done in order."""
 
-from amaranth import Array, Cat, Const, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..spec.riscv_iommu import EXTENDED_DDI, PDI
@@ -39,7 +40,7 @@ class Commands(wiring.Component):
     A queue that is switched off goes off when the command at work, or the first of those that are being fetched, has ended; it does not
     wait for functions then.
 
-    Latency: 1 cycle from the last word of a read to the first invalidation or fence. Throughput: an invalidation per cycle and a read per
+    Latency: 2 cycles from the last word of a read to the first invalidation or fence. Throughput: an invalidation per cycle and a read per
     4 commands.
 
     Parameters
@@ -92,7 +93,9 @@ class Commands(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         control = self.control
-        words, word = Array(Signal(64, name=f"word_{n}") for n in range(2 * BATCH)), Signal(range(2 * BATCH))
+        m.submodules.batch = batch = Memory(shape=data.ArrayLayout(64, 2), depth=BATCH, init=[])
+        put, get = batch.write_port(granularity=1), batch.read_port(domain="comb")
+        word = Signal(range(2 * BATCH))
         left, after = Signal(range(BATCH + 1)), Signal(range(BATCH))  # commands to do; the one behind ``command``
         command, runs = Signal(Command), Signal()
         m.d.comb += runs.eq(control.on & control.enable & ~control.stopped)
@@ -119,14 +122,16 @@ class Commands(wiring.Component):
             self.write.p.address.eq(fence.ADDR << 2), self.write.p.length_bytes.eq(4), self.write.p.data.eq(fence.DATA),
             self.write.p.last.eq(1),
         ]  # fmt: skip
-        done = Signal()
-        m.d.comb += control.step.eq(done)
+        done, loads = Signal(), Signal()
+        m.d.comb += [
+            control.step.eq(done), put.addr.eq(word[1:]), put.data.eq(self.read_data.p.data.replicate(2)), get.addr.eq(after),
+        ]  # fmt: skip
         if self.features.has_wires:
             m.d.comb += self.fence_done.eq(done & is_fence & fence.WSI)
         with m.If(done):
-            m.d.sync += [
-                left.eq(left - 1), after.eq(after + 1), command.eq(Cat(words[Cat(Const(0, 1), after)], words[Cat(Const(1, 1), after)])),
-            ]  # fmt: skip
+            m.d.sync += left.eq(left - 1)
+        with m.If(done | loads):
+            m.d.sync += [after.eq(after + 1), command.eq(get.data)]
 
         def go_on():
             m.next = "EXECUTE"
@@ -136,7 +141,7 @@ class Commands(wiring.Component):
         with m.FSM():
             with m.State("AWAIT"):
                 m.d.sync += [
-                    control.on.eq(control.enable), word.eq(0), after.eq(1), left.eq(Mux(available < room, available, room)),
+                    control.on.eq(control.enable), word.eq(0), after.eq(0), left.eq(Mux(available < room, available, room)),
                 ]  # fmt: skip
                 with m.If(runs & (control.head != control.tail)):
                     m.next = "FETCH"
@@ -147,17 +152,17 @@ class Commands(wiring.Component):
             with m.State("COLLECT"):
                 m.d.comb += self.read_data.ready.eq(1)
                 with m.If(self.read_data.valid):
-                    m.d.sync += [words[word].eq(self.read_data.p.data), word.eq(word + 1)]
-                    with m.If(word == 0):
-                        m.d.sync += command.raw[:64].eq(self.read_data.p.data)
-                    with m.If(word == 1):
-                        m.d.sync += command.raw[64:].eq(self.read_data.p.data)
+                    m.d.comb += put.en.eq(1 << word[0])
+                    m.d.sync += word.eq(word + 1)
                     with m.If(self.read_data.p.last):
                         with m.If(self.read_data.p.status == BurstStatus.OK):
-                            m.next = "EXECUTE"
+                            m.next = "LOAD"
                         with m.Else():
                             m.d.comb += control.memory_fault.eq(1)
                             m.next = "AWAIT"
+            with m.State("LOAD"):
+                m.d.comb += loads.eq(1)
+                m.next = "EXECUTE"
             with m.State("EXECUTE"):
                 may_fence = is_fence & ~messages.is_waiting & ~messages.has_timed_out if self.features.ATS else is_fence
                 m.d.comb += [self.invalidate.valid.eq(is_invalidation), self.fence.valid.eq(may_fence)]

@@ -3,7 +3,7 @@
 from functools import reduce
 from operator import or_
 
-from amaranth import Array, Cat, Module, Mux, Signal
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -181,9 +181,12 @@ class Iotlb(wiring.Component):
         forget_all = forgets_all(m, self, small & entry.is_fragment if self.features.has_second_stage else 0)
 
         # 4 KiB pages.
-        row = data.StructLayout({name: field.shape for name, field in layout if name not in ("reach", "is_fragment")})
+        # A row lacks what its place says: the low bits of the page number.
+        row = data.StructLayout({name: field.shape for name, field in layout if name not in ("reach", "is_fragment")}
+                                | {"vpn": page_bits - bits})  # fmt: skip
         hits, rows = [], []
-        empty, victim = Signal(self.ways), Signal(range(max(self.ways, 2)))
+        empty, victim, dropped = Signal(self.ways), Signal(range(max(self.ways, 2))), Signal(sets)
+        m.d.comb += dropped.eq(Mux(self.forget, 1 << forgotten, 0) | forget_all.replicate(sets))
         for way in range(self.ways):
             m.submodules[f"way_{way}"] = memory = Memory(shape=row, depth=sets, init=[])
             read, write = memory.read_port(), memory.write_port()
@@ -191,34 +194,31 @@ class Iotlb(wiring.Component):
             m.d.comb += [
                 read.addr.eq(looked_up), read.en.eq(self.advance), write.addr.eq(filled), write.en.eq(small & (victim == way)),
                 empty[way].eq(~valid.bit_select(filled, 1)),
-                *(write.data[name].eq(entry[name]) for name, _ in row),
+                *(write.data[name].eq(entry[name]) for name, _ in row if name != "vpn"), write.data.vpn.eq(entry.vpn[bits:]),
             ]
             with m.If(self.advance):
                 m.d.sync += valid_then.eq(valid.bit_select(looked_up, 1) & ~(forget_all | (self.forget & (forgotten == looked_up))))
-            with m.If(write.en):
-                m.d.sync += valid.bit_select(filled, 1).eq(1)
             rows.append(read.data)
-            hits.append(valid_then & (read.data.vpn == sought) & same_space(read.data, self.space))
-            with m.If(self.discard & hits[way]):
-                m.d.sync += valid.bit_select(shown, 1).eq(0)
-            with m.If(forget_all):
-                m.d.sync += valid.eq(0)
-            with m.Elif(self.forget):
-                m.d.sync += valid.bit_select(forgotten, 1).eq(0)
+            hits.append(valid_then & (read.data.vpn == sought[bits:]) & same_space(read.data, self.space))
+            useless = Mux(self.discard & hits[way], 1 << shown, 0)
+            m.d.sync += valid.eq((valid | Mux(write.en, 1 << filled, 0)) & ~(useless | dropped))
         m.d.comb += victim.eq(random if self.ways > 1 else 0)
         for way in reversed(range(self.ways)):
             with m.If(empty[way]):
                 m.d.comb += victim.eq(way)
 
         # Larger pages.
-        large = Array(Signal(layout, name=f"large_{n}") for n in range(self.superpage_entries))
+        key = data.StructLayout({name: field.shape for name, field in layout if name != "ppn"})
+        large = [Signal(key, name=f"large_{n}") for n in range(self.superpage_entries)]
+        m.submodules.large_ppns = large_ppns = Memory(shape=44, depth=self.superpage_entries, init=[])
+        read_ppn, write_ppn = large_ppns.read_port(domain="comb"), large_ppns.write_port()
         large_valid, large_victim = Signal(self.superpage_entries), Signal(range(self.superpage_entries))
         large_hits = []
+        lows = [low for low, _ in pages]
 
         def covers(item, vpn):
-            same = Signal(len(pages))
-            m.d.comb += same.eq(Cat(*[item.vpn[low:] == vpn[low:] for low, _ in pages]))
-            return same.bit_select((item.reach - 1)[: (len(pages) - 1).bit_length()], 1)
+            parts = enumerate(zip(lows, [*lows[1:], page_bits]), 1)
+            return Cat((item.vpn[low:high] == vpn[low:high]) | (item.reach > reach) for reach, (low, high) in parts).all()
 
         covering, taken = Cat(covers(item, self.vpn) for item in large), Signal(self.superpage_entries)
         covered = Signal(self.superpage_entries)  # the page looked up, by each entry that was there when the lookup began
@@ -230,18 +230,25 @@ class Iotlb(wiring.Component):
             with m.If(~large_valid[n]):
                 m.d.comb += large_victim.eq(n)
         with m.If(self.fill.valid & (entry.reach != 0)):
-            m.d.comb += taken.bit_select(large_victim, 1).eq(1)
-            m.d.sync += [large[large_victim].eq(entry), large_valid.bit_select(large_victim, 1).eq(1)]
+            m.d.comb += [taken.bit_select(large_victim, 1).eq(1), write_ppn.en.eq(1)]
+            m.d.sync += large_valid.bit_select(large_victim, 1).eq(1)
+        for n, item in enumerate(large):
+            with m.If(taken[n]):
+                m.d.sync += [item[name].eq(entry[name]) for name, _ in key]
         with m.If(self.discard):
             m.d.sync += large_valid.eq(large_valid & ~Cat(large_hits))
         with m.If(self.forget):
             m.d.sync += large_valid.eq(0)
 
         names = [name for name, _ in self.found.shape() if name not in ("hit", "ppn", "size_log2")]
-        one, region = Signal(row), Signal(layout)
-        for selected, choices, chosen in ((one, rows, first_of(hits)), (region, large, first_of(large_hits))):
+        one, region, first_large = Signal(row), Signal(key), first_of(large_hits)
+        for selected, choices, chosen in ((one, rows, first_of(hits)), (region, large, first_large)):
             for name, _ in selected.shape():
                 m.d.comb += selected[name].eq(reduce(or_, (Mux(hit, choice[name], 0) for choice, hit in zip(choices, chosen))))
+        m.d.comb += [
+            read_ppn.addr.eq(reduce(or_, (Mux(hit, n, 0) for n, hit in enumerate(first_large)))),
+            write_ppn.addr.eq(large_victim), write_ppn.data.eq(entry.ppn),
+        ]
         m.d.comb += self.found.hit.eq(Cat(*hits, *large_hits).any())
         with m.If(Cat(hits).any()):
             m.d.comb += [self.found.ppn.eq(one.ppn), self.found.size_log2.eq(12), *(self.found[name].eq(one[name]) for name in names)]
@@ -250,5 +257,5 @@ class Iotlb(wiring.Component):
             with m.Switch(region.reach):
                 for reach, (low, size) in enumerate(pages, 1):
                     with m.Case(reach):
-                        m.d.comb += [self.found.ppn.eq(Cat(sought[:low], region.ppn[low:])), self.found.size_log2.eq(size)]
+                        m.d.comb += [self.found.ppn.eq(Cat(sought[:low], read_ppn.data[low:])), self.found.size_log2.eq(size)]
         return m

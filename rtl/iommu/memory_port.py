@@ -2,6 +2,7 @@
 
 from amaranth import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..stream.arbiter import Arbiter
@@ -156,17 +157,26 @@ class MemoryPort(wiring.Component):
                 writers.i[n].valid.eq(write.valid), write.ready.eq(writers.i[n].ready), writers.i[n].p.write.eq(write.p),
                 writers.i[n].p.number.eq(n), writers.i[n].p.last.eq(write.p.last),
             ]  # fmt: skip
-        lanes = self.width // 8
-        block, keep = Signal(8 * BLOCK_BYTES), Signal(BLOCK_BYTES)
-        head = Signal(_TaggedWrite)
-        word, row = Signal(range(BLOCK_BYTES // 8)), Signal(range(max(BLOCK_BYTES // lanes, 2)))
+        words = self.width // 64  # of a row
+        row_bits, lane_bits = (BLOCK_BYTES // 8 // words - 1).bit_length(), (words - 1).bit_length()
+        m.submodules.block = block = Memory(shape=data.ArrayLayout(64, words), depth=1 << row_bits, init=[])
+        put, get = block.write_port(granularity=1), block.read_port(domain="comb")
+        head, kept = Signal(_TaggedWrite), Signal(BLOCK_BYTES // 8)  # words that are written
+        word, row = Signal(range(BLOCK_BYTES // 8)), Signal(max(row_bits, 1))
         item, rows, first = writers.o, self.burst_write_data, Signal(init=1)
-        row_bits = (BLOCK_BYTES // lanes - 1).bit_length()
+        at = Signal(range(BLOCK_BYTES // 8))
+        short = [access.length_bytes == 4 for access in (item.p.write, head.write)]
+        row_kept, word_keep = kept.word_select(row, words) if row_bits else kept, Signal(8)
         end = Signal(range(BLOCK_BYTES + 1))
         m.d.comb += end.eq(head.write.address[:6] + head.write.length_bytes - 1)
         m.d.comb += [
-            rows.p.data.eq(block.word_select(row, self.width) if row_bits else block),
-            rows.p.keep.eq(keep.word_select(row, lanes) if row_bits else keep),
+            # The word of the first beat is that of the address, further ones follow.
+            at.eq(Mux(first, item.p.write.address[3:6], word)), put.addr.eq(at[lane_bits:]),
+            *(lane.eq(Cat(item.p.write.data[:32], Mux(short[0], item.p.write.data[:32], item.p.write.data[32:]))) for lane in put.data),
+            get.addr.eq(row),
+            word_keep.eq(Mux(short[1], Mux(head.write.address[2], 0xF0, 0x0F), 0xFF)),
+            rows.p.data.eq(get.data),
+            rows.p.keep.eq(Cat(Mux(row_kept[n], word_keep, 0) for n in range(words))),
             rows.p.first.eq(first),
             rows.p.last.eq(row == end[6 - row_bits : 6] if row_bits else 1),
         ]
@@ -174,20 +184,8 @@ class MemoryPort(wiring.Component):
             with m.State("COLLECT"):
                 m.d.comb += item.ready.eq(1)
                 with m.If(item.valid):
-                    at = Signal(range(BLOCK_BYTES // 8))
-                    # The word of the first beat is that of the address, further ones follow.
-                    m.d.comb += at.eq(Mux(first, item.p.write.address[3:6], word))
-                    high, short = item.p.write.address[2], item.p.write.length_bytes == 4
-                    with m.If(first):
-                        m.d.sync += keep.eq(0)
-                    with m.Switch(at):
-                        for n in range(BLOCK_BYTES // 8):
-                            with m.Case(n):
-                                m.d.sync += [
-                                    block[64 * n : 64 * n + 64].eq(Mux(short & high, item.p.write.data << 32, item.p.write.data)),
-                                    keep[8 * n : 8 * n + 8].eq(Mux(short, Mux(high, 0xF0, 0x0F), 0xFF)),
-                                ]
-                    m.d.sync += [head.eq(item.p), word.eq(at + 1), first.eq(0)]
+                    m.d.comb += put.en.eq(1 << at[:lane_bits])
+                    m.d.sync += [head.eq(item.p), word.eq(at + 1), first.eq(0), kept.eq(Mux(first, 0, kept) | (1 << at))]
                     with m.If(item.p.last):
                         m.next = "ISSUE"
             with m.State("ISSUE"):

@@ -165,15 +165,13 @@ class Translator(wiring.Component):
         request, go = Signal(request_layout(features)), Signal()
         context = Signal(context_layout(features))
         # What the walker gives back never waits for a place in front of the walker: it is held here until the first cycle is free.
-        held, is_held, gives_back = Signal(request_layout(features)), Signal(), Signal()
-        with m.If(go):
-            m.d.sync += is_held.eq(0)
-        with m.Elif(walker.retry.valid & ~is_held):
+        held, is_held = Signal(request_layout(features)), Signal()
+        with m.If(walker.retry.valid & ~is_held):
             m.d.sync += [held.eq(walker.retry.payload), is_held.eq(1)]
+        with m.Elif(go):
+            m.d.sync += is_held.eq(0)
         m.d.comb += [
-            gives_back.eq(walker.retry.valid | is_held), walker.retry.ready.eq(~is_held),
-            request.eq(Mux(is_held, held, Mux(walker.retry.valid, walker.retry.payload, self.request.payload))),
-            self.request.ready.eq(go & ~gives_back),
+            walker.retry.ready.eq(~is_held), request.eq(Mux(is_held, held, self.request.payload)), self.request.ready.eq(go & ~is_held),
             contexts.device_id[0].eq(request.device_id), context.eq(contexts.context[0]),
             iotlb.vpn.eq(request.page), iotlb.advance.eq(go),
         ]
@@ -181,7 +179,7 @@ class Translator(wiring.Component):
         m.d.comb += self._resolve(m, request, context, contexts.found[0], now)
         valid, asked = Signal(), Signal(request_layout(features))
         with m.If(go):
-            m.d.sync += [valid.eq(gives_back | self.request.valid), asked.eq(request), space.eq(now)]
+            m.d.sync += [valid.eq(is_held | self.request.valid), asked.eq(request), space.eq(now)]
         found = iotlb.found
         m.d.comb += iotlb.space.eq(space.tag)
         passes, found_ours, hits, permitted = Signal(), Signal(), Signal(), Signal()

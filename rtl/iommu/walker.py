@@ -467,7 +467,7 @@ class Walker(wiring.Component):
                 with m.Elif(self.memory_read.ready):
                     m.d.comb += [self.read.eq(1), write_row.en.eq(1)]
                     with m.If((work.is_second | (walk.phase == Phase.FIRST)) & (work.level == 0) & ~work.is_stale & ~tables.known):
-                        tables.keep(m, next_ppn)
+                        tables.keep(m)
                     m.next = "REST"
 
             # A reply.

@@ -142,22 +142,25 @@ class Completer(wiring.Component):
             ]
 
         # The dword at work; whether its neighbour goes with it, and comes with the next beat only.
-        index, lane = Signal(11), Signal(range(lanes))
-        offset = Signal(32)  # in the BAR, in bytes
+        index, lane = Signal(range(MAX_READ_BYTES // 4)), Signal(range(lanes))
+        left, is_first = Signal(11), Signal()  # dwords from it on; it is the request's first
+        in_page, offset = Signal(10), Signal(32)  # in the BAR, in dwords and in bytes; no request crosses 4 KiB [PCIe5 2.2.7]
         pair, last_pair, straddles, lacks = Signal(), Signal(), Signal(), Signal()
         saved, has_saved = Signal(32), Signal()
         m.d.comb += [
             lane.eq(index),
-            offset.eq(place.offset + (kept.address[2] << 2) + (index << 2)),
-            pair.eq(~offset[2] & (index + 1 < kept.length_dw)),
-            last_pair.eq(index + 1 + pair >= kept.length_dw),
+            offset.eq(Cat(Const(0, 2), in_page, place.offset[12:])),
+            pair.eq(~offset[2] & (left > 1)),
+            last_pair.eq(Mux(pair, left == 2, left == 1)),
             straddles.eq(is_write & pair & (lane == lanes - 1) & ~has_saved),
             lacks.eq(is_write & (beat.dword_count <= Mux(has_saved, 0, lane + (pair & ~straddles)))),
         ]
 
-        def enables(at):
-            return Mux(at == 0, kept.first_be, Mux(at == kept.length_dw - 1, kept.last_be, 0xF))
-
+        enables, next_enables = Signal(4), Signal(4)
+        m.d.comb += [
+            enables.eq(Mux(is_first, kept.first_be, Mux(left == 1, kept.last_be, 0xF))),
+            next_enables.eq(Mux(left == 2, kept.last_be, 0xF)),
+        ]
         here, neighbour = Signal(32), Signal(32)
         m.d.comb += [
             here.eq(Mux(has_saved, saved, beat.data.word_select(lane, 32))),
@@ -174,12 +177,11 @@ class Completer(wiring.Component):
             m.submodules[f"dwords_{n}"] = dwords = Memory(shape=32, depth=MAX_READ_BYTES // 4 // lanes, init=[])
             write = dwords.write_port()
             read = dwords.read_port(transparent_for=(write,))
-            is_first = lane == n
-            is_second = (lane == (n - 1) % lanes) & pair
+            is_here, is_next = lane == n, (lane == (n - 1) % lanes) & pair
             m.d.comb += [
-                write.en.eq((answer.valid & answer.ready & (is_first | is_second)) | config_answers | is_empty),
-                write.addr.eq((index + is_second) >> (lanes.bit_length() - 1)),
-                write.data.eq(Mux(is_second | offset[2], answer.p.data[32:], answer.p.data[:32])),
+                write.en.eq((answer.valid & answer.ready & (is_here | is_next)) | config_answers | is_empty),
+                write.addr.eq((index + is_next) >> (lanes.bit_length() - 1)),
+                write.data.eq(Mux(is_next | offset[2], answer.p.data[32:], answer.p.data[:32])),
                 read.addr.eq(following >> (lanes.bit_length() - 1)),
                 out.data.word_select(n, 32).eq(read.data),
             ]
@@ -250,8 +252,8 @@ class Completer(wiring.Component):
                 posted = is_message(header) | (is_memory & header.fmt[pcie.FMT_DATA])
                 is_poisoned = header.poisoned & header.fmt[pcie.FMT_DATA]
                 m.d.sync += [
-                    kept.eq(header), answers.eq(~posted), status.eq(pcie.STATUS_SC), index.eq(0), sent.eq(0),
-                    place.function.eq(0), has_saved.eq(0), is_claimed.eq(0),
+                    kept.eq(header), answers.eq(~posted), status.eq(pcie.STATUS_SC), sent.eq(0), place.function.eq(0), is_claimed.eq(0),
+                    index.eq(0), left.eq(header.length_dw), is_first.eq(1), has_saved.eq(0),
                 ]
                 is_ours = header.completer_id[:3] < self.functions
                 with m.If((header.type == pcie.TYPE_CONFIG_0) & is_ours):
@@ -316,9 +318,10 @@ class Completer(wiring.Component):
             with m.State("AWAIT_DECODER"):
                 m.d.comb += self.decode_responses.ready.eq(1)
                 with m.If(self.decode_responses.valid):
-                    m.d.sync += [place.eq(self.decode_responses.payload), is_claimed.eq(self.decode_responses.payload.claimed)]
+                    found = self.decode_responses.payload
+                    m.d.sync += [place.eq(found), is_claimed.eq(found.claimed), in_page.eq(Cat(kept.address[2], found.offset[3:12]))]
                     m.next = "IDENTIFY"
-                    with m.If(~self.decode_responses.payload.hit | (kept.type != pcie.TYPE_MEMORY)):
+                    with m.If(~found.hit | (kept.type != pcie.TYPE_MEMORY)):
                         m.next = "REFUSE"
                     with m.Elif(kept.poisoned & is_write):
                         m.d.comb += events["poisoned"].eq(1)
@@ -339,12 +342,12 @@ class Completer(wiring.Component):
                     request.payload.bar.eq(place.bar),
                     request.payload.offset.eq(Cat(Const(0, 3), offset[3:])),
                     request.payload.is_write.eq(is_write),
-                    request.payload.byte_enable.eq(Cat(enables(index), Mux(pair, enables(index + 1), 0))),
+                    request.payload.byte_enable.eq(Cat(enables, Mux(pair, next_enables, 0))),
                     request.payload.data.eq(Cat(here, neighbour)),
                 ]
                 with m.If(offset[2]):
                     m.d.sync += [
-                        request.payload.byte_enable.eq(Cat(Const(0, 4), enables(index))),
+                        request.payload.byte_enable.eq(Cat(Const(0, 4), enables)),
                         request.payload.data.eq(Cat(Const(0, 32), here)),
                     ]
                 m.next = "ACCESS"
@@ -360,7 +363,10 @@ class Completer(wiring.Component):
             with m.State("AWAIT_ACCESS"):
                 m.d.comb += answer.ready.eq(1)
                 with m.If(answer.valid):
-                    m.d.sync += [index.eq(index + 1 + pair), has_saved.eq(0)]
+                    m.d.sync += [
+                        index.eq(index + 1 + pair), in_page.eq(in_page + 1 + pair), left.eq(left - 1 - pair),
+                        is_first.eq(0), has_saved.eq(0),
+                    ]  # fmt: skip
                     leaves = Signal()  # the beat at the input is used up
                     m.d.comb += leaves.eq(is_write & ~has_saved & (lane + pair == lanes - 1))
                     m.next = "PREPARE"

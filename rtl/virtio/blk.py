@@ -144,6 +144,11 @@ class Blk(wiring.Component):
         return m
 
 
+def _at_most(count, size):
+    """Return whether ``count`` is at most ``size``, a power of two: a comparison without a carry chain."""
+    return (count & -2 * size == 0) & ((count & size == 0) | (count & size - 1 == 0))
+
+
 class _Core(Elaboratable):
     """Everything of :class:`Blk` but the stop handshake: ``stop`` is its reset, and in reset it takes and drops input."""
 
@@ -188,7 +193,7 @@ class _Core(Elaboratable):
         ] + [Const(0, blk.width)])
         id_beat = Signal(range(id_beats + 1))
         first = Signal()
-        m.d.comb += [final.eq(left <= lanes), self.is_idle.eq(0)]
+        m.d.comb += [final.eq(_at_most(left, lanes)), self.is_idle.eq(0)]
 
         # Rows of an answer are asked for as fast as the memory takes it.
         m.d.comb += [memory.reads.valid.eq(is_in & (left_rows != 0)), memory.reads.payload.eq(row)]
@@ -209,13 +214,14 @@ class _Core(Elaboratable):
             with m.State("TAKE_HEADER"):
                 m.d.comb += header.header.ready.eq(1)
                 with m.If(header.header.valid):
-                    data_bytes = Mux(front.data[:32] == spec.T_IN, chain.writable_bytes - 1, chain.readable_bytes - HEADER_BYTES)[:32]
+                    is_read = front.data[:32] == spec.T_IN
+                    data_bytes = Mux(is_read, chain.writable_bytes, chain.readable_bytes) - Mux(is_read, 1, HEADER_BYTES)
                     m.d.sync += [
                         kind.eq(front.data[:32]),
                         sector.eq(front.data[64:128]),
-                        Cat(tail, sectors).eq(data_bytes),
+                        Cat(tail, sectors).eq(data_bytes[:32]),
                         complete.eq(front.complete),
-                        is_in.eq(front.data[:32] == spec.T_IN),
+                        is_in.eq(is_read),
                         is_out.eq(front.data[:32] == spec.T_OUT),
                         is_id.eq(front.data[:32] == spec.T_GET_ID),
                     ]
@@ -263,7 +269,7 @@ class _Core(Elaboratable):
                     m.next = "START_ANSWER"
             with m.State("START_ANSWER"):
                 m.d.sync += [left.eq(chain.writable_bytes), id_beat.eq(0), first.eq(1)]
-                with m.If(chain.writable_bytes <= lanes):
+                with m.If(_at_most(chain.writable_bytes, lanes)):
                     m.next = "GIVE_LAST"
                 with m.Elif(is_in & (status == spec.S_OK)):
                     m.d.sync += left_rows.eq(sectors * rows_per_sector)
@@ -284,7 +290,7 @@ class _Core(Elaboratable):
                     m.d.sync += [left.eq(left - lanes), first.eq(0)]
                     with m.If(id_beat != id_beats):
                         m.d.sync += id_beat.eq(id_beat + 1)
-                    with m.If(left <= 2 * lanes):
+                    with m.If(_at_most(left, 2 * lanes)):
                         m.next = "WAIT_ASSURED"
             with m.State("WAIT_ASSURED"):
                 with m.If(assured):

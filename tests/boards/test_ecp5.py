@@ -10,10 +10,12 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ringwall.boards import blocks, ecp5, ecpix5, versa_ecp5
+from ringwall.boards import blocks, ecp5
 from ringwall.boards import build as boards
+from ringwall.boards.ecpix5 import build as ecpix5
 from ringwall.boards.ecpix5 import platform as ecpix5_platform
 from ringwall.boards.sizes import mapped, size
+from ringwall.boards.versa_ecp5 import build as versa_ecp5
 from ringwall.boards.versa_ecp5 import platform as versa_platform
 from ringwall.boards.yosys import relaxed
 from ringwall.rtl.stream import queue
@@ -134,14 +136,12 @@ def test_blocks():
     assert blocks.grown(found, before) == ["core.gate grew from 570 to 600 LUTs", "core grew from 590 to 620 LUTs"]
 
 
-@pytest.mark.parametrize("board", [ecpix5, versa_ecp5])
+@pytest.mark.parametrize("board", [ecpix5.BOARD, versa_ecp5.BOARD], ids=lambda board: board.name)
 def test_cards(board):
     """BOARD-ECP5-5: the card of a board is 64 bits wide, behind a tunnel, with a disk that its block RAM holds."""
-    build = __import__(f"{board.__name__}.build", fromlist=["config_of"])
-    config = build.config_of()
-    assert config.width == 64
-    assert sum(disk.capacity_sectors for disk in config.disks) * 512 <= 256 << 10
-    assert build.top_of().divisor == 25
+    assert board.config.width == 64
+    assert sum(disk.capacity_sectors for disk in board.config.disks) * 512 <= 256 << 10
+    assert board.top().divisor == 25
 
 
 class Row(wiring.Component):

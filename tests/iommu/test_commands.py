@@ -185,12 +185,12 @@ async def commands_are_the_golden_ones(dut):
                 await bench.write("cqcsr", 3 | CQ_RW1C)
                 registers.write(0x48, 4, 3 | CQ_RW1C)
                 bench.orders.clear()
-                if not await bench.done() & CQ_ERRORS:
-                    wanted.clear()
-                    while (command := golden.step()) is not None:
-                        wanted += [] if isinstance(command, IofenceC) else [expected(command)]
-                    assert [seen(p) for p in bench.orders] == wanted
-                else:
+                wanted.clear()
+                is_bad = await bench.done() & CQ_ERRORS
+                while (command := golden.step()) is not None:
+                    wanted += [] if isinstance(command, IofenceC) else [expected(command)]
+                assert [seen(p) for p in bench.orders] == wanted
+                if is_bad:
                     bench.tail = registers.cqh  # a second bad one behind it: start anew
                     break
     assert stopped

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ringwall.boards import blocks
-from ringwall.boards.ecpix5.build import config_of
+from ringwall.boards.ecpix5.build import BOARD
 from ringwall.boards.nextpnr import XC7, Xc7
 from ringwall.boards.place import place
 from ringwall.boards.sizes import mapped
@@ -25,5 +25,5 @@ def test_xc7():
 
 def test_growth():
     """BOARD-BLOCKS-2: no block of the ECPIX-5's card has over 5 % more LUTs or registers than when they were recorded."""
-    found = blocks.grown(blocks.by_block(mapped("ECP5", TunnelCard(config_of()))), json.loads(blocks.RECORDED.read_text()))
+    found = blocks.grown(blocks.by_block(mapped("ECP5, thorough", TunnelCard(BOARD.config))), json.loads(blocks.RECORDED.read_text()))
     assert not found, "; ".join(found)
