@@ -34,7 +34,7 @@ class Ring(data.Struct):
     packed: 1
     event_index: 1
     size: 16
-    device: 64
+    device: 62  # in units of 4 bytes [VIRTIO1.4 2.7, 2.8]
     driver: 64
 
 
@@ -158,7 +158,7 @@ class UsedEvents(wiring.Component):
             kept.packed.eq(command.rules.packed),
             kept.event_index.eq(command.rules.event_index),
             kept.size.eq(command.size),
-            kept.device.eq(Cat(C(0, 2), command.device_iova[2:])),  # alignment [VIRTIO1.4 2.7, 2.8]
+            kept.device.eq(command.device_iova[2:]),
             kept.driver.eq(Cat(C(0, 1), command.driver_iova[1] & ~command.rules.packed, command.driver_iova[2:])),
         ]
         queue, context, ring, is_dead = Signal(6), Signal(Context), Signal(Ring), Signal()
@@ -239,7 +239,7 @@ class UsedEvents(wiring.Component):
                 m.d.comb += [
                     self.accesses.valid.eq(1),
                     access.is_write.eq(1),
-                    access.iova.eq(ring.device + spec.USED_INDEX),
+                    access.iova.eq(Cat(C(spec.USED_INDEX, 2), ring.device)),
                     access.length_bytes.eq(2),
                     access.data.eq(context.position.replicate(len(access.data) // 16)),
                 ]
