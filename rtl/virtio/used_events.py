@@ -241,7 +241,7 @@ class UsedEvents(wiring.Component):
                     access.is_write.eq(1),
                     access.iova.eq(Cat(C(spec.USED_INDEX, 2), ring.device)),
                     access.length_bytes.eq(2),
-                    access.data.eq(context.position.replicate(len(access.data) // 16)),
+                    access.index.eq(context.position),
                 ]
                 with m.If(self.accesses.ready):
                     m.next = "ASK"
