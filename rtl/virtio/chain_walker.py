@@ -224,7 +224,7 @@ class ChainWalker(wiring.Component):
         with m.If(is_table):
             m.d.comb += is_bad.eq(
                 in_table | is_beyond | (packed & (walk.slots != 0)) | ~has_sound_table(descriptor, table.rules, flags[spec.F_NEXT])
-                | (packed & (descriptor.length[4:] > most)))
+                | (packed & (descriptor.length[20:].any() | (descriptor.length[4:20] > most))))
         with m.Else():
             m.d.comb += is_bad.eq(
                 (walk.count >= most) | (walk.is_writing & ~is_write) | is_beyond

@@ -117,10 +117,13 @@ class Scout(wiring.Component):
         ]
 
         # The second line: a table's first block, or the block of the next descriptor.
-        target, offset_bytes, left = Signal(60), Signal(4), Signal(29)
+        target, offset_bytes, left = Signal(60), Signal(4), Signal(4)
+        table_left, ring_left = Signal(4), Signal(16)  # from 8 on it does not matter how many
         ask, _ = read_descriptors(self.accesses.payload, target, left, lead=offset_bytes, offset=offset_bytes)
         m.d.comb += [
             *ask,
+            table_left.eq(descriptor.length[4:7] + descriptor.address[:4].any()),
+            ring_left.eq(table.size - needed),
             self.slot_at.function.eq(turn),
             self.slot_at.number.eq(place),
             self.table_at.eq(slot.queue),
@@ -167,7 +170,7 @@ class Scout(wiring.Component):
                 m.d.sync += [
                     target.eq(Mux(is_indirect, descriptor.address[4:], table.base + needed)),
                     offset_bytes.eq(Mux(is_indirect, descriptor.address[:4], 0)),
-                    left.eq(Mux(is_indirect, descriptor.length[4:] + descriptor.address[:4].any(), table.size - needed)),
+                    left.eq(Mux(is_indirect, table_left | (descriptor.length[7:].any() << 3), ring_left[:3] | (ring_left[3:].any() << 3))),
                 ]
                 m.next = "CHOOSE"  # for want of room, to come again
                 with m.If(has_table | again):

@@ -174,7 +174,8 @@ class UsedWriter(wiring.Component):
                 m.d.comb += ahead_next.eq(Cat((slot_end - ring.size)[:15], ~ahead[15]))
         with m.Else():
             m.d.comb += [is_last_slot.eq((ahead & mask) == mask), ahead_next.eq(ahead + 1)]
-        m.d.sync += iova.eq(ring.area + Mux(ring.packed, Cat(C(0, 4), slot), Cat(C(spec.USED_RING, 3), slot)))
+        rest = Signal()  # what is written next is the second half of an element
+        m.d.sync += iova.eq(ring.area + Mux(ring.packed, Cat(C(0, 4), slot), Cat(C(spec.USED_RING, 3), slot)) + (rest << 2))
         with m.If(take):
             m.d.sync += [
                 chains.eq(chains + 1),
@@ -307,6 +308,7 @@ class UsedWriter(wiring.Component):
                     with m.If(row.length_bytes == 0):
                         m.d.sync += row.iova.eq(iova)
                     with m.If(crosses):
+                        m.d.comb += rest.eq(1)
                         m.next = "CROSS"
                     with m.If(closes):
                         m.next = "CLOSE"
@@ -323,10 +325,10 @@ class UsedWriter(wiring.Component):
                     ]
                     m.next = "ADDRESS"
             with m.State("CROSS"):
-                m.d.comb += self.writes.valid.eq(1)
+                m.d.comb += [self.writes.valid.eq(1), rest.eq(1)]
                 with m.If(self.writes.ready):
                     m.d.comb += [put_rest.eq(1), whole.eq(1)]
-                    m.d.sync += [row.iova.eq(iova + 4), row.length_bytes.eq(4), written_count.eq(Mux(item.more, 0, opened_count))]
+                    m.d.sync += [row.iova.eq(iova), row.length_bytes.eq(4), written_count.eq(Mux(item.more, 0, opened_count))]
                     m.next = "GO_ON"
             with m.State("GO_ON"):
                 m.d.comb += self.writes.valid.eq(is_full)
