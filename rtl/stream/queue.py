@@ -22,6 +22,8 @@ class Queue(wiring.Component):
         Items that fit: at least 2.
     direct : :class:`bool`
         While it is empty an item is shown in the cycle in which it comes: a path from ``i`` to ``o``, none back.
+    in_block : :class:`bool`
+        It lies in block RAM, however small it is.
 
     Members
     -------
@@ -36,15 +38,17 @@ class Queue(wiring.Component):
         If ``depth`` is below 2.
     """
 
-    def __init__(self, layout, depth, *, direct=False):
+    def __init__(self, layout, depth, *, direct=False, in_block=False):
         if not isinstance(depth, int) or depth < 2:
             raise ValueError(f"Depth must be an integer of at least 2, not {depth!r}")
-        self.layout, self.depth, self.direct = layout, depth, direct
+        self.layout, self.depth, self.direct, self.in_block = layout, depth, direct, in_block
         super().__init__({"i": In(stream.Signature(layout)), "o": Out(stream.Signature(layout))})
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.items = items = Ram(shape=self.layout, depth=self.depth, init=[])
+        if self.in_block:
+            items.attrs["ram_style"] = "block"
         write, read = items.write_port(), items.read_port()
         put, get = Signal(range(self.depth)), Signal(range(self.depth))
         count = Signal(range(self.depth + 1))  # items in the memory, the one shown at ``o`` included

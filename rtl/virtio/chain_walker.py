@@ -18,8 +18,8 @@ class Walk(data.Struct):
     id: 16  # split: its head; packed: the buffer ID
     slots: 16  # entries of the ring
     count: 16  # descriptors
-    readable: 32
-    writable: 32
+    total: 33  # bytes
+    readable: 32  # of them
     is_writing: 1  # it has reached its writable part
     held: Segment  # its newest segment, until it is known whether another follows
     held_valid: 1
@@ -166,7 +166,8 @@ class ChainWalker(wiring.Component):
             for n in range(self.functions):
                 with m.Case(n):
                     m.d.comb += [place.eq(self.places[n]), begun_queue.eq(begun_queues[n])]
-        slot, table, descriptor, walk, fresh = Signal(Slot), Signal(RingTable), Signal(Descriptor), Signal(Walk), Signal(Walk)
+        slot, table, descriptor, walk = Signal(Slot), Signal(RingTable), Signal(Descriptor), Signal(Walk)
+        owner, is_kept = Signal(range(function_depth)), Signal()  # whose ``walk`` is; it is the function's
         port, limit, index, port_waits = Signal(range(max(self.ports, 2))), Signal(16), Signal(16), Signal()
         with m.Switch(slot.queue):
             for q, p in enumerate(self.queue_ports):
@@ -201,7 +202,7 @@ class ChainWalker(wiring.Component):
         # What the descriptor says.
         packed, flags = Signal(), Signal(16)
         is_chained, is_table, is_write, is_bad, following, entries = Signal(), Signal(), Signal(), Signal(), Signal(16), Signal(17)
-        sum_readable, sum_writable, is_too_much = Signal(33), Signal(33), Signal()  # with the descriptor, one cycle after it
+        total, writable, is_too_much = Signal(33), Signal(32), Signal()  # with the descriptor, one cycle after it; and after ``PUT``
         in_table = walk.in_table
         m.d.comb += [
             packed.eq(table.rules.packed),
@@ -211,12 +212,9 @@ class ChainWalker(wiring.Component):
             following.eq(Mux(packed, walk.next + 1, descriptor.next)),
             is_chained.eq(Mux(packed & in_table, following != walk.entries, flags[spec.F_NEXT])),
             entries.eq(Mux(in_table, walk.entries, table.size)),
-            is_too_much.eq(sum_readable[32] | sum_writable[32] | (sum_readable + sum_writable > 1 << 32)),
+            is_too_much.eq(total[32] & (total[:32].any() | ~is_write | (walk.readable == 0))),
         ]
-        m.d.sync += [
-            sum_readable.eq(walk.readable + Mux(is_write, 0, descriptor.length)),
-            sum_writable.eq(walk.writable + Mux(is_write, descriptor.length, 0)),
-        ]
+        m.d.sync += total.eq(walk.total + descriptor.length)
         is_beyond, end, most = Signal(), Signal(33), Signal(16)
         m.d.comb += [
             end.eq(descriptor.address[:32] + descriptor.length),
@@ -233,21 +231,16 @@ class ChainWalker(wiring.Component):
                 | (is_chained & Mux(packed, ~in_table & (walk.slots + 1 >= table.size), following >= entries)))
 
         # Segments: each waits until it is known whether it is the last of its list.
-        has_bytes, is_alike, put_held, put_this, is_end = Signal(), Signal(), Signal(), Signal(), Signal()
-        this, held = Signal(Segment), Signal(Segment)
-        puts_readable, puts_writable = Signal(), Signal()
+        has_bytes, is_alike, put_held, is_end, ends = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             has_bytes.eq(descriptor.length != 0),
             is_end.eq(~is_chained),
-            is_alike.eq(walk.held_valid & has_bytes & (walk.held_is_write == is_write)),
-            this.address.eq(descriptor.address), this.length_bytes.eq(descriptor.length), this.last.eq(1),
-            held.eq(walk.held), held.last.eq(~is_alike),
-            puts_readable.eq((put_held & ~walk.held_is_write) | (put_this & ~is_write)),
-            puts_writable.eq((put_held & walk.held_is_write) | (put_this & is_write)),
-            self.put_readable.eq(Mux(puts_readable, port_here, 0)),
-            self.put_writable.eq(Mux(puts_writable, port_here, 0)),
-            self.readable.eq(Mux(put_held & ~walk.held_is_write, held, this)),
-            self.writable.eq(Mux(put_held & walk.held_is_write, held, this)),
+            is_alike.eq(walk.held_is_write == is_write),
+            self.put_readable.eq(Mux(put_held & ~walk.held_is_write, port_here, 0)),
+            self.put_writable.eq(Mux(put_held & walk.held_is_write, port_here, 0)),
+            self.readable.eq(walk.held),
+            self.readable.last.eq(ends | ~is_alike),
+            self.writable.eq(self.readable),
         ]
 
         # Where the next descriptor is.
@@ -256,7 +249,7 @@ class ChainWalker(wiring.Component):
         table_block, table_rest = LINE_DESCRIPTORS - table_place, descriptor.length[4:] + table_offset.any()
         rest, second_number, opens_second = Signal(17), Signal(7), Signal()
         is_cut, begins_in_second, in_second = Signal(), Signal(), Signal()  # it lies in two places; the first is there; both are
-        asks_end = Signal()  # only for the second
+        lacks_end, asks_end = Signal(), Signal()  # only the second is to be asked for; is asked for
         turns, more_turns = Signal(2), Signal(2)  # dwords, and bytes, by which the descriptor is to be turned
         access = self.accesses.payload
         ask, places = read_descriptors(access, target, rest, lead=Mux(asks_end, 0, walk.offset), offset=walk.offset)
@@ -267,6 +260,7 @@ class ChainWalker(wiring.Component):
             is_cut.eq(walk.offset.any()),
             begins_in_second.eq(walk.in_second & (second_offset < walk.length)),
             in_second.eq(begins_in_second & (~is_cut | (second_offset + 1 < walk.length) | walk.has_end)),
+            lacks_end.eq(begins_in_second & ~in_second),
             second_number.eq(Cat(place[:SLOT_BITS], Const(1, 1))),
         ]
 
@@ -286,14 +280,15 @@ class ChainWalker(wiring.Component):
             write_walked.data.count.eq(slot.count + 1),
             write_walked.data.head.eq(slot.head + 1),
             write_walked.data.wrap.eq(slot.wrap),
+            is_kept.eq((owner == function) | (self.functions == 1)),
             self.flush.eq(flush),
             self.chain.queue.eq(index),
             self.chain.readable_bytes.eq(walk.readable),
-            self.chain.writable_bytes.eq(walk.writable),
+            self.chain.writable_bytes.eq(writable),
             self.flight.queue.eq(slot.queue),
             self.flight.id.eq(walk.id),
             self.flight.slots.eq(walk.slots),
-            self.flight.writable_bytes.eq(walk.writable),
+            self.flight.writable_bytes.eq(writable),
             self.buffer.function.eq(function),
             self.buffer.address.eq(descriptor.address),
             self.buffer.length_bytes.eq(descriptor.length),
@@ -304,6 +299,7 @@ class ChainWalker(wiring.Component):
         with m.If(ends_ring):
             m.d.comb += [write_walked.data.head.eq(0), write_walked.data.wrap.eq(~slot.wrap)]
 
+        begun_walk = Walk(read_walk.data)  # the function's, unless that is kept
         with m.FSM() as fsm:
             with m.State("CHOOSE"):
                 m.d.sync += function.eq(turn)
@@ -328,20 +324,24 @@ class ChainWalker(wiring.Component):
                 m.next = "CHOOSE"
             with m.State("LOAD"):
                 m.d.comb += [
-                    fresh.id.eq(self.slot.head),
-                    fresh.has_second.eq(self.second),
                     self.table_at.eq(self.slot.queue),
                     self.line.number.eq(Cat(self.slot.line, is_again)),
                     self.line.place.eq(self.slot.place),
                     self.wants_line.eq(1),
                 ]
-                m.d.sync += [slot.eq(self.slot), walk.eq(fresh), resumed.eq((stuck & here).any())]
-                with m.If(is_begun):
-                    m.d.sync += walk.eq(read_walk.data)
+                m.d.sync += [slot.eq(self.slot), owner.eq(function), resumed.eq((stuck & here).any())]
+                with m.If(~is_begun):
+                    m.d.sync += [
+                        walk.id.eq(self.slot.head), walk.slots.eq(0), walk.count.eq(0), walk.total.eq(0), walk.readable.eq(0),
+                        walk.is_writing.eq(0), walk.held_valid.eq(0), walk.next.eq(0), walk.in_table.eq(0), walk.offset.eq(0),
+                        walk.in_second.eq(0), walk.has_end.eq(0), walk.has_second.eq(self.second),
+                    ]  # fmt: skip
+                with m.Elif(~is_kept):
+                    m.d.sync += walk.eq(begun_walk)
                 with m.If((stuck & here).any()):
-                    m.d.comb += [self.line.number.eq(second_number), self.line.place.eq(Walk(read_walk.data).place)]
-                with m.Elif(is_begun):  # the list goes on: in a line that was read again, or in the one before
-                    m.d.comb += is_again.eq(Mux(self.slot.before == 0, self.second, Walk(read_walk.data).in_second))
+                    m.d.comb += [self.line.number.eq(second_number), self.line.place.eq(Mux(is_kept, walk.place, begun_walk.place))]
+                with m.Elif(is_begun & (begun_queue == self.slot.queue)):  # it goes on: in a line that was read again, or in the one before
+                    m.d.comb += is_again.eq(Mux(self.slot.before == 0, self.second, Mux(is_kept, walk.in_second, begun_walk.in_second)))
                     m.d.sync += [walk.has_second.eq(0), walk.in_second.eq(is_again)]
                 m.next = "TAKE"
             with m.State("TAKE"):
@@ -402,43 +402,39 @@ class ChainWalker(wiring.Component):
                 with m.Else():
                     m.next = "PUT"
             with m.State("PUT"):
-                m.d.comb += [
-                    put_held.eq(walk.held_valid & (has_bytes | is_end)),
-                    put_this.eq(has_bytes & is_end & ~is_alike),
-                    self.buffer.valid.eq(has_bytes),
-                ]
+                m.d.comb += [put_held.eq(walk.held_valid & has_bytes), self.buffer.valid.eq(has_bytes)]
                 m.d.sync += [
                     walk.count.eq(walk.count + 1),
-                    walk.readable.eq(sum_readable),
-                    walk.writable.eq(sum_writable),
+                    walk.total.eq(total),
                     walk.is_writing.eq(is_write),
                     walk.next.eq(following),
+                    writable.eq(total - walk.readable),
                 ]
+                with m.If(~is_write):
+                    m.d.sync += [walk.readable.eq(total), writable.eq(0)]
                 with m.If(~in_table & (packed | (walk.slots == 0))):
                     m.d.sync += walk.slots.eq(walk.slots + 1)
                 with m.If(~in_table & packed):
                     m.d.sync += walk.id.eq(descriptor.flags)
                 with m.If(has_bytes):
-                    m.d.sync += [walk.held.eq(this), walk.held_valid.eq(1), walk.held_is_write.eq(is_write)]
+                    m.d.sync += [
+                        walk.held.address.eq(descriptor.address), walk.held.length_bytes.eq(descriptor.length), walk.held_valid.eq(1),
+                        walk.held_is_write.eq(is_write),
+                    ]  # fmt: skip
                 with m.If(is_too_much):
                     m.d.comb += [gone.eq(1), give_up.eq(is_begun), self.broken.eq(here)]
                     m.next = "CHOOSE"
                 with m.Elif(is_end):
                     m.next = "COMMIT"
-                    with m.If(is_alike):
-                        m.next = "PUT_LAST"
                 with m.Elif(packed & ~in_table):
                     m.next = "GO_ON"
                 with m.Else():
                     m.next = "STEP"
-            with m.State("PUT_LAST"):
-                m.d.comb += put_this.eq(1)
-                m.next = "COMMIT"
             with m.State("COMMIT"):  # the writer wants a list for every chain
                 m.d.comb += [
-                    self.commit.eq(port_here), write_walked.en.eq(1), gone.eq(1),
+                    self.commit.eq(port_here), write_walked.en.eq(1), gone.eq(1), put_held.eq(walk.held_valid), ends.eq(1),
                 ]
-                with m.If(walk.writable == 0):
+                with m.If(writable == 0):
                     m.d.comb += [self.put_writable.eq(port_here), self.writable.length_bytes.eq(0)]
                 m.d.sync += [tried.eq(tried & ~queue_here), begun.eq(begun & ~here), alone.eq(alone & ~here)]
                 m.next = "CHOOSE"
@@ -449,7 +445,9 @@ class ChainWalker(wiring.Component):
 
             with m.State("STEP"):
                 m.d.sync += [
-                    target.eq(Mux(in_table, walk.base, table.base) + walk.next), rest.eq(entries - walk.next + is_cut), asks_end.eq(0),
+                    target.eq(Mux(in_table, walk.base, table.base) + walk.next + lacks_end),
+                    rest.eq(Mux(lacks_end, 1, entries - walk.next + is_cut)),
+                    asks_end.eq(lacks_end),
                 ]
                 m.next = "SEEK"
             with m.State("SEEK"):
@@ -459,8 +457,6 @@ class ChainWalker(wiring.Component):
                     self.wants_line.eq(1),
                 ]
                 m.next = "GET"
-                with m.If(begins_in_second & ~in_second):
-                    m.d.sync += [target.eq(target + 1), rest.eq(1), asks_end.eq(1)]
                 with m.If(~in_first & ~in_second):
                     m.d.sync += unasked.eq(unasked & ~here)
                     with m.If(~walk.has_second):

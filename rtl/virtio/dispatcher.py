@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from ..spec import virtio_ring as spec
 from .layouts import QueueCommand, QueueOperation
-from .ring_layouts import LINE_DESCRIPTORS, LINE_HEADS, SLOT_BITS, SLOTS, LineAccess, LineKind, Position, RingTable, Slot
+from .ring_layouts import LINE_DESCRIPTORS, SLOT_BITS, SLOTS, LineAccess, LineKind, Position, RingTable, Slot
 
 FREE_SLOTS = LINE_DESCRIPTORS  # never taken: a line outlives its slot until those that share it are walked
 FIRST_WINDOW = LINE_DESCRIPTORS  # entries of a packed ring that are asked for before one was found to be available
@@ -162,6 +162,7 @@ class Dispatcher(wiring.Component):
         # The visit: its queue.
         queue, function, port = Signal(range(depth)), Signal(range(max(self.functions, 2))), Signal(range(max(self.ports, 2)))
         context, table, areas = Signal(Context), Signal(RingTable), Signal(areas_layout)
+        owner = Signal(range(depth))  # whose ``context`` is
         here, is_short, generation = Signal(count), Signal(), Signal()
         m.d.comb += here.eq(1 << queue)
         with m.Switch(queue):
@@ -196,57 +197,57 @@ class Dispatcher(wiring.Component):
         turn = Signal(range(depth))
 
         # A split ring's heads, a packed one's entries.
-        base, size = table.base, table.size
-        head, target, is_shared = Signal(16), Signal(60), Signal()
-        head_iova, split_slot = Signal(64), Signal(16)
+        size = table.size
+        head, is_shared = Signal(16), Signal()
         in_flight, window, found = Signal(16), Signal(7), Signal(16)
         first, length, line, line_valid = Signal(16), Signal(3), Signal(SLOT_BITS), Signal()  # the newest line of this visit
+        line_left, before = Signal(3), Signal(16)  # packed: entries of it that were not taken; place of ``head`` in it
         tail = Signal(SLOT_BITS + 1)
         with m.Switch(function):
             for n in range(self.functions):
                 with m.Case(n):
                     m.d.comb += tail.eq(self.tails[n])
         row_entries = self.width // 16
-        head_place = head_iova[1 : 1 + (row_entries - 1).bit_length()]
+        head_place = (areas.driver[1:] + spec.AVAIL_RING // 2 + (context.count & (size - 1)))[: (row_entries - 1).bit_length()]
         in_line = Signal()
         here_half = Signal(2 * count)
         m.d.comb += [
-            split_slot.eq(context.count & (size - 1)),
-            head_iova.eq(areas.driver + spec.AVAIL_RING + (split_slot << 1)),
             in_flight.eq(context.count - self.walked.count),
             found.eq(self.walked.count - context.start),
             window.eq(Mux(found[4:].any(), SLOTS, FIRST_WINDOW + (found[:4] << 2))),
-            in_line.eq(line_valid & ((head - first)[:16] < length) & ((tail - Cat(line, Const(0, 1)))[:SLOT_BITS] < FREE_SLOTS)),
+            before.eq(head - first),
+            in_line.eq(line_valid & ~before[2:].any() & (before[:2] < length) & ((tail - Cat(line, Const(0, 1)))[:SLOT_BITS] < FREE_SLOTS)),
             here_half.eq(1 << Cat(context.half, queue)),
             self.heads.queue.eq(queue),
             self.heads.half.eq(context.half),
             self.heads.row.eq(context.row),
         ]
         packed = table.rules.packed
-        packed_line = Signal()  # the next packed entry lies in the newest line
-        m.d.comb += packed_line.eq(line_valid & ((context.head - first)[:16] < length))
         has_entry = Signal()
         with m.If(packed):
             m.d.comb += has_entry.eq(
-                context.running & (in_flight < size) & (packed_line | (in_flight < window) | of_queue(self.midway)))
+                context.running & (in_flight < size)
+                & ((line_left != 0) | (~in_flight[7:].any() & (in_flight[:7] < window)) | of_queue(self.midway)))
         with m.Else():
             m.d.comb += has_entry.eq((context.left != 0) & (heads_here & here_half).any())
-        place, in_block = target[:2], Signal(3)
-        rest = Signal(16)
-        m.d.comb += [rest.eq(size - head), in_block.eq(LINE_DESCRIPTORS - place)]
+        iova = Signal(64)  # of the next access
+        place, in_block, fresh_length = iova[4:6], Signal(3), Signal(3)
+        rest = Signal(17)
+        m.d.comb += [
+            rest.eq(size - head),
+            in_block.eq(LINE_DESCRIPTORS - place),
+            fresh_length.eq(Mux(~rest[2:].any() & (rest[:2] < in_block), rest[:2], in_block)),
+        ]
 
         # Heads that are to be asked for.
-        ask_iova, ask_slot, pending, to_block_end, to_ring_end = Signal(64), Signal(16), Signal(16), Signal(6), Signal(17)
-        ask_count, fewest = Signal(6), Signal(17)
-        ask_half = Signal()
+        ask_slot, pending, ask_count, ask_half = Signal(16), Signal(16), Signal(6), Signal()
+        to_ring_end, to_block_end, fewest = Signal(16), ~iova[1:6], Signal(5)  # each is one less than it says
         m.d.comb += [
-            ask_slot.eq(context.requested & (size - 1)),
-            ask_iova.eq(areas.driver + spec.AVAIL_RING + (ask_slot << 1)),
             pending.eq(context.seen - context.requested),
-            to_block_end.eq(LINE_HEADS - ask_iova[1:6]),
-            to_ring_end.eq(size - ask_slot),
-            fewest.eq(Mux(to_ring_end < to_block_end, to_ring_end, to_block_end)),
-            ask_count.eq(Mux(pending < fewest, pending, fewest)),
+            ask_slot.eq(context.requested & (size - 1)),
+            to_ring_end.eq(~context.requested & (size - 1)),
+            fewest.eq(Mux(~to_ring_end[5:].any() & (to_ring_end[:5] < to_block_end), to_ring_end, to_block_end)),
+            ask_count.eq(Mux(pending[6:].any() | (pending[:6] > fewest), fewest + 1, pending)),
             ask_half.eq(context.half ^ (context.left != 0)),
         ]
         jump = Signal(18)
@@ -255,7 +256,7 @@ class Dispatcher(wiring.Component):
         m.d.comb += event.eq(Cat(Mux(packed, Cat(context.head[:15], context.wrap), context.seen), Const(0, 1), Const(1, 1)))
 
         access = self.accesses.payload
-        m.d.comb += access.function.eq(function)
+        m.d.comb += [access.function.eq(function), access.iova.eq(iova)]
         set_work, clear_work, clear_kick = Signal(count), Signal(count), Signal(count)
         ask_index, take_index, ask_heads, end_half, restart, visited = (Signal() for _ in range(6))
         kick, begin, end = Signal(count), Signal(count), Signal(count)
@@ -269,15 +270,19 @@ class Dispatcher(wiring.Component):
             write_context.addr.eq(queue), write_context.data.eq(context),
         ]
 
+        area, offset, aims, wants_index = Signal(64), Signal(20), Signal(), Signal()
+        m.d.comb += wants_index.eq(of_queue(kicked) | context.news)
+        with m.If(aims):
+            m.d.sync += iova.eq(area + offset)
         with m.FSM() as fsm:
             with m.State("CHOOSE"):
                 command = self.commands.payload
-                m.d.sync += [queue.eq(turn), is_short.eq(0), line_valid.eq(0)]
+                m.d.sync += [queue.eq(turn), is_short.eq(0), line_valid.eq(0), line_left.eq(0)]
                 m.d.comb += [each.addr.eq(turn) for each in (read_context, read_areas)] + [self.queue.eq(turn)]
                 with m.If((work | hungry).any()):
                     m.d.sync += turn.eq(Mux(turn == count - 1, 0, turn + 1))
                 with m.If(self.commands.valid):
-                    m.d.sync += queue.eq(command.queue)
+                    m.d.sync += queue.eq(command.queue if count > 1 else 0)
                     m.next = "COMMAND"
                 with m.Elif(wants.bit_select(turn, 1)):
                     m.d.comb += clear_work.eq(1 << turn)
@@ -291,6 +296,7 @@ class Dispatcher(wiring.Component):
                     write_context.data.eq(fresh),
                 ]
                 with m.If(self.commands.ready):
+                    m.d.sync += [context.eq(fresh), owner.eq(queue)]
                     m.d.comb += [
                         begin.eq(Mux(command.operation == QueueOperation.ENABLE, here, 0)),
                         end.eq(Mux(command.operation == QueueOperation.RESET, here, 0)),
@@ -298,7 +304,9 @@ class Dispatcher(wiring.Component):
                     ]
                     m.next = "CHOOSE"
             with m.State("LOAD"):
-                m.d.sync += [context.eq(read_context.data), areas.eq(read_areas.data), table.eq(self.known)]
+                m.d.sync += [owner.eq(queue), areas.eq(read_areas.data), table.eq(self.known)]
+                with m.If((owner != queue) & (count > 1)):
+                    m.d.sync += context.eq(read_context.data)
                 m.next = "RESTART"
             with m.State("RESTART"):
                 m.d.sync += generation.eq(of_queue(self.generations))
@@ -321,6 +329,7 @@ class Dispatcher(wiring.Component):
                         with m.If(of_queue(ended)):
                             m.d.sync += context.running.eq(0)
             with m.State("DECIDE"):
+                m.d.comb += [aims.eq(1), area.eq(areas.device)]
                 m.next = "LOOK"
                 with m.If(packed & ~context.running):
                     with m.If(of_queue(kicked)):
@@ -356,14 +365,14 @@ class Dispatcher(wiring.Component):
                 m.d.sync += head.eq(self.head_row.word_select(head_place, 16))
                 m.next = "TARGET"
             with m.State("TARGET"):
-                m.d.sync += [target.eq(base + head), is_shared.eq(in_line)]
+                m.d.comb += [aims.eq(1), area.eq(table.base << 4), offset.eq(head << 4)]
+                m.d.sync += is_shared.eq(in_line)
                 m.next = "TAKE"
-                with m.If(head >= size):
+                with m.If(rest[16] | ~rest.any()):
                     m.next = "BREAK"
             with m.State("TAKE"):
                 m.d.comb += [
-                    access.iova.eq(Cat(Const(0, 4), target)),
-                    access.length_bytes.eq(Mux(rest < in_block, rest, in_block) << 4),
+                    access.length_bytes.eq(fresh_length << 4),
                     access.cookie.kind.eq(LineKind.LINE),
                     access.cookie.number.eq(tail[:SLOT_BITS]),
                     access.cookie.place.eq(place),
@@ -371,11 +380,9 @@ class Dispatcher(wiring.Component):
                 ]
                 with m.If(is_shared | self.accesses.ready):
                     m.d.comb += [self.slot.valid.eq(1), self.claim.eq(1 << port)]
-                    m.d.sync += context.count.eq(context.count + 1)
+                    m.d.sync += [context.count.eq(context.count + 1), line_left.eq(Mux(is_shared, line_left, fresh_length) - 1)]
                     with m.If(~is_shared):
-                        m.d.sync += [
-                            line_valid.eq(1), first.eq(head), length.eq(Mux(rest < in_block, rest, in_block)), line.eq(tail[:SLOT_BITS]),
-                        ]
+                        m.d.sync += [line_valid.eq(1), first.eq(head), length.eq(fresh_length), line.eq(tail[:SLOT_BITS])]
                     with m.If(packed):
                         m.d.sync += context.head.eq(context.head + 1)
                         with m.If(rest == 1):
@@ -391,6 +398,7 @@ class Dispatcher(wiring.Component):
 
             # What comes after them: heads, index, and the driver's event.
             with m.State("ASK_HEADS"):
+                m.d.comb += [aims.eq(1), area.eq(areas.driver), offset.eq(spec.AVAIL_RING + (ask_slot << 1))]
                 m.next = "ASK_INDEX"
                 with m.If((pending != 0) & (context.other == 0)):
                     m.d.sync += is_short.eq(is_short | ~may_ask)
@@ -399,7 +407,6 @@ class Dispatcher(wiring.Component):
             with m.State("SEND_HEADS"):
                 m.d.comb += [
                     self.accesses.valid.eq(1),
-                    access.iova.eq(ask_iova),
                     access.length_bytes.eq(ask_count << 1),
                     access.cookie.kind.eq(LineKind.HEADS),
                     access.cookie.number.eq(Cat(queue, Const(0, 6 - len(queue)), ask_half)),
@@ -413,18 +420,20 @@ class Dispatcher(wiring.Component):
                         m.d.sync += context.other.eq(ask_count)
                     m.next = "ASK_HEADS"
             with m.State("ASK_INDEX"):
+                m.d.comb += [aims.eq(1), area.eq(areas.device), offset.eq(spec.USED_RING | (size << 3))]
+                with m.If(wants_index):
+                    m.d.comb += [area.eq(areas.driver), offset.eq(spec.AVAIL_INDEX)]
                 m.next = "STORE"
                 with m.If(~of_queue(index_flies) & ~of_queue(index_here)):
                     with m.If(~may_ask):
                         m.d.sync += is_short.eq(1)
-                    with m.Elif(of_queue(kicked) | context.news):
+                    with m.Elif(wants_index):
                         m.next = "SEND_INDEX"
                     with m.Elif(table.rules.event_index & (context.published != event)):
                         m.next = "PUBLISH"
             with m.State("SEND_INDEX"):
                 m.d.comb += [
                     self.accesses.valid.eq(1),
-                    access.iova.eq(areas.driver + spec.AVAIL_INDEX),
                     access.length_bytes.eq(2),
                     access.cookie.kind.eq(LineKind.INDEX),
                     access.cookie.number.eq(queue),
@@ -434,9 +443,7 @@ class Dispatcher(wiring.Component):
                     m.d.sync += context.news.eq(0)
                     m.next = "STORE"
             with m.State("PUBLISH"):
-                used_end = (areas.device + spec.USED_RING + (size << 3))[:64]
                 m.d.comb += [
-                    access.iova.eq(Mux(packed, areas.device, used_end)),
                     access.length_bytes.eq(Mux(packed, 4, 2)),
                     access.is_write.eq(1),
                     access.data.eq(Cat(event[:16], Const(spec.EVENT_DESC, 16))),
@@ -479,8 +486,8 @@ class Dispatcher(wiring.Component):
             content.head.eq(head),
             content.wrap.eq(context.wrap),
             content.line.eq(Mux(is_shared, line, tail[:SLOT_BITS])),
-            content.before.eq(Mux(is_shared, head - first, 0)),
-            content.length.eq(Mux(is_shared, length, Mux(rest < in_block, rest, in_block))),
+            content.before.eq(Mux(is_shared, before, 0)),
+            content.length.eq(Mux(is_shared, length, fresh_length)),
             content.place.eq(place),
         ]
         for n, own_tail in enumerate(self.tails):
@@ -515,7 +522,7 @@ class Dispatcher(wiring.Component):
         marks = [Signal(SLOT_BITS + 1, name=f"mark_{n}") for n in range(self.functions)]
         draining = Signal(self.functions)
         for n in range(self.functions):
-            with m.If(taken[n][: SLOT_BITS + 1] <= (self.tails[n] - marks[n])[: SLOT_BITS + 1]):
+            with m.If(self.walks[n] == marks[n]):
                 m.d.sync += draining[n].eq(0)
             with m.If(end.any() & (function == n)):
                 m.d.sync += [draining[n].eq(1), marks[n].eq(self.tails[n])]

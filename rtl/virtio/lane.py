@@ -74,17 +74,16 @@ class Lane(wiring.Component):
         m = Module()
         row_bytes = max(self.width, 128) // 8
         layout = data.StructLayout({
-            "iova": 64, "length_bytes": 7, "is_write": 1, "cookie": ANSWER_BITS, "data": 8 * row_bytes, "is_used": 1,
+            "iova": 64, "length_bytes": 7, "is_write": 1, "cookie": ANSWER_BITS, "short": 32, "data": 8 * row_bytes, "is_used": 1,
         })
         place_bits, beats = (row_bytes - 1).bit_length(), 8 * row_bytes // self.width
         m.submodules.arbiter = arbiter = Arbiter(layout, 2, direct=True)
-        m.submodules.waiting = waiting = Queue(layout, DEPTH)
-        m.submodules.rows = rows = Queue(BurstData(self.width), beats * WRITES)
+        m.submodules.waiting = waiting = Queue(layout, DEPTH, in_block=True)
+        m.submodules.rows = rows = Queue(BurstData(self.width), beats * WRITES, in_block=True)
         wiring.connect(m, arbiter.o, waiting.i)
         wiring.connect(m, rows.o, wiring.flipped(self.write_data))
 
         fetch, from_fetch, from_used = self.fetch.payload, arbiter.i[0].payload, arbiter.i[1].payload
-        unit = Mux(fetch.length_bytes[1], Cat(fetch.data[:16], fetch.data[:16]), fetch.data)
         m.d.comb += [
             arbiter.i[0].valid.eq(self.fetch.valid),
             self.fetch.ready.eq(arbiter.i[0].ready),
@@ -92,11 +91,13 @@ class Lane(wiring.Component):
             from_fetch.length_bytes.eq(fetch.length_bytes),
             from_fetch.is_write.eq(fetch.is_write),
             from_fetch.cookie.eq(fetch.cookie),
-            from_fetch.data.eq(Cat(unit for _ in range(row_bytes // 4))),
+            from_fetch.short.eq(fetch.data),
+            from_fetch.data.eq(self.used.payload.data),  # there is no other
             from_fetch.is_used.eq(0),
             arbiter.i[1].valid.eq(self.used.valid),
             self.used.ready.eq(arbiter.i[1].ready),
             [from_used[name].eq(self.used.payload[name]) for name in ("iova", "length_bytes", "is_write", "cookie", "data")],
+            from_used.short.eq(Cat(self.used.payload.index, fetch.data[16:])),
             from_used.is_used.eq(1),
         ]
         # What leaves: a burst, and the rows of a write behind it.
@@ -124,8 +125,10 @@ class Lane(wiring.Component):
             rows.i.payload.last.eq(second | ~crosses),
         ]
         upper = (second | place[-1]) if beats == 2 else Const(0, 1)
+        is_short = ~head.is_used | head.length_bytes[1]
+        short = Cat(head.short[:16], Mux(head.length_bytes[1], head.short[:16], head.short[16:]))
         m.d.comb += [
-            rows.i.payload.data.eq(head.data.word_select(upper, self.width)),
+            rows.i.payload.data.eq(Mux(is_short, short.replicate(self.width // 32), head.data.word_select(upper, self.width))),
             rows.i.payload.keep.eq(keep.word_select(upper, self.width // 8)),
         ]
         m.d.sync += second.eq(sent & head.is_write & crosses)

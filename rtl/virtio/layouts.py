@@ -63,11 +63,11 @@ def RingAccess(width):
     """One ring access of the used side: a read of up to 4 bytes that lie in an aligned dword, or a write.
 
     ``data`` is a row of memory, ``width`` bits but at least 128, with lanes that follow the address; a write lies in one row. At 64 bits
-    a write has one or two beats. ``cookie`` counts for reads.
+    a write has one or two beats. A write of 2 bytes brings ``index`` instead. ``cookie`` counts for reads.
     """
     row = max(width, 128)
     return data.StructLayout({
-        "iova": 64, "length_bytes": range(row // 8 + 1), "is_write": 1, "cookie": ANSWER_BITS, "data": row,
+        "iova": 64, "length_bytes": range(row // 8 + 1), "is_write": 1, "cookie": ANSWER_BITS, "index": 16, "data": row,
     })
 
 

@@ -8,7 +8,6 @@ from .layouts import RingRules
 
 LINE_BYTES = 64  # ring reads stay inside one aligned block
 LINE_DESCRIPTORS = 4
-LINE_HEADS = 32
 SLOTS = 64  # ring entries of a function between being asked for and being walked
 SLOT_BITS = 6
 
@@ -44,7 +43,7 @@ def read_descriptors(access, target, rest, *, lead, offset):
     ``rest``: places that are left of table or ring; its end lies ``offset`` bytes behind the beginning of a place, or at its end when 0.
     """
     block = LINE_DESCRIPTORS - target[:2]
-    is_last = rest <= block
+    is_last = ~rest[3:].any() & (rest[:3] <= block)
     places = Mux(is_last, rest, block)[:3]
     return [
         access.iova.eq(Cat(lead, target)),

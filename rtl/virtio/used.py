@@ -193,6 +193,7 @@ class UsedRings(wiring.Component):
                 m.d.sync += [access.eq(events.accesses.payload.access), function.eq(events.accesses.payload.function)]
             with m.Else():
                 m.d.sync += [access.eq(writer.writes.payload.access), function.eq(writer.writes.payload.function)]
+            m.d.sync += [access.data.eq(writer.writes.payload.access.data), access.index.eq(events.accesses.payload.access.index)]
 
         # Writes under way: the end of one lets the next entry of the function through.
         write_crowds = []

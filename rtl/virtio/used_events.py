@@ -28,14 +28,19 @@ class Answer(data.Struct):
     is_good: 1
 
 
-class Context(data.Struct):
-    """What is known of one queue."""
+class Ring(data.Struct):
+    """What a command says of one queue."""
 
     packed: 1
     event_index: 1
     size: 16
-    device: 64
+    device: 62  # in units of 4 bytes [VIRTIO1.4 2.7, 2.8]
     driver: 64
+
+
+class Context(data.Struct):
+    """How far one queue is."""
+
     position: 16
     count: 17  # entries of the ring since the driver was asked last
     asked_position: 16
@@ -111,7 +116,9 @@ class UsedEvents(wiring.Component):
         m = Module()
         queues, row_bits = len(self.queue_functions), (self.width // 8 - 1).bit_length()
         m.submodules.contexts = contexts = Memory(shape=Context, depth=queues, init=[])
+        m.submodules.rings = rings = Memory(shape=Ring, depth=queues, init=[])
         read_context, write_context = contexts.read_port(), contexts.write_port()
+        read_ring, write_ring = rings.read_port(), rings.write_port()
 
         # The dword of each answer: there is room for one of each queue.
         answers, wanted, granted = [], Signal(2 * self.functions), Signal(2 * self.functions)
@@ -144,12 +151,23 @@ class UsedEvents(wiring.Component):
                         answer.eq(answers[n].payload),
                         answers[n].ready.eq(forget),
                     ]
-        queue, context, is_dead = Signal(6), Signal(Context), Signal()
+        command, kept = self.commands.payload, Ring(write_ring.data)
+        m.d.comb += [
+            write_ring.en.eq(self.commands.valid & self.commands.ready),
+            write_ring.addr.eq(command.queue),
+            kept.packed.eq(command.rules.packed),
+            kept.event_index.eq(command.rules.event_index),
+            kept.size.eq(command.size),
+            kept.device.eq(command.device_iova[2:]),
+            kept.driver.eq(Cat(C(0, 1), command.driver_iova[1] & ~command.rules.packed, command.driver_iova[2:])),
+        ]
+        queue, context, ring, is_dead = Signal(6), Signal(Context), Signal(Ring), Signal()
         asking, again = self.asking, Signal(queues)
         access, event_iova = self.accesses.payload.access, Signal(64)
         m.d.comb += [
             is_dead.eq(self.dead.bit_select(function, 1) | ~self.enabled.bit_select(queue, 1)),
             read_context.addr.eq(Mux(is_answer, answer.queue, written.queue)),
+            read_ring.addr.eq(read_context.addr),
             write_context.addr.eq(queue),
             write_context.data.eq(context),
             self.accesses.payload.function.eq(function),
@@ -157,26 +175,26 @@ class UsedEvents(wiring.Component):
             self.wants.payload.queue.eq(queue),
         ]
         event_offset = Signal(18)
-        with m.If(~context.packed & context.event_index):
-            m.d.comb += event_offset.eq(spec.AVAIL_RING + (context.size << 1))
-        m.d.sync += event_iova.eq(context.driver + event_offset)
+        with m.If(~ring.packed & ring.event_index):
+            m.d.comb += event_offset.eq(spec.AVAIL_RING + (ring.size << 1))
+        m.d.sync += event_iova.eq(ring.driver + event_offset)
 
         # Whether the entry that the driver named is among those asked for: how far behind the last of them it is, in the turns of the ring.
         event = answer.word[:16]
         behind, turn = Signal(signed(20)), Signal(18)
         position = context.asked_position
         wanted_now = Signal()
-        with m.If(context.packed):
+        with m.If(ring.packed):
             with m.If(event[15] != position[15]):
-                m.d.comb += turn.eq(context.size)
+                m.d.comb += turn.eq(ring.size)
             with m.Elif(behind < 0):
-                m.d.comb += turn.eq(context.size << 1)
-        with m.If(context.packed):
+                m.d.comb += turn.eq(ring.size << 1)
+        with m.If(ring.packed):
             flags = answer.word[16:18]
             m.d.comb += wanted_now.eq(flags != spec.EVENT_DISABLE)
-            with m.If((flags == spec.EVENT_DESC) & context.event_index):
+            with m.If((flags == spec.EVENT_DESC) & ring.event_index):
                 m.d.comb += wanted_now.eq(behind < context.asked_count)
-        with m.Elif(context.event_index):
+        with m.Elif(ring.event_index):
             m.d.comb += wanted_now.eq(behind[:16] < context.asked_count)
         with m.Else():
             m.d.comb += wanted_now.eq(~event[spec.AVAIL_F_NO_INTERRUPT])
@@ -185,7 +203,7 @@ class UsedEvents(wiring.Component):
             with m.State("CHOOSE"):
                 m.d.comb += self.commands.ready.eq(1)
                 with m.If(self.commands.valid):
-                    self._take_command(m, write_context)
+                    m.d.comb += [write_context.en.eq(1), write_context.addr.eq(command.queue), write_context.data.eq(0)]
                 with m.Else():
                     round_robin(m, wanted, granted, "source")
                     m.d.sync += Cat(is_answer, function).eq(number(granted))
@@ -195,7 +213,7 @@ class UsedEvents(wiring.Component):
                 m.d.sync += queue.eq(read_context.addr)
                 m.next = "LOAD"
             with m.State("LOAD"):
-                m.d.sync += context.eq(read_context.data)
+                m.d.sync += [context.eq(read_context.data), ring.eq(read_ring.data)]
                 m.next = "GATHER"
                 with m.If(is_answer):
                     m.next = "MEASURE"
@@ -213,7 +231,7 @@ class UsedEvents(wiring.Component):
                     m.d.sync += [context.position.eq(written.position), context.count.eq(count_up(context.count, written.count))]
                 with m.Elif(is_dead):
                     m.next = "CHOOSE"
-                with m.Elif(context.packed):
+                with m.Elif(ring.packed):
                     m.next = "ASK"
                 with m.Else():
                     m.next = "WRITE_INDEX"
@@ -221,16 +239,16 @@ class UsedEvents(wiring.Component):
                 m.d.comb += [
                     self.accesses.valid.eq(1),
                     access.is_write.eq(1),
-                    access.iova.eq(context.device + spec.USED_INDEX),
+                    access.iova.eq(Cat(C(spec.USED_INDEX, 2), ring.device)),
                     access.length_bytes.eq(2),
-                    access.data.eq(context.position.replicate(len(access.data) // 16)),
+                    access.index.eq(context.position),
                 ]
                 with m.If(self.accesses.ready):
                     m.next = "ASK"
             with m.State("ASK"):
                 m.d.comb += [
                     access.iova.eq(event_iova),
-                    access.length_bytes.eq(Mux(context.packed, 4, 2)),
+                    access.length_bytes.eq(Mux(ring.packed, 4, 2)),
                     access.cookie.eq(Cat(queue, event_iova[1:row_bits])),
                 ]
                 with m.If(asking.bit_select(queue, 1)):
@@ -252,7 +270,7 @@ class UsedEvents(wiring.Component):
 
             # The driver's wish came.
             with m.State("MEASURE"):
-                m.d.sync += behind.eq(Mux(context.packed, position[:15] - event[:15], position - event) - 1)
+                m.d.sync += behind.eq(Mux(ring.packed, position[:15] - event[:15], position - event) - 1)
                 m.next = "TURN"
             with m.State("TURN"):
                 m.d.sync += behind.eq(behind + turn)
@@ -268,17 +286,3 @@ class UsedEvents(wiring.Component):
                     m.next = "ASK"
         m.d.comb += self.at_work.eq(Mux(fsm.ongoing("CHOOSE"), 0, 1 << function))
         return m
-
-    def _take_command(self, m, write_context):
-        """Make the queue of the command a fresh one."""
-        command, context = self.commands.payload, Context(write_context.data)
-        m.d.comb += [
-            write_context.en.eq(1),
-            write_context.addr.eq(command.queue),
-            write_context.data.eq(0),
-            context.packed.eq(command.rules.packed),
-            context.event_index.eq(command.rules.event_index),
-            context.size.eq(command.size),
-            context.device.eq(Cat(C(0, 2), command.device_iova[2:])),  # alignment [VIRTIO1.4 2.7, 2.8]
-            context.driver.eq(Cat(C(0, 1), command.driver_iova[1] & ~command.rules.packed, command.driver_iova[2:])),
-        ]

@@ -34,14 +34,18 @@ class Opened(data.Struct):
     first_length: 32
 
 
+class Ring(data.Struct):
+    """What a command says of one queue."""
+
+    packed: 1
+    in_order: 1
+    size: 16
+    area: 64  # split: the device area; packed: the descriptor area
+
+
 def context_layout(packets):
-    """Layout: what the writer knows of one queue; with ``packets`` also what it keeps back between two visits."""
-    return data.StructLayout({
-        "packed": 1, "in_order": 1, "size": 16,
-        "ring": 64,  # split: the device area; packed: the descriptor area
-        "position": 16,
-        **({"opened": Opened} if packets else {}),
-    })  # fmt: skip
+    """Layout: how far the writer is in one queue; with ``packets`` also what it keeps back between two visits."""
+    return data.StructLayout({"position": 16, **({"opened": Opened} if packets else {})})
 
 
 MOST_COUNTED = 1 << 16  # entries of a ring: as many as positions there are, so all that an event could name
@@ -122,7 +126,9 @@ class UsedWriter(wiring.Component):
         ports, row_bits = len(self.port_functions), (self.row_bytes - 1).bit_length()
         layout = context_layout(self.packets)
         m.submodules.contexts = contexts = Memory(shape=layout, depth=self.queues, init=[])
+        m.submodules.rings = rings = Memory(shape=Ring, depth=self.queues, init=[])
         read_context, write_context = contexts.read_port(), contexts.write_port()
+        read_ring, write_ring = rings.read_port(), rings.write_port()
 
         # Who wants a visit, and what waits at the port that is visited.
         wanted, granted = Signal(ports), Signal(ports)
@@ -145,6 +151,7 @@ class UsedWriter(wiring.Component):
 
         # The visit: its queue, the chain at work, the row in which elements gather.
         queue, context, opened, chains = Signal(6), Signal(layout), Signal(Opened), Signal(range(VISIT_CHAINS))
+        ring = Signal(Ring)
         item = Signal(data.StructLayout({"id": 16, "slots": 16, "length": 32, "is_whole": 1, "is_good": 1, "more": 1}))
         ahead, ahead_next, is_last_slot = Signal(16), Signal(16), Signal()  # position behind the chain; context.position: of its element
         iova, row = Signal(64), Signal(RingAccess(self.width))
@@ -153,21 +160,21 @@ class UsedWriter(wiring.Component):
         is_dead, follows = Signal(), Signal()
         mask, slot, slots, slot_end = Signal(16), Signal(15), Signal(16), Signal(17)
         m.d.comb += [
-            slots.eq(Mux(context.packed, item.slots, 1)),
+            slots.eq(Mux(ring.packed, item.slots, 1)),
             is_dead.eq(self.dead.bit_select(function, 1)),
             follows.eq(waits & (flight.queue == queue) & self.usable.bit_select(function, 1) & ~is_dead & (chains != VISIT_CHAINS - 1)),
-            mask.eq(context.size - 1),
-            slot.eq(Mux(context.packed, context.position, context.position & mask)),
+            mask.eq(ring.size - 1),
+            slot.eq(Mux(ring.packed, context.position, context.position & mask)),
             slot_end.eq(ahead[:15] + slots),
             opened_count.eq(count_up(opened.count, slots)),
         ]
-        with m.If(context.packed):
-            m.d.comb += [is_last_slot.eq(slot_end >= context.size), ahead_next.eq(Cat(slot_end[:15], ahead[15]))]
+        with m.If(ring.packed):
+            m.d.comb += [is_last_slot.eq(slot_end >= ring.size), ahead_next.eq(Cat(slot_end[:15], ahead[15]))]
             with m.If(is_last_slot):
-                m.d.comb += ahead_next.eq(Cat((slot_end - context.size)[:15], ~ahead[15]))
+                m.d.comb += ahead_next.eq(Cat((slot_end - ring.size)[:15], ~ahead[15]))
         with m.Else():
             m.d.comb += [is_last_slot.eq((ahead & mask) == mask), ahead_next.eq(ahead + 1)]
-        m.d.sync += iova.eq(context.ring + Mux(context.packed, Cat(C(0, 4), slot), Cat(C(spec.USED_RING, 3), slot)))
+        m.d.sync += iova.eq(ring.area + Mux(ring.packed, Cat(C(0, 4), slot), Cat(C(spec.USED_RING, 3), slot)))
         with m.If(take):
             m.d.sync += [
                 chains.eq(chains + 1),
@@ -192,26 +199,26 @@ class UsedWriter(wiring.Component):
         with m.If(put):
             for n in range(row_dwords):
                 lane = row.data.word_select(n, 32)
-                with m.If(context.packed & (dword[2:] == n >> 2)):
+                with m.If(ring.packed & (dword[2:] == n >> 2)):
                     m.d.sync += lane.eq((0, 0, item.length, Cat(item.id, flags))[n & 3])
-                with m.If(~context.packed & (dword == n)):
+                with m.If(~ring.packed & (dword == n)):
                     m.d.sync += lane.eq(item.id)
                 if n:
-                    with m.If(~context.packed & (dword == n - 1)):
+                    with m.If(~ring.packed & (dword == n - 1)):
                         m.d.sync += lane.eq(item.length)
         with m.If(put_rest):
             m.d.sync += row.data[:32].eq(item.length)
         crosses, ends_row, element_bytes = Signal(), Signal(), Signal(5)
         m.d.comb += [
-            crosses.eq(~context.packed & (dword == row_dwords - 1)),
-            ends_row.eq(Mux(context.packed, dword[2:].all(), dword == row_dwords - 2)),
-            element_bytes.eq(Mux(context.packed, spec.DESCRIPTOR_BYTES, Mux(crosses, 4, spec.USED_ELEMENT_BYTES))),
+            crosses.eq(~ring.packed & (dword == row_dwords - 1)),
+            ends_row.eq(Mux(ring.packed, dword[2:].all(), dword == row_dwords - 2)),
+            element_bytes.eq(Mux(ring.packed, spec.DESCRIPTOR_BYTES, Mux(crosses, 4, spec.USED_ELEMENT_BYTES))),
         ]
 
         closes, is_left_out = Signal(), Signal()
         m.d.comb += [
-            closes.eq(context.packed & opened.holds & ~item.more),
-            is_left_out.eq(context.in_order & item.is_whole & follows & (item.more | ~more)),  # what can be seen does not wait for a packet
+            closes.eq(ring.packed & opened.holds & ~item.more),
+            is_left_out.eq(ring.in_order & item.is_whole & follows & (item.more | ~more)),  # what can be seen does not wait for a packet
         ]
 
         # The element is whole: the next one lies behind it, or elsewhere.
@@ -228,6 +235,7 @@ class UsedWriter(wiring.Component):
 
         m.d.comb += [
             read_context.addr.eq(flight.queue),
+            read_ring.addr.eq(flight.queue),
             write_context.addr.eq(queue),
             write_context.data.eq(context),
             *([write_context.data.opened.eq(opened)] if self.packets else []),
@@ -238,12 +246,22 @@ class UsedWriter(wiring.Component):
             self.writes.payload.written.position.eq(opened.position),
             self.writes.payload.written.count.eq(written_count),
         ]
+        command, kept, fresh = self.commands.payload, Ring(write_ring.data), Signal(layout)
+        m.d.comb += [
+            write_ring.en.eq(self.commands.valid & self.commands.ready),
+            write_ring.addr.eq(command.queue),
+            kept.packed.eq(command.rules.packed),
+            kept.in_order.eq(command.rules.in_order),
+            kept.size.eq(command.size),
+            kept.area.eq(Mux(command.rules.packed, command.descriptor_iova[4:] << 4, command.device_iova[2:] << 2)),  # [VIRTIO1.4 2.7, 2.8]
+            [position.eq(command.rules.packed << 15) for position in (fresh.position, *([fresh.opened.position] if self.packets else []))],
+        ]
         with m.FSM() as fsm:
             with m.State("CHOOSE"):
                 m.d.comb += self.commands.ready.eq(1)
                 m.d.sync += chains.eq(0)
                 with m.If(self.commands.valid):
-                    self._take_command(m, write_context)
+                    m.d.comb += [write_context.en.eq(1), write_context.addr.eq(command.queue), write_context.data.eq(fresh)]
                 with m.Else():
                     round_robin(m, wanted, granted, "port")
                     m.d.sync += port.eq(number(granted))
@@ -254,7 +272,7 @@ class UsedWriter(wiring.Component):
                 m.next = "LOAD"
             with m.State("LOAD"):
                 m.d.comb += take.eq(waits)
-                m.d.sync += [context.eq(read_context.data), ahead.eq(read_context.data.position), skipped.eq(0)]
+                m.d.sync += [context.eq(read_context.data), ring.eq(read_ring.data), ahead.eq(read_context.data.position), skipped.eq(0)]
                 if self.packets:
                     m.d.sync += opened.eq(read_context.data.opened)
                 else:
@@ -274,7 +292,7 @@ class UsedWriter(wiring.Component):
                     m.d.comb += take.eq(1)
                     m.d.sync += [ahead.eq(ahead_next), opened.count.eq(opened_count), skipped.eq(1)]
                     m.next = "PUT"
-                with m.Elif(context.packed & item.more & ~opened.holds):
+                with m.Elif(ring.packed & item.more & ~opened.holds):
                     m.d.comb += whole.eq(1)
                     m.d.sync += [
                         opened.holds.eq(1),
@@ -325,19 +343,3 @@ class UsedWriter(wiring.Component):
                         m.d.sync += is_full.eq(1)
         m.d.comb += self.at_work.eq(Mux(fsm.ongoing("CHOOSE"), 0, 1 << function))
         return m
-
-    def _take_command(self, m, write_context):
-        """Make the queue of the command a fresh one."""
-        command, context = self.commands.payload, write_context.data
-        m.d.comb += [
-            write_context.en.eq(1),
-            write_context.addr.eq(command.queue),
-            context.eq(0),
-            context.packed.eq(command.rules.packed),
-            context.in_order.eq(command.rules.in_order),
-            context.size.eq(command.size),
-            context.ring.eq(Cat(C(0, 2), command.device_iova[2:])),  # alignment [VIRTIO1.4 2.7, 2.8]
-        ]
-        positions = [context.position, *([context.opened.position] if self.packets else [])]
-        with m.If(command.rules.packed):
-            m.d.comb += [context.ring.eq(Cat(C(0, 4), command.descriptor_iova[4:])), *(position.eq(1 << 15) for position in positions)]

@@ -308,6 +308,8 @@ class Bench:
             first = access.iova % self.row
             assert first + access.length_bytes <= self.row, "a write crosses a row"
             content = access.data.to_bytes(self.row, "little")[first : first + access.length_bytes]
+            if access.length_bytes == 2:
+                content = access.index.to_bytes(2, "little")
             until = ring.write(access.iova, content)
         else:
             ring.read(access.iova, access.length_bytes)

@@ -44,7 +44,7 @@ async def events_are_crossed(dut):
         await written.put_many(pack(Written, position=position, count=count) for count in writes)
         if not packed:
             index = unpack(access_layout, await accesses.get()).access
-            assert index.is_write and index.data & 0xFFFF == end
+            assert index.is_write and index.index == end
         question = unpack(access_layout, await accesses.get()).access
         assert not question.is_write
         named = (end - rng.choice([0, 1, 2, entries, entries + 1, rng.randrange(turn)])) % turn
