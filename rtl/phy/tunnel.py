@@ -178,7 +178,7 @@ class Tunnel(wiring.Component):
             m.d.sync += [freed.eq(freed + 1), wants_ack.eq(1)]
 
         # The session.
-        silence = Signal(range(self.silence_cycles))
+        silence = Signal(range(self.silence_cycles), init=self.silence_cycles - 1)
         with m.If(is_ours | is_new):
             m.d.sync += silence.eq(self.silence_cycles - 1)
         with m.Elif(silence != 0):

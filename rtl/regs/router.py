@@ -80,6 +80,10 @@ class Router(wiring.Component):
 
         for target in self.targets:
             m.d.comb += target.request.payload.eq(request)
+        with m.Switch(chosen):  # what is not valid may be anything: so it needs no gate
+            for n, target in enumerate(self.targets):
+                with m.Case(n):
+                    m.d.comb += response.payload.eq(target.response.payload)
         with m.FSM():
             with m.State("TAKE"):
                 m.d.comb += self.bus.request.ready.eq(1)
@@ -104,11 +108,7 @@ class Router(wiring.Component):
                 with m.Switch(chosen):
                     for n, target in enumerate(self.targets):
                         with m.Case(n):
-                            m.d.comb += [
-                                response.valid.eq(target.response.valid),
-                                response.payload.eq(target.response.payload),
-                                target.response.ready.eq(response.ready),
-                            ]
+                            m.d.comb += [response.valid.eq(target.response.valid), target.response.ready.eq(response.ready)]
                     with m.Default():
                         m.d.comb += response.valid.eq(1)
                 with m.If(response.valid & response.ready):
@@ -149,6 +149,8 @@ class Merger(wiring.Component):
         m = Module()
         request, owner = Signal(RegisterRequest), Signal(range(max(self.count, 2)))
         m.d.comb += self.bus.request.payload.eq(request)
+        for initiator in self.initiators:
+            m.d.comb += initiator.response.payload.eq(self.bus.response.payload)
         with m.FSM():
             with m.State("TAKE"):
                 for n, initiator in reversed(list(enumerate(self.initiators))):
@@ -169,7 +171,6 @@ class Merger(wiring.Component):
                         with m.Case(n):
                             m.d.comb += [
                                 initiator.response.valid.eq(self.bus.response.valid),
-                                initiator.response.payload.eq(self.bus.response.payload),
                                 self.bus.response.ready.eq(initiator.response.ready),
                             ]
                 with m.If(self.bus.response.valid & self.bus.response.ready):

@@ -179,16 +179,17 @@ class Completer(wiring.Component):
             read = dwords.read_port(transparent_for=(write,))
             is_here, is_next = lane == n, (lane == (n - 1) % lanes) & pair
             m.d.comb += [
-                write.en.eq((answer.valid & answer.ready & (is_here | is_next)) | config_answers | is_empty),
+                write.en.eq(answer.valid & answer.ready & (is_here | is_next)),
                 write.addr.eq((index + is_next) >> (lanes.bit_length() - 1)),
                 write.data.eq(Mux(is_next | offset[2], answer.p.data[32:], answer.p.data[:32])),
                 read.addr.eq(following >> (lanes.bit_length() - 1)),
                 out.data.word_select(n, 32).eq(read.data),
             ]
-            with m.If(config_answers):
-                m.d.comb += write.data.eq(self.config_responses.p.data)
-            with m.If(is_empty):
-                m.d.comb += write.data.eq(0)
+            if n == 0:
+                with m.If(config_answers):
+                    m.d.comb += [write.en.eq(1), write.data.eq(self.config_responses.p.data)]
+                with m.If(is_empty):
+                    m.d.comb += [write.en.eq(1), write.data.eq(0)]
         has_data, length_dw = Signal(), Signal.like(out.header.length_dw)
         m.d.comb += [
             has_data.eq((status == pcie.STATUS_SC) & ~is_write),

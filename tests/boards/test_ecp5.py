@@ -14,7 +14,7 @@ from ringwall.boards import blocks, ecp5
 from ringwall.boards import build as boards
 from ringwall.boards.ecpix5 import build as ecpix5
 from ringwall.boards.ecpix5 import platform as ecpix5_platform
-from ringwall.boards.sizes import mapped, size
+from ringwall.boards.sizes import THOROUGH, mapped, size
 from ringwall.boards.versa_ecp5 import build as versa_ecp5
 from ringwall.boards.versa_ecp5 import platform as versa_platform
 from ringwall.boards.yosys import relaxed
@@ -38,7 +38,9 @@ class Echo(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        wiring.connect(m, wiring.flipped(self.rx), wiring.flipped(self.tx))
+        m.submodules.queue = bytes_here = queue.Queue(8, 16)
+        wiring.connect(m, wiring.flipped(self.rx), bytes_here.i)
+        wiring.connect(m, bytes_here.o, wiring.flipped(self.tx))
         m.d.sync += self.link_up.eq(self.rx.valid)
         return m
 
@@ -165,13 +167,16 @@ class Row(wiring.Component):
 
 def test_rams():
     """BOARD-RAM-1: a queue in block RAM has no register beside it for its items, but with a memory whose old data count; a port that is
-    transparent stays so."""
+    transparent stays so; the boards' plans have both that and the thorough script."""
     counts = {}
     for kind in (Ram, Memory):
         with mock.patch.object(queue, "Ram", kind):
             _, counts[kind], blocks, _ = size(mapped("ECP5", queue.Queue(64, 512)))
         assert blocks == 2
     assert counts[Ram] < 64 < counts[Memory]
+    files = ecp5.files_of(PLATFORMS["ecpix5"](), ecp5.Top(Echo(), clock_mhz=50, baud=2_000_000)).files
+    assert "COLLISION_X_MASK 1'1" in files["top.il"]
+    assert THOROUGH in files["top.ys"]
     for transparent, mask in ((False, "1"), (True, "0")):
         text = relaxed(to_rtlil(Row(transparent)))
         assert re.findall(r"COLLISION_X_MASK (.*)", text) == [f"1'{mask}"]
