@@ -29,6 +29,50 @@ def Piece(host_ats=False):
     })  # fmt: skip
 
 
+def header_fields(place, length_bytes):
+    """Return ``length_dw``, ``first_be`` and ``last_be`` of a piece whose first byte is byte ``place`` of a dword."""
+    end = (place + length_bytes - 1)[:2]  # lane of the last byte in its dword
+    length_dw = (place + length_bytes + 3)[2:]
+    first_be, last_be, single = (Const(0xF, 4) << place)[:4], Const(0xF, 4) >> ~end, length_dw == 1
+    return length_dw, Mux(single, first_be & last_be, first_be), Mux(single, 0, last_be)
+
+
+class Wrapper(wiring.Component):
+    """Makes each burst the one piece that it is.
+
+    Latency: 1 cycle. Throughput: 1 piece per cycle.
+
+    Members
+    -------
+    i : ``In(stream.Signature(burst_layout(host_ats)))``
+        Bursts of 1 to 64 bytes inside one naturally aligned block of 64, which no limit cuts.
+    o : ``Out(stream.Signature(Piece(host_ats)))``
+        Pieces.
+    """
+
+    def __init__(self, *, host_ats=False):
+        self.host_ats = host_ats
+        super().__init__({"i": In(stream.Signature(burst_layout(host_ats))), "o": Out(stream.Signature(Piece(host_ats)))})
+
+    def elaborate(self, platform):
+        m = Module()
+        length_bytes = self.i.p.length_bytes[:7]
+        length_dw, first_be, last_be = header_fields(self.i.p.address[:2], length_bytes)
+        m.d.comb += self.i.ready.eq(~self.o.valid | self.o.ready)
+        with m.If(self.i.ready):
+            m.d.sync += [
+                self.o.valid.eq(self.i.valid),
+                self.o.p.burst.eq(self.i.payload),
+                self.o.p.burst.length_bytes.eq(length_bytes),
+                self.o.p.length_dw.eq(length_dw),
+                self.o.p.first_be.eq(first_be),
+                self.o.p.last_be.eq(last_be),
+                self.o.p.first.eq(1),
+                self.o.p.last.eq(1),
+            ]
+        return m
+
+
 class Cutter(wiring.Component):
     """Cuts each burst into pieces that one Memory Request TLP each may carry.
 
@@ -103,15 +147,7 @@ class Cutter(wiring.Component):
             m.d.comb += [burst.eq(new), place.eq(new.address[:12]), step.eq(new.length_bytes)]
         with m.Else():
             m.d.comb += [burst.eq(held), place.eq(offset), step.eq(Mux(final, left, room))]
-        end = (place + step - 1)[:2]  # lane of the last byte in its dword
-        first_be, last_be = Signal(4), Signal(4)
-        single = Signal()
-        length_dw = (place[:2] + step + 3)[2:14]
-        m.d.comb += [
-            first_be.eq(Const(0xF, 4) << place[:2]),
-            last_be.eq(Const(0xF, 4) >> ~end),
-            single.eq(length_dw == 1),
-        ]
+        length_dw, first_be, last_be = header_fields(place[:2], step)
 
         taken, load, dropped = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -129,8 +165,8 @@ class Cutter(wiring.Component):
                 self.o.p.burst.address.eq(Cat(place, burst.address[12:])),
                 self.o.p.burst.length_bytes.eq(step),
                 self.o.p.length_dw.eq(length_dw),
-                self.o.p.first_be.eq(Mux(single, first_be & last_be, first_be)),
-                self.o.p.last_be.eq(Mux(single, 0, last_be)),
+                self.o.p.first_be.eq(first_be),
+                self.o.p.last_be.eq(last_be),
                 self.o.p.first.eq(~begun),
                 self.o.p.last.eq(final),
                 offset.eq(offset + step),

@@ -4,11 +4,11 @@ from functools import cache
 
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..stream.arbiter import Arbiter
 from ..stream.queue import Queue
+from ..stream.ram import Ram
 from .layouts import BurstData, BurstStatus
 from .tags import StoreBeat
 
@@ -20,7 +20,7 @@ def RowRead(width, rows):
     """Layout: one beat for a client: ``row``, of which bytes ``first_byte`` to ``last_byte`` count; the rest as in ``BurstData``."""
     return data.StructLayout({
         "row": range(rows), "first_byte": range(width // 8), "last_byte": range(width // 8),
-        "first": 1, "last": 1, "cookie": 12, "status": BurstStatus, "function": 8,
+        "first": 1, "last": 1, "cookie": 12, "status": BurstStatus, "function": 3,
     })  # fmt: skip
 
 
@@ -28,7 +28,7 @@ class Over(data.Struct):
     """A client took the last beat of a read of ``function``."""
 
     valid: 1
-    function: 8
+    function: 3
 
 
 class ReadBuffer(wiring.Component):
@@ -105,7 +105,7 @@ class ReadBuffer(wiring.Component):
         row_valid, row = Signal(), Signal(row_shape)
         row_data = Signal(self.width)
         for n in range(lanes):
-            banks.submodules[f"lane{n}"] = bank = Memory(shape=32, depth=self.rows, init=[])
+            banks.submodules[f"lane{n}"] = bank = Ram(shape=32, depth=self.rows, init=[])
             write, read = bank.write_port(), bank.read_port()
             m.d.sync += [
                 write.data.eq(turned.word_select(n, 32)),
@@ -135,7 +135,7 @@ class ReadBuffer(wiring.Component):
             beat.cookie.eq(arrives.what.cookie),
             beat.status.eq(arrives.what.status),
         ]
-        out_layout = data.StructLayout({"beat": beat.shape(), "function": 8})
+        out_layout = data.StructLayout({"beat": beat.shape(), "function": 3})
         for k, n in enumerate(readers):
             m.submodules[f"output{n}"] = output = Queue(out_layout, OUTPUT_DEPTH, direct=True)
             room = Signal(range(OUTPUT_DEPTH + 1), init=OUTPUT_DEPTH)  # beats that are neither in the queue nor on the way to it

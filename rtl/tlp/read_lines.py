@@ -4,11 +4,12 @@ from functools import cache
 
 from amaranth import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from ..stream.queue import Queue
-from .cutter import Cutter, Piece
+from ..stream.ram import Ram
+from .cutter import Cutter, Piece, Wrapper
 from .layouts import AtomicKind, BurstData, BurstRetired, BurstStatus, ConfigState, burst_layout
 from .read_buffer import RowRead
 from .tags import TagEnd
@@ -47,6 +48,8 @@ class ReadFront(wiring.Component):
         Bursts that fit into the queue.
     functions : :class:`int`
         Number of functions.
+    cuts : :class:`bool`
+        False: no burst is longer than one request may be (:class:`.cutter.Wrapper`).
     atomics : :class:`bool`
         False: every AtomicOp is refused.
     host_ats : :class:`bool`
@@ -84,8 +87,9 @@ class ReadFront(wiring.Component):
         Why it is refused.
     """
 
-    def __init__(self, *, reads, functions, atomics=False, host_ats=False, has_pasid=False):
-        self.reads, self.functions, self.atomics, self.host_ats, self.has_pasid = reads, functions, atomics, host_ats, has_pasid
+    def __init__(self, *, reads, functions, cuts, atomics=False, host_ats=False, has_pasid=False):
+        self.reads, self.functions, self.cuts = reads, functions, cuts
+        self.atomics, self.host_ats, self.has_pasid = atomics, host_ats, has_pasid
         super().__init__({
             "bursts": In(stream.Signature(burst_layout(host_ats))),
             "room": Out(1),
@@ -108,28 +112,37 @@ class ReadFront(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.queue = queue = Queue(burst_layout(self.host_ats), self.reads, direct=True)
-        m.submodules.cutter = cutter = Cutter(host_ats=self.host_ats)
-        codes = Array(config.mrrs_code for config in self.config)
+        m.submodules.queue = queue = Queue(burst_layout(self.host_ats), self.reads)
         extended = Array(config.extended_tag | config.ten_bit_tag for config in self.config)
         ten_bit = Array(config.ten_bit_tag for config in self.config)
-        wiring.connect(m, wiring.flipped(self.bursts), queue.i)
-        m.d.comb += [
-            cutter.i.valid.eq(queue.o.valid),
-            cutter.i.p.burst.eq(queue.o.payload),
-            cutter.i.p.limit_code.eq(codes[queue.o.p.function]),
-            queue.o.ready.eq(cutter.i.ready),
-        ]
-        waiting = Signal(range(self.reads + 1))
+        waiting, is_empty = Signal(range(self.reads + 1)), Signal()
+        new, new_valid, new_ready = Signal(burst_layout(self.host_ats)), Signal(), Signal()
         m.d.sync += waiting.eq(waiting + (queue.i.valid & queue.i.ready) - (queue.o.valid & queue.o.ready))
-        m.d.comb += self.room.eq(waiting + 4 <= self.reads)
+        m.d.comb += [
+            self.room.eq(waiting + 4 <= self.reads),
+            is_empty.eq(waiting == 0),
+            queue.i.valid.eq(self.bursts.valid & ~(is_empty & new_ready)),  # else it goes past the queue
+            queue.i.payload.eq(self.bursts.payload),
+            self.bursts.ready.eq(queue.i.ready),
+            queue.o.ready.eq(new_ready),
+            new_valid.eq(Mux(is_empty, self.bursts.valid, queue.o.valid)),
+            new.eq(Mux(is_empty, self.bursts.payload, queue.o.payload)),
+            new.function.eq(Mux(is_empty, self.bursts.p.function, queue.o.p.function)[: ceil_log2(self.functions)]),
+        ]
+        if self.cuts:
+            m.submodules.cutter = cutter = Cutter(host_ats=self.host_ats)
+            codes = Array(config.mrrs_code for config in self.config)
+            m.d.comb += [cutter.i.p.burst.eq(new), cutter.i.p.limit_code.eq(codes[new.function]), cutter.abandon.eq(self.refused)]
+        else:
+            m.submodules.cutter = cutter = Wrapper(host_ats=self.host_ats)
+            m.d.comb += cutter.i.payload.eq(new)
+        m.d.comb += [cutter.i.valid.eq(new_valid), new_ready.eq(cutter.i.ready)]
 
         head, burst = cutter.o, cutter.o.p.burst
         sent, leaves = Signal(), Signal()
         in_order = Signal(range(self.reads + 4))  # bursts, the one at the head included, without an unsent write in front
         m.d.comb += [
             sent.eq(self.granted),
-            cutter.abandon.eq(self.refused),
             head.ready.eq(sent | self.refused),
             leaves.eq(self.refused | (sent & head.p.last)),
         ]
@@ -174,7 +187,7 @@ def Span(width, rows):
     """Layout: a run of bytes in the buffer that is handed to the client; with a ``status`` other than OK a single beat without data."""
     return data.StructLayout({
         "row": range(rows), "offset": range(width // 8), "length_bytes": 13, "first": 1, "last": 1, "cookie": 12,
-        "status": BurstStatus, "function": 8,
+        "status": BurstStatus, "function": 3,
     })  # fmt: skip
 
 
@@ -266,10 +279,10 @@ def _line_members(width, rows, index_bits, functions, host_ats, has_pasid):
     }
 
 
-def _make_front(m, line):
+def _make_front(m, line, *, cuts):
     """Add the front of ``line`` to ``m``, joined to the members of the same names."""
-    m.submodules.front = front = ReadFront(reads=line.reads, functions=line.functions, atomics=line.atomics, host_ats=line.host_ats,
-                                           has_pasid=line.has_pasid)  # fmt: skip
+    m.submodules.front = front = ReadFront(reads=line.reads, functions=line.functions, cuts=cuts, atomics=line.atomics,
+                                           host_ats=line.host_ats, has_pasid=line.has_pasid)  # fmt: skip
     wiring.connect(m, wiring.flipped(line.bursts), front.bursts)
     for config, its_config in zip(line.config, front.config):
         m.d.comb += its_config.eq(config)
@@ -371,7 +384,7 @@ class OrderedLine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        front = _make_front(m, self)
+        front = _make_front(m, self, cuts=True)
         bytes_log2 = (self.width // 8).bit_length() - 1
         depth = self.pieces(self.width, self.region)
         pointer = depth.bit_length()  # bits: a place in the ring of pieces, and on top the lap
@@ -383,13 +396,14 @@ class OrderedLine(wiring.Component):
 
         # One ticket for each piece, in the order of issue.
         ticket_layout = data.StructLayout({
-            "offset": bytes_log2, "length_bytes": 13, "first": 1, "last": 1, "cookie": 12, "function": 8, "epoch": 1,
+            "offset": bytes_log2, "length_bytes": 13, "first": 1, "last": 1, "cookie": 12, "function": 3, "epoch": 1,
             "refused": 1,
         })  # fmt: skip
         # Filled in when it ended; it counts if ``mark`` is the inverse of the lap.
         end_layout = data.StructLayout({"mark": 1, "status": BurstStatus})
-        m.submodules.tickets = tickets = Memory(shape=ticket_layout, depth=depth, init=[])
-        m.submodules.ends = ends = Memory(shape=end_layout, depth=depth, init=[])
+        m.submodules.tickets = tickets = Ram(shape=ticket_layout, depth=depth, init=[])
+        m.submodules.ends = ends = Ram(shape=end_layout, depth=depth, init=[])
+        ends.attrs["ram_style"] = "block"
         ticket_write, end_write = tickets.write_port(), ends.write_port()
         issued, seen, retired, done = (Signal(pointer, name=name) for name in ("issued", "seen", "retired", "done"))
 
@@ -446,7 +460,7 @@ class OrderedLine(wiring.Component):
             m.d.sync += put.eq(put + need)
 
         # Retire: pieces in order as they end, however long the client leaves its data.
-        r_ticket, r_end = tickets.read_port(), ends.read_port()
+        r_ticket, r_end = tickets.read_port(), ends.read_port(transparent_for=(end_write,))
         r_over, r_step = Signal(), Signal()
         m.d.comb += [
             r_ticket.addr.eq((retired + r_step)[: pointer - 1]),
@@ -536,7 +550,7 @@ class UnorderedLine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        front = _make_front(m, self)
+        front = _make_front(m, self, cuts=False)
         bytes_log2 = (self.width // 8).bit_length() - 1
         slot_rows = SLOT_BYTES * 8 // self.width
         slot_shape = range(self.slots)
@@ -564,7 +578,7 @@ class UnorderedLine(wiring.Component):
                 self.request.operand.eq(operands.o.payload),
             ]
         ticket_layout = data.StructLayout({"offset": bytes_log2, "length_bytes": 7, "cookie": 12})
-        m.submodules.tickets = tickets = Memory(shape=ticket_layout, depth=self.slots, init=[])
+        m.submodules.tickets = tickets = Ram(shape=ticket_layout, depth=self.slots, init=[])
         ticket_write = tickets.write_port()
         ticket_read = tickets.read_port(transparent_for=(ticket_write,))  # what is refused may be answered at once
         m.d.comb += [
@@ -582,7 +596,7 @@ class UnorderedLine(wiring.Component):
         ]
 
         # Retire, then deliver: the queues hold all slots, so an end never waits.
-        answer_layout = data.StructLayout({"slot": slot_shape, "status": BurstStatus, "function": 8, "epoch": 1})
+        answer_layout = data.StructLayout({"slot": slot_shape, "status": BurstStatus, "function": 3, "epoch": 1})
         m.submodules.arrived = arrived = Queue(answer_layout, self.slots, direct=True)
         m.d.comb += arrived.i.valid.eq(mine | front.refused)
         with m.If(mine):

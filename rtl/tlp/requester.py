@@ -1,10 +1,13 @@
 """All Memory Requests of the card: bursts in, TLPs out, completions to read data."""
 
 import dataclasses
+import functools
+import operator
 
-from amaranth import Array, Cat, Const, Module, Mux, Signal
+from amaranth import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from ..spec import pcie
 from ..stream.arbiter import Arbiter
@@ -256,7 +259,7 @@ class Requester(wiring.Component):
         accepted = self._make_entries(m, writes, lines, may_write)
         self._make_read_requests(m, table, lines)
         overs = self._make_buffer(m, table, lines)
-        self._count_bursts(m, accepted, overs, dones)
+        self._count_bursts(m, accepted, overs + dones)
 
         m.d.comb += [
             table.stop.eq(self.stop),
@@ -289,6 +292,7 @@ class Requester(wiring.Component):
                 line.live.eq(live),
                 line.ended.valid.eq(table.ended.valid),
                 line.ended.payload.eq(table.ended.payload),
+                line.ended.p.function.eq(table.ended.p.function[: ceil_log2(self.functions)]),
                 line.free.short.eq(table.short_tags.valid if n else table.wall_tags.valid),
                 line.dead.short.eq(table.dead.short if n else table.dead.wall),
                 line.dead.long.eq(table.dead.long if n else 1),
@@ -320,7 +324,7 @@ class Requester(wiring.Component):
             late = self._end_diverted(m, writes)
         for n, port in enumerate(self.write_data):
             wiring.connect(m, wiring.flipped(port), lines[n].operands if n and self.clients[n].atomics else writes.data[n])
-            m.submodules[f"done{n}"] = done = Queue(data.StructLayout({"done": BurstDone, "function": 8}), WRITES_IN_FLIGHT)
+            m.submodules[f"done{n}"] = done = Queue(data.StructLayout({"done": BurstDone, "function": 3}), WRITES_IN_FLIGHT)
             o = self.write_done[n]
             m.d.comb += [
                 done.i.valid.eq(over.valid & (over.p.client == n)),
@@ -381,6 +385,7 @@ class Requester(wiring.Component):
             may_relax = Array(int(entry.relaxed) for entry in self.clients)[port.p.client]
             m.d.comb += [
                 burst.eq(port.p),
+                burst.function.eq(port.p.function[: ceil_log2(self.functions)]),
                 burst.relaxed_ordering.eq(port.p.relaxed_ordering & may_relax),
                 burst.no_snoop.eq(port.p.no_snoop & may_relax),
             ]
@@ -435,7 +440,8 @@ class Requester(wiring.Component):
         for n, line in lines.items():
             m.d.comb += [wanted[n].eq(line.wanted), line.granted.eq(granted[n])]
             with m.If(granted[n]):
-                m.d.comb += [request.eq(line.request), client.eq(n)]
+                m.d.comb += client.eq(n)
+        m.d.comb += request.eq(functools.reduce(operator.or_, (Mux(granted[n], line.request, 0) for n, line in lines.items())))
 
         # The widest set first, so that tags which others could use are left to them.
         grant = Signal(table.wall_tags.payload.shape())
@@ -531,25 +537,20 @@ class Requester(wiring.Component):
         wiring.connect(m, retiring.o, wiring.flipped(self.retired_reads))
         return [buffer.over[n] for n in lines]
 
-    def _count_bursts(self, m, accepted, read_ends, write_ends):
+    def _count_bursts(self, m, accepted, taken):
         """Count the bursts of each function that are not over."""
-        empty, starting = [], []
-        for kind, is_write, taken in (("read", 0, read_ends), ("write", 1, write_ends)):
-            begins, ends = [], []
-            for n, port in enumerate(accepted):
-                begins.append(begin := Signal(Over, name=f"{kind}_begin{n}"))
-                m.d.sync += [begin.valid.eq(port.valid & port.ready & (port.p.is_write == is_write)), begin.function.eq(port.p.function)]
-            for n, over in enumerate(taken):
-                ends.append(end := Signal(Over, name=f"{kind}_end{n}"))
-                m.d.sync += end.eq(over)
-            none, some = Signal(self.functions, name=f"no_{kind}"), Signal(self.functions, name=f"{kind}_starts")
-            for f in range(self.functions):
-                count = Signal(14, name=f"{kind}s{f}")
-                more = sum(((b.valid & (b.function == f)) for b in begins), start=Const(0, 1))
-                m.d.sync += count.eq(count + more - sum(((e.valid & (e.function == f)) for e in ends), start=Const(0, 1)))
-                m.d.comb += [none[f].eq(count == 0), some[f].eq(more != 0)]
-            empty.append(none)
-            starting.append(some)
-        m.d.sync += [
-            self.stopped.eq(self.stop & empty[0] & empty[1] & ~starting[0] & ~starting[1]),
-        ]
+        begins, ends = [], []
+        for n, port in enumerate(accepted):
+            begins.append(begin := Signal(Over, name=f"begin{n}"))
+            m.d.sync += [begin.valid.eq(port.valid & port.ready), begin.function.eq(port.p.function)]
+        for n, over in enumerate(taken):
+            ends.append(end := Signal(Over, name=f"end{n}"))
+            m.d.sync += end.eq(over)
+        for f in range(self.functions):
+            begin, end = (sum((one.valid & (one.function == f) for one in ones), start=Const(0, 1)) for ones in (begins, ends))
+            count, change = Signal(15, name=f"bursts{f}"), Signal(signed(8), name=f"change{f}")
+            m.d.sync += [
+                change.eq(begin - end),
+                count.eq(count + change),
+                self.stopped[f].eq(self.stop[f] & (count == 0) & (change == 0) & (begin == 0)),
+            ]

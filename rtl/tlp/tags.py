@@ -4,11 +4,11 @@ from functools import cache
 
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, enum, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..spec import pcie
 from ..stream.queue import Queue
+from ..stream.ram import Ram
 from .layouts import BurstStatus, Header, TlpBeat
 
 SHORT_TAGS = 32  # tags 0..31: all that a function may use without Extended Tag Field Enable [PCIe5 2.2.6.2]
@@ -93,7 +93,7 @@ def Opened(rows, index_bits):
     ``ten_bit``: the tag in it was of 10 bits. ``atomic``: it is an AtomicOp or a translation request.
     """
     return data.StructLayout({
-        "tag": 10, "ten_bit": 1, "atomic": 1, "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16,
+        "tag": 10, "ten_bit": 1, "atomic": 1, "generation": 1, "client": 6, "function": 3, "epoch": 1, "requester_id": 16,
         "lower_address": 7, "length_bytes": 13, "row": range(rows), "index": index_bits,
     })  # fmt: skip
 
@@ -101,7 +101,7 @@ def Opened(rows, index_bits):
 @cache
 def TagEnd(index_bits):
     """Layout: a read request is over."""
-    return data.StructLayout({"client": 6, "index": index_bits, "function": 8, "epoch": 1, "status": BurstStatus})
+    return data.StructLayout({"client": 6, "index": index_bits, "function": 3, "epoch": 1, "status": BurstStatus})
 
 
 @cache
@@ -252,7 +252,7 @@ class TagTable(wiring.Component):
         stamp_bits = (3 * ticks).bit_length() + 1
         # What a request asked for: written once, when it is opened.
         asked_layout = data.StructLayout({
-            "generation": 1, "client": 6, "function": 8, "epoch": 1, "requester_id": 16, "lower_address": 7, "length_bytes": 13,
+            "generation": 1, "client": 6, "function": 3, "epoch": 1, "requester_id": 16, "lower_address": 7, "length_bytes": 13,
             "row": range(self.rows), "index": self.index_bits, "ten_bit": 1, "atomic": 1, "stamp": stamp_bits, "stops": 2,
         })  # fmt: skip
         # What its completions brought: counts only while it has the generation of the request; before that, nothing came.
@@ -260,10 +260,12 @@ class TagTable(wiring.Component):
             "generation": 1, "state": State, "remaining": 13, "lower_address": 7, "position": 11, "poisoned": 1,
             "is_stamped": 1, "stamp": stamp_bits,  # the time begins here, not when it was opened
         })  # fmt: skip
-        m.submodules.asked = asked = Memory(shape=asked_layout, depth=self.tags, init=[])
-        m.submodules.got = got = Memory(shape=got_layout, depth=self.tags, init=[])
+        m.submodules.asked = asked = Ram(shape=asked_layout, depth=self.tags, init=[])
+        m.submodules.got = got = Ram(shape=got_layout, depth=self.tags, init=[])
         ask, tell = asked.write_port(), got.write_port()
         ask_read, tell_read = asked.read_port(), got.read_port(transparent_for=(tell,))
+        is_opening = Signal()  # the request of the tag in stage B: nothing of it can have come
+        m.d.sync += is_opening.eq(ask.en & (ask.addr == ask_read.addr))
 
         # After reset every tag becomes free.
         sweep = Signal(range(self.tags + 1))
@@ -306,7 +308,7 @@ class TagTable(wiring.Component):
             ask.addr.eq(Mux(swept, new.tag, sweep)),
             ask.data.eq(Mux(swept, new_record, 0)),
             new_record.stamp.eq(now),
-            new_record.stops.eq(stops[new.function[:3]]),
+            new_record.stops.eq(stops[new.function]),
         ]
         m.d.comb += [new_record[name].eq(new[name]) for name, _ in Opened(self.rows, self.index_bits) if name != "tag"]
 
@@ -369,7 +371,9 @@ class TagTable(wiring.Component):
         a, g = ask_read.data, tell_read.data
         untouched = a.generation != g.generation
         state = Signal(State)
-        with m.If(untouched):
+        with m.If(is_opening):
+            m.d.comb += state.eq(State.FREE)
+        with m.Elif(untouched):
             m.d.comb += state.eq(State.BUSY)
         with m.Else():
             m.d.comb += state.eq(g.state)
@@ -438,7 +442,7 @@ class TagTable(wiring.Component):
             probed.eq(b.probe & ~(under_way & (saved.tag == b.tag))),
             retry.eq(probed & found & concludes),
             clean.eq(b.probe & ~retry),
-            subject.eq(Mux(concludes, work, fresh)),
+            subject.eq(Mux(concludes & ~b.first, saved, fresh)),
             record.generation.eq(subject.asked.generation),
             record.state.eq(subject.state),
             record.is_stamped.eq(subject.is_stamped),
@@ -452,7 +456,7 @@ class TagTable(wiring.Component):
         patience = Signal(Patience)
         begun, limit, late = Signal(stamp_bits), Signal(stamp_bits), Signal()
         m.d.comb += [
-            patience.eq(patience_of[a.function[:3]]),
+            patience.eq(patience_of[a.function]),
             begun.eq(Mux(fresh.is_stamped | (state == State.RECOVERING), g.stamp, a.stamp)),
             late.eq((begun - limit)[stamp_bits - 1]),
         ]
@@ -465,7 +469,7 @@ class TagTable(wiring.Component):
             with m.Case(State.BUSY):
                 m.d.comb += [found.eq(late & (patience != Patience.ENDLESS)), restamps.eq(patience == Patience.ENDLESS)]
             with m.Case(State.QUARANTINED):
-                m.d.comb += found.eq(a.stops != stops[a.function[:3]])
+                m.d.comb += found.eq(a.stops != stops[a.function])
             with m.Case(State.RECOVERING):
                 m.d.comb += found.eq(late)
         with m.If(concludes):

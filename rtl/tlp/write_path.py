@@ -10,14 +10,14 @@ from .cutter import Cutter
 from .layouts import DIVERTED, BurstData, BurstStatus, ConfigState, Pasid, TlpBeat, burst_layout
 
 WAITING_BURSTS = 8  # of each class
-HEADERS = 32  # TLPs whose data is complete and that wait to be sent
+HEADERS = 16  # TLPs whose data is complete and that wait to be sent
 
 
 class WriteOver(data.Struct):
     """A write burst is over: its last beat was accepted into the transmit order, or it was dropped."""
 
     client: 6
-    function: 8
+    function: 3
     epoch: 1
     is_wall: 1
     cookie: 12
@@ -265,7 +265,7 @@ class WritePath(wiring.Component):
                 o.p.header.relaxed_ordering.eq(h.relaxed_ordering & may_relax[h.over.function]),
                 o.p.header.no_snoop.eq(h.no_snoop & may_not_snoop[h.over.function]),
                 o.p.header.length_dw.eq(h.length_dw),
-                o.p.header.requester_id.eq(buses[h.over.function] | h.over.function[:3]),
+                o.p.header.requester_id.eq(buses[h.over.function] | h.over.function),
                 o.p.header.first_be.eq(h.first_be),
                 o.p.header.last_be.eq(h.last_be),
                 o.p.header.address.eq(Cat(Const(0, 2), h.address[2:])),

@@ -150,7 +150,7 @@ def test_requester():
 
 BUGS = [
     (read_lines.Cutter, "room.eq((~offset & mask) + 1)", "room.eq(mask + 1)", "longer than Max_Read_Request_Size"),
-    (read_lines.ReadFront, "codes[queue.o.p.function]", "5", "longer than Max_Read_Request_Size"),
+    (read_lines.ReadFront, "codes[new.function]", "5", "longer than Max_Read_Request_Size"),
     (read_lines.ReadFront, "(in_order != 0)", "1", "never passes a write"),
     (Requester, "order.o.ready.eq(~order.o.p.is_write | (unsent_gone != 0))", "order.o.ready.eq(1)", "never passes a write"),
     (Requester, "header.last_be.eq(Mux(is_atomic, 0, piece.last_be))", "header.last_be.eq(piece.last_be | (piece.length_dw == 1))",

@@ -112,7 +112,7 @@ class TagContract(wiring.Component):
             Assert(~stored | open_, "data is stored for open requests only"),
             Assert(~stored | (s.position + s.dword_count <= tail), "no data is stored behind the end of a request"),
             Assert(~stored | (s.position >= place[2:]), "no data is stored in front of a request"),
-            Assert(grant.tag < TAGS, "only tags that exist are given"),
+            Assert(~granted | (grant.tag < TAGS), "only tags that exist are given"),
             Assert(~(ended & (e.status == BurstStatus.TIMEOUT)) | ~patient[-1], "no request times out while timeouts are disabled"),
             Assert(~ended | (e.status == BurstStatus.TIMEOUT) | named, "what ends a request has its tag, of 8 bits or of 10"),
             Cover(ended & (e.status == BurstStatus.OK) & ten_bit, "a request with a tag of 10 bits ends well"),
@@ -138,7 +138,7 @@ def test_tags():
 
 BUGS = [
     ("end.eq(work.state == State.BUSY)", "end.eq(1)", "ends once"),
-    ("saved.failed.eq(0)", "saved.failed.eq(saved.failed)", "ends once"),
+    ("saved.failed.eq(0)", "saved.failed.eq(saved.failed)", "ends once|what ends a request"),
     ("(excess[-1] | (excess[2:] == 0))", "1", "behind the end"),
     ("~too_many", "1", "behind the end"),
     ("record.position.eq(work.position + work.length_dw)", "record.position.eq(work.position + work.length_dw + 1)", "behind the end"),
@@ -158,7 +158,8 @@ def test_tags_bugs():
 
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
-    ("got.read_port(transparent_for=(tell,))", "got.read_port()", "ends once"),
+    ("got.read_port(transparent_for=(tell,))", "got.read_port()", "for open requests only"),
+    ("is_opening.eq(ask.en & (ask.addr == ask_read.addr))", "is_opening.eq(0)", "while timeouts are disabled"),
     ("[record.state.eq(State.QUARANTINED), enters.eq(1),", "[record.state.eq(State.QUARANTINED), release.eq(1), enters.eq(1),",
      "timed out comes back only"),
 ])  # fmt: skip
