@@ -10,6 +10,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from ringwall.rtl.stream.queue import Queue
 from ringwall.rtl.stream.skid_buffer import SkidBuffer
 from ringwall.rtl.stream.transaction import TransactionQueue
+from ringwall.rtl.verilog import to_rtlil
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import random_ready, start
 
@@ -34,6 +35,12 @@ def test_parameters_are_checked():
     for bad in (1, 12, None):
         with pytest.raises(ValueError, match="a power of two and at least 2, not"):
             TransactionQueue(8, bad)
+
+
+def test_block():
+    """STREAM-QUEUE-4: what Yosys reads of a queue asks for block RAM if it was asked for."""
+    for in_block in (False, True):
+        assert ('attribute \\ram_style "block"' in to_rtlil(Queue(8, 4, in_block=in_block))) == in_block
 
 
 @cocotb.test(timeout_time=100, timeout_unit="us")
