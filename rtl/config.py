@@ -34,13 +34,14 @@ class IommuConfig(Features):
 
     ``bar``: None, or the BAR of the first disk's function that has its registers: then it has no function of its own, and translates for
     that one too. Its interrupts are messages by its own table, at 0x300 of that BAR, while the function's MSI-X is enabled.
-    ``entries``, ``ways``: size of the IOTLB; ``second_entries``: of its second level, in block RAM, or 0. ``walks``: walks in flight. The
-    IDs are the user's to choose: the defaults are those that pid.codes sets aside for tests. A stock Linux riscv_iommu_pci driver binds to
-    1b36:0014.
+    ``entries``, ``ways``: size of the IOTLB; ``superpage_entries``: those for larger pages, 2 to 32; ``second_entries``: of its second
+    level, in block RAM, or 0. ``walks``: walks in flight. The IDs are the user's to choose: the defaults are those that pid.codes sets
+    aside for tests. A stock Linux riscv_iommu_pci driver binds to 1b36:0014.
     """
 
     entries: int = 256
     ways: int = 4
+    superpage_entries: int = 8
     second_entries: int = 0
     walks: int = 8
     bar: int | None = None
@@ -51,6 +52,8 @@ class IommuConfig(Features):
         super().__post_init__()
         if self.entries not in [1 << n for n in range(4, 9)]:
             raise ValueError(f"IOTLB entries must be a power of two between 16 and 256, more by second_entries, not {self.entries!r}")
+        if self.superpage_entries not in range(2, 33):
+            raise ValueError(f"IOTLB entries for larger pages must be between 2 and 32, not {self.superpage_entries!r}")
         if self.second_entries not in [0, *(1 << n for n in range(4, 13))]:
             raise ValueError(f"Entries of the second IOTLB must be 0 or a power of two between 16 and 4096, not {self.second_entries!r}")
         if self.bar not in (None, 4):

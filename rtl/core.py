@@ -28,7 +28,7 @@ from .tlp.transmitter import Transmitter
 __all__ = ["Activity", "Core"]
 
 MAX_REQUEST_BYTES = 1024  # payload of a request that is held whole, also if the functions' Max_Payload_Size is less
-WALL_BUFFER_BYTES = 1024
+WALL_BUFFER_BYTES, WALL_READS = 1024, 16
 ANSWER_SETTLES = 3  # cycles from the answer to a configuration write until what it forbids is no longer offered anew
 
 
@@ -170,7 +170,7 @@ class Core(wiring.Component):
         transmitter = add("transmitter", Transmitter(width=width, has_pasid=has_pasid))
         has_pages = has_ats and self.host_ats.page_requests > 0
         completer = add("completer", Completer(width=width, functions=count, host_ats=has_ats, has_pri=has_pages, has_pasid=has_pasid))
-        wall = ReadClient("wall", False, WALL_BUFFER_BYTES, atomics=self.iommu is not None and self.iommu.has_atomics)
+        wall = ReadClient("wall", False, WALL_BUFFER_BYTES, WALL_READS, atomics=self.iommu is not None and self.iommu.has_atomics)
         has_files = self.iommu is not None and self.iommu.MSI_MRIF  # interrupt files in memory
         readers = (wall, *self.clients)
         # The wall's requests are those of function 0, or of one behind all others that has function 0's configuration but no stop.
@@ -301,7 +301,8 @@ class Core(wiring.Component):
         if self.iommu is not None:
             iommu = add("iommu", Iommu(
                 width=width, strict=self.strict, vectors=IOMMU_VECTORS, entries=self.iommu.entries, ways=self.iommu.ways,
-                second_entries=self.iommu.second_entries, walks=self.iommu.walks, features=self.iommu))
+                superpage_entries=self.iommu.superpage_entries, second_entries=self.iommu.second_entries, walks=self.iommu.walks,
+                features=self.iommu))
             for source, sink in (
                 (gate.translate_request, iommu.translate_request), (iommu.translate_response, gate.translate_response),
                 (iommu.fence, gate.fence), (gate.fenced, iommu.fenced), (router.targets[0], iommu.bus),

@@ -26,8 +26,8 @@ _MOST_AT_ONCE = 1 << 20  # units of time that the line is left alone
 
 def board_config(width=64):
     """Return the card that boards without a PCIe PHY have: IOMMU, one disk of 256 KiB; patient, as its host is slow and far away."""
-    return EndpointConfig(width=width, iommu=IommuConfig(entries=64, walks=4), disks=(BlkConfig(capacity_sectors=512),), tags=32,
-                          completion_timeout_cycles=100_000_000)  # fmt: skip
+    iommu, disk = IommuConfig(entries=64, superpage_entries=4, walks=4), BlkConfig(capacity_sectors=512)
+    return EndpointConfig(width=width, iommu=iommu, disks=(disk,), tags=32, completion_timeout_cycles=100_000_000)
 
 
 class DeadLine(ConnectionError):

@@ -60,6 +60,7 @@ BAD = {
     "iommu = 3": "iommu must be a table, not 3.",
     "[iommu]\nentries = 16": "iommu.kind must be one of riscv, virtio, not None.",
     "[iommu]\nkind = []": "iommu.kind must be one of riscv, virtio, not [].",
+    '[iommu]\nkind = "riscv"\nsuperpage_entries = 1': "iommu.superpage_entries: IOTLB entries for larger pages must be between 2 and 32",
     '[iommu]\nkind = "riscv"\nentries = 5': "iommu.entries: IOTLB entries must be a power of two between 16 and 256",
     '[iommu]\nkind = "riscv"\nSv57 = true': "iommu: Sv48 must be there for Sv57, not False.",
     '[iommu]\nkind = "riscv"\nintervals = 4': "iommu.intervals must be a parameter of IommuConfig, which has Sv48, ",
