@@ -2,6 +2,7 @@
 
 import cocotb
 import pytest
+from cocotb.triggers import ClockCycles
 
 from ringwall.models.virtio.driver import Feature
 from ringwall.models.virtio.ring import SPACE
@@ -47,3 +48,20 @@ async def tables_lie_anywhere(dut):
                 assert all(table <= low and high <= table + 16 * buffers and low // BLOCK == (high - 1) // BLOCK for low, high in of_table)
                 assert len(of_table) <= buffers + 1 + buffers // 3
     assert not bench.broken
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
+async def bytes_are_counted(dut):
+    """VIRTIO-RING-25: a chain may have 2^32 bytes, but neither as many readable ones nor as many writable ones (V031)."""
+    bench = await RingBench(dut, params()["width"], ((0, (SIZE,)),), latency=lambda: 12, back_latency=lambda: 2).begin()
+    half, most = (1 << 40, 1 << 31), (1 << 41, (1 << 32) - 1)
+    for readable, writable, is_good in (([half] * 2, [], 0), ([], [half] * 2, 0), ([(0, 1)], [most], 1), ([most], [(0, 1)], 1),
+                                        ([half], [half], 1)):  # fmt: skip
+        await bench.enable(0, SIZE, 0)
+        bench.broken.clear()
+        bench.rings[0].add_chain(readable, writable)
+        await bench.publish(0, always=True)
+        await ClockCycles(dut.clk, 200)
+        assert (bench.backs[0].chains, bool(bench.broken)) == ([(0, readable, writable)] * is_good, not is_good)
+        bench.backs[0].chains.clear()
+        await bench.stop(0)
