@@ -35,7 +35,7 @@ class Translator(wiring.Component):
     translation. Translation requests always walk, and fill no cache but those of contexts: the device keeps what it is answered.
     [RVIOMMU1.0 3.3, 3.6]
 
-    Latency: 2 cycles from request accepted to response valid when cached, 4 when only the second level has it; a miss 9 cycles more than
+    Latency: 2 cycles from request accepted to response valid when cached, 4 when only the second level has it; a miss 8 cycles more than
     its reads and the lookup in a second level. Throughput: one request per cycle; the answer of a miss or of the second level takes the
     place of one hit, and so does a request that comes back from the walker.
 
@@ -46,8 +46,7 @@ class Translator(wiring.Component):
     second_entries, second_generation_bits : :class:`int`
         See :class:`.iotlb_second.SecondIotlb`; 0 entries: there is none.
     walks, context_entries : :class:`int`
-        Walks in flight, for which 16 requests can wait, or 32 if there are more than 4; device contexts cached, and as many process
-        contexts.
+        Walks in flight; device contexts cached, and as many process contexts.
     misses : :class:`int`
         Requests that wait in front of the walker before what is behind them stalls; prefetches do not wait.
     physical_address_bits, features
@@ -96,7 +95,7 @@ class Translator(wiring.Component):
                                    asked=self._asked()) if second_entries else None  # fmt: skip
         self._contexts = ContextCache(entries=context_entries, ports=2, layout=context_layout(features))
         self._processes = ContextCache(entries=context_entries, ports=2, layout=Process) if features.has_processes else None
-        self._walker = Walker(walks=walks, waiters=16 if walks <= 4 else 32, physical_address_bits=physical_address_bits, features=features)
+        self._walker = Walker(walks=walks, physical_address_bits=physical_address_bits, features=features)
         self._missed = Queue(request_layout(features), misses)
         super().__init__({
             "request": In(stream.Signature(request_layout(features))),

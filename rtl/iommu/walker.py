@@ -33,9 +33,6 @@ again about the guest page of its table, for a write (``is_writing``), and the l
 first stage begins anew at its root, since its guest page is not known. [RVIOMMU1.0 3.4; RVPRIV 10.3.2 step 9]
 """
 
-from functools import reduce
-from operator import or_
-
 from amaranth import Array, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
@@ -82,7 +79,7 @@ class Walker(wiring.Component):
     Supported: Off, Bare, 1 to 3 directory levels, first stage Bare or Sv39 with Svnapot, and what ``features`` say.
     iotval2 of a guest page fault has all bits of the guest address. [RVIOMMU1.0 3.3]
 
-    Latency, with nothing else to do and without features: 5 cycles from a request accepted to its first read offered, 4 from the data of an
+    Latency, with nothing else to do and without features: 4 cycles from a request accepted to its first read offered, 4 from the data of an
     entry to the next read, 6 from that of a leaf to the answer. Throughput: one thing at a time.
 
     Parameters
@@ -126,7 +123,7 @@ class Walker(wiring.Component):
     forget, forget_tables : ``In(1)``
         An invalidation happens: walks in flight are stale; remembered leaf tables are forgotten.
     in_flight : ``Out(walks)``
-        A bit per walk; of one that may begin, too, in the cycle before.
+        A bit per walk.
     spare : ``Out(1)``
         No request is at work or waits to be, and one that came now would leave another walk free; with one walk, it would find that.
     begun, merged, read : ``Out(1)``
@@ -238,7 +235,7 @@ class Walker(wiring.Component):
 
         # What is known about the request at work.
         m.d.comb += [
-            self.device_id.eq(key.device_id),
+            self.device_id.eq(asked.device_id),
             asked_key.device_id.eq(asked.device_id), asked_key.page.eq(asked.page),
             asked_key.process_id_valid.eq(asked.process_id_valid),
         ]
@@ -259,18 +256,17 @@ class Walker(wiring.Component):
         if features.ATS:
             m.d.comb += asked_key.kind.eq(asked.kind)
         may_share = 1 if processes else ~asked.process_id_valid  # a process_id is answered by the device context alone
-        joining, holding, bringing = Signal(self.walks), Signal(self.walks), Signal(self.walks)  # what each walk is to it
         joins, joined = Signal(), Signal(walk_bits)
-        holders, context_comes, context_found = Signal(self.walks), Signal(), Signal()
-        is_cached = holders.any()
+        is_cached, cached_at, context_comes = Signal(), Signal(walk_bits), Signal()
         wake = Signal()  # the device context of ``walk`` has come, or never will
         for n, other in enumerate(keys):
             same_page = may_share & (other.as_value() == asked_key.as_value())
-            m.d.comb += [
-                joining[n].eq(busy[n] & ~stale[n] & same_page),
-                holding[n].eq(cached[n] & ~stale[n] & same_page & (processes | ~asked.execute)),
-                bringing[n].eq(fetching[n] & ~stale[n] & (other.device_id == asked.device_id)),
-            ]
+            with m.If(busy[n] & ~stale[n] & same_page):
+                m.d.comb += [joins.eq(1), joined.eq(n)]
+            with m.If(cached[n] & ~stale[n] & same_page & (processes | ~asked.execute)):
+                m.d.comb += [is_cached.eq(1), cached_at.eq(n)]
+            with m.If(fetching[n] & ~stale[n] & (other.device_id == asked.device_id)):
+                m.d.comb += context_comes.eq(1)
             with m.If(wake & parked[n] & (other.device_id == key.device_id)):
                 m.d.sync += [parked[n].eq(0), resumable[n].eq(1)]
         resumed = Signal(walk_bits)
@@ -291,9 +287,16 @@ class Walker(wiring.Component):
             return ppn[self.physical_address_bits - spec.PAGE_BITS :].any()
 
         # Answers: of the walk's waiters one after the other, or of the request itself.
-        waiter_at, next_waiter, subject = Signal(waiter_bits), Signal(waiter_bits), Signal(waiter)
-        m.d.comb += [next_waiter.eq(read_link.data), read_waiter.addr.eq(next_waiter), read_link.addr.eq(waiter_at)]
-        permitted, always_logged, goes_to_file = answer_subject(m, work, self, subject, is_direct, translated)
+        waiter_at = Signal(waiter_bits)
+        m.d.comb += [read_waiter.addr.eq(waiter_at), read_link.addr.eq(waiter_at)]
+        subject, subject_page, subject_device = Signal(waiter), Signal(52), Signal(24)
+        with m.If(is_direct):
+            m.d.comb += [
+                *(subject[name].eq(asked[name]) for name in waiter_fields), subject_page.eq(asked.page), subject_device.eq(asked.device_id),
+            ]
+        with m.Else():
+            m.d.comb += [subject.eq(read_waiter.data), subject_page.eq(key.page), subject_device.eq(key.device_id)]
+        permitted, always_logged, goes_to_file = answer_subject(m, work, self, subject, subject_page, subject_device, is_direct, translated)
 
         write_waiter_data = write_waiter.data
         m.d.comb += [
@@ -307,15 +310,13 @@ class Walker(wiring.Component):
         def direct(kind, number=0):
             return [*fail(kind, number), is_direct.eq(1), dtf.eq(0)]
 
-        passes = context.fsc_mode == spec.MODE_BARE
+        passes = self.context.fsc_mode == spec.MODE_BARE
         if processes:
-            passes = ~needs_process(context, asked, features) & (passes | context.PDTV)
+            passes = ~needs_process(self.context, asked, features) & (passes | self.context.PDTV)
         if two_stages:
-            passes &= context.guest_mode == spec.MODE_BARE
+            passes &= self.context.guest_mode == spec.MODE_BARE
 
         pending = Signal()  # ``asked`` could not be begun: it stays, and replies go first
-        forgot = Signal()  # an invalidation met what is looked up
-        m.d.sync += forgot.eq(self.forget)
         free = ~busy
         m.d.sync += self.spare.eq((free & (free - (self.walks > 1))).any() & any_waiter & ~pending & ~self.i.valid)
         with m.FSM() as fsm:
@@ -334,24 +335,14 @@ class Walker(wiring.Component):
                     m.d.sync += [at.eq(resumed), resumable.bit_select(resumed, 1).eq(0)]
                     m.next = "RESUME"
                 with m.Elif(pending):
-                    m.next = "LOOK_UP"
+                    m.next = "CLASSIFY"
                 with m.Elif(self.i.valid):
                     m.d.comb += self.i.ready.eq(1)
                     m.d.sync += [asked.eq(request), pending.eq(1)]
-                    m.next = "LOOK_UP"
+                    m.next = "CLASSIFY"
 
             # A request. [RVIOMMU1.0 3.3, steps 1 to 10]
-            with m.State("LOOK_UP"):
-                m.d.comb += self.device_id.eq(asked.device_id)
-                m.d.sync += [
-                    key.eq(asked_key), context.eq(self.context), context_found.eq(self.context_found),
-                    *(subject[name].eq(asked[name]) for name in waiter_fields),
-                    joins.eq(joining.any()), joined.eq(reduce(or_, (Mux(joining[n], n, 0) for n in range(self.walks)))),
-                    holders.eq(holding), context_comes.eq(bringing.any()),
-                ]
-                m.next = "CLASSIFY"
             with m.State("CLASSIFY"):
-                m.d.comb += self.in_flight.eq(busy | (1 << free_walk))  # what begins now has looked up before a fence that comes now
                 m.d.sync += pending.eq(0)
                 m.next = "ANSWER"
                 with m.If(self.mode == spec.OFF):
@@ -363,14 +354,14 @@ class Walker(wiring.Component):
                             m.d.sync += direct(Outcome.FAULT, spec.TYPE_DISALLOWED)
                 with m.Elif(too_wide):
                     m.d.sync += direct(Outcome.FAULT, spec.TYPE_DISALLOWED)
-                with m.Elif(context_found & is_refused(context, asked, features)):
-                    m.d.sync += [*direct(Outcome.FAULT, spec.TYPE_DISALLOWED), dtf.eq(context.DTF)]
-                with m.Elif(context_found & passes):
+                with m.Elif(self.context_found & is_refused(self.context, asked, features)):
+                    m.d.sync += [*direct(Outcome.FAULT, spec.TYPE_DISALLOWED), dtf.eq(self.context.DTF)]
+                with m.Elif(self.context_found & passes):
                     m.d.sync += [*direct(Outcome.MAPPED), work.identity.eq(1)]
                 with m.Elif(asked.is_prefetch & (joins | is_cached)):
                     m.next = "REST"
                 with m.Elif(is_cached):
-                    m.d.sync += cached.eq(cached & ~holders)  # so that it is given back once only
+                    m.d.sync += cached.bit_select(cached_at, 1).eq(0)  # so that it is given back once only
                     m.next = "GIVE_BACK"
                 with m.Elif(joins & any_waiter):
                     m.d.comb += [write_waiter.en.eq(1), write_link.en.eq(1), self.merged.eq(1)]
@@ -381,14 +372,14 @@ class Walker(wiring.Component):
                 with m.Elif(any_walk & any_waiter):
                     m.d.comb += [write_waiter.en.eq(1), self.begun.eq(1)]
                     m.d.sync += [
-                        at.eq(free_walk), busy.bit_select(free_walk, 1).eq(1),
-                        stale.bit_select(free_walk, 1).eq(forgot), cached.bit_select(free_walk, 1).eq(0),
+                        at.eq(free_walk),
+                        busy.bit_select(free_walk, 1).eq(1), stale.bit_select(free_walk, 1).eq(0), cached.bit_select(free_walk, 1).eq(0),
                         used.bit_select(free_waiter, 1).eq(1), heads[free_walk].eq(free_waiter), tails[free_walk].eq(free_waiter),
-                        walk.phase.eq(Phase.CONTEXT),
+                        key.eq(asked_key), context.eq(self.context), walk.phase.eq(Phase.CONTEXT),
                     ]
                     for n, other in enumerate(keys):
                         with m.If(free_walk == n):
-                            m.d.sync += other.eq(key)
+                            m.d.sync += other.eq(asked_key)
                     if updates:
                         m.d.sync += [work.demanded.bit_select(free_walk, 1).eq(~asked.is_prefetch), walk.failures.eq(0)]
                         if two_stages:
@@ -397,7 +388,7 @@ class Walker(wiring.Component):
                         m.d.sync += [walk.ENS.eq(1), walk.SUM.eq(0)]
                     if two_stages:
                         m.d.sync += [work.first.eq(~0), walk.reach.eq(~0), walk.G.eq(0), walk.PBMT.eq(0)]
-                    with m.If(context_found):
+                    with m.If(self.context_found):
                         m.next = "PLAN" if processes or features.ATS else "BEGIN_TABLE"
                     with m.Elif(context_comes):
                         m.next = "PARK"
@@ -417,11 +408,13 @@ class Walker(wiring.Component):
                 m.d.sync += parked.bit_select(at, 1).eq(1)
                 m.next = "REST"
             with m.State("RESUME"):
+                m.d.comb += self.device_id.eq(key.device_id)
                 m.d.sync += [context.eq(self.context), dtf.eq(self.context.DTF)]
                 m.next = "BEGIN_DIRECTORY"
                 with m.If(self.context_found):
                     m.next = "USE_CONTEXT"
             with m.State("BEGIN_DIRECTORY"):
+                m.d.comb += self.device_id.eq(key.device_id)
                 m.d.sync += [
                     walk.phase.eq(Mux(levels == 0, Phase.CONTEXT, Phase.DIRECTORY)), walk.level.eq(levels), next_ppn.eq(self.root_ppn),
                     fetching.bit_select(at, 1).eq(1), dtf.eq(0),
@@ -533,8 +526,8 @@ class Walker(wiring.Component):
 
             # The end.
             with m.State("END_WALK"):
-                m.d.comb += [wake.eq(fetching.bit_select(at, 1)), next_waiter.eq(heads[at])]
-                m.d.sync += [waiter_at.eq(next_waiter), subject.eq(read_waiter.data), fetching.bit_select(at, 1).eq(0)]
+                m.d.comb += wake.eq(fetching.bit_select(at, 1))
+                m.d.sync += [waiter_at.eq(heads[at]), fetching.bit_select(at, 1).eq(0)]
                 m.next = "ANSWER"
             with m.State("ANSWER"):
                 m.d.comb += self.o.valid.eq(~subject.is_prefetch)
@@ -551,7 +544,7 @@ class Walker(wiring.Component):
             with m.State("NEXT_WAITER"):
                 m.next = "REST"
                 with m.If(~is_direct):
-                    m.d.sync += [used.bit_select(waiter_at, 1).eq(0), waiter_at.eq(next_waiter), subject.eq(read_waiter.data)]
+                    m.d.sync += [used.bit_select(waiter_at, 1).eq(0), waiter_at.eq(read_link.data)]
                     with m.If(waiter_at == tails[at]):
                         m.d.sync += busy.bit_select(at, 1).eq(0)
                     with m.Else():

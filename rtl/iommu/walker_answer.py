@@ -26,15 +26,15 @@ def answered_page(m, work):
     return translated, inside
 
 
-def answer_subject(m, work, walker, subject, is_direct, translated):
-    """Fill in answer and fault report for ``subject``, who asks for the page of the walk's key.
+def answer_subject(m, work, walker, subject, page, device_id, is_direct, translated):
+    """Fill in answer and fault report for ``subject``, who asks for ``page``.
 
     Return whether nothing is to be recorded, whether a fault is recorded in any case, and whether what is permitted goes to an interrupt
     file in memory. A write is a write; what executes reads. [RVIOMMU1.0 2.3]
     """
     features, walk, mapped, second = work.features, work.walk, work.mapped, work.second
     processes = features.has_processes
-    permitted, page = Signal(), work.key.page
+    permitted = Signal()
     is_write, execute = subject.is_write, subject.execute
     if features.ATS:  # a translation request reads, or executes if there is a process
         is_write &= ~is_translation(subject)
@@ -92,7 +92,7 @@ def answer_subject(m, work, walker, subject, is_direct, translated):
         answer.fault.eq(~permitted),
         report.cause.eq(subject_cause),
         report.ttyp.eq(ttyp),
-        report.device_id.eq(work.key.device_id),
+        report.device_id.eq(device_id),
         report.process_id_valid.eq(subject.process_id_valid),
         report.process_id.eq(Mux(subject.process_id_valid, subject.process_id, 0)),
         report.privileged.eq(supervisor),

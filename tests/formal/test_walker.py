@@ -96,12 +96,10 @@ class WalkerContract(wiring.Component):
             reads, quiet = Signal(range(READS + 2)), Signal(range(QUIET + 2))
             is_mapped = ~o.p.fault & (o.p.size_log2 != 63)
             is_busy, met, needs_new, is_known = Signal(), Signal(), Signal(), Signal()
-            was_found, forgot = Signal(), Signal()  # in the cycle in front of the walk, when its context is looked up
-            m.d.sync += [was_found.eq(self.context_found), forgot.eq(self.forget)]
             with m.If(took & (reads != READS + 1)):
                 m.d.sync += reads.eq(reads + 1)
             with m.If(walker.begun):
-                m.d.sync += [reads.eq(0), is_known.eq(was_found)]
+                m.d.sync += [reads.eq(0), is_known.eq(self.context_found)]
             moves = [port.valid & port.ready for port in (i, o, retry, replies, walker.memory_read)]
             waits = [port.valid & ~port.ready for port in (o, retry, walker.memory_read, walker.faults)]
             m.d.comb += is_busy.eq(open_ & ~Cat(moves, waits, reading.any() & ~replies.valid).any())
@@ -110,14 +108,13 @@ class WalkerContract(wiring.Component):
             with m.If(came):
                 m.d.sync += needs_new.eq(met)
             with m.If(walker.begun):
-                m.d.sync += [met.eq(forgot), needs_new.eq(0)]
+                m.d.sync += [met.eq(0), needs_new.eq(0)]
             with m.If(self.forget):
                 m.d.sync += met.eq(1)
             m.d.comb += [
                 Assert(reads <= Mux(is_known, TABLE_READS, READS), "a walk reads no more than its directories, its context and its tables"),
                 Assert(quiet <= QUIET, "a walk that waits for nothing goes on"),
                 Assert(~walker.fill.valid | ~met, "a walk that an invalidation met fills no IOTLB"),
-                Assert(~walker.begun | walker.in_flight, "a fence waits for a walk whose context was looked up in front of it"),
                 Assert(~walker.fill_context.valid | ~met, "a walk that an invalidation met fills no context cache"),
                 Assert(~(answered & is_mapped) | ~needs_new, "no request is answered by a walk that an older invalidation met"),
                 Cover(answered & is_mapped & met, "a page for a request that came before the invalidation"),
@@ -142,8 +139,6 @@ BUGS = [
     ("busy[n] & ~stale[n] & same_page", "busy[n] & same_page", "older invalidation"),
     ("self.o.valid.eq(~subject.is_prefetch)", "self.o.valid.eq(1)", "a prefetch never"),
     ("waiter_at == tails[at]", "0", "answered once"),
-    ("forgot.eq(self.forget)", "forgot.eq(0)", "fills no"),
-    ("busy | (1 << free_walk)", "busy", "a fence waits"),
     ("self.memory_read_data.ready.eq(1)", "self.memory_read_data.ready.eq(0)", "one thing"),
 ]
 
