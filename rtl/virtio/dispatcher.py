@@ -208,7 +208,8 @@ class Dispatcher(wiring.Component):
                 with m.Case(n):
                     m.d.comb += tail.eq(self.tails[n])
         row_entries = self.width // 16
-        head_place = (areas.driver[1:] + spec.AVAIL_RING // 2 + (context.count & (size - 1)))[: (row_entries - 1).bit_length()]
+        row_bits = (row_entries - 1).bit_length()
+        head_place = (areas.driver[1 : 1 + row_bits] + spec.AVAIL_RING // 2 + (context.count & (size - 1))[:row_bits])[:row_bits]
         in_line = Signal()
         here_half = Signal(2 * count)
         m.d.comb += [
