@@ -14,21 +14,23 @@ class BlockRams:
 
     def get_memory(self, memory):
         """Return what stands for ``memory``; Amaranth calls this."""
-        m = Module()
-        cells = MemoryInstance(data=memory.data, attrs=memory.attrs)
+        cells, is_ram, wrong = MemoryInstance(data=memory.data, attrs=memory.attrs), "no_rw_check" in memory.attrs, []
         writes = {port: cells.write_port(domain=port.domain, addr=port.addr, data=port.data, en=port.en) for port in memory.write_ports}
         for port in memory.read_ports:
             hidden = [write for write in writes if write not in port.transparent_for]
-            seen = port.data
-            if "no_rw_check" in memory.attrs and hidden:
-                value, collided = Value.cast(port.data), Signal()
-                seen = Signal(len(value))
-                m.d.comb += value.eq(Mux(collided, ~seen, seen))
-                with m.If(port.en):
-                    m.d[port.domain] += collided.eq(Cat(write.en.any() & (write.addr == port.addr) for write in hidden).any())
-            cells.read_port(domain=port.domain, addr=port.addr, data=seen, en=port.en,
+            data = port.data
+            if is_ram and hidden and port.domain != "comb":  # without a clock there is no cycle in which both happen
+                data = Signal(len(Value.cast(port.data)))
+                wrong.append((port, data, hidden))
+            cells.read_port(domain=port.domain, addr=port.addr, data=data, en=port.en,
                             transparent_for=[writes[write] for write in port.transparent_for])  # fmt: skip
-        if "no_rw_check" not in memory.attrs:
+        if not wrong:
             return cells
+        m = Module()
         m.submodules.cells = cells
+        for port, data, hidden in wrong:
+            collided = Signal()
+            m.d.comb += Value.cast(port.data).eq(Mux(collided, ~data, data))
+            with m.If(port.en):
+                m.d[port.domain] += collided.eq(Cat(write.en.any() & (write.addr == port.addr) for write in hidden).any())
         return m

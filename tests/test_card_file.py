@@ -1,9 +1,11 @@
 """Files of cards: what they may say, and what is said of those that do not do."""
 
 import re
+from unittest import mock
 
 import pytest
 
+from ringwall.rtl import core
 from ringwall.rtl.card_file import BadCard, CardFile, example, read, written
 from ringwall.rtl.config import BlkConfig, EndpointConfig, HostAtsConfig, IommuConfig, VirtioIommuConfig
 from ringwall.rtl.verilog import to_rtlil
@@ -99,3 +101,12 @@ def test_refused(text):
     sentence = {**BAD, **BAD_CARDS}[text]
     assert str(found.value).startswith(sentence)
     assert str(found.value).endswith(".") and "\n" not in str(found.value)
+
+
+def test_sizes_arrive():
+    """GEN-FILE-4: what a file says of the IOMMU's sizes is what the card's IOMMU is made with."""
+    sizes = {"entries": 32, "ways": 2, "superpage_entries": 4, "second_entries": 64, "walks": 3}
+    text = "\n".join(["[iommu]", 'kind = "riscv"', *(f"{name} = {value}" for name, value in sizes.items())])
+    with mock.patch.object(core, "Iommu", side_effect=core.Iommu) as made:
+        read(text).checked(to_rtlil)
+    assert {name: made.call_args.kwargs[name] for name in sizes} == sizes
