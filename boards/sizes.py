@@ -21,12 +21,12 @@ ROWS = {  # IOTLB entries, what there is beside the least: parameters
     "256 + 4096": {"entries": 256, "second_entries": 4096},
 }  # fmt: skip
 FAMILIES = {"ECP5": "synth_ecp5", "xc7": "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf"}  # of the tables
-# Of the scripts that come with ABC this is the one whose circuits are smallest and no deeper; it takes three times as long.
-THOROUGH = "scratchpad -copy abc9.script.flow3mfs abc9.script"
+# Of the scripts that come with Yosys this is the one whose circuits are smallest and no deeper, without wide muxes most of all.
+THOROUGH, NO_WIDE_MUXES = "scratchpad -copy abc9.script.flow2 abc9.script", "-nowidelut"
 _XCUP = "synth_xilinx -family xcup -flatten -noiopad -noclkbuf"
 # Yosys 0.70: lutrams_xcu.txt has a RAM of 16 address bits that its map does not know. So 512 rows and more are block RAM.
 COMMANDS = {
-    **FAMILIES, "ECP5, thorough": f"{THOROUGH}; synth_ecp5",
+    **FAMILIES, "ECP5, thorough": f"{THOROUGH}; synth_ecp5 {NO_WIDE_MUXES}",
     "xcup": f"{_XCUP} -top top -run begin:map_memory; setattr -set ram_style \"block\" t:$mem_v2 r:ABITS>=9 %i; "
             f"{_XCUP} -run map_memory:",
 }  # fmt: skip

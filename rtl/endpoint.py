@@ -210,8 +210,8 @@ class Endpoint(wiring.Component):
                 self._translate(m, core, function, kicks.i[len(places)], place.queue)
             state, stop, notifies = core.state[number], Signal(name=f"stop_{number}"), Signal(name=f"notifies_{number}")
             notified = engine.notifications.payload.queue
+            m.d.sync += stop.eq(transport.stop | core.reset[number] | core.is_d3hot[number])  # it comes out of D3hot by a reset
             m.d.comb += [
-                stop.eq(transport.stop | core.reset[number] | core.is_d3hot[number]),  # it comes out of D3hot by a reset
                 transport.reset.eq(core.reset[number]),
                 msix.clear[n].eq(core.reset[number]),
                 core.busy[number].eq(transport.stop | ~msix.cleared[n]),
@@ -237,7 +237,7 @@ class Endpoint(wiring.Component):
                 function.stop.eq(stop),
                 msix.stop[n].eq(stop),
                 core.stop[number].eq(stop),
-                transport.stopped.eq(engine.stopped[n] & function.stopped & msix.stopped[n] & core.stopped[number]),
+                transport.stopped.eq(stop & engine.stopped[n] & function.stopped & msix.stopped[n] & core.stopped[number]),
             ]
             with m.If(notifies):
                 m.d.comb += engine.notifications.ready.eq(transport.notifications.ready)

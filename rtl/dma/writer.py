@@ -201,7 +201,7 @@ class Writer(wiring.Component):
     With ``flows`` a packet that is longer than its list goes on in the next, and ``done`` says so; a list without bytes takes no packet.
     [PCIe5 2.2.7]
 
-    Latency: 5 cycles from the last byte of a burst to the burst. Throughput: one row per cycle at any alignment, one cycle more
+    Latency: 6 cycles from the last byte of a burst to the burst. Throughput: one row per cycle at any alignment, one cycle more
     per list.
 
     Parameters
@@ -295,7 +295,9 @@ class Writer(wiring.Component):
             data.StructLayout({"length_bytes": 13, "is_end": 1, "more": 1}), self.max_in_flight)
         wiring.connect(m, wiring.flipped(self.segments), splitter.i)
         wiring.connect(m, splitter.o, unpacker.pieces)
-        wiring.connect(m, wiring.flipped(self.i), unpacker.i)
+        m.d.comb += self.i.ready.eq(~unpacker.i.valid | unpacker.i.ready)
+        with m.If(self.i.ready):
+            m.d.sync += [unpacker.i.valid.eq(self.i.valid), unpacker.i.payload.eq(self.i.payload)]
         m.d.comb += [splitter.stop.eq(self.stop), unpacker.flows.eq(self.flows), unpacker.clear.eq(self.stop)]
         self._hint(m, splitter.o)
 
@@ -376,7 +378,7 @@ class Writer(wiring.Component):
             self.assured.eq(self.settled | (unpacker.waiting & ~push & (lists == 0) & (unsure == 0) & ~self.failed)),
             self.stopped.eq(
                 self.stop & (stop_age == 3) & ~pending.o.valid & ~issue.o.valid & ~rows.o.valid & ~splitter.o.valid & ~self.segments.valid
-                & ~self.i.valid),
+                & ~self.i.valid & ~unpacker.i.valid),
         ]
         return m
 

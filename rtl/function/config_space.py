@@ -299,15 +299,18 @@ class ConfigSpace(wiring.Component):
                     m.d.comb += [fits.eq((window_offset & (size - 1)) == 0), enables.eq((1 << size) - 1)]
         answered = Signal(32)  # by the owner of the BAR, from lane 0
         answer_mask = Cat(b.replicate(8) for b in window_enables)
+        word = Cat(result[:8], Mux(window_enables[1], result[8:16], result[:8]))
+        placed = Cat(word, Mux(window_enables[2], result[16:], word))  # what is written, in all lanes where it could belong
         bus, access = self.registers, self.registers.request.payload
+        dword = bus.response.payload.data.word_select(lane[2], 32)
         m.d.comb += [
-            answered.eq(bus.response.payload.data >> (lane << 3)),
+            answered.eq(Cat(dword.word_select(lane[:2], 8), dword.word_select(Cat(1, lane[1]), 8), dword[16:])),
             access.function.eq(request.function),
             access.bar.eq(window_bar),
             access.offset.eq(Cat(Signal(3), window_offset[3:])),
             access.is_write.eq(request.is_write),
             access.byte_enable.eq(window_enables << lane),
-            access.data.eq(result << (lane << 3)),
+            access.data.eq(placed.replicate(2)),
             self.responses.payload.data.eq(result),
             self.responses.payload.unsupported.eq(~exists),
             self.updates.response.payload.data.eq(result),
@@ -406,6 +409,7 @@ class ConfigSpace(wiring.Component):
                         m.next = "TRIM"
                 with m.If(inside & rule.data.is_window & (request.byte_enable != 0)):
                     m.d.comb += value_at.eq(here - 3)
+                    m.d.sync += here.eq(value_at)
                     m.next = "FETCH_OFFSET"
             if follows:
                 with m.State("TRIM"):  # BARs, which lie behind the page size
@@ -414,15 +418,15 @@ class ConfigSpace(wiring.Component):
                     with m.If(trims == 0):
                         m.next = "ANSWER"
             with m.State("FETCH_OFFSET"):
-                m.d.comb += value_at.eq(here - 2)
-                m.d.sync += window_bar.eq(value.data)
+                m.d.comb += value_at.eq(here + 1)
+                m.d.sync += [here.eq(value_at), window_bar.eq(value.data)]
                 m.next = "FETCH_LENGTH"
             with m.State("FETCH_LENGTH"):
-                m.d.comb += value_at.eq(here - 1)
-                m.d.sync += window_offset.eq(value.data)
+                m.d.comb += value_at.eq(here + 1)
+                m.d.sync += [here.eq(value_at), window_offset.eq(value.data)]
                 m.next = "CHECK_LENGTH"
             with m.State("CHECK_LENGTH"):
-                m.d.sync += [length.eq(value.data), window_enables.eq(enables), nth.eq(0)]
+                m.d.sync += [here.eq(here + 1), length.eq(value.data), window_enables.eq(enables), nth.eq(0)]
                 m.next = "ANSWER"
                 with m.If(fits):
                     m.next = "CHECK_PLACE"

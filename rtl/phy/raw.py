@@ -133,10 +133,15 @@ class RawReceiver(wiring.Component):
                 *([out.pasid.eq(held_pasid)] if self.has_pasid else []),
             ]
 
+        def log(found, which):
+            return [self.malformed.found.eq(found), *([] if header_at else [self.malformed.header.eq(which)])]
+
         def damage(is_damaged):
-            return [out.damaged.eq(is_damaged), self.malformed.found.eq(is_damaged & ~refused), self.malformed.header.eq(raw_held)]
+            return [out.damaged.eq(is_damaged), *log(is_damaged & ~refused, raw_held)]
 
         m.d.sync += self.malformed.found.eq(0)
+        if header_at:  # no header ends in the cycle in which the TLP in front of it turns out to be damaged
+            m.d.comb += self.malformed.header.eq(raw_held)
         with m.If(go):
             m.d.sync += [self.o.valid.eq(0), flush.eq(0)]
             with m.If(flush):
@@ -168,9 +173,9 @@ class RawReceiver(wiring.Component):
                     dropping.eq(~(known & whole)),
                 ]
                 with m.If(~(known & whole) | breaks_rules):
-                    m.d.sync += [self.malformed.found.eq(1), self.malformed.header.eq(raw)]
+                    m.d.sync += log(1, raw)
             with m.Elif(beat_valid & beat.last & (index < header_at)):
-                m.d.sync += [self.malformed.found.eq(1), self.malformed.header.eq(raw)]
+                m.d.sync += [*log(1, raw), raw_held.eq(raw)]
         return m
 
     def _breaks_rules(self, m, header):

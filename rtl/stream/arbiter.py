@@ -46,7 +46,7 @@ class Arbiter(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         grant, latest = Signal(range(max(self.count, 2))), Signal(range(max(self.count, 2)))
-        locked, held, free = Signal(), Signal(), Signal()
+        locked, held, free, is_offered, offered = Signal(), Signal(), Signal(), Signal(), Signal(self.layout)
         m.d.comb += [free.eq(self.o.ready if self.direct else ~self.o.valid | self.o.ready), grant.eq(latest)]
         with m.If(~locked & ~held):
             # The nearest valid input behind the one served last: later assignments win.
@@ -57,20 +57,19 @@ class Arbiter(wiring.Component):
                             index = (at + distance) % self.count
                             with m.If(self.i[index].valid):
                                 m.d.comb += grant.eq(index)
+        with m.Switch(grant):
+            for n in range(self.count):
+                with m.Case(n):
+                    m.d.comb += [is_offered.eq(self.i[n].valid), offered.eq(self.i[n].payload), self.i[n].ready.eq(free)]
+        with m.If(free | int(self.direct)):
+            m.d.sync += latest.eq(grant)
         if self.direct:
-            with m.Switch(grant):
-                for n in range(self.count):
-                    with m.Case(n):
-                        m.d.comb += [self.o.valid.eq(self.i[n].valid), self.o.payload.eq(self.i[n].payload)]
-            m.d.sync += [latest.eq(grant), held.eq(self.o.valid & ~self.o.ready)]
+            m.d.comb += [self.o.valid.eq(is_offered), self.o.payload.eq(offered)]
+            m.d.sync += held.eq(is_offered & ~free)
         else:
-            with m.If(self.o.ready):
-                m.d.sync += self.o.valid.eq(0)
-        for n in range(self.count):
-            m.d.comb += self.i[n].ready.eq(free & (grant == n))
-            with m.If(self.i[n].valid & self.i[n].ready):
-                if not self.direct:
-                    m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(self.i[n].payload), latest.eq(n)]
-                if self.packets:
-                    m.d.sync += locked.eq(~self.i[n].payload.last)
+            with m.If(free):
+                m.d.sync += [self.o.valid.eq(is_offered), self.o.payload.eq(offered)]
+        if self.packets:
+            with m.If(is_offered & free):
+                m.d.sync += locked.eq(~offered.last)
         return m

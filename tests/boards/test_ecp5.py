@@ -14,7 +14,7 @@ from ringwall.boards import blocks, ecp5
 from ringwall.boards import build as boards
 from ringwall.boards.ecpix5 import build as ecpix5
 from ringwall.boards.ecpix5 import platform as ecpix5_platform
-from ringwall.boards.sizes import THOROUGH, mapped, size
+from ringwall.boards.sizes import NO_WIDE_MUXES, THOROUGH, mapped, size
 from ringwall.boards.versa_ecp5 import build as versa_ecp5
 from ringwall.boards.versa_ecp5 import platform as versa_platform
 from ringwall.boards.yosys import relaxed
@@ -176,7 +176,7 @@ def test_rams():
     assert counts[Ram] < 64 < counts[Memory]
     files = ecp5.files_of(PLATFORMS["ecpix5"](), ecp5.Top(Echo(), clock_mhz=50, baud=2_000_000)).files
     assert "COLLISION_X_MASK 1'1" in files["top.il"]
-    assert THOROUGH in files["top.ys"]
+    assert THOROUGH in files["top.ys"] and NO_WIDE_MUXES in files["top.ys"]
     for transparent, mask in ((False, "1"), (True, "0")):
         text = relaxed(to_rtlil(Row(transparent)))
         assert re.findall(r"COLLISION_X_MASK (.*)", text) == [f"1'{mask}"]

@@ -250,12 +250,11 @@ def test_arbiter(packets, direct):
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
     ("index = (at + distance) % self.count", "index = distance % self.count", "nobody waits"),
-    ("locked.eq(~self.i[n].payload.last)", "locked.eq(0)", "packets stay whole"),
-    ("with m.If(self.o.ready):", "with m.If(1):", "an item stays"),
-    ("self.i[n].ready.eq(free & (grant == n))", "self.i[n].ready.eq(grant == n)", "output is stalled"),
+    ("locked.eq(~offered.last)", "locked.eq(0)", "packets stay whole"),
+    ("with m.If(free):\n                m.d.sync", "with m.If(1):\n                m.d.sync", "an item stays"),
+    ("self.i[n].ready.eq(free)", "self.i[n].ready.eq(1)", "output is stalled"),
     ("with m.If(~locked & ~held):", "with m.If(~locked & ~held & self.o.ready):", "when one can be"),
-    ("self.o.payload.eq(self.i[n].payload), latest.eq(n)", "self.o.payload.eq(self.i[n].payload), latest.eq(n & 1)",
-     "packets stay whole"),
+    ("latest.eq(grant)", "latest.eq(grant & 1)", "when one can be"),
 ])  # fmt: skip
 def test_arbiter_bugs(old, new, broken):
     """FORMAL-STREAM-8: each planted bug of Arbiter breaks an assertion."""
@@ -264,11 +263,11 @@ def test_arbiter_bugs(old, new, broken):
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
     ("index = (at + distance) % self.count", "index = distance % self.count", "nobody waits"),
-    ("locked.eq(~self.i[n].payload.last)", "locked.eq(0)", "packets stay whole"),
-    ("self.i[n].ready.eq(free & (grant == n))", "self.i[n].ready.eq(grant == n)", "output is stalled"),
+    ("locked.eq(~offered.last)", "locked.eq(0)", "packets stay whole"),
+    ("self.i[n].ready.eq(free)", "self.i[n].ready.eq(1)", "output is stalled"),
     ("with m.If(~locked & ~held):", "with m.If(~locked):", "an item stays"),
-    ("held.eq(self.o.valid & ~self.o.ready)", "held.eq(self.o.valid)", "nobody waits|when one can be"),
-    ("latest.eq(grant)", "latest.eq(grant & 1)", "an item stays|packets stay whole"),
+    ("held.eq(is_offered & ~free)", "held.eq(is_offered)", "nobody waits|when one can be"),
+    ("latest.eq(grant)", "latest.eq(grant & 1)", "an item stays|packets stay whole|when one can be"),
 ])  # fmt: skip
 def test_direct_arbiter_bugs(old, new, broken):
     """FORMAL-STREAM-12: each planted bug of a direct Arbiter breaks an assertion."""
