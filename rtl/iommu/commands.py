@@ -2,11 +2,11 @@
 
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..spec.riscv_iommu import EXTENDED_DDI, PDI
 from ..spec.riscv_iommu_registers import COMMAND_BYTES, DEVICE_ID_BITS, PAGE_BITS, Ats, Command, Mode, Opcode
+from ..stream.ram import Ram
 from ..tlp.layouts import BurstStatus
 from .ats_messages import AtsMessages
 from .features import Features
@@ -93,12 +93,13 @@ class Commands(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         control = self.control
-        m.submodules.batch = batch = Memory(shape=data.ArrayLayout(64, 2), depth=BATCH, init=[])
-        put, get = batch.write_port(granularity=1), batch.read_port(domain="comb")
+        m.submodules.batch = batch = Ram(shape=data.ArrayLayout(64, 2), depth=BATCH, init=[])
+        batch.attrs["ram_style"] = "block"
+        put, get = batch.write_port(granularity=1), batch.read_port()
         word = Signal(range(2 * BATCH))
         left, after = Signal(range(BATCH + 1)), Signal(range(BATCH))  # commands to do; the one behind ``command``
         command, runs = Signal(Command), Signal()
-        m.d.comb += runs.eq(control.on & control.enable & ~control.stopped)
+        m.d.comb += [runs.eq(control.on & control.enable & ~control.stopped), command.eq(get.data)]
 
         # A read stays inside the queue, inside an aligned block of 64 bytes, and in front of the tail.
         available, room = Signal(16), Signal(range(BATCH + 1))
@@ -125,13 +126,14 @@ class Commands(wiring.Component):
         done, loads = Signal(), Signal()
         m.d.comb += [
             control.step.eq(done), put.addr.eq(word[1:]), put.data.eq(self.read_data.p.data.replicate(2)), get.addr.eq(after),
+            get.en.eq(done | loads),
         ]  # fmt: skip
         if self.features.has_wires:
             m.d.comb += self.fence_done.eq(done & is_fence & fence.WSI)
         with m.If(done):
             m.d.sync += left.eq(left - 1)
         with m.If(done | loads):
-            m.d.sync += [after.eq(after + 1), command.eq(get.data)]
+            m.d.sync += after.eq(after + 1)
 
         def go_on():
             m.next = "EXECUTE"

@@ -52,7 +52,7 @@ class Faults(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.waiting = waiting = Queue(FaultReport, self.depth)
+        m.submodules.waiting = waiting = Queue(FaultReport, self.depth, in_block=True)
         wiring.connect(m, wiring.flipped(self.reports), waiting.i)
         control, report = self.control, waiting.o
         writer = RecordWriter(m, self, FaultRecord)

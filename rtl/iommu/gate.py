@@ -2,10 +2,10 @@
 
 from amaranth import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..spec import pcie
+from ..stream.ram import Ram
 from ..stream.round_robin import round_robin
 from ..tlp.layouts import DIVERTED, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint, burst_layout
 from .layouts import DwordRequest, TranslateRequest, TranslateResponse, is_mrif
@@ -23,6 +23,12 @@ def _verdict_layout(host_ats, late_count):
     })  # fmt: skip
 
 
+def _waiting_layout(host_ats):
+    """Return the layout of a burst that waits: all that its port, or the gate, does not say of it again."""
+    said = ["client", "is_wall", *([] if host_ats else ["verdict", "pasid_valid", "pasid"])]
+    return data.StructLayout({name: field.shape for name, field in data.Layout.cast(Burst) if name not in said})
+
+
 class Gate(wiring.Component):
     """Translates every burst of every client, or lets it pass where its function bypasses, or refuses it.
 
@@ -30,7 +36,7 @@ class Gate(wiring.Component):
     other one, as long as the translator takes requests; bypassed bursts do not need the translator at all. A burst that is refused leaves
     with verdict FAULT, its address unchanged. Nothing leaves with verdict OK without a permission for its direction that was
     given after the burst entered; an AtomicOp needs both and is translated as a write. ``client``, ``is_wall``, ``verdict`` and
-    ``epoch`` of what enters are ignored: what leaves from port p has client p + 1.
+    ``epoch`` of what enters are ignored: what leaves from port p has client p + 1, and a PASID with ``host_ats`` only.
 
     With ``diverts`` a write of an aligned dword to an interrupt file in memory leaves with verdict DIVERTED, any other burst to one with
     FAULT. One is under way at a time; until it is over its client waits, so that what the client does later is seen later.
@@ -148,8 +154,10 @@ class Gate(wiring.Component):
         m = Module()
         ports, slot_bits = self.clients, (self.depth - 1).bit_length()
         places = ports * self.depth
-        m.submodules.waiting = waiting = Memory(shape=Burst, depth=places, init=[])
-        m.submodules.verdicts = verdicts = Memory(shape=_verdict_layout(self.host_ats, self.late_count), depth=places, init=[])
+        m.submodules.waiting = waiting = Ram(shape=_waiting_layout(self.host_ats), depth=places, init=[])
+        m.submodules.verdicts = verdicts = Ram(shape=_verdict_layout(self.host_ats, self.late_count), depth=places, init=[])
+        for ram in (waiting, verdicts):
+            ram.attrs["ram_style"] = "block"
         put, get = ([Signal(slot_bits + 1, name=f"{name}_{n}") for n in range(ports)] for name in ("put", "get"))
         decided = [Signal(self.depth, name=f"decided_{n}") for n in range(ports)]  # verdict is there, a bit per slot
         bypassed = [Signal(self.depth, name=f"bypassed_{n}") for n in range(ports)]
@@ -187,7 +195,7 @@ class Gate(wiring.Component):
             with m.If(enters[n]):
                 m.d.comb += [
                     entry.eq(burst.p), entry_client.eq(n), entry_slot.eq(put[n]), entry_passes.eq(passing[n]),
-                    entry.client.eq(n + 1), entry.is_wall.eq(0), entry.epoch.eq(epoch), entry.verdict.eq(BurstStatus.OK),
+                    entry.epoch.eq(epoch), entry.verdict.eq(BurstStatus.OK),
                 ]  # fmt: skip
                 if self.host_ats and n in self.messages:
                     m.d.comb += entry.pasid_valid.eq(0)
@@ -197,12 +205,14 @@ class Gate(wiring.Component):
         round_robin(m, wanted, enters, "enter")
         m.d.comb += entering.eq(enters.any())
 
-        # What entered is stored one cycle later, beside its translation request.
-        stored, storing = Signal(Burst), Signal()
-        stored_at, stored_passes = Signal(range(max(places, 2))), Signal()
-        m.d.sync += [storing.eq(entering), stored.eq(entry), stored_at.eq(Cat(entry_slot, entry_client)), stored_passes.eq(entry_passes)]
+        # What entered is stored, and may leave from the next cycle on, beside its translation request.
+        storing, stored_at, stored_passes = Signal(), Signal(range(max(places, 2))), Signal()
+        m.d.sync += [storing.eq(entering), stored_at.eq(Cat(entry_slot, entry_client)), stored_passes.eq(entry_passes)]
         write = waiting.write_port()
-        m.d.comb += [write.en.eq(storing), write.addr.eq(stored_at), write.data.eq(stored)]
+        kept = [name for name, _ in write.data.shape()]
+        m.d.comb += [
+            write.en.eq(entering), write.addr.eq(Cat(entry_slot, entry_client)), *(write.data[name].eq(entry[name]) for name in kept),
+        ]  # fmt: skip
         hint, is_hinted = Signal(Hint), Signal()
         asking = Mux(entering, entry.function, hint.function)
         device = Array(Cat(Const(n, 3), c.device, c.bus) for n, c in enumerate(self.config))[asking]
@@ -251,9 +261,9 @@ class Gate(wiring.Component):
             out_epoch, passers = Signal(), Signal(ports)  # of a burst that passes untranslated; the client whose burst does so now
 
         # Leave: a client whose oldest burst has its verdict, round robin.
-        burst_out, verdict_out = waiting.read_port(transparent_for=(write,)), verdicts.read_port(transparent_for=(judged,))
+        burst_out, verdict_out = waiting.read_port(), verdicts.read_port(transparent_for=(judged,))
         leavers, leaves = Signal(ports), Signal(ports)
-        leave_at, free, out_passes = Signal(range(max(places, 2))), Signal(), Signal()
+        leave_at, free, out_passes, out_client = Signal(range(max(places, 2))), Signal(), Signal(), Signal(range(ports + 1))
         m.d.comb += [
             free.eq(~self.o.valid | self.o.ready),
             burst_out.en.eq(free), verdict_out.en.eq(free), burst_out.addr.eq(leave_at), verdict_out.addr.eq(leave_at),
@@ -287,7 +297,7 @@ class Gate(wiring.Component):
             with m.If(leaves[n]):
                 m.d.comb += leave_at.eq(oldest)
                 goes_by = passes | (bypassed[n].bit_select(slot, 1) & ~answered)
-                m.d.sync += [get[n].eq(get[n] + 1), out_passes.eq(goes_by)]
+                m.d.sync += [get[n].eq(get[n] + 1), out_passes.eq(goes_by), out_client.eq(n + 1)]
                 if self.late_count:
                     m.d.comb += passers[n].eq(goes_by)
                     m.d.sync += out_epoch.eq(epoch)
@@ -304,11 +314,7 @@ class Gate(wiring.Component):
             writes.eq(burst_out.data.is_write | (burst_out.data.atomic != AtomicKind.NONE)),
             allowed.eq(out_passes | (~verdict.fault & (verdict.writable | ~writes) & (verdict.readable | ~reads))),
         ]
-        if self.host_ats:
-            for name in Burst.as_shape().members:
-                m.d.comb += self.o.p[name].eq(burst_out.data[name])
-        else:
-            m.d.comb += self.o.p.eq(burst_out.data)
+        m.d.comb += [self.o.p.client.eq(out_client), *(self.o.p[name].eq(burst_out.data[name]) for name in kept)]
         with m.If(~allowed):
             m.d.comb += self.o.p.verdict.eq(BurstStatus.FAULT)
         with m.Elif(~out_passes):

@@ -250,7 +250,7 @@ class ProgrammingInterface(wiring.Component):
             interrupts.interrupt.eq(registers.interrupt), interrupts.masked.eq(registers.msi_masked), interrupts.config.eq(self.config),
             registers.msi_pending.eq(interrupts.pending), registers.msi_sending.eq(interrupts.sending),
             registers.msi_word_index.eq(interrupts.word_index),
-            interrupts.word.eq(registers.msi_word),
+            interrupts.word.eq(registers.msi_word), interrupts.word_stays.eq(registers.msi_word_stays),
         ]  # fmt: skip
 
     def _record_messages(self, m, port):

@@ -30,8 +30,8 @@ class Interrupts(wiring.Component):
         MSI-X Enable and Function Mask of function 0.
     pending : ``Out(16)``
         Messages that wait to be sent.
-    word_index, word : ``Out(5)``, ``In(64)``
-        Reads the table: word 2v is the address, 2v+1 the data; one cycle later.
+    word_index, word, word_stays : ``Out(5)``, ``In(64)``, ``In(1)``
+        Reads the table: word 2v is the address, 2v+1 the data; one cycle later. ``word_stays``: nothing is read now.
     sending : ``Out(1)``
         A message was decided and has not ended.
     write, write_done : ``Out(stream.Signature(MemoryWrite))``, ``In(stream.Signature(MemoryWriteDone))``
@@ -46,6 +46,7 @@ class Interrupts(wiring.Component):
     pending: Out(MSI_ENTRIES)
     word_index: Out(range(2 * MSI_ENTRIES))
     word: In(64)
+    word_stays: In(1)
     sending: Out(1)
     write: Out(stream.Signature(MemoryWrite))
     write_done: In(stream.Signature(MemoryWriteDone))
@@ -75,11 +76,13 @@ class Interrupts(wiring.Component):
                     m.next = "LOOK_UP"
             with m.State("LOOK_UP"):
                 m.d.comb += self.word_index.eq(Cat(Const(0, 1), vector))
-                m.next = "GO_ON"
+                with m.If(~self.word_stays):
+                    m.next = "GO_ON"
             with m.State("GO_ON"):
                 m.d.comb += self.word_index.eq(Cat(Const(1, 1), vector))
                 m.d.sync += address.eq(self.word)
-                m.next = "LOAD"
+                with m.If(~self.word_stays):
+                    m.next = "LOAD"
             with m.State("LOAD"):
                 m.d.sync += self.write.p.data.eq(self.word[:32])
                 m.next = "SEND"

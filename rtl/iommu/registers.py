@@ -5,7 +5,6 @@ from operator import or_
 
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..regs.bus import PATIENCE_BITS, RegisterBus
@@ -22,6 +21,7 @@ from ..spec.riscv_iommu_registers import (
     Mode,
     QueueCsr,
 )
+from ..stream.ram import Ram
 from .features import Features
 
 INDEX_BITS = 16  # of a queue index: LOG2SZ is at most this
@@ -138,8 +138,8 @@ class Registers(wiring.Component):
         M of each vector.
     msi_pending, msi_sending : ``In(16)``, ``In(1)``
         What the pending bit array shows; a message is under way.
-    msi_word_index, msi_word : ``In(5)``, ``Out(64)``
-        Reads a 64-bit word of the MSI table, one cycle later; M reads 0 here.
+    msi_word_index, msi_word, msi_word_stays : ``In(5)``, ``Out(64)``, ``Out(1)``
+        Reads a 64-bit word of the MSI table, one cycle later; M reads 0 here. ``msi_word_stays``: software has the table, nothing is read.
     WSI, wires, fence_done : ``Out(1)``, ``Out(vectors)``, ``In(1)``
         With wires: fctl.WSI; the wires, a cycle behind ipsr and icvec; a pulse sets cqcsr.fence_w_ip.
     counters, overflow : ``Out(Bank())``, ``In(1)``
@@ -178,6 +178,7 @@ class Registers(wiring.Component):
                 "msi_sending": In(1),
                 "msi_word_index": In(range(2 * MSI_ENTRIES)),
                 "msi_word": Out(64),
+                "msi_word_stays": Out(1),
             } if features.has_messages else {}),
             **({"WSI": Out(1, init=features.IGS == IGS_WSI), "wires": Out(vectors), "fence_done": In(1)} if features.has_wires else {}),
             **({"counters": Out(Bank()), "overflow": In(1)} if features.HPM else {}),
@@ -306,17 +307,19 @@ class Registers(wiring.Component):
 
     def _keep_messages(self, m, at, access, write, request):
         """Keep the MSI table, address words and data words in turn, M apart; return what the word accessed last read as then."""
-        m.submodules.messages = messages = Memory(shape=64, depth=2 * MSI_ENTRIES, init=[])
+        m.submodules.messages = messages = Ram(shape=64, depth=2 * MSI_ENTRIES, init=[])
+        messages.attrs["ram_style"] = "block"
         store, show, send = messages.write_port(granularity=8), messages.read_port(), messages.read_port()
         is_table, is_shown, shows_mask = Signal(), Signal(), Signal()
         mask = self.msi_masked.bit_select(at[1:5], 1)
         m.d.comb += [
             is_table.eq((at >= MSI_TABLE // 8) & (at < MSI_TABLE // 8 + 2 * MSI_ENTRIES)), store.addr.eq(at[:5]), show.addr.eq(at[:5]),
             store.data.eq(Mux(at[0], request.data & 0xFFFF_FFFF, request.data & ((1 << 56) - 4))),
-            show.en.eq(access), send.addr.eq(self.msi_word_index), self.msi_word.eq(send.data),
+            show.en.eq(access & ~write), send.addr.eq(self.msi_word_index), send.en.eq(~access), self.msi_word.eq(send.data),
+            self.msi_word_stays.eq(access),
         ]  # fmt: skip
         with m.If(access):
-            m.d.sync += [is_shown.eq(is_table), shows_mask.eq(at[0] & mask)]
+            m.d.sync += [is_shown.eq(is_table & ~write), shows_mask.eq(at[0] & mask)]
         with m.If(write & is_table):
             m.d.comb += store.en.eq(request.byte_enable)
             with m.If(at[0] & request.byte_enable[4]):

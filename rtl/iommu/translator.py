@@ -96,7 +96,7 @@ class Translator(wiring.Component):
         self._contexts = ContextCache(entries=context_entries, ports=2, layout=context_layout(features))
         self._processes = ContextCache(entries=context_entries, ports=2, layout=Process) if features.has_processes else None
         self._walker = Walker(walks=walks, physical_address_bits=physical_address_bits, features=features)
-        self._missed = Queue(request_layout(features), misses)
+        self._missed = Queue(request_layout(features), misses, in_block=True)
         super().__init__({
             "request": In(stream.Signature(request_layout(features))),
             "response": Out(stream.Signature(response_layout(features))),

@@ -178,10 +178,9 @@ class VerdictContract(GateContract):
         unchanged = Signal(Burst)  # but address and verdict
         m.d.comb += [
             unchanged.length_bytes.eq(burst.length), unchanged.function.eq(burst.function), unchanged.is_write.eq(burst.is_write),
-            unchanged.atomic.eq(burst.atomic), unchanged.pasid_valid.eq(burst.pasid_valid), unchanged.pasid.eq(burst.pasid),
-            unchanged.relaxed_ordering.eq(burst.relaxed_ordering), unchanged.no_snoop.eq(burst.no_snoop),
-            unchanged.cookie.eq(burst.cookie), unchanged.address.eq(o.p.address), unchanged.verdict.eq(o.p.verdict),
-            unchanged.client.eq(o.p.client), unchanged.epoch.eq(o.p.epoch),
+            unchanged.atomic.eq(burst.atomic), unchanged.relaxed_ordering.eq(burst.relaxed_ordering),
+            unchanged.no_snoop.eq(burst.no_snoop), unchanged.cookie.eq(burst.cookie), unchanged.address.eq(o.p.address),
+            unchanged.verdict.eq(o.p.verdict), unchanged.client.eq(o.p.client), unchanged.epoch.eq(o.p.epoch),
         ]  # fmt: skip
         for rule, text in (
             (~ok | bypassed | allowed, "OK needs a permission that was given for this burst, or the bypass when it entered"),
@@ -285,11 +284,11 @@ VERDICT_BUGS = [
     ("Cat(burst_out.data.address[:12], verdict.page)", "burst_out.data.address", "was given for this burst"),
     ("~out_passes", "1", "leaves as it came"),
     ("judged.addr.eq(response.p.cookie)", "judged.addr.eq(response.p.cookie ^ 1)", "OK needs|has a reason|was given"),
-    ("answered.eq(response.valid & (response.p.cookie == oldest))", "answered.eq(response.valid)", "some client's|before its answer"),
+    ("answered.eq(response.valid & (response.p.cookie == oldest))", "answered.eq(response.valid)",
+     "some client's|before its answer|has entered"),
     ("Const(n, 3)", "Const(0, 3)", "device is that"),
     ("((put[n] - get[n])[: slot_bits + 1] != self.depth)", "1", "nothing else of a burst|no cookie names two"),
-    ("entry.client.eq(n + 1)", "entry.client.eq(1)", "has entered"),
-    ("entry.is_wall.eq(0)", "entry.is_wall.eq(burst.p.is_wall)", "not the wall's"),
+    ("out_client.eq(n + 1)", "out_client.eq(1)", "has entered"),
     ("free.eq(~self.o.valid | self.o.ready)", "free.eq(1)", "stays until it is taken"),
     ("asks.eq(~request.valid | request.ready)", "asks.eq(1)", "stays until it is taken"),
     ("Mux(entry.pasid_valid, entry.pasid, 0)", "entry.pasid", "process is"),

@@ -161,7 +161,7 @@ class Bench:
 
 def expected(burst, port, answers):
     """The fields that must leave for ``burst``; ``answers`` has the translator's word by page, device and direction, or None for bypass."""
-    out = dict(burst, client=port + 1, is_wall=0)
+    out = dict(burst, client=port + 1, is_wall=0, pasid_valid=0, pasid=0)
     del out["epoch"]
     out["verdict"] = BurstStatus.OK
     if answers is not None:

@@ -22,7 +22,7 @@ WIDTH = 256
 
 
 MESSAGES = ["one_message_per_rise", "pending_while_masked", "a_message_that_fails_is_recorded", "random_masks_lose_nothing",
-            "reads_see_the_end_of_messages"]
+            "reads_see_the_end_of_messages", "software_has_the_table_meanwhile"]
 
 
 def test_interrupts(request):
@@ -188,6 +188,22 @@ async def a_message_that_fails_is_recorded(dut):
         await bench.write("cqt", 0)
         await bench.write("cqcsr", 3)
         await bench.write("ipsr", 3)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def software_has_the_table_meanwhile(dut):
+    """IOMMU-IRQ-8: while messages are sent their addresses and data are written with what they are, in every phase: all are right."""
+    bench = await Bench(dut, WIDTH).enable()
+    for phase in range(24):
+        await bench.fault()
+        await ClockCycles(dut.clk, phase)
+        for _ in range(4):
+            await bench.write("msi_addr_1", bench.place(1))
+            await bench.write("msi_data_1", 0xD1)
+        await bench.settle()
+        assert bench.messages() == [1] * (phase + 1)
+        await bench.write("ipsr", 2)
+        await bench.write("fqh", await bench.read("fqt"))
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
