@@ -42,6 +42,7 @@ class Queue(wiring.Component):
         if not isinstance(depth, int) or depth < 2:
             raise ValueError(f"Depth must be an integer of at least 2, not {depth!r}")
         self.layout, self.depth, self.direct, self.in_block = layout, depth, direct, in_block
+        self._wraps = not depth & (depth - 1)  # a power of two: places wrap by themselves
         super().__init__({"i": In(stream.Signature(layout)), "o": Out(stream.Signature(layout))})
 
     def elaborate(self, platform):
@@ -54,29 +55,32 @@ class Queue(wiring.Component):
         count = Signal(range(self.depth + 1))  # items in the memory, the one shown at ``o`` included
 
         push, pop = self.i.valid & self.i.ready, self.o.valid & self.o.ready
-        following = Mux(get == self.depth - 1, 0, get + 1)
+        following = self._behind(get, pop)
         m.d.comb += [
-            self.i.ready.eq(count != self.depth),
+            self.i.ready.eq(~count[-1] if self._wraps else count != self.depth),
             write.addr.eq(put),
             write.data.eq(self.i.payload),
             write.en.eq(push),
-            read.addr.eq(Mux(pop, following, get)),
+            read.addr.eq(following),
             self.o.payload.eq(read.data),
         ]
-        m.d.sync += count.eq(count + push - pop)
-        # What was written in this very cycle cannot be read yet.
+        m.d.sync += [put.eq(self._behind(put, push)), get.eq(following)]
+        with m.If(push ^ pop):
+            m.d.sync += count.eq(count + Mux(pop, -1, 1))
+        remains = (count[0] & ~pop) | count[1:].any()  # what is written in this very cycle cannot be read yet
         if self.direct:
             readable, newest = Signal(), Signal(self.layout)
-            m.d.sync += [readable.eq(count > pop), newest.eq(self.i.payload)]
+            m.d.sync += [readable.eq(remains), newest.eq(self.i.payload)]
             m.d.comb += self.o.valid.eq(self.i.valid | (count != 0))
             with m.If(count == 0):
                 m.d.comb += self.o.payload.eq(self.i.payload)
             with m.Elif(~readable):
                 m.d.comb += self.o.payload.eq(newest)
         else:
-            m.d.sync += self.o.valid.eq(count > pop)
-        with m.If(push):
-            m.d.sync += put.eq(Mux(put == self.depth - 1, 0, put + 1))
-        with m.If(pop):
-            m.d.sync += get.eq(following)
+            m.d.sync += self.o.valid.eq(remains)
         return m
+
+    def _behind(self, place, moves):
+        """Return ``place``, or the one behind it if it ``moves``."""
+        following = (place + moves)[: len(place)]
+        return following if self._wraps else Mux(moves & (place == self.depth - 1), 0, following)
