@@ -27,3 +27,12 @@ def test_growth():
     """BOARD-BLOCKS-2: no block of the ECPIX-5's card has over 5 % more LUTs or registers than when they were recorded."""
     found = blocks.grown(blocks.by_block(mapped("ECP5, thorough", TunnelCard(BOARD.config))), json.loads(blocks.RECORDED.read_text()))
     assert not found, "; ".join(found)
+
+
+def test_bitstream(tmp_path):
+    """BOARD-ECPIX5-1: the ECPIX-5's whole card goes to its bitstream: at most 30,000 LUTs, at its clock, which is at least 80 MHz."""
+    result = BOARD.build(tmp_path)
+    assert (tmp_path / "top.bit").stat().st_size > 100_000
+    assert result["lut"] <= 30_000
+    assert result["fmax"]["sync"] >= BOARD.clock_mhz >= 80
+    assert len(result["path"]) > 0
