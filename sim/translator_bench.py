@@ -92,7 +92,7 @@ class TranslatorBench:
         if self.capabilities.AMO_HWAD:
             dut.atomics.value = 1
             orders = Stream(dut, "memory_update")
-            cocotb.start_soon(random_ready(orders, self.rng, 0.7))
+            cocotb.start_soon(random_ready(orders, random.Random(cocotb.RANDOM_SEED), 0.7))
             cocotb.start_soon(orders.watch(self))
         self.files = []
         if self.capabilities.MSI_MRIF:

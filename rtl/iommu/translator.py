@@ -46,7 +46,8 @@ class Translator(wiring.Component):
     second_entries, second_generation_bits : :class:`int`
         See :class:`.iotlb_second.SecondIotlb`; 0 entries: there is none.
     walks, context_entries : :class:`int`
-        Walks in flight; device contexts cached, and as many process contexts.
+        Walks in flight, for which 16 requests can wait, or 32 if there are more than 4; device contexts cached, and as many process
+        contexts.
     misses : :class:`int`
         Requests that wait in front of the walker before what is behind them stalls; prefetches do not wait.
     physical_address_bits, features
@@ -95,7 +96,7 @@ class Translator(wiring.Component):
                                    asked=self._asked()) if second_entries else None  # fmt: skip
         self._contexts = ContextCache(entries=context_entries, ports=2, layout=context_layout(features))
         self._processes = ContextCache(entries=context_entries, ports=2, layout=Process) if features.has_processes else None
-        self._walker = Walker(walks=walks, physical_address_bits=physical_address_bits, features=features)
+        self._walker = Walker(walks=walks, waiters=16 if walks <= 4 else 32, physical_address_bits=physical_address_bits, features=features)
         self._missed = Queue(request_layout(features), misses, in_block=True)
         super().__init__({
             "request": In(stream.Signature(request_layout(features))),

@@ -89,7 +89,7 @@ class Walker(wiring.Component):
     waiters : :class:`int`
         Requests that wait for walks: a power of two.
     tables : :class:`int`
-        Leaf tables that are remembered.
+        Leaf tables that are remembered: a power of two.
     physical_address_bits : :class:`int`
         Nothing is read or reached beyond; an access fault instead. [RVIOMMU1.0 6.3 PAS]
     features : :class:`.features.Features`
@@ -142,8 +142,8 @@ class Walker(wiring.Component):
             raise ValueError(f"Walks in flight must be between 1 and 32, not {walks!r}")
         if waiters not in [1 << n for n in range(1, 9)]:
             raise ValueError(f"Waiters must be a power of two between 2 and 256, not {waiters!r}")
-        if tables not in range(1, 65):
-            raise ValueError(f"Remembered tables must be between 1 and 64, not {tables!r}")
+        if tables not in [1 << n for n in range(1, 7)]:
+            raise ValueError(f"Remembered tables must be a power of two between 2 and 64, not {tables!r}")
         if physical_address_bits not in range(32, 57):
             raise ValueError(f"Physical address bits must be between 32 and 56, not {physical_address_bits!r}")
         self.walks, self.waiters, self.tables, self.physical_address_bits = walks, waiters, tables, physical_address_bits

@@ -1,15 +1,16 @@
 """The leaf tables that the walker knows, of both stages."""
 
-from functools import reduce
-from operator import or_
-
 from amaranth import Cat, Mux, Signal
 from amaranth.lib import data
 from amaranth.lib.memory import Memory
 
+WAYS = 2
+
 
 class LeafTables:
     """A small cache: physical page of the leaf table of a region, by stage, root, mode and GSCID.
+
+    Sets of ``WAYS``, for sequential regions of one root evenly; the low bits of the root spread them.
 
     Attributes
     ----------
@@ -22,18 +23,17 @@ class LeafTables:
     def __init__(self, m, work, count):
         features, context = work.features, work.context
         two_stages, is_second, has_guest = features.has_second_stage, work.is_second, work.has_guest
-        place = data.StructLayout({
+        name = data.StructLayout({
             "root": 44, "region": features.page_bits - 9, **({"mode": 2} if features.levels > 3 else {}),
             **({"is_second": 1, "GV": 1, "GSCID": 16} if two_stages else {}),
         })  # fmt: skip
-        self._places = [Signal(place, name=f"table_{n}") for n in range(count)]
+        sets = count // WAYS
         table = data.StructLayout({"ppn": 44, **({"is_global": 1} if features.ATS else {})})
         m.submodules.tables = tables = Memory(shape=table, depth=count, init=[])
         found, self._write = tables.read_port(domain="comb"), tables.write_port()
-        self._valid, self._turn = Signal(count), Signal(range(max(count, 2)))
-        self.known, self.ppn, self._sought = Signal(), found.data.ppn, Signal(place)
+        self._valid, self._turns = [Signal(sets, name=f"table_valid_{n}") for n in range(WAYS)], Signal(sets)
+        self.known, self.ppn, sought = Signal(), found.data.ppn, Signal(name)
         self.is_global = found.data.is_global if features.ATS else None
-        sought = self._sought
         mode = Mux(is_second, context.guest_mode, context.fsc_mode) if two_stages else context.fsc_mode
         m.d.comb += [
             sought.root.eq(Mux(is_second, context.guest_root_ppn, context.root_ppn) if two_stages else context.root_ppn),
@@ -43,22 +43,33 @@ class LeafTables:
             m.d.comb += sought.mode.eq(mode[:2])
         if two_stages:
             m.d.comb += [sought.is_second.eq(is_second), sought.GV.eq(has_guest), sought.GSCID.eq(Mux(has_guest, context.GSCID, 0))]
-        same = Cat(self._valid[n] & (known.as_value() == sought.as_value()) for n, known in enumerate(self._places))
+        self._at = (sought.region ^ sought.root)[: (sets - 1).bit_length()]
+        self._turn = self._turns.bit_select(self._at, 1)
+        self._names, same = [], Signal(WAYS)
+        for way, valid in enumerate(self._valid):
+            m.submodules[f"table_names_{way}"] = names = Memory(shape=name, depth=sets, init=[])
+            read, write = names.read_port(domain="comb"), names.write_port()
+            m.d.comb += [
+                read.addr.eq(self._at), write.addr.eq(self._at), write.data.eq(sought),
+                same[way].eq(valid.bit_select(self._at, 1) & (read.data.as_value() == sought.as_value())),
+            ]
+            self._names.append(write)
         m.d.comb += [
-            self.known.eq(same.any()), found.addr.eq(reduce(or_, (Mux(is_same, n, 0) for n, is_same in enumerate(same)))),
-            self._write.addr.eq(self._turn), self._write.data.ppn.eq(work.next_ppn),
+            self.known.eq(same.any()), found.addr.eq(Cat(same[1], self._at)),
+            self._write.addr.eq(Cat(self._turn, self._at)), self._write.data.ppn.eq(work.next_ppn),
         ]
         if features.ATS:
             m.d.comb += self._write.data.is_global.eq(work.walk.is_global)
 
     def keep(self, m):
-        """Remember that the table of the page at work is ``next_ppn``, in place of the oldest."""
+        """Remember that the table of the page at work is ``next_ppn``, in place of the older one of its set."""
         m.d.comb += self._write.en.eq(1)
-        for n, known in enumerate(self._places):
-            with m.If(self._turn == n):
-                m.d.sync += [known.eq(self._sought), self._valid[n].eq(1)]
-        m.d.sync += self._turn.eq(Mux(self._turn == len(self._places) - 1, 0, self._turn + 1))
+        for way, (valid, write) in enumerate(zip(self._valid, self._names)):
+            with m.If(self._turn == way):
+                m.d.comb += write.en.eq(1)
+                m.d.sync += valid.bit_select(self._at, 1).eq(1)
+        m.d.sync += self._turn.eq(~self._turn)
 
     def forget(self, m):
         """Forget all."""
-        m.d.sync += self._valid.eq(0)
+        m.d.sync += [valid.eq(0) for valid in self._valid]

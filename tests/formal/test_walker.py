@@ -43,7 +43,7 @@ class WalkerContract(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.walker = walker = self.make(walks=self.walks, waiters=WAITERS, tables=1)
+        m.submodules.walker = walker = self.make(walks=self.walks, waiters=WAITERS, tables=2)
         offered(m, self.i)
         offered(m, self.replies)
         i, asked, reply = walker.i, self.i.payload, self.replies.payload
