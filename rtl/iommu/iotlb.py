@@ -8,7 +8,6 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..stream.ram import Ram
 from .features import Features
 
 # Larger pages: low page-number bits that the page covers, log2 of its size. [RVPRIV 10.4 to 10.6, 11]
@@ -107,8 +106,7 @@ class Iotlb(wiring.Component):
 
     Latency: ``vpn`` in cycle n, ``space`` in cycle n + 1, ``found`` combinationally in cycle n + 1. Throughput: one lookup, one fill, one
     invalidation per cycle. What is filled in cycle n is found by lookups that begin in cycle n + 1, unless it came beside a ``discard``;
-    what is forgotten in cycle n is not found by lookups that begin in it or later, and a fill in the same cycle is forgotten too;
-    what a fill takes the place of is not found by lookups that begin in its cycle.
+    what is forgotten in cycle n is not found by lookups that begin in it or later, and a fill in the same cycle is forgotten too.
 
     Parameters
     ----------
@@ -183,30 +181,24 @@ class Iotlb(wiring.Component):
         forget_all = forgets_all(m, self, small & entry.is_fragment if self.features.has_second_stage else 0)
 
         # 4 KiB pages.
-        # A row lacks what its place says, the low bits of the page number, and the physical page, which counts behind a hit only.
-        row = data.StructLayout({name: field.shape for name, field in layout if name not in ("reach", "is_fragment", "ppn")}
+        # A row lacks what its place says: the low bits of the page number.
+        row = data.StructLayout({name: field.shape for name, field in layout if name not in ("reach", "is_fragment")}
                                 | {"vpn": page_bits - bits})  # fmt: skip
-        hits, rows, ppns = [], [], []
+        hits, rows = [], []
         empty, victim, dropped = Signal(self.ways), Signal(range(max(self.ways, 2))), Signal(sets)
         m.d.comb += dropped.eq(Mux(self.forget, 1 << forgotten, 0) | forget_all.replicate(sets))
         for way in range(self.ways):
             m.submodules[f"way_{way}"] = memory = Memory(shape=row, depth=sets, init=[])
-            m.submodules[f"way_{way}_ppns"] = physical = Ram(shape=44, depth=sets, init=[])
-            physical.attrs["ram_style"] = "block"
-            read, write, show, store = memory.read_port(), memory.write_port(), physical.read_port(), physical.write_port()
+            read, write = memory.read_port(), memory.write_port()
             valid, valid_then = Signal(sets, name=f"valid_{way}"), Signal(name=f"valid_then_{way}")
-            replaced = write.en & (filled == looked_up)
             m.d.comb += [
                 read.addr.eq(looked_up), read.en.eq(self.advance), write.addr.eq(filled), write.en.eq(small & (victim == way)),
-                show.addr.eq(looked_up), show.en.eq(self.advance), store.addr.eq(filled), store.en.eq(write.en), store.data.eq(entry.ppn),
                 empty[way].eq(~valid.bit_select(filled, 1)),
                 *(write.data[name].eq(entry[name]) for name, _ in row if name != "vpn"), write.data.vpn.eq(entry.vpn[bits:]),
             ]
             with m.If(self.advance):
-                m.d.sync += valid_then.eq(
-                    valid.bit_select(looked_up, 1) & ~(replaced | forget_all | (self.forget & (forgotten == looked_up))))
+                m.d.sync += valid_then.eq(valid.bit_select(looked_up, 1) & ~(forget_all | (self.forget & (forgotten == looked_up))))
             rows.append(read.data)
-            ppns.append(show.data)
             hits.append(valid_then & (read.data.vpn == sought[bits:]) & same_space(read.data, self.space))
             useless = Mux(self.discard & hits[way], 1 << shown, 0)
             m.d.sync += valid.eq((valid | Mux(write.en, 1 << filled, 0)) & ~(useless | dropped))
@@ -249,8 +241,8 @@ class Iotlb(wiring.Component):
             m.d.sync += large_valid.eq(0)
 
         names = [name for name, _ in self.found.shape() if name not in ("hit", "ppn", "size_log2")]
-        one, region, first_hit, first_large = Signal(row), Signal(key), first_of(hits), first_of(large_hits)
-        for selected, choices, chosen in ((one, rows, first_hit), (region, large, first_large)):
+        one, region, first_large = Signal(row), Signal(key), first_of(large_hits)
+        for selected, choices, chosen in ((one, rows, first_of(hits)), (region, large, first_large)):
             for name, _ in selected.shape():
                 m.d.comb += selected[name].eq(reduce(or_, (Mux(hit, choice[name], 0) for choice, hit in zip(choices, chosen))))
         m.d.comb += [
@@ -259,8 +251,7 @@ class Iotlb(wiring.Component):
         ]
         m.d.comb += self.found.hit.eq(Cat(*hits, *large_hits).any())
         with m.If(Cat(hits).any()):
-            one_ppn = reduce(or_, (Mux(hit, ppn, 0) for ppn, hit in zip(ppns, first_hit)))
-            m.d.comb += [self.found.ppn.eq(one_ppn), self.found.size_log2.eq(12), *(self.found[name].eq(one[name]) for name in names)]
+            m.d.comb += [self.found.ppn.eq(one.ppn), self.found.size_log2.eq(12), *(self.found[name].eq(one[name]) for name in names)]
         with m.Else():
             m.d.comb += [self.found[name].eq(region[name]) for name in names]
             with m.Switch(region.reach):

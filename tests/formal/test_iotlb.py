@@ -171,7 +171,6 @@ BUGS = [
     ("item.vpn[low:high] == vpn[low:high]", "item.vpn[low + 1 : high] == vpn[low + 1 : high]", STALE),
     ("forget_all | (self.forget & (forgotten == looked_up))", "forget_all", STALE),
     ("forget_all | (self.forget & (forgotten == looked_up))", "self.forget & (forgotten == looked_up)", STALE),
-    ("write.en & (filled == looked_up)", "0", STALE),
     ("large_valid.eq(large_valid & ~Cat(large_hits))", "large_valid.eq(large_valid)", STALE),
     ("large_valid.eq(0)", "large_valid.eq(large_valid)", STALE),
     ("Mux(self.discard & hits[way], 1 << shown, 0)", "0", STALE),
