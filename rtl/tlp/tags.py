@@ -262,7 +262,6 @@ class TagTable(wiring.Component):
         })  # fmt: skip
         m.submodules.asked = asked = Ram(shape=asked_layout, depth=self.tags, init=[])
         m.submodules.got = got = Ram(shape=got_layout, depth=self.tags, init=[])
-        asked.attrs["ram_style"] = got.attrs["ram_style"] = "block"
         ask, tell = asked.write_port(), got.write_port()
         ask_read, tell_read = asked.read_port(), got.read_port(transparent_for=(tell,))
         is_opening = Signal()  # the request of the tag in stage B: nothing of it can have come
