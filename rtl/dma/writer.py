@@ -290,9 +290,9 @@ class Writer(wiring.Component):
         m.submodules.splitter = splitter = Splitter(max_burst=self.max_burst)
         m.submodules.unpacker = unpacker = Unpacker(width=self.width)
         m.submodules.rows = rows = Queue(BurstData(self.width), self.buffer_bytes // (self.width // 8))
-        m.submodules.issue = issue = Queue(head, self.max_in_flight, in_block=True)
+        m.submodules.issue = issue = Queue(head, self.max_in_flight)
         m.submodules.pending = pending = Queue(
-            data.StructLayout({"length_bytes": 13, "is_end": 1, "more": 1}), self.max_in_flight, in_block=True)
+            data.StructLayout({"length_bytes": 13, "is_end": 1, "more": 1}), self.max_in_flight)
         wiring.connect(m, wiring.flipped(self.segments), splitter.i)
         wiring.connect(m, splitter.o, unpacker.pieces)
         m.d.comb += self.i.ready.eq(~unpacker.i.valid | unpacker.i.ready)

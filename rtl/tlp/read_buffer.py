@@ -137,8 +137,7 @@ class ReadBuffer(wiring.Component):
         ]
         out_layout = data.StructLayout({"beat": beat.shape(), "function": 3})
         for k, n in enumerate(readers):
-            m.submodules[f"output{n}"] = output = Queue(out_layout, OUTPUT_DEPTH, direct=True,
-                                                        in_block=self.width == 64)  # wider ones would take too many
+            m.submodules[f"output{n}"] = output = Queue(out_layout, OUTPUT_DEPTH, direct=True)
             room = Signal(range(OUTPUT_DEPTH + 1), init=OUTPUT_DEPTH)  # beats that are neither in the queue nor on the way to it
             wants, o = turns.i[k], self.o[n]
             m.d.comb += [

@@ -112,7 +112,7 @@ class ReadFront(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.queue = queue = Queue(burst_layout(self.host_ats), self.reads, in_block=True)
+        m.submodules.queue = queue = Queue(burst_layout(self.host_ats), self.reads)
         extended = Array(config.extended_tag | config.ten_bit_tag for config in self.config)
         ten_bit = Array(config.ten_bit_tag for config in self.config)
         waiting, is_empty = Signal(range(self.reads + 1)), Signal()
@@ -597,7 +597,7 @@ class UnorderedLine(wiring.Component):
 
         # Retire, then deliver: the queues hold all slots, so an end never waits.
         answer_layout = data.StructLayout({"slot": slot_shape, "status": BurstStatus, "function": 3, "epoch": 1})
-        m.submodules.arrived = arrived = Queue(answer_layout, self.slots, direct=True, in_block=True)
+        m.submodules.arrived = arrived = Queue(answer_layout, self.slots, direct=True)
         m.d.comb += arrived.i.valid.eq(mine | front.refused)
         with m.If(mine):
             m.d.comb += [
@@ -615,7 +615,7 @@ class UnorderedLine(wiring.Component):
             ]
         answers = arrived.o
         if not self.wall:
-            m.submodules.retiring = retiring = Queue(answer_layout, self.slots, in_block=True)
+            m.submodules.retiring = retiring = Queue(answer_layout, self.slots)
             m.d.comb += [
                 self.retired.valid.eq(arrived.o.valid & retiring.i.ready),
                 self.retired.p.function.eq(arrived.o.p.function),

@@ -96,8 +96,8 @@ class WritePath(wiring.Component):
         bursts = burst_layout(self.host_ats)
 
         # The next burst: the wall's first.
-        m.submodules.wall_bursts = wall = Queue(bursts, WAITING_BURSTS, in_block=True)
-        m.submodules.gate_bursts = gate = Queue(bursts, WAITING_BURSTS, in_block=True)
+        m.submodules.wall_bursts = wall = Queue(bursts, WAITING_BURSTS)
+        m.submodules.gate_bursts = gate = Queue(bursts, WAITING_BURSTS)
         wiring.connect(m, wiring.flipped(self.wall), wall.i)
         wiring.connect(m, wiring.flipped(self.gate), gate.i)
         m.submodules.cutter = cutter = Cutter(largest_code=self.max_payload_code, host_ats=self.host_ats)
@@ -190,7 +190,7 @@ class WritePath(wiring.Component):
         # Complete TLPs wait here: data first, the header with its last beat.
         payload_beats = (128 << self.max_payload_code) * 8 // self.width
         m.submodules.payloads = payloads = Queue(self.width, max(8, 2 * payload_beats))
-        m.submodules.headers = headers = Queue(header_layout, HEADERS, in_block=True)
+        m.submodules.headers = headers = Queue(header_layout, HEADERS)
         m.d.comb += [
             go.eq(~turned.valid | (payloads.i.ready & headers.i.ready)),
             payloads.i.valid.eq(turned.valid & turned.emit & headers.i.ready),
