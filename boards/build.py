@@ -19,13 +19,14 @@ BEGIN, END = "<!-- made by make board-report -->\n", "<!-- end of what make boar
 
 def rows(folder: Path = HERE):
     """Return the lines of the table: one for each result in each board's ``result.json`` below ``folder``; a file has one or a list."""
-    names = "board", "configuration", "LUT", "FF", "BRAM", "DSP", "MHz", "LUTs in a row", "tools, date"
+    names = "board", "configuration", "LUT", "FF", "BRAM", "DSP", "MHz", "LUTs in a row", "slowest path through", "tools, date"
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for file in sorted(folder.glob("*/result.json")):
         found = json.loads(file.read_text())
         for one in found if isinstance(found, list) else [found]:
             clocks = ", ".join(f"{mhz:.0f}" for mhz in one.get("fmax", {}).values()) or "not placed"
             cells = one["board"], one["configuration"], one["lut"], one["ff"], f"{one['bram']:g}", one["dsp"], clocks, one["levels"]
+            cells += (", ".join(block.removeprefix("endpoint.") for block in one["path"]),)
             lines.append(f"| {' | '.join(map(str, cells))} | {one['tool']}, {one['date']} |")
     return lines
 

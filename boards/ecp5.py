@@ -143,7 +143,7 @@ def files_of(platform: LatticeECP5Platform, top):
     """Return the plan that turns ``top`` into a bitstream, :class:`amaranth.build.BuildPlan`: files and a script of three steps."""
     platform.add_file("store.v", store.VERILOG)
     plan = platform.build(top, do_build=False, emit_src=False, read_verilog_opts="-defer", script_after_read=THOROUGH,
-                          synth_opts=NO_WIDE_MUXES, nextpnr_opts="--report report.json")  # fmt: skip
+                          synth_opts=NO_WIDE_MUXES, nextpnr_opts="--report report.json --seed 3")  # fmt: skip
     plan.files["top.il"] = relaxed(plan.files["top.il"])
     return plan
 

@@ -7,7 +7,6 @@ import json
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from amaranth import Cat, Const, Module, Signal, Value
@@ -16,12 +15,13 @@ from amaranth.lib.wiring import In, Out
 
 from ..rtl.iommu.unit import Iommu
 from .nextpnr import ECP5, XC7
-from .sizes import ROWS, asked_rows
+from .sizes import ROWS, asked_rows, blocks_of
 from .yosys import synthesize
 
-__all__ = ["Placed", "Shell", "place", "read_report"]
+__all__ = ["GOAL", "NETLIST", "Placed", "Shell", "place", "place_netlist", "read_report"]
 
 GOAL = 125  # MHz
+NETLIST = "top.json"
 
 
 class Shell(wiring.Component):
@@ -80,15 +80,20 @@ def place(component, part=ECP5, *, goal=GOAL):
         If it does not fit or cannot be routed, with what nextpnr says.
     """
     with tempfile.TemporaryDirectory() as folder:
-        netlist, report = Path(folder) / "top.json", Path(folder) / "report.json"
-        synthesize(Shell(component), part.synthesis, netlist)
-        command = part.command(Path(folder), ("clk", "rst", "si", "so"))
-        command += ["--freq", str(goal), "--json", netlist.name, "--report", report.name, "--timing-allow-fail", "--quiet"]
-        done = subprocess.run(command, cwd=folder, env=part.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                              check=False)  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(f"nextpnr ended with {done.returncode}: {done.stderr[-2000:]}")
-        return read_report(report)
+        synthesize(Shell(component), part.synthesis, Path(folder) / NETLIST)
+        return place_netlist(Path(folder), part, goal=goal)
+
+
+def place_netlist(folder: Path, part, *, goal=GOAL):
+    """As :func:`place`, of the netlist :data:`NETLIST` in ``folder``, which is that of a :class:`Shell`."""
+    report = folder / "report.json"
+    command = part.command(folder, ("clk", "rst", "si", "so"))
+    command += ["--freq", str(goal), "--json", NETLIST, "--report", report.name, "--timing-allow-fail", "--quiet"]
+    done = subprocess.run(command, cwd=folder, env=part.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                          check=False)  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"nextpnr ended with {done.returncode}: {done.stderr[-2000:]}")
+    return read_report(report)
 
 
 def read_report(file: Path):
@@ -96,14 +101,9 @@ def read_report(file: Path):
     found = json.loads(file.read_text())
     (clock,) = found["fmax"].values()
     (slowest,) = [path["path"] for path in found["critical_paths"] if path["from"] == path["to"]]
-    blocks = [_block(step["to"]["cell"]) for step in slowest if step["type"] != "routing"]
+    cells = [step["to"]["cell"].partition(".")[2] for step in slowest if step["type"] != "routing"]
     routing = sum(step["delay"] for step in slowest if step["type"] == "routing")
-    return Placed(clock["achieved"], tuple(name for name, _ in groupby(blocks)), sum(step["delay"] for step in slowest), routing)
-
-
-def _block(cell):
-    """Return the block that ``cell`` is of: names of submodules, as Yosys keeps them when it flattens."""
-    return ".".join(part for part in cell.split(".")[1:-1] if part.isidentifier()) or "top"
+    return Placed(clock["achieved"], tuple(blocks_of(cells)), sum(step["delay"] for step in slowest), routing)
 
 
 def main(arguments=None):

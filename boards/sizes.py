@@ -8,6 +8,7 @@ import json
 import re
 import tempfile
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 from ..rtl.iommu.features import Features
@@ -57,21 +58,37 @@ def arcs(cell):
     return [(port, int(kind not in FREE and port not in CARRY_IN)) for port in inputs]
 
 
-def depth(cells):
-    """Return the most LUTs in a row."""
-    drivers = {bit: cell for cell in cells.values() if arcs(cell) for port, way in cell["port_directions"].items() if way == "output"
+def longest(cells):
+    """Return the names of LUTs in a row where there are most, the first first."""
+    drivers = {bit: name for name, cell in cells.items() if arcs(cell) for port, way in cell["port_directions"].items() if way == "output"
                for bit in cell["connections"][port]}  # fmt: skip
-    known, waiting = {}, list(drivers)
+    known, before, waiting = {}, {}, list(dict.fromkeys(drivers.values()))
     while waiting:
-        cell = drivers[waiting[-1]]
-        steps = [(bit, luts) for port, luts in arcs(cell) for bit in cell["connections"][port] if bit in drivers]
-        unknown = [bit for bit, _ in steps if bit not in known]
+        name = waiting[-1]
+        cell = cells[name]
+        steps = [(luts, drivers.get(bit)) for port, luts in arcs(cell) for bit in cell["connections"][port]]
+        unknown = [driver for _, driver in steps if driver is not None and driver not in known]
         if unknown:
             waiting += unknown
         else:
-            own = max(luts for _, luts in arcs(cell))
-            known[waiting.pop()] = max([own, *(known[bit] + luts for bit, luts in steps)])
-    return max(known.values())
+            known[name], before[name] = max(((luts + known.get(driver, 0), driver) for luts, driver in steps), key=lambda step: step[0])
+            waiting.pop()
+    return _back(max(known, key=lambda name: known[name]), known, before)
+
+
+def _back(name, known, before):
+    found = []
+    while name is not None:
+        if known[name] > known.get(before[name], 0):
+            found.append(name)
+        name = before[name]
+    return found[::-1]
+
+
+def blocks_of(names):
+    """Return the blocks that the cells ``names``, one after another, are of: names of submodules, as Yosys keeps them when it flattens."""
+    blocks = (".".join(part for part in name.split(".")[:-1] if part.isidentifier()) or "top" for name in names)
+    return [block for block, _ in groupby(blocks)]
 
 
 def size(cells):
@@ -79,7 +96,7 @@ def size(cells):
     kinds = Counter(cell["type"] for cell in cells.values())
     luts = sum(count * (1 if kind.startswith("LUT") else LUTS.get(kind, 0)) for kind, count in kinds.items())
     registers = sum(count for kind, count in kinds.items() if kind == "TRELLIS_FF" or kind.startswith("FD"))
-    return luts, registers, sum(count * BLOCKS.get(kind, 0) for kind, count in kinds.items()), depth(cells)
+    return luts, registers, sum(count * BLOCKS.get(kind, 0) for kind, count in kinds.items()), len(longest(cells))
 
 
 def asked_rows(description, arguments, rows=ROWS):

@@ -15,7 +15,7 @@ from amaranth.lib import io
 from amaranth.lib.wiring import In
 from amaranth.vendor import XilinxPlatform
 
-from .sizes import mapped, size
+from .sizes import blocks_of, longest, mapped, size
 
 __all__ = ["CARD", "Core", "Top", "bar_options", "black_box", "build_project", "card_ports", "main", "project", "report", "size_of_bar"]
 
@@ -158,12 +158,13 @@ def project(platform: XilinxPlatform, top: Top, verilog: str, **overrides):
 
 
 def report(board, configuration, family, card):
-    """Return what Yosys makes of ``card`` as the result of a board: sizes, and the most LUTs in a row. Many minutes."""
+    """Return what Yosys makes of ``card`` as the result of a board: sizes, the most LUTs in a row and the blocks they are of. Minutes."""
     cells = mapped(family, card)
     luts, registers, rams, levels = size(cells)
     return {
         "board": board, "configuration": configuration, "tool": f"yosys {version('pyosys')}", "date": str(date.today()), "lut": luts,
         "ff": registers, "bram": rams, "dsp": sum(cell["type"].startswith("DSP48") for cell in cells.values()), "levels": levels,
+        "path": blocks_of(longest(cells)),
     }  # fmt: skip
 
 
@@ -174,13 +175,18 @@ def build_project(folder, files, state):
         (folder / name).write_text(text)
 
 
-def main(build, module, arguments=None):
-    """The command line of a board: ``build(folder, synthesize=...)`` writes a project and returns a result."""
+def main(build, module, arguments=None, *, widths=()):
+    """The command line of a board: ``build(folder, synthesize=...)`` writes a project and returns a result.
+
+    Where the link may have one of several ``widths``, ``build`` takes ``width``, too, and the first is the default.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description="Write the Vivado project of this card.")
     parser.add_argument("--out", required=True, help="folder to write it to")
-    parser.add_argument("--sizes", action="store_true", help="map the card with Yosys, too, and write result.json: many minutes")
+    parser.add_argument("--sizes", action="store_true", help="map the card with Yosys, too, and write result.json: some minutes")
+    if widths:
+        parser.add_argument("--width", type=int, choices=widths, default=widths[0], help="bits of the link's streams (default %(default)s)")
     asked = parser.parse_args(arguments)
-    result = build(Path(asked.out), synthesize=asked.sizes)
+    result = build(Path(asked.out), synthesize=asked.sizes, **({"width": asked.width} if widths else {}))
     if asked.sizes:
         (Path(asked.out) / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     print(f"{asked.out}: written. From here it takes Vivado:\n  cd {asked.out} && {VIVADO}", file=sys.stderr)

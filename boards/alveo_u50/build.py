@@ -47,4 +47,4 @@ def build(folder, *, synthesize=True, width=256):
 
 
 if __name__ == "__main__":
-    main(build, "ringwall.boards.alveo_u50.build")
+    main(build, "ringwall.boards.alveo_u50.build", widths=tuple(PLATFORMS))

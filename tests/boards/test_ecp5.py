@@ -117,10 +117,11 @@ def test_boards_by_name(capsys):
 def test_report(tmp_path):
     """BOARD-REPORT-1: the table has a line for each result; that of boards/README.md is what the results say."""
     (tmp_path / "x").mkdir()
-    one = {"board": "x", "configuration": "c", "tool": "t 1", "date": "2026-11-22", "lut": 5, "ff": 6, "bram": 1.5, "dsp": 0, "levels": 7}
+    one = {"board": "x", "configuration": "c", "tool": "t 1", "date": "2026-11-22", "lut": 5, "ff": 6, "bram": 1.5, "dsp": 0, "levels": 7,
+           "path": ["endpoint.core.gate", "phy"]}  # fmt: skip
     (tmp_path / "x/result.json").write_text(json.dumps([one, {**one, "fmax": {"sync": 81.4}}]))
-    assert boards.rows(tmp_path)[2:] == ["| x | c | 5 | 6 | 1.5 | 0 | not placed | 7 | t 1, 2026-11-22 |",
-                                         "| x | c | 5 | 6 | 1.5 | 0 | 81 | 7 | t 1, 2026-11-22 |"]  # fmt: skip
+    assert boards.rows(tmp_path)[2:] == ["| x | c | 5 | 6 | 1.5 | 0 | not placed | 7 | core.gate, phy | t 1, 2026-11-22 |",
+                                         "| x | c | 5 | 6 | 1.5 | 0 | 81 | 7 | core.gate, phy | t 1, 2026-11-22 |"]  # fmt: skip
     text = (boards.HERE / "README.md").read_text()
     assert boards.report(text, boards.rows()) == text
     with pytest.raises(ValueError, match=r"boards/README\.md must have the lines"):

@@ -190,5 +190,11 @@ def test_command(tmp_path, capsys):
     assert json.loads((tmp_path / "b/result.json").read_text())["lut"] == 7
     with pytest.raises(SystemExit):
         main(build, "x", [])
+    asked = []
+    for more in ([], ["--width", "512"]):
+        main(lambda folder, *, synthesize, width: asked.append(width), "x", ["--out", str(tmp_path), *more], widths=(256, 512))
+    assert asked == [256, 512]
+    with pytest.raises(SystemExit):
+        main(build, "x", ["--out", str(tmp_path), "--width", "128"], widths=(256, 512))
     with pytest.raises(ValueError, match="at least a kibibyte, not 512"):
         size_of_bar(512)
