@@ -215,11 +215,10 @@ class ChainWalker(wiring.Component):
             is_too_much.eq(total[32] & (total[:32].any() | ~is_write | (walk.readable == 0))),
         ]
         m.d.sync += total.eq(walk.total + descriptor.length)
-        is_beyond, end, most = Signal(), Signal(33), Signal(16)
+        is_beyond, end, most = Signal(), Signal(33), Signal(16)  # ``most`` from ``TAKE`` on
         m.d.comb += [
             end.eq(descriptor.address[:32] + descriptor.length),
             is_beyond.eq(descriptor.address[32:].all() & end[32] & end[:32].any()),
-            most.eq(Mux(table.size < limit, table.size, limit)),
         ]
         with m.If(is_table):
             m.d.comb += is_bad.eq(
@@ -345,7 +344,9 @@ class ChainWalker(wiring.Component):
                     m.d.sync += [walk.has_second.eq(0), walk.in_second.eq(is_again)]
                 m.next = "TAKE"
             with m.State("TAKE"):
-                m.d.sync += [table.eq(self.table), descriptor.eq(self.descriptor)]
+                m.d.sync += [
+                    table.eq(self.table), descriptor.eq(self.descriptor), most.eq(Mux(self.table.size < limit, self.table.size, limit)),
+                ]
                 m.next = "CHOOSE"
                 with m.If(is_dead):
                     m.d.comb += [gone.eq(1), give_up.eq(is_begun & (begun_queue == slot.queue))]

@@ -4,7 +4,6 @@ from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from ..stream.arbiter import Arbiter
 from ..stream.queue import Queue
 from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus
 from .layouts import ANSWER_BITS, RingAccess
@@ -75,18 +74,20 @@ class Lane(wiring.Component):
         row_bytes = max(self.width, 128) // 8
         layout = data.StructLayout({
             "iova": 64, "length_bytes": 7, "is_write": 1, "cookie": ANSWER_BITS, "short": 32, "data": 8 * row_bytes, "is_used": 1,
+            "crosses": 1,  # a write into the second beat of a row
         })
         place_bits, beats = (row_bytes - 1).bit_length(), 8 * row_bytes // self.width
-        m.submodules.arbiter = arbiter = Arbiter(layout, 2, direct=True)
         m.submodules.waiting = waiting = Queue(layout, DEPTH, in_block=True)
         m.submodules.rows = rows = Queue(BurstData(self.width), beats * WRITES, in_block=True)
-        wiring.connect(m, arbiter.o, waiting.i)
         wiring.connect(m, rows.o, wiring.flipped(self.write_data))
 
-        fetch, from_fetch, from_used = self.fetch.payload, arbiter.i[0].payload, arbiter.i[1].payload
+        # The used side first: it has less to write than was fetched for it.
+        fetch, from_fetch, from_used = self.fetch.payload, Signal(layout), Signal(layout)
         m.d.comb += [
-            arbiter.i[0].valid.eq(self.fetch.valid),
-            self.fetch.ready.eq(arbiter.i[0].ready),
+            waiting.i.valid.eq(self.fetch.valid | self.used.valid),
+            waiting.i.payload.eq(Mux(self.used.valid, from_used, from_fetch)),
+            self.fetch.ready.eq(waiting.i.ready & ~self.used.valid),
+            self.used.ready.eq(waiting.i.ready),
             from_fetch.iova.eq(fetch.iova),
             from_fetch.length_bytes.eq(fetch.length_bytes),
             from_fetch.is_write.eq(fetch.is_write),
@@ -94,23 +95,22 @@ class Lane(wiring.Component):
             from_fetch.short.eq(fetch.data),
             from_fetch.data.eq(self.used.payload.data),  # there is no other
             from_fetch.is_used.eq(0),
-            arbiter.i[1].valid.eq(self.used.valid),
-            self.used.ready.eq(arbiter.i[1].ready),
             [from_used[name].eq(self.used.payload[name]) for name in ("iova", "length_bytes", "is_write", "cookie", "data")],
             from_used.short.eq(Cat(self.used.payload.index, fetch.data[16:])),
             from_used.is_used.eq(1),
         ]
-        # What leaves: a burst, and the rows of a write behind it.
+        if beats == 2:  # what the fetch side writes, an event, lies at a multiple of its length
+            at = from_used.iova[:place_bits]
+            m.d.comb += from_used.crosses.eq(from_used.is_write & (at + from_used.length_bytes > self.width // 8) & ~at[-1])
+        # What leaves: a burst, and the rows of a write behind it, in the cycle after.
         head = waiting.o.payload
         burst, done = self.bursts.payload, self.write_done
         reads, writes, level = Signal(range(2 * READS)), Signal(range(WRITES + 1)), Signal(range(DEPTH + 1))
         place, sent, second, may_leave = head.iova[:place_bits], Signal(), Signal(), Signal()
-        crosses = Signal()  # into the second beat of a row
         keep = Signal(row_bytes)
         m.d.comb += [
-            crosses.eq((place + head.length_bytes > self.width // 8) & ~place[-1] if beats == 2 else 0),
             keep.eq(((1 << head.length_bytes) - 1)[:row_bytes] << place),
-            may_leave.eq(Mux(head.is_write, (writes != WRITES) & rows.i.ready, reads < READS)),
+            may_leave.eq(Mux(head.is_write, writes != WRITES, reads < READS)),  # rows have room for as many
             self.bursts.valid.eq(waiting.o.valid & may_leave & ~second),
             burst.address.eq(head.iova),
             burst.length_bytes.eq(head.length_bytes),
@@ -119,19 +119,19 @@ class Lane(wiring.Component):
             burst.client.eq(self.client),
             burst.cookie.eq(Cat(head.cookie, head.is_used)),
             sent.eq(self.bursts.valid & self.bursts.ready),
-            waiting.o.ready.eq((sent & ~(head.is_write & crosses)) | second),
-            rows.i.valid.eq((sent & head.is_write) | second),
-            rows.i.payload.first.eq(~second),
-            rows.i.payload.last.eq(second | ~crosses),
+            waiting.o.ready.eq((sent & ~head.crosses) | second),
         ]
         upper = (second | place[-1]) if beats == 2 else Const(0, 1)
         is_short = ~head.is_used | head.length_bytes[1]
         short = Cat(head.short[:16], Mux(head.length_bytes[1], head.short[:16], head.short[16:]))
-        m.d.comb += [
+        m.d.sync += [
+            rows.i.valid.eq((sent & head.is_write) | second),
+            rows.i.payload.first.eq(~second),
+            rows.i.payload.last.eq(second | ~head.crosses),
             rows.i.payload.data.eq(Mux(is_short, short.replicate(self.width // 32), head.data.word_select(upper, self.width))),
             rows.i.payload.keep.eq(keep.word_select(upper, self.width // 8)),
+            second.eq(sent & head.crosses),
         ]
-        m.d.sync += second.eq(sent & head.is_write & crosses)
 
         # What comes back: the highest bit of the cookie says whose it is.
         beat, is_answer, is_used_done = self.read_data.payload, Signal(), Signal()
