@@ -33,7 +33,8 @@ def header_fields(place, length_bytes):
     """Return ``length_dw``, ``first_be`` and ``last_be`` of a piece whose first byte is byte ``place`` of a dword."""
     end = (place + length_bytes - 1)[:2]  # lane of the last byte in its dword
     length_dw = (place + length_bytes + 3)[2:]
-    first_be, last_be, single = (Const(0xF, 4) << place)[:4], Const(0xF, 4) >> ~end, length_dw == 1
+    single = ~length_bytes[3:].any() & (place + length_bytes[:3] <= 4)
+    first_be, last_be = (Const(0xF, 4) << place)[:4], Const(0xF, 4) >> ~end
     return length_dw, Mux(single, first_be & last_be, first_be), Mux(single, 0, last_be)
 
 
@@ -116,7 +117,7 @@ class Cutter(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         held = Signal(burst_layout(self.host_ats))  # the one at work; its address stays that of the burst
-        mask = Signal(12)  # limit - 1
+        limit, room = Signal(13), Signal(13)  # room: bytes up to the next multiple of the limit
         offset, left, begun = Signal(12), Signal(13), Signal()
 
         code = Signal(3)
@@ -136,13 +137,9 @@ class Cutter(wiring.Component):
             whole.eq(((new.address[:12] ^ new_end)[7:] >> code) == 0),
         ]
 
-        room = Signal(13)  # bytes up to the next multiple of the limit
         burst, place, step = Signal(burst_layout(self.host_ats)), Signal(12), Signal(13)
         final = Signal()
-        m.d.comb += [
-            room.eq((~offset & mask) + 1),
-            final.eq(idle | (left <= room)),
-        ]
+        m.d.comb += final.eq(idle | (left <= room))
         with m.If(idle):
             m.d.comb += [burst.eq(new), place.eq(new.address[:12]), step.eq(new.length_bytes)]
         with m.Else():
@@ -171,6 +168,7 @@ class Cutter(wiring.Component):
                 self.o.p.last.eq(final),
                 offset.eq(offset + step),
                 left.eq(left - step),
+                room.eq(limit),
                 begun.eq(1),
             ]
         with m.If(self.i.ready):
@@ -178,7 +176,8 @@ class Cutter(wiring.Component):
                 held.eq(new),
                 offset.eq(new.address[:12]),
                 left.eq(Mux(self.i.valid & ~(idle & load), new.length_bytes, 0)),
-                mask.eq(((128 << code) - 1)[:12]),
+                limit.eq(128 << code),
+                room.eq((~new.address[:12] & ((128 << code) - 1)[:12]) + 1),
                 begun.eq(0),
             ]
         return m

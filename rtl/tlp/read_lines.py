@@ -431,16 +431,17 @@ class OrderedLine(wiring.Component):
             ]
 
         # Issue.
-        free = Signal(count_shape, init=self.region)  # rows
+        free, but_one = Signal(count_shape, init=self.region), Signal(range(-1, self.region), init=self.region - 1)  # rows; one less
         put = Signal(range(self.region))
         burst = front.piece.burst
         offset = burst.address[:bytes_log2]
-        need = Signal(count_shape)
-        room = Signal()
+        need, room = Signal(count_shape), Signal()
+        skipped = offset[2:]  # dwords of the first row in front of the piece
+        space_dw = Cat((-skipped)[: len(skipped)], Mux(skipped == 0, free, but_one)).as_signed()  # behind them
         m.d.comb += [
             need.eq(rows_of(offset, burst.length_bytes)),
             room.eq(swept & ((issued ^ done) != depth) & ((issued ^ retired) != depth)),  # places equal, laps not: full
-            front.space.eq(room & (free >= need)),
+            front.space.eq(room & (front.piece.length_dw <= space_dw)),
             front.refusable.eq(room & ~mine),
             self.request.row.eq(self.base | put),
             self.request.index.eq(issued),
@@ -510,7 +511,8 @@ class OrderedLine(wiring.Component):
                 get.eq(get + sent_rows),
                 skipping.eq(dropped & ~t.last),
             ]
-        m.d.sync += free.eq(free + row_read + Mux(step & dropped, sent_rows, 0) - Mux(self.granted, need, 0))
+        change = row_read + Mux(step & dropped, sent_rows, 0) - Mux(self.granted, need, 0)
+        m.d.sync += [free.eq(free + change), but_one.eq(but_one + change)]
         return m
 
 

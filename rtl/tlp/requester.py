@@ -347,11 +347,14 @@ class Requester(wiring.Component):
             ]
             taken.append(end := Signal(Over, name=f"done{n}_taken"))
             m.d.comb += [end.valid.eq(o.valid & o.ready), end.function.eq(done.o.p.function)]
-            outstanding = Signal(range(WRITES_IN_FLIGHT + 1))
+            outstanding, is_full = Signal(range(WRITES_IN_FLIGHT + 1)), Signal()
             source = self.gate if n else self.wall
             starts = source.valid & source.ready & source.p.is_write & ((source.p.client == n) if n else 1)
-            m.d.sync += outstanding.eq(outstanding + starts - (o.valid & o.ready))
-            may_write.append(outstanding != WRITES_IN_FLIGHT)
+            ends = o.valid & o.ready
+            m.d.sync += outstanding.eq(outstanding + starts - ends)
+            with m.If(starts != ends):
+                m.d.sync += is_full.eq(starts & (outstanding == WRITES_IN_FLIGHT - 1))
+            may_write.append(~is_full)
         m.d.sync += [
             self.retired_writes.valid.eq(over.valid & ~over.p.is_wall),
             self.retired_writes.p.function.eq(over.p.function),

@@ -47,9 +47,9 @@ def ten_bit_name(tag):
 class TagEvents(data.Struct):
     """What happened in this cycle, for error reporting: at most one of the pulses is 1. [PCIe5 6.2]
 
-    ``function`` and ``header`` are valid with a pulse and keep their values until the next. ``function`` is the one whose request it is,
-    0 for ``unexpected``: there only the Requester ID in ``header`` says whom it was meant for. ``header`` is the completion's; for
-    ``timeout`` it has type, Requester ID and tag of the request, and 0 in all else.
+    ``function`` and ``header`` are valid with a pulse. ``function`` is the one whose request it is, 0 for ``unexpected``: there only the
+    Requester ID in ``header`` says whom it was meant for. ``header`` is the completion's; for ``timeout`` it has type, Requester ID and
+    tag of the request, and 0 in all else.
     """
 
     unexpected: 1  # completion that nobody asked for, or that does not fit its request
@@ -315,7 +315,7 @@ class TagTable(wiring.Component):
         b = Signal(data.StructLayout({
             "valid": 1, "probe": 1, "first": 1, "last": 1, "data": self.width, "dword_count": range(self.width // 32 + 1),
             "tag": tag_shape, "in_range": 1, "ten_bit": 1, "requester_id": 16, "brings_data": 1, "failed": 1, "aborted": 1, "poisoned": 1,
-            "byte_count": 13, "lower_address": 7, "length_dw": 11, "payload_bytes": 13,
+            "byte_count": 13, "lower_address": 7, "length_dw": 11, "payload_bytes": 13, "final": 1, "too_long": 1,
         }))  # fmt: skip
 
         # Stage A: a completion's first beat, or else the next probe, reads the record.
@@ -356,6 +356,9 @@ class TagTable(wiring.Component):
         header = Signal(Header)  # of the completion in stage B
         with m.If(accept & i.p.first):
             m.d.sync += header.eq(h)
+        # Payload beyond what the completion says is missing: final ones bring 0 to 3 bytes more [PCIe5 2.3.1.1].
+        payload_bytes, excess = Signal(13), Signal(15)
+        m.d.comb += [payload_bytes.eq((h.length_dw << 2) - h.lower_address[:2]), excess.eq(payload_bytes - h.byte_count)]
         is_completion = (h.type == pcie.TYPE_COMPLETION) & ~h.fmt[pcie.FMT_4DW] & ~h.fmt[pcie.FMT_PREFIX]
         m.d.sync += [
             b.valid.eq(accept), b.probe.eq(probe), b.first.eq(i.p.first), b.last.eq(i.p.last),
@@ -364,7 +367,8 @@ class TagTable(wiring.Component):
             b.brings_data.eq(is_completion & h.fmt[pcie.FMT_DATA] & (h.status == pcie.STATUS_SC)),
             b.failed.eq(is_completion & (h.status != pcie.STATUS_SC)), b.aborted.eq(h.status == pcie.STATUS_CA),
             b.poisoned.eq(h.poisoned), b.byte_count.eq(h.byte_count), b.lower_address.eq(h.lower_address),
-            b.length_dw.eq(h.length_dw), b.payload_bytes.eq((h.length_dw << 2) - h.lower_address[:2]),
+            b.length_dw.eq(h.length_dw), b.payload_bytes.eq(payload_bytes),
+            b.final.eq(~excess[-1]), b.too_long.eq(~excess[-1] & excess[2:].any()),
         ]  # fmt: skip
 
         # Stage B: the record is there.
@@ -387,23 +391,21 @@ class TagTable(wiring.Component):
         lanes_log2 = (self.width // 32).bit_length() - 1
         # One signal each, not fields of `fresh`: it must not depend on itself.
         remaining, lower_address, position = Signal(13), Signal(7), Signal(11)
-        excess = Signal(15)  # payload beyond what is missing: final completions bring 0 to 3 bytes more [PCIe5 2.3.1.1]
         mine = b.in_range & (a.ten_bit == b.ten_bit) & (a.requester_id == b.requester_id) & (state != State.FREE)
         m.d.comb += [
             remaining.eq(Mux(untouched, a.length_bytes, g.remaining)),
             lower_address.eq(Mux(untouched, a.lower_address, g.lower_address)),
             position.eq(Mux(untouched, a.lower_address[2 : 2 + lanes_log2], g.position)),
-            excess.eq(b.payload_bytes - remaining),
             fresh.tag.eq(b.tag), fresh.asked.eq(a), fresh.state.eq(state), fresh.stamp.eq(g.stamp),
             fresh.is_stamped.eq(g.is_stamped & ~untouched),
             fresh.remaining.eq(remaining), fresh.lower_address.eq(lower_address), fresh.position.eq(position),
             fresh.poisoned.eq((~untouched & g.poisoned) | b.poisoned),
             fresh.left_dw.eq(b.length_dw), fresh.at.eq(position),
             fresh.payload_bytes.eq(b.payload_bytes), fresh.length_dw.eq(b.length_dw),
-            fresh.final.eq(a.atomic | ~excess[-1]),
+            fresh.final.eq(a.atomic | b.final),
             fresh.fits.eq(mine & b.brings_data & (b.byte_count == remaining)
                           & Mux(a.atomic, b.length_dw == a.length_bytes[2:],
-                                (b.lower_address == lower_address) & (excess[-1] | (excess[2:] == 0)))),
+                                (b.lower_address == lower_address) & ~b.too_long)),
             fresh.failed.eq(mine & b.failed), fresh.aborted.eq(b.aborted),
             work.eq(Mux(b.first, fresh, saved)),
         ]  # fmt: skip
@@ -474,16 +476,16 @@ class TagTable(wiring.Component):
                 m.d.comb += found.eq(late)
         with m.If(concludes):
             m.d.comb += unexpected.eq(~(work.failed | complete) | (work.state != State.BUSY))
-            with m.If(work.failed | complete):
-                m.d.comb += [
-                    tell.en.eq(1),
-                    record.remaining.eq(work.remaining - work.payload_bytes),
-                    record.lower_address.eq(Cat(Const(0, 2), (work.lower_address[2:] + work.length_dw)[:5])),
-                    record.position.eq(work.position + work.length_dw),
-                ]
+            m.d.comb += [
+                tell.en.eq(work.failed | complete),
+                record.remaining.eq(work.remaining - work.payload_bytes),
+                record.lower_address.eq(Cat(Const(0, 2), (work.lower_address[2:] + work.length_dw)[:5])),
+                record.position.eq(work.position + work.length_dw),
+            ]
+            with m.If(work.failed | work.final):
+                m.d.comb += record.state.eq(State.FREE)
             with m.If(work.failed | (complete & work.final)):
                 m.d.comb += [
-                    record.state.eq(State.FREE),
                     release.eq(1),
                     end.eq(work.state == State.BUSY),
                     leaves.eq(work.state != State.BUSY),
@@ -521,9 +523,8 @@ class TagTable(wiring.Component):
             events.function.eq(Mux(unexpected, 0, subject.asked.function)),
             events.header.eq(Mux(concludes, header, timed_out)),
         ]
-        pulses = ("unexpected", "timeout", "unsupported", "aborted", "poisoned")
-        m.d.sync += [self.events[name].eq(events[name]) for name in pulses]
-        with m.If(Cat(events[name] for name in pulses).any()):
+        m.d.sync += [self.events[name].eq(events[name]) for name in ("unexpected", "timeout", "unsupported", "aborted", "poisoned")]
+        with m.If(concludes | b.probe):
             m.d.sync += [self.events.function.eq(events.function), self.events.header.eq(events.header)]
 
         # Stage C: everyone is told, a cycle later than `store`.

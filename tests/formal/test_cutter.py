@@ -98,12 +98,12 @@ def test_cutter(largest_code):
 
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
-    ("room.eq((~offset & mask) + 1)", "room.eq(mask + 1)", "crosses a multiple"),
+    ("room.eq((~new.address[:12] & ((128 << code) - 1)[:12]) + 1)", "room.eq(128 << code)", "crosses a multiple"),
     ("idle | (left <= room)", "idle | (left < room)", "the last piece"),
     ("step.eq(Mux(final, left, room))", "step.eq(room)", "the last piece"),
     ("& whole)", ")", "crosses a multiple"),
     ("~(idle & load)", "1", ""),
-    ("offset.eq(offset + step)", "offset.eq(offset + mask + 1)", "starts where"),
+    ("offset.eq(offset + step)", "offset.eq(offset + limit)", "starts where"),
     ("begun.eq(1)", "begun.eq(0)", "the first piece"),
     ("length_dw.eq(length_dw)", "length_dw.eq(length_dw + 1)", "the dwords"),
     ("first_be.eq(first_be)", "first_be.eq(0xF)", "first enables"),

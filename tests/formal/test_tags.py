@@ -139,7 +139,7 @@ def test_tags():
 BUGS = [
     ("end.eq(work.state == State.BUSY)", "end.eq(1)", "ends once"),
     ("saved.failed.eq(0)", "saved.failed.eq(saved.failed)", "ends once|what ends a request"),
-    ("(excess[-1] | (excess[2:] == 0))", "1", "behind the end"),
+    ("~b.too_long", "1", "behind the end"),
     ("~too_many", "1", "behind the end"),
     ("record.position.eq(work.position + work.length_dw)", "record.position.eq(work.position + work.length_dw + 1)", "behind the end"),
     ("(work.state == State.BUSY) & ~work.bad", "~work.bad", "open requests only"),
@@ -159,13 +159,14 @@ def test_tags_bugs():
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
     ("got.read_port(transparent_for=(tell,))", "got.read_port()", "for open requests only"),
-    ("is_opening.eq(ask.en & (ask.addr == ask_read.addr))", "is_opening.eq(0)", "while timeouts are disabled"),
+    ("is_opening.eq(ask.en & (ask.addr == ask_read.addr))", "is_opening.eq(0)", "while timeouts are disabled|ends once"),
     ("[record.state.eq(State.QUARANTINED), enters.eq(1),", "[record.state.eq(State.QUARANTINED), release.eq(1), enters.eq(1),",
      "timed out comes back only"),
 ])  # fmt: skip
 def test_tags_bugs_of_structure(old, new, broken):
     """FORMAL-TAG-4: so does each planted bug that is no expression."""
-    assert broken in refute(TagContract(mutant(TagTable, old, new)), depth=DEPTH)
+    found = refute(TagContract(mutant(TagTable, old, new)), depth=DEPTH)
+    assert any(text in found for text in broken.split("|")), found
 
 
 def test_pool_bug(monkeypatch):
