@@ -36,8 +36,8 @@ class Translator(wiring.Component):
     [RVIOMMU1.0 3.3, 3.6]
 
     Latency: 2 cycles from request accepted to response valid when cached, 4 when only the second level has it; a miss 8 cycles more than
-    its reads and the lookup in a second level. Throughput: one request per cycle; the answer of a miss or of the second level takes the
-    place of one hit, and so does a request that comes back from the walker.
+    its reads and the lookup in a second level. Throughput: one request per cycle while one more miss could wait; the answer of a miss or
+    of the second level takes the place of one hit, and so does a request that comes back from the walker.
 
     Parameters
     ----------
@@ -221,22 +221,22 @@ class Translator(wiring.Component):
             m.d.comb += [answer.page.eq(asked.page), answer.size_log2.eq(63), answer.PBMT.eq(0)]
 
         free = Signal()
-        ahead = walker.o.valid
+        has_place = free & ~walker.o.valid
         if self._second is not None:
             second_answers, second_answer = Signal(), Signal(response_layout(features))
-            ahead = walker.o.valid | second_answers
+            has_place &= ~(answered & second_answers)
             second_hits = self._join_second(m, in_directory, free, second_answers, second_answer)
             m.d.comb += [onward.p.vpn.eq(asked.page), onward.p.space.eq(space.tag), onward.p.asked.space.eq(space)]
         m.d.comb += [
             free.eq(~self.response.valid | self.response.ready),
             walker.o.ready.eq(free),
-            # A second cycle ends when its answer or its miss has a place.
-            go.eq(~valid | asked.is_prefetch | (answered & free & ~ahead) | (unanswered & onward.ready)),
-            onward.valid.eq(unanswered),
+            # A second cycle ends when its answer and its miss would have a place: which of them it is whoever asks cannot wait for.
+            go.eq(~valid | asked.is_prefetch | (has_place & onward.ready)),
+            onward.valid.eq(unanswered & (asked.is_prefetch | has_place)),
             self.hit.eq(valid & hits & go), self.miss.eq(missed.i.valid & missed.i.ready),
         ]
         with m.If(free):
-            m.d.sync += self.response.valid.eq(walker.o.valid | (answered & ~asked.is_prefetch))
+            m.d.sync += self.response.valid.eq(walker.o.valid | (answered & go & ~asked.is_prefetch))
             m.d.sync += self.response.payload.eq(answer)
             if self._second is not None:
                 with m.If(second_answers):
