@@ -147,12 +147,13 @@ class Translator(wiring.Component):
         if features.HPM:
             m.d.comb += self.events.eq(walker.events)
 
-        # Invalidations take effect in the cycle in which they are taken.
-        order = self.invalidate.payload
+        # Invalidations take effect in the cycle behind, for what is accepted then, too.
+        order, forgets = Signal(Invalidate), Signal()
+        m.d.sync += [order.eq(self.invalidate.payload), forgets.eq(self.invalidate.valid)]
         is_all = order.kind == InvalidateKind.ALL
         translations = (order.kind == InvalidateKind.VMA) | (order.kind == InvalidateKind.GVMA) | is_all
         m.d.comb += self.invalidate.ready.eq(1)
-        with m.If(self.invalidate.valid):
+        with m.If(forgets):
             m.d.comb += [
                 walker.forget.eq(1),
                 iotlb.forget.eq(translations),
@@ -160,6 +161,8 @@ class Translator(wiring.Component):
                 walker.forget_tables.eq(translations & ~iotlb.forget_av),
                 contexts.forget.eq((order.kind == InvalidateKind.DDT) | is_all),
             ]
+            if features.has_processes:
+                m.d.comb += self._processes.forget.eq(contexts.forget | (order.kind == InvalidateKind.PDT))
         m.d.comb += iotlb.forget_vpn.eq(order.page)
 
         # First cycle: contexts and IOTLB are read. Second cycle: decide. Then the response, unless the walker's answer goes first.
@@ -177,7 +180,7 @@ class Translator(wiring.Component):
             iotlb.vpn.eq(request.page), iotlb.advance.eq(go),
         ]
         space, now = Signal(self._space()), Signal(self._space())
-        m.d.comb += self._resolve(m, request, context, contexts.found[0], now)
+        m.d.comb += self._resolve(m, request, context, contexts.found[0] & ~contexts.forget, now)
         valid, asked = Signal(), Signal(request_layout(features))
         with m.If(go):
             m.d.sync += [valid.eq(is_held | self.request.valid), asked.eq(request), space.eq(now)]
@@ -336,13 +339,9 @@ class Translator(wiring.Component):
                 processes.device_id[1].eq(self._walker.device_id), processes.process_id[1].eq(self._walker.process_id),
                 self._walker.process.eq(processes.context[1]), self._walker.process_found.eq(processes.found[1]),
             ]
-            with m.If(self.invalidate.valid):
-                kind = self.invalidate.payload.kind
-                m.d.comb += processes.forget.eq(
-                    (kind == InvalidateKind.DDT) | (kind == InvalidateKind.PDT) | (kind == InvalidateKind.ALL))
             first_mode = Mux(context.PDTV, Mux(needed, process.fsc_mode, spec.MODE_BARE), first_mode)
             PSCID = Mux(needed, process.PSCID, context.PSCID)
-            is_known = context_found & (processes.found[0] | ~needed) & ~is_refused(context, request, features)
+            is_known = context_found & ((processes.found[0] & ~processes.forget) | ~needed) & ~is_refused(context, request, features)
             result += [
                 space.SUM.eq(process.SUM & needed), space.has_first.eq(first_mode != spec.MODE_BARE),
             ]
