@@ -3,7 +3,7 @@
 from functools import reduce
 from operator import or_
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -100,9 +100,10 @@ class Iotlb(wiring.Component):
 
     Pages of 4 KiB live in sets of ``ways`` entries: as many sequential pages of a 2 MiB region as there are entries fill every set
     evenly, and regions are spread over the sets. Larger pages live in a small associative array. A new entry takes an empty place of its
-    set or a random one, so that a cyclic pattern that is a little too large does not evict all of itself. An entry with G matches every
-    PSCID. Several entries for one page may exist: one of them answers, and ``discard`` takes all of them out. Forgetting by page forgets
-    all if there may be fragments of larger first-stage pages, since a page of those may stand for all of them. [RVIOMMU1.0 4.1.1]
+    set or a random one, so that a cyclic pattern that is a little too large does not evict all of itself; directly behind another one of
+    its set it may take the place of that. An entry with G matches every PSCID. Several entries for one page may exist: one of them
+    answers, and ``discard`` takes all of them out. Forgetting by page forgets all if there may be fragments of larger first-stage pages,
+    since a page of those may stand for all of them. [RVIOMMU1.0 4.1.1]
 
     Latency: ``vpn`` in cycle n, ``space`` in cycle n + 1, ``found`` combinationally in cycle n + 1. Throughput: one lookup, one fill, one
     invalidation per cycle. What is filled in cycle n is found by lookups that begin in cycle n + 1, unless it came beside a ``discard``;
@@ -185,34 +186,36 @@ class Iotlb(wiring.Component):
         row = data.StructLayout({name: field.shape for name, field in layout if name not in ("reach", "is_fragment")}
                                 | {"vpn": page_bits - bits})  # fmt: skip
         hits, rows = [], []
-        empty, victim, dropped = Signal(self.ways), Signal(range(max(self.ways, 2))), Signal(sets)
-        m.d.comb += dropped.eq(Mux(self.forget, 1 << forgotten, 0) | forget_all.replicate(sets))
-        for way in range(self.ways):
+        valids = [Signal(sets, name=f"valid_{way}") for way in range(self.ways)]
+        victims = Array(self._victim(m, [valid[n] for valid in valids], random, n) for n in range(sets))
+        victim, dropped, left = Signal(range(max(self.ways, 2))), Signal(sets), Signal(bits)  # set of what was discarded, a cycle later
+        m.d.comb += [victim.eq(victims[filled]), dropped.eq(Mux(self.forget, 1 << forgotten, 0) | forget_all.replicate(sets))]
+        m.d.sync += left.eq(shown)
+        for way, valid in enumerate(valids):
             m.submodules[f"way_{way}"] = memory = Memory(shape=row, depth=sets, init=[])
             read, write = memory.read_port(), memory.write_port()
-            valid, valid_then = Signal(sets, name=f"valid_{way}"), Signal(name=f"valid_then_{way}")
+            valid_then, useless = Signal(name=f"valid_then_{way}"), Signal(name=f"useless_{way}")
             m.d.comb += [
                 read.addr.eq(looked_up), read.en.eq(self.advance), write.addr.eq(filled), write.en.eq(small & (victim == way)),
-                empty[way].eq(~valid.bit_select(filled, 1)),
                 *(write.data[name].eq(entry[name]) for name, _ in row if name != "vpn"), write.data.vpn.eq(entry.vpn[bits:]),
             ]
             with m.If(self.advance):
-                m.d.sync += valid_then.eq(valid.bit_select(looked_up, 1) & ~(forget_all | (self.forget & (forgotten == looked_up))))
+                m.d.sync += valid_then.eq(valid.bit_select(looked_up, 1) & ~(useless & (left == looked_up)) & ~(
+                    forget_all | (self.forget & (forgotten == looked_up))))
             rows.append(read.data)
             hits.append(valid_then & (read.data.vpn == sought[bits:]) & same_space(read.data, self.space))
-            useless = Mux(self.discard & hits[way], 1 << shown, 0)
-            m.d.sync += valid.eq((valid | Mux(write.en, 1 << filled, 0)) & ~(useless | dropped))
-        m.d.comb += victim.eq(random if self.ways > 1 else 0)
-        for way in reversed(range(self.ways)):
-            with m.If(empty[way]):
-                m.d.comb += victim.eq(way)
+            m.d.sync += [
+                useless.eq(self.discard & hits[way]),
+                valid.eq(((valid & ~Mux(useless, 1 << left, 0)) | Mux(write.en, 1 << filled, 0)) & ~dropped),
+            ]
 
         # Larger pages.
         key = data.StructLayout({name: field.shape for name, field in layout if name != "ppn"})
         large = [Signal(key, name=f"large_{n}") for n in range(self.superpage_entries)]
         m.submodules.large_ppns = large_ppns = Memory(shape=44, depth=self.superpage_entries, init=[])
         read_ppn, write_ppn = large_ppns.read_port(domain="comb"), large_ppns.write_port()
-        large_valid, large_victim = Signal(self.superpage_entries), Signal(range(self.superpage_entries))
+        large_valid, large_useless = Signal(self.superpage_entries), Signal(self.superpage_entries)
+        large_victim = Signal(range(self.superpage_entries))
         large_hits = []
         lows = [low for low, _ in pages]
 
@@ -229,14 +232,13 @@ class Iotlb(wiring.Component):
         for n in reversed(range(self.superpage_entries)):
             with m.If(~large_valid[n]):
                 m.d.comb += large_victim.eq(n)
+        m.d.sync += [large_useless.eq(Mux(self.discard, Cat(large_hits), 0)), large_valid.eq(large_valid & ~large_useless)]
         with m.If(self.fill.valid & (entry.reach != 0)):
             m.d.comb += [taken.bit_select(large_victim, 1).eq(1), write_ppn.en.eq(1)]
             m.d.sync += large_valid.bit_select(large_victim, 1).eq(1)
         for n, item in enumerate(large):
             with m.If(taken[n]):
                 m.d.sync += [item[name].eq(entry[name]) for name, _ in key]
-        with m.If(self.discard):
-            m.d.sync += large_valid.eq(large_valid & ~Cat(large_hits))
         with m.If(self.forget):
             m.d.sync += large_valid.eq(0)
 
@@ -259,3 +261,12 @@ class Iotlb(wiring.Component):
                     with m.Case(reach):
                         m.d.comb += [self.found.ppn.eq(Cat(sought[:low], read_ppn.data[low:])), self.found.size_log2.eq(size)]
         return m
+
+    def _victim(self, m, valids, random, number):
+        """Return which way of a set the next entry takes, as its ``valids`` were in the cycle before; ``number``: of the set."""
+        victim = Signal(range(max(self.ways, 2)), name=f"victim_{number}")
+        m.d.sync += victim.eq(random if self.ways > 1 else 0)
+        for way in reversed(range(self.ways)):
+            with m.If(~valids[way]):
+                m.d.sync += victim.eq(way)
+        return victim

@@ -36,8 +36,8 @@ class Translator(wiring.Component):
     [RVIOMMU1.0 3.3, 3.6]
 
     Latency: 2 cycles from request accepted to response valid when cached, 4 when only the second level has it; a miss 8 cycles more than
-    its reads and the lookup in a second level. Throughput: one request per cycle; the answer of a miss or of the second level takes the
-    place of one hit, and so does a request that comes back from the walker.
+    its reads and the lookup in a second level. Throughput: one request per cycle while one more miss could wait; the answer of a miss or
+    of the second level takes the place of one hit, and so does a request that comes back from the walker.
 
     Parameters
     ----------
@@ -147,12 +147,13 @@ class Translator(wiring.Component):
         if features.HPM:
             m.d.comb += self.events.eq(walker.events)
 
-        # Invalidations take effect in the cycle in which they are taken.
-        order = self.invalidate.payload
+        # Invalidations take effect in the cycle behind, for what is accepted then, too.
+        order, forgets = Signal(Invalidate), Signal()
+        m.d.sync += [order.eq(self.invalidate.payload), forgets.eq(self.invalidate.valid)]
         is_all = order.kind == InvalidateKind.ALL
         translations = (order.kind == InvalidateKind.VMA) | (order.kind == InvalidateKind.GVMA) | is_all
         m.d.comb += self.invalidate.ready.eq(1)
-        with m.If(self.invalidate.valid):
+        with m.If(forgets):
             m.d.comb += [
                 walker.forget.eq(1),
                 iotlb.forget.eq(translations),
@@ -160,6 +161,8 @@ class Translator(wiring.Component):
                 walker.forget_tables.eq(translations & ~iotlb.forget_av),
                 contexts.forget.eq((order.kind == InvalidateKind.DDT) | is_all),
             ]
+            if features.has_processes:
+                m.d.comb += self._processes.forget.eq(contexts.forget | (order.kind == InvalidateKind.PDT))
         m.d.comb += iotlb.forget_vpn.eq(order.page)
 
         # First cycle: contexts and IOTLB are read. Second cycle: decide. Then the response, unless the walker's answer goes first.
@@ -177,7 +180,7 @@ class Translator(wiring.Component):
             iotlb.vpn.eq(request.page), iotlb.advance.eq(go),
         ]
         space, now = Signal(self._space()), Signal(self._space())
-        m.d.comb += self._resolve(m, request, context, contexts.found[0], now)
+        m.d.comb += self._resolve(m, request, context, contexts.found[0] & ~contexts.forget, now)
         valid, asked = Signal(), Signal(request_layout(features))
         with m.If(go):
             m.d.sync += [valid.eq(is_held | self.request.valid), asked.eq(request), space.eq(now)]
@@ -221,22 +224,22 @@ class Translator(wiring.Component):
             m.d.comb += [answer.page.eq(asked.page), answer.size_log2.eq(63), answer.PBMT.eq(0)]
 
         free = Signal()
-        ahead = walker.o.valid
+        has_place = free & ~walker.o.valid
         if self._second is not None:
             second_answers, second_answer = Signal(), Signal(response_layout(features))
-            ahead = walker.o.valid | second_answers
+            has_place &= ~(answered & second_answers)
             second_hits = self._join_second(m, in_directory, free, second_answers, second_answer)
             m.d.comb += [onward.p.vpn.eq(asked.page), onward.p.space.eq(space.tag), onward.p.asked.space.eq(space)]
         m.d.comb += [
             free.eq(~self.response.valid | self.response.ready),
             walker.o.ready.eq(free),
-            # A second cycle ends when its answer or its miss has a place.
-            go.eq(~valid | asked.is_prefetch | (answered & free & ~ahead) | (unanswered & onward.ready)),
-            onward.valid.eq(unanswered),
+            # A second cycle ends when its answer and its miss would have a place: which of them it is whoever asks cannot wait for.
+            go.eq(~valid | asked.is_prefetch | (has_place & onward.ready)),
+            onward.valid.eq(unanswered & (asked.is_prefetch | has_place)),
             self.hit.eq(valid & hits & go), self.miss.eq(missed.i.valid & missed.i.ready),
         ]
         with m.If(free):
-            m.d.sync += self.response.valid.eq(walker.o.valid | (answered & ~asked.is_prefetch))
+            m.d.sync += self.response.valid.eq(walker.o.valid | (answered & go & ~asked.is_prefetch))
             m.d.sync += self.response.payload.eq(answer)
             if self._second is not None:
                 with m.If(second_answers):
@@ -336,13 +339,9 @@ class Translator(wiring.Component):
                 processes.device_id[1].eq(self._walker.device_id), processes.process_id[1].eq(self._walker.process_id),
                 self._walker.process.eq(processes.context[1]), self._walker.process_found.eq(processes.found[1]),
             ]
-            with m.If(self.invalidate.valid):
-                kind = self.invalidate.payload.kind
-                m.d.comb += processes.forget.eq(
-                    (kind == InvalidateKind.DDT) | (kind == InvalidateKind.PDT) | (kind == InvalidateKind.ALL))
             first_mode = Mux(context.PDTV, Mux(needed, process.fsc_mode, spec.MODE_BARE), first_mode)
             PSCID = Mux(needed, process.PSCID, context.PSCID)
-            is_known = context_found & (processes.found[0] | ~needed) & ~is_refused(context, request, features)
+            is_known = context_found & ((processes.found[0] & ~processes.forget) | ~needed) & ~is_refused(context, request, features)
             result += [
                 space.SUM.eq(process.SUM & needed), space.has_first.eq(first_mode != spec.MODE_BARE),
             ]
