@@ -237,8 +237,8 @@ class Endpoint(wiring.Component):
                 function.stop.eq(stop),
                 msix.stop[n].eq(stop),
                 core.stop[number].eq(stop),
-                transport.stopped.eq(stop & engine.stopped[n] & function.stopped & msix.stopped[n] & core.stopped[number]),
             ]
+            m.d.sync += transport.stopped.eq(stop & engine.stopped[n] & function.stopped & msix.stopped[n] & core.stopped[number])
             with m.If(notifies):
                 m.d.comb += engine.notifications.ready.eq(transport.notifications.ready)
 
