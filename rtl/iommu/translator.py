@@ -224,7 +224,7 @@ class Translator(wiring.Component):
             m.d.comb += [answer.page.eq(asked.page), answer.size_log2.eq(63), answer.PBMT.eq(0)]
 
         free = Signal()
-        has_place = free & ~walker.o.valid
+        has_place = free & ~walker.answers
         if self._second is not None:
             second_answers, second_answer = Signal(), Signal(response_layout(features))
             has_place &= ~(answered & second_answers)

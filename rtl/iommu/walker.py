@@ -101,6 +101,8 @@ class Walker(wiring.Component):
         Requests.
     o : ``Out(stream.Signature(response_layout(features)))``
         Answers, in any order.
+    answers : ``Out(1)``
+        1 with each answer, and where one would be if the request was no prefetch.
     retry : ``Out(stream.Signature(request_layout(features)))``
         Requests that the IOTLB can answer now; not prefetches.
     memory_read, memory_read_data : streams
@@ -152,6 +154,7 @@ class Walker(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(request_layout(features))),
             "o": Out(stream.Signature(response_layout(features))),
+            "answers": Out(1),
             "retry": Out(stream.Signature(request_layout(features))),
             "memory_read": Out(stream.Signature(MemoryRead)),
             "memory_read_data": In(stream.Signature(MemoryReadData)),
@@ -220,6 +223,7 @@ class Walker(wiring.Component):
         # The request at work.
         asked, asked_key = Signal(request_layout(features)), Signal(key_layout(features))
         is_direct = Signal()  # the answer is for ``asked``, no walk is involved
+        goes_on = Signal()  # what is at work is a walk that was there before, not ``asked`` or the walk that this has begun
 
         # Directories.
         ddis = device_id_parts(features)
@@ -235,7 +239,7 @@ class Walker(wiring.Component):
 
         # What is known about the request at work.
         m.d.comb += [
-            self.device_id.eq(asked.device_id),
+            self.device_id.eq(Mux(goes_on, key.device_id, asked.device_id)),
             asked_key.device_id.eq(asked.device_id), asked_key.page.eq(asked.page),
             asked_key.process_id_valid.eq(asked.process_id_valid),
         ]
@@ -317,12 +321,17 @@ class Walker(wiring.Component):
             passes &= self.context.guest_mode == spec.MODE_BARE
 
         pending = Signal()  # ``asked`` could not be begun: it stays, and replies go first
+        reads_leaf = Signal()  # in the cycle before, the walk that is still at work began to read in a leaf table
+        m.d.sync += reads_leaf.eq(0)
+        with m.If(reads_leaf & ~work.is_stale & ~tables.known):
+            tables.keep(m)
         free = ~busy
         m.d.sync += self.spare.eq((free & (free - (self.walks > 1))).any() & any_waiter & ~pending & ~self.i.valid)
         with m.FSM() as fsm:
             with m.State("REST"):
                 m.d.sync += [
-                    is_direct.eq(0), work.identity.eq(0), beat.eq(0), work.second.eq(~0), work.is_msi.eq(0), walk.eq(read_row.data),
+                    is_direct.eq(0), goes_on.eq(1), work.identity.eq(0), beat.eq(0), work.second.eq(~0), work.is_msi.eq(0),
+                    walk.eq(read_row.data),
                 ]
                 if not two_stages:
                     m.d.sync += work.first.eq(~0)
@@ -335,10 +344,11 @@ class Walker(wiring.Component):
                     m.d.sync += [at.eq(resumed), resumable.bit_select(resumed, 1).eq(0)]
                     m.next = "RESUME"
                 with m.Elif(pending):
+                    m.d.sync += goes_on.eq(0)
                     m.next = "CLASSIFY"
                 with m.Elif(self.i.valid):
                     m.d.comb += self.i.ready.eq(1)
-                    m.d.sync += [asked.eq(request), pending.eq(1)]
+                    m.d.sync += [asked.eq(request), pending.eq(1), goes_on.eq(0)]
                     m.next = "CLASSIFY"
 
             # A request. [RVIOMMU1.0 3.3, steps 1 to 10]
@@ -408,13 +418,11 @@ class Walker(wiring.Component):
                 m.d.sync += parked.bit_select(at, 1).eq(1)
                 m.next = "REST"
             with m.State("RESUME"):
-                m.d.comb += self.device_id.eq(key.device_id)
                 m.d.sync += [context.eq(self.context), dtf.eq(self.context.DTF)]
                 m.next = "BEGIN_DIRECTORY"
                 with m.If(self.context_found):
                     m.next = "USE_CONTEXT"
             with m.State("BEGIN_DIRECTORY"):
-                m.d.comb += self.device_id.eq(key.device_id)
                 m.d.sync += [
                     walk.phase.eq(Mux(levels == 0, Phase.CONTEXT, Phase.DIRECTORY)), walk.level.eq(levels), next_ppn.eq(self.root_ppn),
                     fetching.bit_select(at, 1).eq(1), dtf.eq(0),
@@ -466,8 +474,7 @@ class Walker(wiring.Component):
                     m.next = "END_WALK"
                 with m.Elif(self.memory_read.ready):
                     m.d.comb += [self.read.eq(1), write_row.en.eq(1)]
-                    with m.If((work.is_second | (walk.phase == Phase.FIRST)) & (work.level == 0) & ~work.is_stale & ~tables.known):
-                        tables.keep(m)
+                    m.d.sync += reads_leaf.eq((work.is_second | (walk.phase == Phase.FIRST)) & (work.level == 0))
                     m.next = "REST"
 
             # A reply.
@@ -530,7 +537,7 @@ class Walker(wiring.Component):
                 m.d.sync += [waiter_at.eq(heads[at]), fetching.bit_select(at, 1).eq(0)]
                 m.next = "ANSWER"
             with m.State("ANSWER"):
-                m.d.comb += self.o.valid.eq(~subject.is_prefetch)
+                m.d.comb += [self.answers.eq(1), self.o.valid.eq(~subject.is_prefetch)]
                 if features.MSI_MRIF:
                     m.d.comb += self.mrif.valid.eq(goes_to_file & permitted & ~subject.is_prefetch)
                 with m.If(self.o.ready | subject.is_prefetch):

@@ -125,7 +125,6 @@ def find_process(m, work, walker):
         kept.root_ppn.eq(context.root_ppn), kept.PSCID.eq(context.PSCID), kept.ENS.eq(walk.ENS), kept.SUM.eq(walk.SUM),
     ]
     with m.State("LOOK_PROCESS"):
-        m.d.comb += walker.device_id.eq(key.device_id)
         with m.If(walker.process_found):
             m.d.sync += [
                 *(context[name].eq(walker.process[name]) for name in ("fsc_mode", "root_ppn", "PSCID")),
