@@ -57,4 +57,4 @@ def synthesize(component, command: str, netlist: Path):
     source, array = netlist.with_suffix(".il"), netlist.with_suffix(".store.v")
     source.write_text(relaxed(to_rtlil(component)))
     array.write_text(store.VERILOG)
-    run(f"read_rtlil {source}", f"read_verilog -defer {array}", f"{command} -top top", f"write_json {netlist}")
+    run(f"read_rtlil {source}", f"read_verilog -defer {array}", f"{command} -top top", "autoname", f"write_json {netlist}")
