@@ -306,7 +306,7 @@ class Completer(wiring.Component):
             with m.State("AWAIT_CONFIG"):
                 m.d.comb += [self.config_responses.ready.eq(1), config_answers.eq(1)]
                 with m.If(self.config_responses.valid):
-                    m.d.sync += completer_id.eq(identities)
+                    m.d.sync += [completer_id.eq(identities), self.completions.valid.eq(~self.config_responses.payload.unsupported)]
                     m.next = "COMPLETE"
                     with m.If(self.config_responses.payload.unsupported):  # no such function
                         m.d.sync += is_claimed.eq(0)
@@ -334,6 +334,7 @@ class Completer(wiring.Component):
                 with m.If(nothing):
                     m.next = "DROP"
                     with m.If(answers):
+                        m.d.sync += self.completions.valid.eq(1)
                         m.next = "COMPLETE"
                 with m.Elif(answers & (kept.length_dw > MAX_READ_BYTES // 4)):
                     m.next = "ABORT"
@@ -376,6 +377,7 @@ class Completer(wiring.Component):
                     with m.Elif(last_pair):
                         m.next = "DROP"
                         with m.If(answers):
+                            m.d.sync += self.completions.valid.eq(1)
                             m.next = "COMPLETE"
                     with m.Elif(leaves):
                         m.next = "NEXT_BEAT"
@@ -395,18 +397,20 @@ class Completer(wiring.Component):
                 m.d.sync += [status.eq(pcie.STATUS_UR), completer_id.eq(identities)]
                 m.next = "DROP"
                 with m.If(answers):
+                    m.d.sync += self.completions.valid.eq(1)
                     m.next = "COMPLETE"
             with m.State("ABORT"):
                 m.d.comb += events["aborted"].eq(1)
                 m.d.sync += status.eq(pcie.STATUS_CA)
                 m.next = "DROP"
                 with m.If(answers):
+                    m.d.sync += self.completions.valid.eq(1)
                     m.next = "COMPLETE"
             with m.State("COMPLETE"):
-                m.d.comb += self.completions.valid.eq(1)
                 with m.If(self.completions.ready):
                     m.d.sync += sent.eq(following)
                     with m.If(out.last):
+                        m.d.sync += self.completions.valid.eq(0)
                         m.next = "DROP"
             with m.State("DROP"):  # what is left of the request
                 m.d.comb += self.requests.ready.eq(1)
