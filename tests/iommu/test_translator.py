@@ -55,6 +55,7 @@ LEAST = [  # tests of a translator without features
     "prefetches_wait_for_walks",
     "more_misses_than_fit_all_end",
     "leaf_tables_are_remembered",
+    "leaf_tables_of_old_are_not",
 ]
 
 
@@ -401,6 +402,31 @@ async def leaf_tables_are_remembered(dut):
         await bench.check(9, n << 21)
         assert bench.read_count == 3
         bench.read_count = 0
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def leaf_tables_of_old_are_not(dut):
+    """IOMMU-TR-14: a leaf table that moves while a walk is on its way to it: behind the invalidation no walk ends in the old one."""
+    bench = TranslatorBench(dut)
+    await bench.begin()
+    bench.latency = lambda: 25
+    table = bench.device(3, PSCID=7)
+    for wait in range(140):
+        region = wait + 1 << 21
+        pages = region, region | 0x1000
+        for page in pages:
+            table.map_page(page, 0x10_0000)
+        await bench.ask(1, 3, region)
+        await ClockCycles(dut.clk, wait)
+        for page in pages:
+            table.unmap(page)
+        table.map_page(region, 1 << 30, size=1 << 21)  # in place of the table
+        table.unmap(region)
+        for page in pages:
+            table.map_page(page, 0x20_0000)
+        await bench.forget(InvalidateKind.VMA)
+        await bench.answered(1)
+        assert await bench.check(3, pages[1]) == 0, wait
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
