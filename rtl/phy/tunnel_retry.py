@@ -71,9 +71,14 @@ class Retry(wiring.Component):
         put_seq, highest, acked, kept_seq = (Signal(8, name=name) for name in ("put_seq", "highest", "acked", "kept_seq"))
 
         # In.
-        push, put_next = Signal(), Signal.like(put)
+        push, put_next, has_room, may_begin = Signal(), Signal.like(put), Signal(), Signal()
+        held, waiting, ends = (put - kept)[: len(put)], (put_seq - kept_seq)[:8], push & self.i.payload.last
+        m.d.sync += [  # what is acknowledged in this cycle counts in the next
+            has_room.eq(Mux(push, held != self.depth - 1, held != self.depth)),
+            may_begin.eq(Mux(ends, waiting != self.window - 1, waiting != self.window)),
+        ]
         m.d.comb += [
-            self.i.ready.eq(((put - kept)[: len(put)] != self.depth) & ((put_seq - kept_seq)[:8] != self.window)),
+            self.i.ready.eq(has_room & may_begin),
             push.eq(self.i.valid & self.i.ready), put_next.eq(put + 1),
             write.addr.eq(put), write.data.eq(self.i.payload), write.en.eq(push),
             place_write.addr.eq(put_seq), place_write.data.eq(begin), place_write.en.eq(1),
