@@ -26,6 +26,8 @@ from .yosys import relaxed
 
 __all__ = ["Board", "Pll", "Top", "build", "build_bitstream", "files_of", "main"]
 
+# A card fills a third of its FPGA, so it need not be placed as densely as nextpnr does by itself, where some seeds are never routed.
+SPREAD = "--placer-heap-beta 0.7 --seed 3"
 STEPS = {"top.json": "yosys", "top.config": "nextpnr-ecp5", "top.bit": "ecppack"}  # what each tool leaves behind
 
 
@@ -143,7 +145,7 @@ def files_of(platform: LatticeECP5Platform, top):
     """Return the plan that turns ``top`` into a bitstream, :class:`amaranth.build.BuildPlan`: files and a script of three steps."""
     platform.add_file("store.v", store.VERILOG)
     plan = platform.build(top, do_build=False, emit_src=False, read_verilog_opts="-defer", script_after_read=THOROUGH,
-                          synth_opts=NO_WIDE_MUXES, nextpnr_opts="--report report.json --seed 3")  # fmt: skip
+                          synth_opts=NO_WIDE_MUXES, nextpnr_opts=f"--report report.json {SPREAD}")  # fmt: skip
     plan.files["top.il"] = relaxed(plan.files["top.il"])
     return plan
 
