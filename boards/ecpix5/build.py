@@ -7,7 +7,7 @@ from .platform import ECPIX585Platform
 __all__ = ["BOARD"]
 
 # The card is the one that ``make sim TARGET=tunnel:...`` expects; its disk of 128 KiB is block RAM.
-BOARD = ecp5.Board("ecpix5", "RISC-V IOMMU of 64 entries and 4 walks, disk, 64 bits", ECPIX585Platform, board_config(), clock_mhz=80)
+BOARD = ecp5.Board("ecpix5", "RISC-V IOMMU of 64 entries and 4 walks, disk, 64 bits", ECPIX585Platform, board_config(), goal_mhz=80)
 
 
 if __name__ == "__main__":
