@@ -776,6 +776,37 @@ async def reads_stay_behind_writes(dut):
     await bench.judge()
 
 
+@pytest.mark.parametrize("width", [128])
+def test_ends_of_writes_have_room(request, width):
+    simulate(request, make(width), "icarus")
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def ends_of_writes_have_room(dut):
+    """TLP-REQ-13: of a client that takes no ends of its writes 16 are accepted and sent, one more for each end that it takes, in bursts as
+    they come; all end in order."""
+    rng = random.Random(cocotb.RANDOM_SEED)
+    bench = await Bench(dut, rng).begin()
+    for client in (WALL, RING, DATA):
+        ends = bench.s[f"write_done__{client}"]
+        ends.set_ready(0)
+        writes = [bench.issue(client, True, bench.new_range(client, True)[0] & -PAGE, 8) for _ in range(60)]
+        taken = 0
+        while taken < 40:
+            await ClockCycles(dut.clk, 120)
+            sent, done = ([op for op in writes if test(op)] for test in (lambda op: op.sent_bytes == 8, lambda op: op.status is not None))
+            assert (len(sent), len(done)) == (16 + taken, taken), client
+            take = rng.choice([1, 2, 5, 12])
+            taken += take
+            ends.set_ready(1)
+            await ClockCycles(dut.clk, take)
+            ends.set_ready(0)
+        ends.set_ready(1)
+        await bench.settle(2000)
+        assert all(op.status == BurstStatus.OK for op in writes)
+    await bench.judge()
+
+
 @pytest.mark.parametrize("width", [64, 256])
 def test_garbage_changes_nothing(request, width):
     simulate(request, make(width), "icarus" if width == 64 else "verilator")
