@@ -23,7 +23,7 @@ __all__ = ["BLOCKS", "Block", "alone", "module_of", "ports_of"]
 
 CARD = "card"
 CLOCK = {"clk": ClockSignal, "rst": ResetSignal}
-# Each is next to nothing but streams and registers on all sides; together they are the card.
+# Each stands between streams, most of whose ends are registers. What only joins them (routers, mergers, the decoder) is not here.
 BLOCKS = (
     "tunnel", "phy", "endpoint.core.receiver", "endpoint.core.transmitter", "endpoint.core.completer", "endpoint.core.config_space",
     "endpoint.core.collector", "endpoint.core.requester", "endpoint.core.gate", "endpoint.core.iommu", "endpoint.engine.dispatcher",

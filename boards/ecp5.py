@@ -26,7 +26,7 @@ from .yosys import relaxed
 
 __all__ = ["Board", "Pll", "Top", "build", "build_bitstream", "files_of", "main"]
 
-SEED = "--seed 9"  # of the placer: one netlist is routed with some in minutes, with others not in hours
+SEED = "--seed 9"  # of the placer: one netlist is routed with some in minutes, with others not in a quarter of an hour
 STEPS = {"top.json": "yosys", "top.config": "nextpnr-ecp5", "top.bit": "ecppack"}  # what each tool leaves behind
 
 

@@ -18,6 +18,8 @@ WRITES = 16  # that the requester takes in without holding up its port
 class Lane(wiring.Component):
     """Carries the ring accesses of the fetch side and of the used side, those of each in order.
 
+    The used side goes first; it cannot starve the other, since it has only that to write which was fetched.
+
     Latency: 3 cycles from an access to its burst. Throughput: 1 access per cycle.
 
     Parameters
@@ -81,7 +83,6 @@ class Lane(wiring.Component):
         m.submodules.rows = rows = Queue(BurstData(self.width), beats * WRITES, in_block=True)
         wiring.connect(m, rows.o, wiring.flipped(self.write_data))
 
-        # The used side first: it has less to write than was fetched for it.
         fetch, from_fetch, from_used = self.fetch.payload, Signal(layout), Signal(layout)
         m.d.comb += [
             waiting.i.valid.eq(self.fetch.valid | self.used.valid),
