@@ -273,7 +273,6 @@ class PciTransport(wiring.Component):
         # The access at work.
         request, answer = Signal(RegisterRequest), Signal(64)
         enables, data = Signal(8), Signal(64)  # of a write that counts, 0 else
-        merged = Signal(64)  # ``answer`` of this word with the enabled bytes written
         structure, at = request.offset[12:14], request.offset[:12]
         is_common = (structure == COMMON) & (request.offset[14:] == 0)
         selected, writable = Signal(), Signal(8, init=0xFF)
@@ -283,8 +282,11 @@ class PciTransport(wiring.Component):
             enables.eq(Mux(request.is_write & ~is_resetting & (request.offset[14:] == 0), request.byte_enable & writable, 0)),
             data.eq(request.data),
             selected.eq(queue_select < count),
-            merged.eq(Cat(Mux(b, data.word_select(n, 8), answer.word_select(n, 8)) for n, b in enumerate(enables))),
         ]
+
+        def merged(register, first):
+            """``register``, whose lowest byte is number ``first`` of the word, with the enabled bytes written."""
+            return Cat(Mux(enables[first + n], data.word_select(first + n, 8), register[8 * n : 8 * n + 8]) for n in range(len(register) // 8))
 
         def feature_word(features, select):
             return Mux(select < FEATURE_WORDS, features.word_select(select[:2], 32), 0)
@@ -444,13 +446,13 @@ class PciTransport(wiring.Component):
                 with m.If(is_common):
                     with m.Switch(at):
                         with m.Case(spec.WORD_DEVICE_FEATURE):
-                            m.d.sync += device_select.eq(merged[:32])
+                            m.d.sync += device_select.eq(merged(device_select, 0))
                         with m.Case(spec.WORD_DRIVER_FEATURE):
-                            m.d.sync += driver_select.eq(merged[:32])
+                            m.d.sync += driver_select.eq(merged(driver_select, 0))
                             for n in range(4):
                                 byte = data[32 + 8 * n : 40 + 8 * n]
                                 with m.If(enables[4 + n] & ~status[spec.S_FEATURES_OK]):
-                                    with m.Switch(merged[:32]):
+                                    with m.Switch(merged(driver_select, 0)):
                                         for select in range(kept):
                                             with m.Case(select):
                                                 m.d.sync += accepted.word_select(4 * select + n, 8).eq(byte)
@@ -459,7 +461,7 @@ class PciTransport(wiring.Component):
                                                 m.d.sync += beyond[4 * select + n].eq(byte != 0)
                         with m.Case(spec.WORD_DEVICE):
                             with m.If(enables[:2].any()):
-                                m.d.sync += config_vector.eq(known(merged[:16]))
+                                m.d.sync += config_vector.eq(known(merged(config_vector, 0)))
                             with m.If(enables[STATUS_BYTE]):
                                 m.d.sync += [status.eq(status_after), is_resetting.eq(written == 0)]
                                 if self.offers(spec.F_SUSPEND):
@@ -471,13 +473,13 @@ class PciTransport(wiring.Component):
                                     m.d.sync += status.eq(1 << spec.S_NEEDS_RESET)
                             with m.If(~request.is_write & request.byte_enable[5]):
                                 m.d.sync += [generation.eq(shown), changed.eq(0)]
-                            m.d.sync += queue_select.eq(merged[48:])
+                            m.d.sync += queue_select.eq(merged(queue_select, 6))
                         with m.Case(spec.WORD_QUEUE):
-                            wanted = merged[:16]
+                            wanted = merged(size, 0)
                             is_shaped = ((wanted & (wanted - 1)) == 0) | self.features[spec.F_RING_PACKED]
                             fits = (wanted != 0) & is_shaped & (wanted <= most[queue]) & ~is_enabled
                             m.d.comb += [
-                                write.data.eq(Cat(Mux(fits, wanted, size), known(merged[16:32]))),
+                                write.data.eq(Cat(Mux(fits, wanted, size), known(merged(vector, 2)))),
                                 write.en.eq(Mux(selected & enables[:4].any(), 0b1111, 0)),
                             ]
                             with m.If(writes_one(4) & selected & ~is_enabled & ~is_reset):
