@@ -7,6 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..stream.queue import Queue
+from ..stream.skid_buffer import SkidBuffer
 from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, Hint
 from .layouts import ChainBeat, Segment, WriterDone
 from .reader import WIDTHS, rotate_bytes
@@ -295,9 +296,9 @@ class Writer(wiring.Component):
             data.StructLayout({"length_bytes": 13, "is_end": 1, "more": 1}), self.max_in_flight)
         wiring.connect(m, wiring.flipped(self.segments), splitter.i)
         wiring.connect(m, splitter.o, unpacker.pieces)
-        m.d.comb += self.i.ready.eq(~unpacker.i.valid | unpacker.i.ready)
-        with m.If(self.i.ready):
-            m.d.sync += [unpacker.i.valid.eq(self.i.valid), unpacker.i.payload.eq(self.i.payload)]
+        m.submodules.skid = skid = SkidBuffer(ChainBeat(self.width))  # whoever fills ``i`` has no path from what the unpacker takes
+        wiring.connect(m, wiring.flipped(self.i), skid.i)
+        wiring.connect(m, skid.o, unpacker.i)
         m.d.comb += [splitter.stop.eq(self.stop), unpacker.flows.eq(self.flows), unpacker.clear.eq(self.stop)]
         self._hint(m, splitter.o)
 
