@@ -91,6 +91,7 @@ class Top(Elaboratable):
         m.submodules.clock_pin = clock = io.Buffer("i", platform.request(platform.default_clk, dir="-"))
         reference, feedback, output = Pll(round(platform.default_clk_frequency / 1e6), self.clock_mhz).dividers()
         m.domains.sync = domain = ClockDomain()
+        domain.clk.attrs["keep"] = 1  # by its name the goal is told
         locked = Signal()
         if self.goal_mhz > self.clock_mhz:
             platform.add_clock_constraint(domain.clk, self.goal_mhz * 1e6)
@@ -189,7 +190,7 @@ def build(board, configuration, platform, top, folder: Path, *, synthesize=True,
     Raises
     ------
     :exc:`RuntimeError`
-        As :func:`build_bitstream`, too when it is slower than its clock.
+        As :func:`build_bitstream`, too when it is slower than its clock or was not placed for its goal.
     """
     result = {"board": board, "configuration": configuration}
     plan = files_of(platform, top)
@@ -200,6 +201,8 @@ def build(board, configuration, platform, top, folder: Path, *, synthesize=True,
     cells = json.loads((folder / "top.json").read_text())["modules"]["top"]["cells"]
     luts, registers, rams, levels = size(cells)
     placed = read_report(folder / "report.json")
+    if round(placed.goal) != top.goal_mhz:
+        raise RuntimeError(f"nextpnr placed for {placed.goal:.2f} MHz, not for {top.goal_mhz}: see {folder}/top.tim for why")
     if placed.frequency < top.clock_mhz:
         through = ", ".join(placed.path)
         raise RuntimeError(f"No bitstream to use: {placed.frequency:.2f} MHz, FAIL at {top.clock_mhz} MHz, through {through}")

@@ -63,12 +63,15 @@ class Placed:
         The blocks that this path goes through, in order, as far as the names of its cells tell.
     delay, routing : :class:`float`
         Of that path, in ns; the part of it that wires take.
+    goal : :class:`float`
+        MHz that it was placed and routed for.
     """
 
     frequency: float
     path: tuple
     delay: float
     routing: float
+    goal: float
 
 
 def place(component, part=ECP5, *, goal=GOAL):
@@ -103,7 +106,7 @@ def read_report(file: Path):
     (slowest,) = [path["path"] for path in found["critical_paths"] if path["from"] == path["to"]]
     cells = [step["to"]["cell"].partition(".")[2] for step in slowest if step["type"] != "routing"]
     routing = sum(step["delay"] for step in slowest if step["type"] == "routing")
-    return Placed(clock["achieved"], tuple(blocks_of(cells)), sum(step["delay"] for step in slowest), routing)
+    return Placed(clock["achieved"], tuple(blocks_of(cells)), sum(step["delay"] for step in slowest), routing, clock["constraint"])
 
 
 def main(arguments=None):

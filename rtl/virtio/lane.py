@@ -152,11 +152,11 @@ class Lane(wiring.Component):
 
         answered = self.answers.valid & self.answers.ready & beat.last
         m.d.comb += [
-            self.room.eq(level <= DEPTH - FETCH_ROOM),
-            self.used_room.eq(level <= DEPTH - USED_ROOM),
             self.quiet.eq((level == 0) & (reads == 0) & (writes == 0)),
         ]
         m.d.sync += [
+            self.room.eq(level < DEPTH - FETCH_ROOM),  # of the cycle before: one more may have come
+            self.used_room.eq(level < DEPTH - USED_ROOM),
             level.eq(level + (waiting.i.valid & waiting.i.ready) - (waiting.o.valid & waiting.o.ready)),
             reads.eq(reads + (sent & ~head.is_write) - self.stored - answered),
             writes.eq(writes + (sent & head.is_write) - (done.valid & done.ready)),

@@ -87,7 +87,8 @@ def test_read_report(tmp_path):
     steps = ("clk-to-q", 0.5, "in.a.x_FF"), ("routing", 2.25, "in.a.y_LUT4"), ("logic", 0.25, "in.a.y_LUT4"), ("setup", 0, "in.z_FF")
     path = [{"type": kind, "delay": delay, "to": {"cell": name}} for kind, delay, name in steps]
     others = {"from": "<async>", "to": "clk", "path": []}
-    (tmp_path / "r.json").write_text(json.dumps(
-        {"fmax": {"clk": {"achieved": 200.5}}, "critical_paths": [others, {"from": "clk", "to": "clk", "path": path}]}))  # fmt: skip
+    critical = [others, {"from": "clk", "to": "clk", "path": path}]
+    fmax = {"clk": {"achieved": 200.5, "constraint": 125.0}}
+    (tmp_path / "r.json").write_text(json.dumps({"fmax": fmax, "critical_paths": critical}))
     found = read_report(tmp_path / "r.json")
-    assert (found.frequency, found.path, found.delay, found.routing) == (200.5, ("a", "top"), 3, 2.25)
+    assert (found.frequency, found.path, found.delay, found.routing, found.goal) == (200.5, ("a", "top"), 3, 2.25, 125)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -21,6 +22,7 @@ from ringwall.boards.versa_ecp5 import platform as versa_platform
 from ringwall.boards.yosys import relaxed
 from ringwall.rtl.stream import queue
 from ringwall.rtl.stream.ram import Ram
+from ringwall.rtl.stream.skid_buffer import SkidBuffer
 from ringwall.rtl.verilog import to_rtlil
 
 PLATFORMS = {"ecpix5": ecpix5_platform.ECPIX585Platform, "versa_ecp5": versa_platform.VersaECP55GPlatform}
@@ -28,6 +30,22 @@ PINS = {  # ecpix5.py and lattice_versa_ecp5.py of github.com/litex-hub/litex-bo
     "ecpix5": {"clk100": "K23", "uart_0__rx": "R26", "uart_0__tx": "R24", "rgb_led_0__g": "R21"},
     "versa_ecp5": {"clk100": "P3", "uart_0__rx": "C11", "uart_0__tx": "A11", "led": "E16"},
 }
+
+
+class Deep(wiring.Component):
+    """Two blocks in a block: of the names of their clock, which is one net, Yosys keeps as few as it may."""
+
+    i: In(stream.Signature(8))
+    o: Out(stream.Signature(8))
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.queue = waiting = queue.Queue(8, 16)
+        m.submodules.skid = skid = SkidBuffer(8)
+        wiring.connect(m, wiring.flipped(self.i), waiting.i)
+        wiring.connect(m, waiting.o, skid.i)
+        wiring.connect(m, skid.o, wiring.flipped(self.o))
+        return m
 
 
 class Echo(wiring.Component):
@@ -39,9 +57,11 @@ class Echo(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.queue = bytes_here = queue.Queue(8, 16)
-        wiring.connect(m, wiring.flipped(self.rx), bytes_here.i)
-        wiring.connect(m, bytes_here.o, wiring.flipped(self.tx))
+        m.submodules.skid = skid = SkidBuffer(8)
+        m.submodules.deep = deep = Deep()
+        wiring.connect(m, wiring.flipped(self.rx), skid.i)
+        wiring.connect(m, skid.o, deep.i)
+        wiring.connect(m, deep.o, wiring.flipped(self.tx))
         m.d.sync += self.link_up.eq(self.rx.valid)
         return m
 
@@ -89,10 +109,13 @@ def test_bitstream(tmp_path):
     assert 50 < ecp5.build("ecpix5", "eager", PLATFORMS["ecpix5"](), eager, tmp_path / "eager")["fmax"]["sync"] < 1000
     said_of = json.loads((tmp_path / "eager/report.json").read_text())["fmax"]
     assert [round(clock["constraint"]) for clock in said_of.values()] == [1000]
-    slow = Placed(frequency=49.96, path=("card",), delay=20.0, routing=15.0)
+    slow = Placed(frequency=49.96, path=("card",), delay=20.0, routing=15.0, goal=1000)
     with (mock.patch.object(ecp5, "build_bitstream"), mock.patch.object(ecp5, "read_report", return_value=slow),
           pytest.raises(RuntimeError, match=r"No bitstream to use: 49\.96 MHz, FAIL at 50 MHz, through card")):  # fmt: skip
         ecp5.build("ecpix5", "slow", PLATFORMS["ecpix5"](), eager, tmp_path)
+    with (mock.patch.object(ecp5, "build_bitstream"), mock.patch.object(ecp5, "read_report", return_value=replace(slow, goal=50.0)),
+          pytest.raises(RuntimeError, match=r"nextpnr placed for 50\.00 MHz, not for 1000: see .*top\.tim")):  # fmt: skip
+        ecp5.build("ecpix5", "forgotten", PLATFORMS["ecpix5"](), eager, tmp_path)
     fast = ecp5.Top(Echo(), clock_mhz=400, baud=2_000_000)
     with pytest.raises(RuntimeError, match=r"No bitstream(.|\n)*FAIL at 400"):
         ecp5.build("ecpix5", "too fast", PLATFORMS["ecpix5"](), fast, tmp_path / "fast")
