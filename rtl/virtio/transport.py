@@ -284,9 +284,9 @@ class PciTransport(wiring.Component):
             selected.eq(queue_select < count),
         ]
 
-        def merged(register, first):
-            """``register``, whose lowest byte is number ``first`` of the word, with the enabled bytes written."""
-            return Cat(Mux(enables[first + n], data.word_select(first + n, 8), register.word_select(n, 8)) for n in range(len(register) // 8))
+        def merged(value, first):
+            """``value``, whose lowest byte is number ``first`` of the word, with the enabled bytes written."""
+            return Cat(Mux(enables[first + n], data.word_select(first + n, 8), value.word_select(n, 8)) for n in range(len(value) // 8))
 
         def feature_word(features, select):
             return Mux(select < FEATURE_WORDS, features.word_select(select[:2], 32), 0)
