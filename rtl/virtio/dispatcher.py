@@ -197,7 +197,7 @@ class Dispatcher(wiring.Component):
         turn = Signal(range(depth))
 
         # A split ring's heads, a packed one's entries.
-        size = table.size
+        size, ring_mask = table.size, Signal(16)  # ``ring_mask``: ``size - 1``, of a split ring
         head, is_shared = Signal(16), Signal()
         in_flight, window, found = Signal(16), Signal(7), Signal(16)
         first, length, line, line_valid = Signal(16), Signal(3), Signal(SLOT_BITS), Signal()  # the newest line of this visit
@@ -209,7 +209,7 @@ class Dispatcher(wiring.Component):
                     m.d.comb += tail.eq(self.tails[n])
         row_entries = self.width // 16
         row_bits = (row_entries - 1).bit_length()
-        head_place = (areas.driver[1 : 1 + row_bits] + spec.AVAIL_RING // 2 + (context.count & (size - 1))[:row_bits])[:row_bits]
+        head_place = (areas.driver[1 : 1 + row_bits] + spec.AVAIL_RING // 2 + (context.count & ring_mask)[:row_bits])[:row_bits]
         in_line = Signal()
         here_half = Signal(2 * count)
         m.d.comb += [
@@ -232,25 +232,23 @@ class Dispatcher(wiring.Component):
         with m.Else():
             m.d.comb += has_entry.eq((context.left != 0) & (heads_here & here_half).any())
         iova = Signal(64)  # of the next access
-        place, in_block, fresh_length = iova[4:6], Signal(3), Signal(3)
+        place, in_block, fresh_length = iova[4:6], Signal(3), Signal(3)  # ``fresh_length`` from ``TARGET`` on
         rest = Signal(17)
-        m.d.comb += [
-            rest.eq(size - head),
-            in_block.eq(LINE_DESCRIPTORS - place),
-            fresh_length.eq(Mux(~rest[2:].any() & (rest[:2] < in_block), rest[:2], in_block)),
-        ]
+        m.d.comb += [rest.eq(size - head), in_block.eq(LINE_DESCRIPTORS - (table.base[:2] + head[:2])[:2])]
+        m.d.sync += fresh_length.eq(Mux(~rest[2:].any() & (rest[:2] < in_block), rest[:2], in_block))
 
         # Heads that are to be asked for.
-        ask_slot, pending, ask_count, ask_half = Signal(16), Signal(16), Signal(6), Signal()
-        to_ring_end, to_block_end, fewest = Signal(16), ~iova[1:6], Signal(5)  # each is one less than it says
+        ask_slot, pending, ask_count, ask_half = Signal(16), Signal(16), Signal(6), Signal()  # ``ask_count`` from ``ASK_HEADS`` on
+        to_ring_end, to_block_end, fewest = Signal(16), Signal(5), Signal(5)  # each is one less than it says
         m.d.comb += [
             pending.eq(context.seen - context.requested),
-            ask_slot.eq(context.requested & (size - 1)),
-            to_ring_end.eq(~context.requested & (size - 1)),
+            ask_slot.eq(context.requested & ring_mask),
+            to_ring_end.eq(~context.requested & ring_mask),
+            to_block_end.eq(~(areas.driver[1:6] + spec.AVAIL_RING // 2 + ask_slot[:5])),
             fewest.eq(Mux(~to_ring_end[5:].any() & (to_ring_end[:5] < to_block_end), to_ring_end, to_block_end)),
-            ask_count.eq(Mux(pending[6:].any() | (pending[:6] > fewest), fewest + 1, pending)),
             ask_half.eq(context.half ^ (context.left != 0)),
         ]
+        m.d.sync += ask_count.eq(Mux(pending[6:].any() | (pending[:6] > fewest), fewest + 1, pending))
         jump = Signal(18)
         m.d.comb += jump.eq((self.index - context.seen)[:16] + (context.seen - context.count)[:16])
         event = Signal(18)  # what the driver is to be told
@@ -305,7 +303,7 @@ class Dispatcher(wiring.Component):
                     ]
                     m.next = "CHOOSE"
             with m.State("LOAD"):
-                m.d.sync += [owner.eq(queue), areas.eq(read_areas.data), table.eq(self.known)]
+                m.d.sync += [owner.eq(queue), areas.eq(read_areas.data), table.eq(self.known), ring_mask.eq(self.known.size - 1)]
                 with m.If((owner != queue) & (count > 1)):
                     m.d.sync += context.eq(read_context.data)
                 m.next = "RESTART"
