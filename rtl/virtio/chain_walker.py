@@ -243,11 +243,12 @@ class ChainWalker(wiring.Component):
         ]
 
         # Where the next descriptor is.
-        target, offset, second_offset, in_first = Signal(60), Signal(16), Signal(16), Signal()
+        target, offset, second_offset, in_first = Signal(60), Signal(16), Signal(16), Signal()  # ``in_...`` from ``STEP`` on
         table_place, table_offset = descriptor.address[4:6], descriptor.address[:4]
         table_block, table_rest = LINE_DESCRIPTORS - table_place, descriptor.length[4:] + table_offset.any()
         rest, second_number, opens_second = Signal(17), Signal(7), Signal()
         is_cut, begins_in_second, in_second = Signal(), Signal(), Signal()  # it lies in two places; the first is there; both are
+        has_both = Signal()
         lacks_end, asks_end = Signal(), Signal()  # only the second is to be asked for; is asked for
         turns, more_turns = Signal(2), Signal(2)  # dwords, and bytes, by which the descriptor is to be turned
         access = self.accesses.payload
@@ -255,11 +256,10 @@ class ChainWalker(wiring.Component):
         m.d.comb += [
             offset.eq(walk.next - (slot.head - slot.before)),
             second_offset.eq(walk.next - walk.first),
-            in_first.eq(~in_table & ~walk.in_second & (offset < slot.length)),
             is_cut.eq(walk.offset.any()),
             begins_in_second.eq(walk.in_second & (second_offset < walk.length)),
-            in_second.eq(begins_in_second & (~is_cut | (second_offset + 1 < walk.length) | walk.has_end)),
-            lacks_end.eq(begins_in_second & ~in_second),
+            has_both.eq(begins_in_second & (~is_cut | (second_offset + 1 < walk.length) | walk.has_end)),
+            lacks_end.eq(begins_in_second & ~has_both),
             second_number.eq(Cat(place[:SLOT_BITS], Const(1, 1))),
         ]
 
@@ -449,6 +449,8 @@ class ChainWalker(wiring.Component):
                     target.eq(Mux(in_table, walk.base, table.base) + walk.next + lacks_end),
                     rest.eq(Mux(lacks_end, 1, entries - walk.next + is_cut)),
                     asks_end.eq(lacks_end),
+                    in_first.eq(~in_table & ~walk.in_second & (offset < slot.length)),
+                    in_second.eq(has_both),
                 ]
                 m.next = "SEEK"
             with m.State("SEEK"):
