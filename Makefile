@@ -54,7 +54,7 @@ guests: build/ready
 	@$(BIN)/python -m ringwall.sim.linux.kernel uml || echo "NO LINUX GUESTS: their tests are left out. Again: make guests" >&2
 
 test: guests
-	$(BIN)/pytest -q -n $(JOBS) --dist worksteal tests
+	$(BIN)/pytest -q -n $(JOBS) --dist worksteal --durations=40 --durations-min=5 tests
 
 models: build/ready
 	@test -x build/models-venv/bin/python || $(PYTHON) -m venv build/models-venv
@@ -82,7 +82,7 @@ board-report: build/ready
 # QEMU and the kernels stay in the cache: from then on `make test` boots them, too.
 nightly: build/ready
 	$(BIN)/python -m ringwall.sim.linux.kernel uml amd64 riscv64
-	RINGWALL_NIGHTLY=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal tests
+	RINGWALL_NIGHTLY=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal --durations=40 --durations-min=5 tests
 
 clean:
 	rm -rf build
