@@ -85,32 +85,29 @@ class Unpacker(wiring.Component):
         ]
 
         # The piece at work, and how far the list is.
-        piece_valid, address, left, piece_last = Signal(), Signal(64), Signal(13), Signal()
+        piece_valid, piece_last = Signal(), Signal()
         burst_address, done_bytes = Signal(64), Signal(13)
         pieces_over, packet_over, in_packet = Signal(), Signal(), Signal()
-        lane, room = Signal(lane_bits), Signal(range(lanes + 1))
-        want, give = Signal(range(lanes + 1)), Signal(range(lanes + 1))
-        ends_piece, ends_packet = Signal(), Signal()
+        # The row at work: its first lane, the bytes that fit, those of the piece behind it. Less than fits is given only at a packet's end,
+        # so the next row is known before.
+        lane, want, behind, ends_piece = Signal(lane_bits), Signal(range(lanes + 1)), Signal(13), Signal()
+        give, ends_packet = Signal(range(lanes + 1)), Signal()
         m.d.comb += [
-            lane.eq(address[:lane_bits]),
-            room.eq(lanes - lane),
-            ends_piece.eq(left <= room),
-            want.eq(Mux(ends_piece, left, room)),
             give.eq(Mux(have < want, have, want)),
             ends_packet.eq(complete & (have <= want)),
         ]
         # A row leaves when it is known whether it ends its burst: the piece ends, more bytes are here, or the packet ends.
         move, drop_beat, drop_piece, close = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            move.eq(low_valid & piece_valid & ~pieces_over & ~packet_over & (left != 0)
+            move.eq(low_valid & piece_valid & ~pieces_over & ~packet_over & (want != 0)
                     & (complete | (have > want) | (ends_piece & (have == want)))),
             drop_beat.eq(low_valid & pieces_over & ~packet_over & ~self.flows),
-            drop_piece.eq(piece_valid & ~pieces_over & (packet_over | (left == 0))),
+            drop_piece.eq(piece_valid & ~pieces_over & (packet_over | (want == 0))),
             close.eq(pieces_over & (packet_over | self.flows)),
         ]
 
         use_low, use_high, next_position = Signal(), Signal(), Signal(range(2 * lanes))
-        m.d.comb += next_position.eq(position + give)
+        m.d.comb += next_position.eq(position + want)
         with m.If(go & move):
             m.d.comb += [
                 use_low.eq(ends_packet | (next_position >= lanes)),
@@ -129,13 +126,17 @@ class Unpacker(wiring.Component):
                 low_valid.eq(self.i.valid & ~use_high),
             ]
 
-        next_piece = Signal()
-        with m.If(go & move):
-            m.d.sync += [
-                address.eq(address + give),
-                left.eq(left - give),
-                done_bytes.eq(done_bytes + give),
+        def row_of(first, length_bytes):
+            """Return assignments for the first row of ``length_bytes`` from lane ``first`` on."""
+            ends = length_bytes <= lanes - first
+            return [
+                lane.eq(first), want.eq(Mux(ends, length_bytes, lanes - first)), ends_piece.eq(ends),
+                behind.eq(Mux(ends, 0, length_bytes - (lanes - first))),
             ]
+
+        next_piece, piece = Signal(), self.pieces.payload
+        with m.If(go & move):
+            m.d.sync += [*row_of(0, behind), done_bytes.eq(done_bytes + give)]
             m.d.comb += next_piece.eq(ends_piece | ends_packet)
             m.d.sync += [packet_over.eq(ends_packet), in_packet.eq(~ends_packet)]
         with m.Elif(go & drop_piece):
@@ -150,10 +151,9 @@ class Unpacker(wiring.Component):
         with m.If(~piece_valid | next_piece):
             m.d.sync += [
                 piece_valid.eq(self.pieces.valid),
-                address.eq(self.pieces.payload.address),
-                burst_address.eq(self.pieces.payload.address),
-                left.eq(self.pieces.payload.length_bytes),
-                piece_last.eq(self.pieces.payload.last),
+                *row_of(piece.address[:lane_bits], piece.length_bytes),
+                burst_address.eq(piece.address),
+                piece_last.eq(piece.last),
                 done_bytes.eq(0),
             ]
 

@@ -262,7 +262,7 @@ class Gate(wiring.Component):
 
         # Leave: a client whose oldest burst has its verdict, round robin.
         burst_out, verdict_out = waiting.read_port(), verdicts.read_port(transparent_for=(judged,))
-        leavers, leaves = Signal(ports), Signal(ports)
+        leavers, chosen, leaves = Signal(ports), Signal(ports), Signal(ports)  # who is chosen leaves once ``o`` is free
         leave_at, free, out_passes, out_client = Signal(range(max(places, 2))), Signal(), Signal(), Signal(range(ports + 1))
         m.d.comb += [
             free.eq(~self.o.valid | self.o.ready),
@@ -282,7 +282,7 @@ class Gate(wiring.Component):
                 goes_to_file = to_file[n].bit_select(slot, 1)
                 may_leave = (decided[n].bit_select(slot, 1) | passes | (answered & ~is_mrif(response.p))) & ~held[n] & ~(
                     goes_to_file & diverting)
-            m.d.comb += leavers[n].eq(may_leave & free)
+            m.d.comb += leavers[n].eq(may_leave)
             for at in range(self.depth):
                 place = n * self.depth + at
                 passes_now = storing & stored_passes & (stored_at == place)
@@ -294,8 +294,9 @@ class Gate(wiring.Component):
                     m.d.sync += decided[n][at].eq(0)
                     if self.diverts:
                         m.d.sync += to_file[n][at].eq(0)
-            with m.If(leaves[n]):
+            with m.If(chosen[n]):
                 m.d.comb += leave_at.eq(oldest)
+            with m.If(leaves[n]):
                 goes_by = passes | (bypassed[n].bit_select(slot, 1) & ~answered)
                 m.d.sync += [get[n].eq(get[n] + 1), out_passes.eq(goes_by), out_client.eq(n + 1)]
                 if self.late_count:
@@ -305,9 +306,10 @@ class Gate(wiring.Component):
                     m.d.sync += is_to_file.eq(goes_to_file)
                     with m.If(goes_to_file):
                         m.d.sync += [diverting.eq(1), self.diverted.eq(oldest)]
-        round_robin(m, leavers, leaves, "leave")
+        round_robin(m, leavers, chosen, "leave", free)
+        m.d.comb += leaves.eq(Mux(free, chosen, 0))
         with m.If(free):
-            m.d.sync += self.o.valid.eq(leaves.any())
+            m.d.sync += self.o.valid.eq(chosen.any())
         verdict, allowed, reads, writes = verdict_out.data, Signal(), Signal(), Signal()
         m.d.comb += [
             reads.eq(~burst_out.data.is_write),

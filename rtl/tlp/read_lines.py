@@ -511,8 +511,11 @@ class OrderedLine(wiring.Component):
                 get.eq(get + sent_rows),
                 skipping.eq(dropped & ~t.last),
             ]
-        change = row_read + Mux(step & dropped, sent_rows, 0) - Mux(self.granted, need, 0)
-        m.d.sync += [free.eq(free + change), but_one.eq(but_one + change)]
+        returned = Signal(count_shape)  # rows that are free again, a cycle later
+        change = returned - Mux(self.granted, need, 0)
+        m.d.sync += [
+            returned.eq(row_read + Mux(step & dropped, sent_rows, 0)), free.eq(free + change), but_one.eq(but_one + change),
+        ]
         return m
 
 

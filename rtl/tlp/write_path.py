@@ -118,13 +118,16 @@ class WritePath(wiring.Component):
         shift = piece.burst.address[2 : 2 + lanes_log2]  # lane of the first dword
         rows = (shift + piece.length_dw + lanes - 1) >> lanes_log2
         beats = (piece.length_dw + lanes - 1) >> lanes_log2
+        slots = beats + (shift != 0)
         slot = Signal(range(4096 * 8 // self.width + 2))
+        # What the next slot is, so that no sum of this piece decides whether the next one comes.
+        is_later, later_is_row, later_is_last = Signal(), Signal(), Signal()
         is_row, last_slot, valid, go = Signal(), Signal(), Signal(), Signal()
         chosen = Signal(self.width)
         has_data = Signal()
         m.d.comb += [
-            is_row.eq(slot < rows),
-            last_slot.eq(slot + 1 == beats + (shift != 0)),
+            is_row.eq(~is_later | later_is_row),
+            last_slot.eq(Mux(is_later, later_is_last, (shift == 0) & (piece.length_dw <= lanes))),
             has_data.eq(Cat(client.valid for client in self.data).bit_select(piece.burst.client, 1)),
             chosen.eq(Mux(is_row, Array(client.p.data for client in self.data)[piece.burst.client], 0)),
             valid.eq(cutter.o.valid & (has_data | ~is_row)),
@@ -133,7 +136,10 @@ class WritePath(wiring.Component):
         for n, client in enumerate(self.data):
             m.d.comb += client.ready.eq(cutter.o.valid & is_row & go & (piece.burst.client == n))
         with m.If(valid & go):
-            m.d.sync += slot.eq(Mux(last_slot, 0, slot + 1))
+            m.d.sync += [
+                slot.eq(Mux(last_slot, 0, slot + 1)), is_later.eq(~last_slot), later_is_row.eq(slot + 1 < rows),
+                later_is_last.eq(slot + 2 == slots),
+            ]
 
         header_layout = data.StructLayout({
             "over": WriteOver, "address": 64, "length_dw": 11, "first_be": 4, "last_be": 4, "relaxed_ordering": 1, "no_snoop": 1,
@@ -147,7 +153,7 @@ class WritePath(wiring.Component):
                 pulled.valid.eq(valid),
                 pulled.data.eq(chosen),
                 pulled.shift.eq(shift),
-                pulled.emit.eq((slot != 0) | (shift == 0)),
+                pulled.emit.eq(is_later | (shift == 0)),
                 pulled.last.eq(last_slot),
                 pulled.header.address.eq(piece.burst.address),
                 pulled.header.length_dw.eq(piece.length_dw),

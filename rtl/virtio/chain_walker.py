@@ -216,9 +216,12 @@ class ChainWalker(wiring.Component):
         ]
         m.d.sync += total.eq(walk.total + descriptor.length)
         is_beyond, end, most = Signal(), Signal(33), Signal(16)  # ``most`` from ``TAKE`` on
+        # Whether the sum's low bits are 0 is known without it: the carries are those of the operands' highest bits that are alike.
+        low = descriptor.address[:32]
+        is_zero = (low ^ descriptor.length) == ((low | descriptor.length) << 1)[:32]
         m.d.comb += [
-            end.eq(descriptor.address[:32] + descriptor.length),
-            is_beyond.eq(descriptor.address[32:].all() & end[32] & end[:32].any()),
+            end.eq(low + descriptor.length),
+            is_beyond.eq(descriptor.address[32:].all() & end[32] & ~is_zero),
         ]
         with m.If(is_table):
             m.d.comb += is_bad.eq(
