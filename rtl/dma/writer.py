@@ -295,8 +295,11 @@ class Writer(wiring.Component):
         m.submodules.pending = pending = Queue(
             data.StructLayout({"length_bytes": 13, "is_end": 1, "more": 1}), self.max_in_flight)
         wiring.connect(m, wiring.flipped(self.segments), splitter.i)
-        wiring.connect(m, splitter.o, unpacker.pieces)
-        m.submodules.skid = skid = SkidBuffer(ChainBeat(self.width))  # whoever fills ``i`` has no path from what the unpacker takes
+        # What the unpacker takes leads to no path in front of it.
+        m.submodules.pieces = pieces = SkidBuffer(Piece)
+        wiring.connect(m, splitter.o, pieces.i)
+        wiring.connect(m, pieces.o, unpacker.pieces)
+        m.submodules.skid = skid = SkidBuffer(ChainBeat(self.width))
         wiring.connect(m, wiring.flipped(self.i), skid.i)
         wiring.connect(m, skid.o, unpacker.i)
         m.d.comb += [splitter.stop.eq(self.stop), unpacker.flows.eq(self.flows), unpacker.clear.eq(self.stop)]
@@ -374,12 +377,14 @@ class Writer(wiring.Component):
             m.d.sync += status.eq(BurstStatus.OK)
         with m.If((at_end & pending.o.ready) | self.stopped):
             m.d.sync += [written.eq(0), status.eq(BurstStatus.OK), self.failed.eq(0)]
+        waits = Signal()
         m.d.comb += [
-            self.settled.eq(unpacker.waiting & (unended == 0) & ~push),
-            self.assured.eq(self.settled | (unpacker.waiting & ~push & (lists == 0) & (unsure == 0) & ~self.failed)),
+            waits.eq(unpacker.waiting & ~push & ~(pieces.i.valid & pieces.i.ready)),
+            self.settled.eq(waits & (unended == 0)),
+            self.assured.eq(waits & ((unended == 0) | ((lists == 0) & (unsure == 0) & ~self.failed))),
             self.stopped.eq(
                 self.stop & (stop_age == 3) & ~pending.o.valid & ~issue.o.valid & ~rows.o.valid & ~splitter.o.valid & ~self.segments.valid
-                & ~self.i.valid & ~unpacker.i.valid),
+                & ~self.i.valid & ~unpacker.i.valid & ~unpacker.pieces.valid),
         ]
         return m
 

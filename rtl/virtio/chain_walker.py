@@ -202,7 +202,8 @@ class ChainWalker(wiring.Component):
         # What the descriptor says.
         packed, flags = Signal(), Signal(16)
         is_chained, is_table, is_write, is_bad, following, entries = Signal(), Signal(), Signal(), Signal(), Signal(16), Signal(17)
-        total, writable, is_too_much = Signal(33), Signal(32), Signal()  # with the descriptor, one cycle after it; and after ``PUT``
+        total, has_bytes = Signal(33), Signal()  # with the descriptor, one cycle after it
+        writable, is_too_much = Signal(32), Signal()  # ``writable`` after ``PUT``
         in_table = walk.in_table
         m.d.comb += [
             packed.eq(table.rules.packed),
@@ -214,7 +215,7 @@ class ChainWalker(wiring.Component):
             entries.eq(Mux(in_table, walk.entries, table.size)),
             is_too_much.eq(total[32] & (total[:32].any() | ~is_write | (walk.readable == 0))),
         ]
-        m.d.sync += total.eq(walk.total + descriptor.length)
+        m.d.sync += [total.eq(walk.total + descriptor.length), has_bytes.eq(descriptor.length != 0)]
         is_beyond, end, most = Signal(), Signal(33), Signal(16)  # ``most`` from ``TAKE`` on
         # Whether the sum's low bits are 0 is known without it: the carries are those of the operands' highest bits that are alike.
         low = descriptor.address[:32]
@@ -233,9 +234,8 @@ class ChainWalker(wiring.Component):
                 | (is_chained & Mux(packed, ~in_table & (walk.slots + 1 >= table.size), following >= entries)))
 
         # Segments: each waits until it is known whether it is the last of its list.
-        has_bytes, is_alike, put_held, is_end, ends = Signal(), Signal(), Signal(), Signal(), Signal()
+        is_alike, put_held, is_end, ends = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            has_bytes.eq(descriptor.length != 0),
             is_end.eq(~is_chained),
             is_alike.eq(walk.held_is_write == is_write),
             self.put_readable.eq(Mux(put_held & ~walk.held_is_write, port_here, 0)),
