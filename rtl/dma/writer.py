@@ -296,14 +296,17 @@ class Writer(wiring.Component):
             data.StructLayout({"length_bytes": 13, "is_end": 1, "more": 1}), self.max_in_flight)
         wiring.connect(m, wiring.flipped(self.segments), splitter.i)
         # What the unpacker takes leads to no path in front of it.
-        m.submodules.pieces = pieces = SkidBuffer(Piece)
-        wiring.connect(m, splitter.o, pieces.i)
-        wiring.connect(m, pieces.o, unpacker.pieces)
+        m.submodules.pieces = pieces = SkidBuffer(data.StructLayout({"piece": Piece, "turns_page": 1, "segment": 2}))
+        m.d.comb += [
+            pieces.i.valid.eq(splitter.o.valid), pieces.i.p.piece.eq(splitter.o.payload), splitter.o.ready.eq(pieces.i.ready),
+            unpacker.pieces.valid.eq(pieces.o.valid), unpacker.pieces.payload.eq(pieces.o.p.piece),
+            pieces.o.ready.eq(unpacker.pieces.ready),
+        ]
         m.submodules.skid = skid = SkidBuffer(ChainBeat(self.width))
         wiring.connect(m, wiring.flipped(self.i), skid.i)
         wiring.connect(m, skid.o, unpacker.i)
         m.d.comb += [splitter.stop.eq(self.stop), unpacker.flows.eq(self.flows), unpacker.clear.eq(self.stop)]
-        self._hint(m, splitter.o)
+        self._hint(m, pieces)
 
         # Rows into the buffer; the burst behind its last row.
         row, ends_burst, push = unpacker.o.payload, Signal(), Signal()
@@ -389,17 +392,21 @@ class Writer(wiring.Component):
         return m
 
     def _hint(self, m, pieces):
-        """Keep the hints ``AHEAD`` pages in front of ``pieces``."""
+        """Keep the hints ``AHEAD`` pages in front of ``pieces.o``; what ``pieces.i`` is of the segment goes with it."""
+        made, taken = pieces.i, pieces.o
         segment, begins, end = self.segments.payload, Signal(), Signal(33)
         latest, following = Signal(52), Signal(52)  # page that was told of, or the segment's first; the one behind it
         more, is_over = Signal(21), Signal()  # pages behind the latest; one of them is not, as the segment ends in front of it
         due, in_first, turns_page = Signal(range(AHEAD + 2)), Signal(), Signal()
+        count = Signal(2)  # of segments
         wants, free = Signal(), ~self.hints.valid | self.hints.ready
         m.d.comb += [
             begins.eq(self.segments.valid & self.segments.ready & (segment.length_bytes != 0)),
             end.eq(segment.address[:12] + segment.length_bytes),
             following.eq(latest + 1),
-            turns_page.eq(pieces.valid & pieces.ready & (pieces.payload.address[:12] == 0) & ~begins & ~in_first & (due <= AHEAD)),
+            made.p.turns_page.eq((made.p.piece.address[:12] == 0) & ~begins & ~in_first),
+            made.p.segment.eq(count + begins),
+            turns_page.eq(taken.valid & taken.ready & taken.p.turns_page & (taken.p.segment == count) & (due <= AHEAD)),
             wants.eq((due != 0) & (more[1:].any() | (more[0] & ~is_over))),
             self.hints.payload.is_write.eq(1), self.hints.payload.function.eq(self.function),
         ]
@@ -408,13 +415,14 @@ class Writer(wiring.Component):
             m.d.sync += [self.hints.valid.eq(wants), self.hints.payload.page.eq(following)]
         with m.If(begins):
             m.d.sync += [
-                latest.eq(segment.address[12:]), more.eq(end[12:]), is_over.eq(end[:12] == 0), due.eq(AHEAD), in_first.eq(~pieces.ready),
+                latest.eq(segment.address[12:]), more.eq(end[12:]), is_over.eq(end[:12] == 0), due.eq(AHEAD), in_first.eq(~made.ready),
+                count.eq(count + 1),
             ]  # fmt: skip
         with m.Else():
             m.d.sync += [more.eq(more - (tells + is_over)), is_over.eq(0), due.eq(due - tells + turns_page)]
             with m.If(tells):
                 m.d.sync += latest.eq(following)
-            with m.If(pieces.valid & pieces.ready):
+            with m.If(made.valid & made.ready):
                 m.d.sync += in_first.eq(0)
         with m.If(self.stop):
             m.d.sync += due.eq(0)
