@@ -168,7 +168,7 @@ class Reader(wiring.Component):
     list's other bytes are dropped, and the next list is served. No read of a list comes behind the end of its packet.
     A list without bytes gives one empty beat with ``last``. [PCIe5 2.2.7]
 
-    Latency: none from segment to burst, 3 cycles from burst data to ``o``. Throughput: one beat per cycle at any alignment, one
+    Latency: 1 cycle from segment to burst, 3 cycles from burst data to ``o``. Throughput: one beat per cycle at any alignment, one
     bubble per list.
 
     Parameters

@@ -17,6 +17,12 @@ def check_max_burst(max_burst):
     return max_burst
 
 
+def cut(length_bytes, room):
+    """Return whether ``length_bytes`` fit into ``room``, how many of them do, and how many do not."""
+    fits = length_bytes <= room
+    return fits, Mux(fits, length_bytes, room), Mux(fits, 0, length_bytes - room)
+
+
 class Piece(data.Struct):
     """One burst's worth of a segment.
 
@@ -35,7 +41,8 @@ class Splitter(wiring.Component):
     one 4 KiB page; the pieces of one segment leave in ascending address order and cover it exactly. A segment of length
     0 produces no piece, unless it ends its list: then one piece of length 0 with ``last``. [PCIe5 2.2.7]
 
-    Latency: none from ``i`` to the first piece. Throughput: 1 piece per cycle; the last of several is followed by an idle cycle.
+    Latency: 1 cycle from ``i`` to the first piece. Throughput: 1 piece per cycle; the last one of a segment is followed by an idle cycle.
+    No path leads through it.
 
     Parameters
     ----------
@@ -67,30 +74,27 @@ class Splitter(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        held, busy = Signal(Segment), Signal()  # what is left of the segment at work
-        work = Signal(Segment)
-        iova, left = work.address, work.length_bytes
-        with m.If(busy):
-            m.d.comb += work.eq(held)
-        with m.Else():
-            m.d.comb += work.eq(self.i.payload)
+        segment, o = self.i.p, self.o.p
+        behind, ends = Signal(32), Signal()  # bytes of the segment behind the piece at ``o``; it ends its list
+        block_bits = (self.max_burst - 1).bit_length()
+
+        def show(length_bytes, room, ends_list):
+            """Return assignments for the piece at the beginning of ``length_bytes``."""
+            fits, fitting, rest = cut(length_bytes, room)
+            return [o.length_bytes.eq(fitting), behind.eq(rest), o.last.eq(ends_list & fits)]
 
         # max_burst divides the page, so stopping at each max_burst boundary never crosses a page.
-        room = Signal(range(self.max_burst + 1))
-        step = Signal(range(self.max_burst + 1))
-        m.d.comb += [
-            room.eq(self.max_burst - iova[: (self.max_burst - 1).bit_length()]),
-            step.eq(Mux(left < room, left, room)),
-            self.o.valid.eq(busy | (self.i.valid & ~self.stop & ((left != 0) | work.last))),
-            self.o.payload.address.eq(iova),
-            self.o.payload.length_bytes.eq(step),
-            self.o.payload.last.eq(work.last & (left == step)),
-            self.i.ready.eq(~busy),
-        ]
-        with m.If(self.o.valid & self.o.ready):
-            m.d.sync += [held.address.eq(iova + step), held.length_bytes.eq(left - step), busy.eq((left != step) & ~self.stop)]
-        with m.Elif(~busy):
-            m.d.sync += [held.address.eq(iova), held.length_bytes.eq(left), busy.eq(self.o.valid)]
-        with m.If(~busy):
-            m.d.sync += held.last.eq(work.last)
+        m.d.comb += self.i.ready.eq(~self.o.valid)
+        with m.If(~self.o.valid):
+            m.d.sync += [
+                self.o.valid.eq(self.i.valid & ~self.stop & ((segment.length_bytes != 0) | segment.last)),
+                o.address.eq(segment.address), ends.eq(segment.last),
+                *show(segment.length_bytes, self.max_burst - segment.address[:block_bits], segment.last),
+            ]
+        with m.Elif(self.o.ready):
+            m.d.sync += [
+                self.o.valid.eq((behind != 0) & ~self.stop),
+                o.address.eq((o.address[block_bits:] + 1) << block_bits),
+                *show(behind, self.max_burst, ends),
+            ]
         return m

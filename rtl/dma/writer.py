@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -11,7 +11,7 @@ from ..stream.skid_buffer import SkidBuffer
 from ..tlp.layouts import Burst, BurstData, BurstDone, BurstStatus, Hint
 from .layouts import ChainBeat, Segment, WriterDone
 from .reader import WIDTHS, rotate_bytes
-from .splitter import Piece, Splitter, check_max_burst
+from .splitter import Piece, Splitter, check_max_burst, cut
 
 AHEAD = 3  # pages that are hinted in front of the one being written: the time of a walk in the time of pages
 
@@ -74,13 +74,13 @@ class Unpacker(wiring.Component):
         beat = self.i.payload
 
         # The window: the beat at work from byte ``position`` on, and the one behind it, still at the input.
-        low, low_count, low_last, low_valid = Signal(self.width), Signal(range(lanes + 1)), Signal(), Signal()
+        low, low_left, low_last, low_valid = Signal(self.width), Signal(range(lanes + 1)), Signal(), Signal()  # left: from ``position`` on
         position = Signal(lane_bits)
         high_valid, complete = Signal(), Signal()
-        have = Signal(range(2 * lanes + 1))
+        high_count = Signal(range(lanes + 1))
         m.d.comb += [
             high_valid.eq(self.i.valid & low_valid & ~low_last),
-            have.eq(low_count - position + Mux(high_valid, beat.byte_count, 0)),
+            high_count.eq(Mux(high_valid, beat.byte_count, 0)),
             complete.eq(low_valid & (low_last | (high_valid & beat.last))),  # the packet's end is in the window
         ]
 
@@ -92,15 +92,17 @@ class Unpacker(wiring.Component):
         # so the next row is known before.
         lane, want, behind, ends_piece = Signal(lane_bits), Signal(range(lanes + 1)), Signal(13), Signal()
         give, ends_packet = Signal(range(lanes + 1)), Signal()
+        lack = Signal(signed(lane_bits + 2))  # bytes that the row wants of the second beat
         m.d.comb += [
-            give.eq(Mux(have < want, have, want)),
-            ends_packet.eq(complete & (have <= want)),
+            lack.eq(want - low_left),
+            give.eq(Mux(high_count < lack, low_left + high_count, want)),
+            ends_packet.eq(complete & (high_count <= lack)),
         ]
         # A row leaves when it is known whether it ends its burst: the piece ends, more bytes are here, or the packet ends.
         move, drop_beat, drop_piece, close = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             move.eq(low_valid & piece_valid & ~pieces_over & ~packet_over & (want != 0)
-                    & (complete | (have > want) | (ends_piece & (have == want)))),
+                    & (complete | (high_count > lack) | (ends_piece & (high_count == lack)))),
             drop_beat.eq(low_valid & pieces_over & ~packet_over & ~self.flows),
             drop_piece.eq(piece_valid & ~pieces_over & (packet_over | (want == 0))),
             close.eq(pieces_over & (packet_over | self.flows)),
@@ -116,23 +118,20 @@ class Unpacker(wiring.Component):
         with m.Elif(go & drop_beat):
             m.d.comb += use_low.eq(1)
         with m.If(go & (move | drop_beat)):
-            m.d.sync += position.eq(Mux(drop_beat | ends_packet, 0, next_position))
+            m.d.sync += [position.eq(Mux(drop_beat | ends_packet, 0, next_position)), low_left.eq(low_left - want)]
         m.d.comb += self.i.ready.eq(self.clear | ~low_valid | use_low)
         with m.If(use_low | ~low_valid):
             m.d.sync += [
                 low.eq(beat.data),
-                low_count.eq(beat.byte_count),
+                low_left.eq(beat.byte_count - Mux(move & ~ends_packet, next_position[:lane_bits], 0)),
                 low_last.eq(beat.last),
                 low_valid.eq(self.i.valid & ~use_high),
             ]
 
         def row_of(first, length_bytes):
             """Return assignments for the first row of ``length_bytes`` from lane ``first`` on."""
-            ends = length_bytes <= lanes - first
-            return [
-                lane.eq(first), want.eq(Mux(ends, length_bytes, lanes - first)), ends_piece.eq(ends),
-                behind.eq(Mux(ends, 0, length_bytes - (lanes - first))),
-            ]
+            fits, fitting, rest = cut(length_bytes, lanes - first)
+            return [lane.eq(first), want.eq(fitting), ends_piece.eq(fits), behind.eq(rest)]
 
         next_piece, piece = Signal(), self.pieces.payload
         with m.If(go & move):
@@ -295,18 +294,12 @@ class Writer(wiring.Component):
         m.submodules.pending = pending = Queue(
             data.StructLayout({"length_bytes": 13, "is_end": 1, "more": 1}), self.max_in_flight)
         wiring.connect(m, wiring.flipped(self.segments), splitter.i)
-        # What the unpacker takes leads to no path in front of it.
-        m.submodules.pieces = pieces = SkidBuffer(data.StructLayout({"piece": Piece, "turns_page": 1, "segment": 2}))
-        m.d.comb += [
-            pieces.i.valid.eq(splitter.o.valid), pieces.i.p.piece.eq(splitter.o.payload), splitter.o.ready.eq(pieces.i.ready),
-            unpacker.pieces.valid.eq(pieces.o.valid), unpacker.pieces.payload.eq(pieces.o.p.piece),
-            pieces.o.ready.eq(unpacker.pieces.ready),
-        ]
-        m.submodules.skid = skid = SkidBuffer(ChainBeat(self.width))
+        wiring.connect(m, splitter.o, unpacker.pieces)
+        m.submodules.skid = skid = SkidBuffer(ChainBeat(self.width))  # whoever fills ``i`` has no path from what the unpacker takes
         wiring.connect(m, wiring.flipped(self.i), skid.i)
         wiring.connect(m, skid.o, unpacker.i)
         m.d.comb += [splitter.stop.eq(self.stop), unpacker.flows.eq(self.flows), unpacker.clear.eq(self.stop)]
-        self._hint(m, pieces)
+        self._hint(m, splitter.o)
 
         # Rows into the buffer; the burst behind its last row.
         row, ends_burst, push = unpacker.o.payload, Signal(), Signal()
@@ -382,31 +375,27 @@ class Writer(wiring.Component):
             m.d.sync += [written.eq(0), status.eq(BurstStatus.OK), self.failed.eq(0)]
         waits = Signal()
         m.d.comb += [
-            waits.eq(unpacker.waiting & ~push & ~(pieces.i.valid & pieces.i.ready)),
+            waits.eq(unpacker.waiting & ~push & ~(splitter.i.valid & splitter.i.ready)),
             self.settled.eq(waits & (unended == 0)),
             self.assured.eq(waits & ((unended == 0) | ((lists == 0) & (unsure == 0) & ~self.failed))),
             self.stopped.eq(
                 self.stop & (stop_age == 3) & ~pending.o.valid & ~issue.o.valid & ~rows.o.valid & ~splitter.o.valid & ~self.segments.valid
-                & ~self.i.valid & ~unpacker.i.valid & ~unpacker.pieces.valid),
+                & ~self.i.valid & ~unpacker.i.valid),
         ]
         return m
 
     def _hint(self, m, pieces):
-        """Keep the hints ``AHEAD`` pages in front of ``pieces.o``; what ``pieces.i`` is of the segment goes with it."""
-        made, taken = pieces.i, pieces.o
+        """Keep the hints ``AHEAD`` pages in front of ``pieces``."""
         segment, begins, end = self.segments.payload, Signal(), Signal(33)
         latest, following = Signal(52), Signal(52)  # page that was told of, or the segment's first; the one behind it
         more, is_over = Signal(21), Signal()  # pages behind the latest; one of them is not, as the segment ends in front of it
         due, in_first, turns_page = Signal(range(AHEAD + 2)), Signal(), Signal()
-        count = Signal(2)  # of segments
         wants, free = Signal(), ~self.hints.valid | self.hints.ready
         m.d.comb += [
             begins.eq(self.segments.valid & self.segments.ready & (segment.length_bytes != 0)),
             end.eq(segment.address[:12] + segment.length_bytes),
             following.eq(latest + 1),
-            made.p.turns_page.eq((made.p.piece.address[:12] == 0) & ~begins & ~in_first),
-            made.p.segment.eq(count + begins),
-            turns_page.eq(taken.valid & taken.ready & taken.p.turns_page & (taken.p.segment == count) & (due <= AHEAD)),
+            turns_page.eq(pieces.valid & pieces.ready & (pieces.p.address[:12] == 0) & ~in_first & (due <= AHEAD)),
             wants.eq((due != 0) & (more[1:].any() | (more[0] & ~is_over))),
             self.hints.payload.is_write.eq(1), self.hints.payload.function.eq(self.function),
         ]
@@ -415,14 +404,13 @@ class Writer(wiring.Component):
             m.d.sync += [self.hints.valid.eq(wants), self.hints.payload.page.eq(following)]
         with m.If(begins):
             m.d.sync += [
-                latest.eq(segment.address[12:]), more.eq(end[12:]), is_over.eq(end[:12] == 0), due.eq(AHEAD), in_first.eq(~made.ready),
-                count.eq(count + 1),
+                latest.eq(segment.address[12:]), more.eq(end[12:]), is_over.eq(end[:12] == 0), due.eq(AHEAD), in_first.eq(1),
             ]  # fmt: skip
         with m.Else():
             m.d.sync += [more.eq(more - (tells + is_over)), is_over.eq(0), due.eq(due - tells + turns_page)]
             with m.If(tells):
                 m.d.sync += latest.eq(following)
-            with m.If(made.valid & made.ready):
+            with m.If(pieces.valid & pieces.ready):
                 m.d.sync += in_first.eq(0)
         with m.If(self.stop):
             m.d.sync += due.eq(0)

@@ -38,22 +38,17 @@ class SplitterContract(wiring.Component):
 
         r, o = self.i.p, splitter.o.p
         accepted, taken = self.i.valid & self.i.ready, splitter.o.valid & self.ready
-        # What is owed: the bytes from `at` to `at + owed`, and, where `ends`, one end of a list. Addresses count modulo 2^64. `inside`:
-        # of a segment that was taken, else of the one that is offered.
+        # What is owed of the segment that was taken: the bytes from `at` to `at + owed`, and, where `ends`, one end of a list. Addresses
+        # count modulo 2^64.
         debt = data.StructLayout({"at": 64, "owed": 32, "ends": 1, "begun": 3})  # begun: pieces taken of this segment, up to 7
-        inside, kept, now = Signal(), Signal(debt), Signal(debt)
-        owing = inside | (self.i.valid & ~self.stop & ((r.length_bytes != 0) | r.last))
-        with m.If(inside):
-            m.d.comb += now.eq(kept)
-        with m.Else():
-            m.d.comb += [now.at.eq(r.address), now.owed.eq(r.length_bytes), now.ends.eq(r.last)]
-        at, owed, ends, begun = now.at, now.owed, now.ends, now.begun
-        m.d.sync += kept.eq(now)
+        inside, kept = Signal(), Signal(debt)
+        at, owed, ends, begun = kept.at, kept.owed, kept.ends, kept.begun
         with m.If(taken):
-            m.d.sync += [kept.at.eq(at + o.length_bytes), kept.owed.eq(owed - o.length_bytes), kept.begun.eq(begun + (begun != 7))]
+            m.d.sync += [at.eq(at + o.length_bytes), owed.eq(owed - o.length_bytes), begun.eq(begun + (begun != 7))]
             m.d.sync += inside.eq((o.length_bytes != owed) & ~self.stop)
-        with m.Elif(accepted):
-            m.d.sync += inside.eq(owing)
+        with m.If(accepted):
+            m.d.sync += [at.eq(r.address), owed.eq(r.length_bytes), ends.eq(r.last), begun.eq(0)]
+            m.d.sync += inside.eq(~self.stop & ((r.length_bytes != 0) | r.last))
         # Ends of lists that came in, less those that went out or were forgotten.
         open_lists = Signal(2)
         forgotten = taken & self.stop & ends & ~o.last
@@ -63,8 +58,8 @@ class SplitterContract(wiring.Component):
         m.d.comb += [block.eq((o.address[:12] & (self.max_burst - 1)) + o.length_bytes), in_page.eq(o.address[:12] + o.length_bytes)]
         shown = splitter.o.valid
         for condition, rule, text in (
-            (shown, owing, "no piece without a segment, none after its end, none of a segment that stop dropped"),
-            (owing, shown, "a piece is there in each cycle until the segment is covered"),
+            (shown, inside, "no piece without a segment, none after its end, none of a segment that stop dropped"),
+            (inside, shown, "a piece is there in each cycle until the segment is covered"),
             (accepted, ~inside, "a segment is taken when the one before it is done"),
             (~inside, self.i.ready, "a segment is taken as soon as the one before it is done"),
             (shown, o.address == at, "each piece starts where the one before it ended"),
@@ -96,21 +91,21 @@ def test_splitter(max_burst):
 
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
-    ("room.eq(self.max_burst - iova[: (self.max_burst - 1).bit_length()])", "room.eq(self.max_burst)", "leaves its block"),
-    ("step.eq(Mux(left < room, left, room))", "step.eq(room)", "beyond its segment"),
-    ("step.eq(Mux(left < room, left, room))", "step.eq(left)", "cut at the ends of blocks|leaves its block"),
-    ("address.eq(iova + step)", "address.eq(iova + self.max_burst)", "starts where"),
-    ("length_bytes.eq(left - step)", "length_bytes.eq(left - 1)", "beyond its segment"),
-    ("work.last & (left == step)", "work.last", "ends the list"),
-    ("work.last & (left == step)", "(left == step)", "ends the list"),
-    ("held.last.eq(work.last)", "held.last.eq(held.last | work.last)", "ends the list"),
-    ("(left != step) & ~self.stop", "left != step", "stop dropped|as soon as"),
-    ("(left != step) & ~self.stop", "(left > self.max_burst) & ~self.stop", "until the segment is covered"),
+    ("self.max_burst - segment.address[:block_bits]", "self.max_burst", "leaves its block"),
+    ("o.length_bytes.eq(fitting)", "o.length_bytes.eq(room)", "beyond its segment"),
+    ("o.length_bytes.eq(fitting)", "o.length_bytes.eq(length_bytes)", "cut at the ends of blocks|leaves its block"),
+    ("o.address[block_bits:] + 1", "o.address[block_bits:] + 2", "starts where"),
+    ("behind.eq(rest)", "behind.eq(length_bytes)", "beyond its segment|each cycle|without a segment|stop dropped"),
+    ("ends_list & fits", "ends_list", "ends the list"),
+    ("ends_list & fits", "fits", "ends the list"),
+    ("ends.eq(segment.last)", "ends.eq(ends | segment.last)", "ends the list"),
+    ("(behind != 0) & ~self.stop", "behind != 0", "stop dropped|as soon as"),
+    ("(behind != 0) & ~self.stop", "(behind > self.max_burst) & ~self.stop", "until the segment is covered"),
     ("self.i.valid & ~self.stop & (", "self.i.valid & (", "stop dropped"),
-    ("(left != 0) | work.last", "left != 0", "until the segment is covered"),
-    ("(left != 0) | work.last", "1", "stop dropped"),
-    ("with m.If(self.o.valid & self.o.ready):", "with m.If(self.o.valid & (self.o.ready | self.stop)):", "stays until it is taken"),
-    ("self.i.ready.eq(~busy)", "self.i.ready.eq(~busy & ~self.stop)", "as soon as"),
+    ("(segment.length_bytes != 0) | segment.last", "segment.length_bytes != 0", "until the segment is covered"),
+    ("(segment.length_bytes != 0) | segment.last", "1", "stop dropped"),
+    ("with m.Elif(self.o.ready):", "with m.Elif(self.o.ready | self.stop):", "stays until it is taken"),
+    ("self.i.ready.eq(~self.o.valid)", "self.i.ready.eq(~self.o.valid & ~self.stop)", "as soon as"),
 ])  # fmt: skip
 def test_splitter_bugs(old, new, broken):
     """FORMAL-SPLIT-2: each planted bug of the splitter breaks the assertion that it should."""
