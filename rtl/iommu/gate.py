@@ -174,7 +174,7 @@ class Gate(wiring.Component):
         entering, entry, entry_slot = Signal(), Signal(Burst), Signal(slot_bits)
         entry_client, entry_passes = Signal(range(max(ports, 2))), Signal()
         asks = Signal()
-        room = Signal(self.functions)
+        room = Signal(self.functions, init=-1)
         m.d.comb += asks.eq(~request.valid | request.ready)
         for n in range(ports):
             burst = self.bursts[n]
@@ -356,7 +356,7 @@ class Gate(wiring.Component):
             over = [port.valid & (port.p.epoch == e) for port in (self.retired_reads, self.retired_writes)]
             begun = Mux(epoch == e, judges + passes, 0)
             m.d.sync += [counts[e].eq(counts[e] + begun - (over[0] + over[1])), none[e].eq(counts[e] == 0)]
-        m.d.comb += room.eq((counts[epoch] < (1 << self.count_bits) - places).replicate(self.functions))
+        m.d.sync += room.eq((counts[epoch] < (1 << self.count_bits) - places - 1).replicate(self.functions))
         self._serve_fences(m, epoch, none)
 
     def _count(self, m, epoch, entering, entry, room):
@@ -366,10 +366,13 @@ class Gate(wiring.Component):
         empty, all_empty = [Signal(self.functions, name=f"empty_{e}") for e in range(2)], Array(Signal(name=f"none_{e}") for e in range(2))
         for f in range(self.functions):
             counts = Array(Signal(self.count_bits, name=f"count_{f}_{e}") for e in range(2))
-            m.d.comb += room[f].eq(counts[epoch] != full)
+            begins = Signal(name=f"begins_{f}")
+            m.d.comb += begins.eq(entering & (entry.function == f))
+            # Known before it is asked for; a cycle late where a burst is retired, or an epoch begins, which then has none.
+            m.d.sync += room[f].eq(Mux(begins, counts[epoch] < full - 1, counts[epoch] != full))
             for e in range(2):
                 begun, reads, writes = (Signal(name=f"{name}_{f}_{e}") for name in ("begun", "read_over", "write_over"))
-                m.d.comb += begun.eq(entering & (entry.function == f) & (epoch == e))
+                m.d.comb += begun.eq(begins & (epoch == e))
                 for over, source in ((reads, self.retired_reads), (writes, self.retired_writes)):
                     m.d.comb += over.eq(source.valid & (source.p.function == f) & (source.p.epoch == e))
                 m.d.sync += counts[e].eq(counts[e] + begun - (reads + writes))

@@ -246,7 +246,10 @@ class ChainWalker(wiring.Component):
         ]
 
         # Where the next descriptor is.
-        target, offset, second_offset, in_first = Signal(60), Signal(16), Signal(16), Signal()  # ``in_...`` from ``STEP`` on
+        target, offset, in_first = Signal(60), Signal(16), Signal()  # ``in_...`` from ``STEP`` on
+        # From ``TAKE`` on: number of the slot's first descriptor; place in the second line of ``walk.next``, whenever that has changed.
+        slot_index, second_offset = Signal(16), Signal(16)
+        m.d.sync += slot_index.eq(slot.head - slot.before)
         table_place, table_offset = descriptor.address[4:6], descriptor.address[:4]
         table_block, table_rest = LINE_DESCRIPTORS - table_place, descriptor.length[4:] + table_offset.any()
         rest, second_number, opens_second = Signal(17), Signal(7), Signal()
@@ -257,8 +260,7 @@ class ChainWalker(wiring.Component):
         access = self.accesses.payload
         ask, places = read_descriptors(access, target, rest, lead=Mux(asks_end, 0, walk.offset), offset=walk.offset)
         m.d.comb += [
-            offset.eq(walk.next - (slot.head - slot.before)),
-            second_offset.eq(walk.next - walk.first),
+            offset.eq(walk.next - slot_index),
             is_cut.eq(walk.offset.any()),
             begins_in_second.eq(walk.in_second & (second_offset < walk.length)),
             has_both.eq(begins_in_second & (~is_cut | (second_offset + 1 < walk.length) | walk.has_end)),
@@ -348,7 +350,8 @@ class ChainWalker(wiring.Component):
                 m.next = "TAKE"
             with m.State("TAKE"):
                 m.d.sync += [
-                    table.eq(self.table), descriptor.eq(self.descriptor), most.eq(Mux(self.table.size < limit, self.table.size, limit)),
+                    table.eq(self.table), descriptor.eq(self.descriptor), second_offset.eq(walk.next - walk.first),
+                    most.eq(Mux(self.table.size < limit, self.table.size, limit)),
                 ]
                 m.next = "CHOOSE"
                 with m.If(is_dead):
@@ -389,7 +392,7 @@ class ChainWalker(wiring.Component):
                     m.d.sync += [
                         walk.in_table.eq(1), walk.base.eq(descriptor.address[4:]), walk.offset.eq(table_offset),
                         walk.entries.eq(Mux(descriptor.length[20:].any(), 1 << 16, descriptor.length[4:])),
-                        walk.next.eq(0), walk.slots.eq(1), walk.in_second.eq(0),
+                        walk.next.eq(0), second_offset.eq(0), walk.slots.eq(1), walk.in_second.eq(0),
                     ]
                     with m.If(packed):
                         m.d.sync += walk.id.eq(descriptor.flags)
@@ -412,6 +415,7 @@ class ChainWalker(wiring.Component):
                     walk.total.eq(total),
                     walk.is_writing.eq(is_write),
                     walk.next.eq(following),
+                    second_offset.eq(following - walk.first),
                     writable.eq(total - walk.readable),
                 ]
                 with m.If(~is_write):

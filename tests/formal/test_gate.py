@@ -302,7 +302,8 @@ VERDICT_BUGS = [
 ]
 
 FENCE_BUGS = [
-    ("room[f].eq(counts[epoch] != full)", "room[f].eq(1)", "a fence ends"),
+    ("Mux(begins, counts[epoch] < full - 1, counts[epoch] != full)", "1", "a fence ends"),
+    ("Mux(begins, counts[epoch] < full - 1, counts[epoch] != full)", "counts[epoch] != full", "a fence ends"),
     ("all_empty[~epoch]", "all_empty[epoch]", "a fence ends"),
     ("entry.epoch.eq(epoch)", "entry.epoch.eq(~epoch)", "a fence ends"),
     ("(source.p.epoch == e)", "1", "a fence ends"),
