@@ -321,9 +321,9 @@ class Walker(wiring.Component):
             passes &= self.context.guest_mode == spec.MODE_BARE
 
         pending = Signal()  # ``asked`` could not be begun: it stays, and replies go first
-        reads_leaf = Signal()  # in the cycle before, the walk that is still at work began to read in a leaf table
-        m.d.sync += reads_leaf.eq(0)
-        with m.If(reads_leaf & ~work.is_stale & ~tables.known):
+        reads_leaf, was_known = Signal(), Signal()  # in the cycle before: the walk still at work began to read a leaf table, a known one
+        m.d.sync += [reads_leaf.eq(0), was_known.eq(tables.known)]
+        with m.If(reads_leaf & ~work.is_stale & ~was_known):
             tables.keep(m)
         free = ~busy
         m.d.sync += self.spare.eq((free & (free - (self.walks > 1))).any() & any_waiter & ~pending & ~self.i.valid)

@@ -68,13 +68,13 @@ class ReadFront(wiring.Component):
     config : ``In(ConfigState).array(functions)``
         Of each function.
     live : ``In(functions)``
-        1: the function may send requests.
+        1: the function may send requests from the next cycle on; 0: not from then on.
     ats : ``In(functions)``
         With ``host_ats``; 1: the function may send requests that are not untranslated.
     pasid : ``In(functions)``
         With ``has_pasid``; 1: the function may send requests with a PASID.
     free, dead : ``In(TagSets)``
-        There is a tag in a set; none of a set will come back.
+        There is a tag in a set; none of a set will come back, known a cycle later.
     space, refusable : ``In(1)``
         The line can take the piece as one that is sent, as one that is refused.
     granted : ``In(1)``
@@ -148,14 +148,20 @@ class ReadFront(wiring.Component):
         ]
         m.d.sync += in_order.eq(in_order + self.cleared - leaves)
 
+        # What is known of each function, as it was in the cycle before.
+        were_live, were_dead = Signal(self.functions), Signal(self.functions)
+        m.d.sync += were_live.eq(self.live)
+        for f in range(self.functions):
+            reach = Cat(1, extended[f], ten_bit[f])
+            m.d.sync += were_dead[f].eq((self.dead.as_value() | ~reach)[:3].all())
         ready, dead, live = Signal(), Signal(), Signal()
         m.d.comb += [
             self.piece.eq(head.payload),
             self.reach.short.eq(1),
             self.reach.long.eq(extended[burst.function]),
             self.reach.wide.eq(ten_bit[burst.function]),
-            live.eq(self.live.bit_select(burst.function, 1)),
-            dead.eq(((self.dead.as_value() | ~self.reach.as_value())[:3]).all()),
+            live.eq(were_live.bit_select(burst.function, 1)),
+            dead.eq(were_dead.bit_select(burst.function, 1)),
             ready.eq(head.valid & (in_order != 0)),
             self.status.eq(burst.verdict),
         ]

@@ -201,7 +201,8 @@ class ChainWalker(wiring.Component):
 
         # What the descriptor says.
         packed, flags = Signal(), Signal(16)
-        is_chained, is_table, is_write, is_bad, following, entries = Signal(), Signal(), Signal(), Signal(), Signal(16), Signal(17)
+        is_chained, is_table, is_write, is_bad, following = Signal(), Signal(), Signal(), Signal(), Signal(16)
+        entries, last_slot, ends_table = Signal(17), Signal(16), Signal()  # of table or ring; from ``TAKE`` on, the last from ``JUDGE`` on
         total, has_bytes = Signal(33), Signal()  # with the descriptor, one cycle after it
         writable, is_too_much = Signal(32), Signal()  # ``writable`` after ``PUT``
         in_table = walk.in_table
@@ -211,11 +212,11 @@ class ChainWalker(wiring.Component):
             is_write.eq(flags[spec.F_WRITE]),
             is_table.eq(flags[spec.F_INDIRECT] & ~(packed & in_table)),
             following.eq(Mux(packed, walk.next + 1, descriptor.next)),
-            is_chained.eq(Mux(packed & in_table, following != walk.entries, flags[spec.F_NEXT])),
-            entries.eq(Mux(in_table, walk.entries, table.size)),
+            is_chained.eq(Mux(packed & in_table, ~ends_table, flags[spec.F_NEXT])),
             is_too_much.eq(total[32] & (total[:32].any() | ~is_write | (walk.readable == 0))),
         ]
         m.d.sync += [total.eq(walk.total + descriptor.length), has_bytes.eq(descriptor.length != 0)]
+        m.d.sync += ends_table.eq(walk.next + 1 == walk.entries)
         is_beyond, end, most = Signal(), Signal(33), Signal(16)  # ``most`` from ``TAKE`` on
         # Whether the sum's low bits are 0 is known without it: the carries are those of the operands' highest bits that are alike.
         low = descriptor.address[:32]
@@ -231,7 +232,7 @@ class ChainWalker(wiring.Component):
         with m.Else():
             m.d.comb += is_bad.eq(
                 (walk.count >= most) | (walk.is_writing & ~is_write) | is_beyond
-                | (is_chained & Mux(packed, ~in_table & (walk.slots + 1 >= table.size), following >= entries)))
+                | (is_chained & Mux(packed, ~in_table & (walk.slots >= last_slot), descriptor.next >= entries)))
 
         # Segments: each waits until it is known whether it is the last of its list.
         is_alike, put_held, is_end, ends = Signal(), Signal(), Signal(), Signal()
@@ -351,6 +352,7 @@ class ChainWalker(wiring.Component):
             with m.State("TAKE"):
                 m.d.sync += [
                     table.eq(self.table), descriptor.eq(self.descriptor), second_offset.eq(walk.next - walk.first),
+                    entries.eq(Mux(in_table, walk.entries, self.table.size)), last_slot.eq(self.table.size - 1),
                     most.eq(Mux(self.table.size < limit, self.table.size, limit)),
                 ]
                 m.next = "CHOOSE"
@@ -391,7 +393,7 @@ class ChainWalker(wiring.Component):
                 with m.Elif(is_table):
                     m.d.sync += [
                         walk.in_table.eq(1), walk.base.eq(descriptor.address[4:]), walk.offset.eq(table_offset),
-                        walk.entries.eq(Mux(descriptor.length[20:].any(), 1 << 16, descriptor.length[4:])),
+                        *(of.eq(Mux(descriptor.length[20:].any(), 1 << 16, descriptor.length[4:])) for of in (walk.entries, entries)),
                         walk.next.eq(0), second_offset.eq(0), walk.slots.eq(1), walk.in_second.eq(0),
                     ]
                     with m.If(packed):

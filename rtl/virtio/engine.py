@@ -365,6 +365,8 @@ class RingEngine(wiring.Component):
         self._hint(m, walker.buffer)
 
         # Breaking, suspending and stopping, per function.
+        walker_broken = Signal(function_count)
+        m.d.sync += walker_broken.eq(walker.broken)
         m.d.comb += [
             used.broken.eq(broken), used.stop.eq(Cat(self.stop)), used.port_stop.eq(self.port_stop),
             dispatcher.suspend.eq(self.suspend), walker.suspend.eq(self.suspend),
@@ -374,11 +376,11 @@ class RingEngine(wiring.Component):
             begun = Cat(walker.midway[q] for q in range(queue_count) if queue_functions[q] == n).any()
             has_chains = Cat(~used.empty[p] for p, port in enumerate(self.ports) if port.function == n and not port.waits).any()
             m.d.comb += [
-                hurt.eq((dispatcher.broken | walker.broken | lines.failed | used.failed)[n] | lanes[n].failed),
+                hurt.eq((dispatcher.broken | walker_broken | lines.failed | used.failed)[n] | lanes[n].failed),
                 alive[n].eq(~broken[n] & ~self.stop[n]),
                 self.needs_reset[n].eq(hurt & alive[n]),
                 at_rest.eq((dispatcher.tails[n] == walker.places[n]) & ~begun & ~Cat(part.at_work[n] for part in parts).any()
-                           & lanes[n].quiet & used.quiet[n]),
+                           & lanes[n].quiet & used.quiet[n] & ~walker_broken[n]),
                 self.stopped[n].eq(self.stop[n] & at_rest),
                 self.suspended[n].eq(self.suspend[n] & at_rest & ~has_chains),
                 dispatcher.forget[n].eq(self.stopped[n]),
