@@ -104,6 +104,11 @@ def request_layout(features):
     return more(TranslateRequest, kind=Kind, is_CXL=1) if features.ATS else TranslateRequest
 
 
+def asked_layout(features):
+    """Return the layout of a request on its way to the walker and back; ``is_again``: it was there and was given back, to be looked up."""
+    return more(request_layout(features), is_again=1)
+
+
 def response_layout(features):
     """Return the layout of an answer: :class:`TranslateResponse`, or with ATS more of it. [RVIOMMU1.0 3.6]
 

@@ -20,6 +20,7 @@ from .layouts import (
     MemoryReadData,
     MemoryUpdate,
     MrifTarget,
+    asked_layout,
     request_layout,
     response_layout,
 )
@@ -97,7 +98,7 @@ class Translator(wiring.Component):
         self._contexts = ContextCache(entries=context_entries, ports=2, layout=context_layout(features))
         self._processes = ContextCache(entries=context_entries, ports=2, layout=Process) if features.has_processes else None
         self._walker = Walker(walks=walks, waiters=16 if walks <= 4 else 32, physical_address_bits=physical_address_bits, features=features)
-        self._missed = Queue(request_layout(features), misses, in_block=True)
+        self._missed = Queue(asked_layout(features), misses, in_block=True)
         super().__init__({
             "request": In(stream.Signature(request_layout(features))),
             "response": Out(stream.Signature(response_layout(features))),
@@ -166,22 +167,25 @@ class Translator(wiring.Component):
         m.d.comb += iotlb.forget_vpn.eq(order.page)
 
         # First cycle: contexts and IOTLB are read. Second cycle: decide. Then the response, unless the walker's answer goes first.
-        request, go = Signal(request_layout(features)), Signal()
+        request, go = Signal(asked_layout(features)), Signal()
         context = Signal(context_layout(features))
         # What the walker gives back never waits for a place in front of the walker: it is held here until the first cycle is free.
-        held, is_held = Signal(request_layout(features)), Signal()
+        held, is_held = Signal(asked_layout(features)), Signal()
         with m.If(walker.retry.valid & ~is_held):
             m.d.sync += [held.eq(walker.retry.payload), is_held.eq(1)]
         with m.Elif(go):
             m.d.sync += is_held.eq(0)
         m.d.comb += [
-            walker.retry.ready.eq(~is_held), request.eq(Mux(is_held, held, self.request.payload)), self.request.ready.eq(go & ~is_held),
+            walker.retry.ready.eq(~is_held), request.eq(held), self.request.ready.eq(go & ~is_held),
             contexts.device_id[0].eq(request.device_id), context.eq(contexts.context[0]),
             iotlb.vpn.eq(request.page), iotlb.advance.eq(go),
         ]
+        with m.If(~is_held):
+            names = [name for name, _ in data.Layout.cast(request_layout(features))]
+            m.d.comb += [request.is_again.eq(0), *(request[name].eq(self.request.p[name]) for name in names)]
         space, now = Signal(self._space()), Signal(self._space())
         m.d.comb += self._resolve(m, request, context, contexts.found[0] & ~contexts.forget, now)
-        valid, asked = Signal(), Signal(request_layout(features))
+        valid, asked = Signal(), Signal(asked_layout(features))
         with m.If(go):
             m.d.sync += [valid.eq(is_held | self.request.valid), asked.eq(request), space.eq(now)]
         found = iotlb.found
@@ -253,7 +257,7 @@ class Translator(wiring.Component):
 
     def _asked(self):
         """Return the layout of a request with what the contexts say about it."""
-        return data.StructLayout({"request": request_layout(self.features), "space": self._space()})
+        return data.StructLayout({"request": asked_layout(self.features), "space": self._space()})
 
     def _join_second(self, m, in_directory, free, answers, answer):
         """Look up what the first level has not answered, and pass on what is not found; return whether a request was.

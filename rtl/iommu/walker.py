@@ -50,7 +50,7 @@ from .layouts import (
     MemoryReadData,
     MemoryUpdate,
     MrifTarget,
-    request_layout,
+    asked_layout,
     response_layout,
 )
 from .walker_answer import answer_subject, answered_page
@@ -97,14 +97,14 @@ class Walker(wiring.Component):
 
     Members
     -------
-    i : ``In(stream.Signature(request_layout(features)))``
+    i : ``In(stream.Signature(asked_layout(features)))``
         Requests.
     o : ``Out(stream.Signature(response_layout(features)))``
         Answers, in any order.
     answers : ``Out(1)``
         1 with each answer, and where one would be if the request was no prefetch.
-    retry : ``Out(stream.Signature(request_layout(features)))``
-        Requests that the IOTLB can answer now; not prefetches.
+    retry : ``Out(stream.Signature(asked_layout(features)))``
+        Requests that the IOTLB can answer now, unless it has lost that again; not prefetches. Each is given back once.
     memory_read, memory_read_data : streams
         8 to 64 bytes; ``cookie`` is the walk.
     memory_update, atomics : ``Out(stream.Signature(MemoryUpdate))``, ``In(1)``
@@ -152,10 +152,10 @@ class Walker(wiring.Component):
         self.features = features
         context = context_layout(features)
         super().__init__({
-            "i": In(stream.Signature(request_layout(features))),
+            "i": In(stream.Signature(asked_layout(features))),
             "o": Out(stream.Signature(response_layout(features))),
             "answers": Out(1),
-            "retry": Out(stream.Signature(request_layout(features))),
+            "retry": Out(stream.Signature(asked_layout(features))),
             "memory_read": Out(stream.Signature(MemoryRead)),
             "memory_read_data": In(stream.Signature(MemoryReadData)),
             **({"memory_update": Out(stream.Signature(MemoryUpdate)), "atomics": In(1)} if features.AMO_HWAD else {}),
@@ -221,7 +221,7 @@ class Walker(wiring.Component):
                 m.d.comb += free_walk.eq(n)
 
         # The request at work.
-        asked, asked_key = Signal(request_layout(features)), Signal(key_layout(features))
+        asked, asked_key = Signal(asked_layout(features)), Signal(key_layout(features))
         is_direct = Signal()  # the answer is for ``asked``, no walk is involved
         goes_on = Signal()  # what is at work is a walk that was there before, not ``asked`` or the walk that this has begun
 
@@ -261,14 +261,14 @@ class Walker(wiring.Component):
             m.d.comb += asked_key.kind.eq(asked.kind)
         may_share = 1 if processes else ~asked.process_id_valid  # a process_id is answered by the device context alone
         joins, joined = Signal(), Signal(walk_bits)
-        is_cached, cached_at, context_comes = Signal(), Signal(walk_bits), Signal()
+        is_cached, context_comes = Signal(), Signal()
         wake = Signal()  # the device context of ``walk`` has come, or never will
         for n, other in enumerate(keys):
             same_page = may_share & (other.as_value() == asked_key.as_value())
             with m.If(busy[n] & ~stale[n] & same_page):
                 m.d.comb += [joins.eq(1), joined.eq(n)]
             with m.If(cached[n] & ~stale[n] & same_page & (processes | ~asked.execute)):
-                m.d.comb += [is_cached.eq(1), cached_at.eq(n)]
+                m.d.comb += is_cached.eq(1)
             with m.If(fetching[n] & ~stale[n] & (other.device_id == asked.device_id)):
                 m.d.comb += context_comes.eq(1)
             with m.If(wake & parked[n] & (other.device_id == key.device_id)):
@@ -305,7 +305,7 @@ class Walker(wiring.Component):
         write_waiter_data = write_waiter.data
         m.d.comb += [
             write_waiter.addr.eq(free_waiter), *(write_waiter_data[name].eq(asked[name]) for name in waiter_fields),
-            write_link.addr.eq(tails[joined]), write_link.data.eq(free_waiter), self.retry.payload.eq(asked),
+            write_link.addr.eq(tails[joined]), write_link.data.eq(free_waiter), self.retry.payload.eq(asked), self.retry.p.is_again.eq(1),
             write_row.addr.eq(at), write_row.data.eq(walk),
             self.fill.payload.eq(mapped),
             self.fill_context.payload.eq(context),
@@ -370,8 +370,7 @@ class Walker(wiring.Component):
                     m.d.sync += [*direct(Outcome.MAPPED), work.identity.eq(1)]
                 with m.Elif(asked.is_prefetch & (joins | is_cached)):
                     m.next = "REST"
-                with m.Elif(is_cached):
-                    m.d.sync += cached.bit_select(cached_at, 1).eq(0)  # so that it is given back once only
+                with m.Elif(is_cached & ~asked.is_again):
                     m.next = "GIVE_BACK"
                 with m.Elif(joins & any_waiter):
                     m.d.comb += [write_waiter.en.eq(1), write_link.en.eq(1), self.merged.eq(1)]
