@@ -106,9 +106,8 @@ class Iotlb(wiring.Component):
     since a page of those may stand for all of them. [RVIOMMU1.0 4.1.1]
 
     Latency: ``vpn`` in cycle n, ``space`` in cycle n + 1, ``found`` combinationally in cycle n + 1. Throughput: one lookup, one fill, one
-    invalidation per cycle. What is filled in cycle n is found by lookups that begin in cycle n + 2, unless a ``discard`` in cycle n + 1
-    met its place; what is forgotten in cycle n is not found by lookups that begin in it or later, and a fill in the same cycle, whatever it
-    translates, is forgotten too.
+    invalidation per cycle. What is filled in cycle n is found by lookups that begin in cycle n + 1, unless it came beside a ``discard``;
+    what is forgotten in cycle n is not found by lookups that begin in it or later, and a fill in the same cycle is forgotten too.
 
     Parameters
     ----------
@@ -169,23 +168,18 @@ class Iotlb(wiring.Component):
         sets = self.entries // self.ways
         bits = sets.bit_length() - 1
 
-        # An entry comes into a register, and with it where it goes; from there into its place.
-        entry, is_small, is_large = Signal(layout), Signal(), Signal()
-        is_here = self.fill.valid & ~self.forget
+        entry = self.fill.payload
         m.d.comb += self.fill.ready.eq(1)
-        m.d.sync += [
-            entry.eq(self.fill.payload), is_small.eq(is_here & (self.fill.p.reach == 0)), is_large.eq(is_here & (self.fill.p.reach != 0)),
-        ]
+        small = self.fill.valid & (entry.reach == 0)
         looked_up, shown = Signal(bits), Signal(bits)
-        sought, forgotten, coming, filled = Signal(page_bits), Signal(bits), Signal(bits), Signal(bits)
-        for vpn, at in ((self.vpn, looked_up), (self.forget_vpn, forgotten), (self.fill.p.vpn, coming)):
+        sought, forgotten, filled = Signal(page_bits), Signal(bits), Signal(bits)
+        for vpn, at in ((self.vpn, looked_up), (self.forget_vpn, forgotten), (entry.vpn, filled)):
             m.d.comb += at.eq(place(vpn, bits))
-        m.d.sync += filled.eq(coming)
         random = noise(m, self.fill.valid)
         with m.If(self.advance):
             m.d.sync += [shown.eq(looked_up), sought.eq(self.vpn)]
 
-        forget_all = forgets_all(m, self, is_small & entry.is_fragment if self.features.has_second_stage else 0)
+        forget_all = forgets_all(m, self, small & entry.is_fragment if self.features.has_second_stage else 0)
 
         # 4 KiB pages.
         # A row lacks what its place says: the low bits of the page number.
@@ -195,14 +189,14 @@ class Iotlb(wiring.Component):
         valids = [Signal(sets, name=f"valid_{way}") for way in range(self.ways)]
         victims = Array(self._victim(m, [valid[n] for valid in valids], random, n) for n in range(sets))
         victim, dropped, left = Signal(range(max(self.ways, 2))), Signal(sets), Signal(bits)  # set of what was discarded, a cycle later
-        m.d.comb += [dropped.eq(Mux(self.forget, 1 << forgotten, 0) | forget_all.replicate(sets))]
-        m.d.sync += [left.eq(shown), victim.eq(victims[coming])]
+        m.d.comb += [victim.eq(victims[filled]), dropped.eq(Mux(self.forget, 1 << forgotten, 0) | forget_all.replicate(sets))]
+        m.d.sync += left.eq(shown)
         for way, valid in enumerate(valids):
             m.submodules[f"way_{way}"] = memory = Memory(shape=row, depth=sets, init=[])
             read, write = memory.read_port(), memory.write_port()
             valid_then, useless = Signal(name=f"valid_then_{way}"), Signal(name=f"useless_{way}")
             m.d.comb += [
-                read.addr.eq(looked_up), read.en.eq(self.advance), write.addr.eq(filled), write.en.eq(is_small & (victim == way)),
+                read.addr.eq(looked_up), read.en.eq(self.advance), write.addr.eq(filled), write.en.eq(small & (victim == way)),
                 *(write.data[name].eq(entry[name]) for name, _ in row if name != "vpn"), write.data.vpn.eq(entry.vpn[bits:]),
             ]
             with m.If(self.advance):
@@ -239,7 +233,7 @@ class Iotlb(wiring.Component):
             with m.If(~large_valid[n]):
                 m.d.comb += large_victim.eq(n)
         m.d.sync += [large_useless.eq(Mux(self.discard, Cat(large_hits), 0)), large_valid.eq(large_valid & ~large_useless)]
-        with m.If(is_large):
+        with m.If(self.fill.valid & (entry.reach != 0)):
             m.d.comb += [taken.bit_select(large_victim, 1).eq(1), write_ppn.en.eq(1)]
             m.d.sync += large_valid.bit_select(large_victim, 1).eq(1)
         for n, item in enumerate(large):

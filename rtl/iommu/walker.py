@@ -322,7 +322,7 @@ class Walker(wiring.Component):
 
         pending = Signal()  # ``asked`` could not be begun: it stays, and replies go first
         reads_leaf, was_known = Signal(), Signal()  # in the cycle before: the walk still at work began to read a leaf table, a known one
-        m.d.sync += [reads_leaf.eq(0), was_known.eq(tables.known)]
+        m.d.sync += [self.fill.valid.eq(0), reads_leaf.eq(0), was_known.eq(tables.known)]
         with m.If(reads_leaf & ~work.is_stale & ~was_known):
             tables.keep(m)
         free = ~busy
@@ -518,8 +518,7 @@ class Walker(wiring.Component):
                 with m.If(beyond(mapped.ppn)):
                     m.d.sync += fail(Outcome.ACCESS_FAULT)
                 with m.Elif(keeps):
-                    m.d.comb += self.fill.valid.eq(1)
-                    m.d.sync += cached.bit_select(at, 1).eq(1)
+                    m.d.sync += [self.fill.valid.eq(~self.forget), cached.bit_select(at, 1).eq(1)]
             if processes or features.ATS:
                 plan(m, work)
             if processes:

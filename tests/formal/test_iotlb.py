@@ -108,15 +108,14 @@ class IotlbContract(wiring.Component):
         means = covers & (given == answer)
 
         # Entries that say `answer` and were not forgotten, by size, and fragments; those since the lookup; whether that may find one.
-        live, since, may, latest = Signal(5), Signal(5), Signal(), Signal(5)
+        live, since, may = Signal(5), Signal(5), Signal()
         new = Cat(*(means & (fill.answer.reach == reach) & ~fill.is_fragment for reach in kinds), means & fill.is_fragment)
         ours = Signal()
-        stay = ~Cat(forgets, self.forget)
-        m.d.sync += [live.eq((Mux(self.discard & ours, since, live) | new) & stay), latest.eq(new & stay)]
-        with m.If(lookup):  # what came in the cycle before it does not see, and a discard does not mean
-            m.d.sync += [may.eq((live & stay).any()), since.eq((latest | new) & stay)]
+        m.d.sync += live.eq((Mux(self.discard & ours, since, live) | new) & ~Cat(forgets, self.forget))
+        with m.If(lookup):  # it begins beside a discard: too early for that
+            m.d.sync += [may.eq(((live | new) & ~Cat(forgets, self.forget)).any()), since.eq(new)]
         with m.Else():
-            m.d.sync += [may.eq(may | new.any()), since.eq((since | new) & stay)]
+            m.d.sync += [may.eq(may | new.any()), since.eq(since | new)]
 
         sought, asked = Signal(len(PLACES)), Signal()
         with m.If(lookup):
@@ -130,10 +129,10 @@ class IotlbContract(wiring.Component):
                 with m.Case(SUPERPAGES[reach - 1][1]):
                     m.d.comb += said.reach.eq(reach)
 
-        # An entry that came in one cycle is found by the lookup that begins in the second behind it, unless that is the end of the entry.
-        comes, fresh, works = Signal(), Signal(), Signal()
+        # An entry that came in one cycle is found by the lookup that begins in the next, unless that is the end of the entry.
+        fresh, works = Signal(), Signal()
         ends = self.forget | self.discard | iotlb.fill.valid
-        m.d.sync += [comes.eq(covers & ~self.forget), fresh.eq(comes & ~ends)]
+        m.d.sync += fresh.eq(covers & ~self.forget & ~self.discard)
         with m.If(lookup):
             m.d.sync += works.eq(fresh & ~ends)
         with m.Elif(ends):
@@ -182,8 +181,7 @@ BUGS = [
     ("Mux(self.forget, 1 << forgotten, 0)", "0", STALE),
     ("Cat(sought[:low], read_ppn.data[low:])", "read_ppn.data", STALE),
     ("Mux(self.advance, covering, covered) & ~taken", "Mux(self.advance, covering, covered)", STALE),
-    ("is_here & (self.fill.p.reach == 0)", "is_here", STALE),
-    ("self.fill.valid & ~self.forget", "self.fill.valid", STALE),
+    ("self.fill.valid & (entry.reach == 0)", "self.fill.valid", STALE),
     ("sought.eq(self.vpn)", "sought.eq(sought)", f"{STALE}|{DEAF}"),
     ("large_valid.bit_select(large_victim, 1).eq(1)", "large_valid.bit_select(large_victim, 1).eq(0)", DEAF),
     ("self.found.size_log2.eq(size)", "self.found.size_log2.eq(12)", STALE),

@@ -54,6 +54,7 @@ LEAST = [  # tests of a translator without features
     "prefetches_fill_and_are_not_answered",
     "prefetches_wait_for_walks",
     "more_misses_than_fit_all_end",
+    "what_was_walked_is_not_walked_again",
     "leaf_tables_are_remembered",
     "leaf_tables_of_old_are_not",
 ]
@@ -378,6 +379,26 @@ async def more_misses_than_fit_all_end(dut):
         await bench.request.put_many(bench.packed(n, 3, page << 21) for n, page in enumerate(wanted))
         found = await bench.answered(200, 8000)
         assert {answer.cookie: answer.page for answer in found} == {n: 0x9000 + page for n, page in enumerate(wanted)}
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def what_was_walked_is_not_walked_again(dut):
+    """IOMMU-TR-15: far more requests than waiters for few pages: those in front of the walker when a walk ends cost no other read."""
+    bench = TranslatorBench(dut)
+    await bench.begin()
+    table = bench.device(3, PSCID=7)
+    for page in range(64):
+        table.map_page(page << 12, 0x900_0000 + (page << 12))
+    for latency, pages in ((1, 1), (40, 4), (100, 3)):
+        bench.latency = lambda latency=latency: latency
+        await bench.forget(InvalidateKind.VMA)
+        await bench.check(3, 63 << 12)
+        bench.read_count = 0
+        wanted = [n % pages for n in range(200)]
+        await bench.request.put_many(bench.packed(n, 3, page << 12) for n, page in enumerate(wanted))
+        found = await bench.answered(200, 8000)
+        assert {answer.cookie: answer.page for answer in found} == {n: 0x9000 + page for n, page in enumerate(wanted)}
+        assert bench.read_count == pages
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
