@@ -52,10 +52,11 @@ class Queue(wiring.Component):
             items.attrs["ram_style"] = "block"
         write, read = items.write_port(), items.read_port()
         put, get = Signal(range(self.depth)), Signal(range(self.depth))
+        behind_get = Signal(range(self.depth), init=1)  # a register: what is taken decides which place is read without a sum
         count = Signal(range(self.depth + 1))  # items in the memory, the one shown at ``o`` included
 
         push, pop = self.i.valid & self.i.ready, self.o.valid & self.o.ready
-        following = self._behind(get, pop)
+        following = Mux(pop, behind_get, get)
         m.d.comb += [
             self.i.ready.eq(~count[-1] if self._wraps else count != self.depth),
             write.addr.eq(put),
@@ -64,7 +65,10 @@ class Queue(wiring.Component):
             read.addr.eq(following),
             self.o.payload.eq(read.data),
         ]
-        m.d.sync += [put.eq(self._behind(put, push)), get.eq(following)]
+        with m.If(push):
+            m.d.sync += put.eq(self._behind(put))
+        with m.If(pop):
+            m.d.sync += [get.eq(behind_get), behind_get.eq(self._behind(behind_get))]
         with m.If(push ^ pop):
             m.d.sync += count.eq(count + Mux(pop, -1, 1))
         remains = (count[0] & ~pop) | count[1:].any()  # what is written in this very cycle cannot be read yet
@@ -80,7 +84,7 @@ class Queue(wiring.Component):
             m.d.sync += self.o.valid.eq(remains)
         return m
 
-    def _behind(self, place, moves):
-        """Return ``place``, or the one behind it if it ``moves``."""
-        following = (place + moves)[: len(place)]
-        return following if self._wraps else Mux(moves & (place == self.depth - 1), 0, following)
+    def _behind(self, place):
+        """Return the place behind ``place``."""
+        following = (place + 1)[: len(place)]
+        return following if self._wraps else Mux(place == self.depth - 1, 0, following)

@@ -57,13 +57,14 @@ class TransactionQueue(wiring.Component):
         # Free-running indices, one bit wider than an address: what lies between two of them is their difference.
         put, committed, get = (Signal(range(2 * self.depth)) for _ in range(3))
         put_next, get_next = Signal.like(put), Signal.like(get)
+        behind_get = Signal(range(2 * self.depth), init=1)  # a register: what is taken decides which place is read without a sum
 
         push, pop = self.i.valid & self.i.ready, self.o.valid & self.o.ready
         m.d.comb += [
             self.level.eq((put - get)[: len(put)]),
             self.i.ready.eq(self.level != self.depth),
             put_next.eq(put + push),
-            get_next.eq(get + pop),
+            get_next.eq(Mux(pop, behind_get, get)),
             write.addr.eq(put),
             write.data.eq(self.i.payload),
             write.en.eq(push),
@@ -75,6 +76,8 @@ class TransactionQueue(wiring.Component):
             get.eq(get_next),
             self.o.valid.eq(committed != get_next),
         ]
+        with m.If(pop):
+            m.d.sync += behind_get.eq(behind_get + 1)
         with m.If(self.commit & ~self.rollback):
             m.d.sync += committed.eq(put_next)
         return m

@@ -78,8 +78,10 @@ def test_queue(depth, direct):
     (3, "(count[0] & ~pop) | count[1:].any()", "count[1:].any()", "latency is over"),
     (3, "self.o.valid.eq(remains)", "self.o.valid.eq(remains & ~push)", "latency is over"),
     (3, "read.addr.eq(following)", "read.addr.eq(get)", "in order"),
-    (3, "Mux(moves & (place == self.depth - 1), 0, following)", "following", "in order"),
-    (4, "following = (place + moves)", "following = (place + 1)", "in order"),
+    (3, "Mux(place == self.depth - 1, 0, following)", "following", "in order"),
+    (4, "following = (place + 1)", "following = (place + 2)", "in order|stays until it is taken"),
+    (4, "get.eq(behind_get)", "get.eq(get)", "in order|stays until it is taken"),
+    (4, "init=1)", "init=0)", "in order"),
 ])  # fmt: skip
 def test_queue_bugs(depth, old, new, broken):
     """FORMAL-STREAM-2: each planted bug of Queue breaks the assertion that it should."""
@@ -179,13 +181,14 @@ def test_transaction_queue():
 @pytest.mark.parametrize(("old", "new", "broken"), [
     ("committed != get_next", "put != get_next", "none else"),
     ("put.eq(Mux(self.rollback, committed, put_next))", "put.eq(Mux(self.rollback, get, put_next))", "stays until it is taken"),
-    ("put.eq(Mux(self.rollback, committed, put_next))", "put.eq(put_next)", "an item is shown"),
+    ("put.eq(Mux(self.rollback, committed, put_next))", "put.eq(put_next)", "an item is shown|in order"),
     ("self.commit & ~self.rollback", "self.commit", "none else"),
     ("m.d.sync += committed.eq(put_next)", "m.d.sync += committed.eq(put)", "none else"),
 ])  # fmt: skip
 def test_transaction_queue_bugs(old, new, broken):
     """FORMAL-STREAM-6: each planted bug of TransactionQueue breaks an assertion."""
-    assert broken in refute(TransactionContract(mutant(TransactionQueue, old, new)(1, 4)), depth=12)
+    found = refute(TransactionContract(mutant(TransactionQueue, old, new)(1, 4)), depth=12)
+    assert any(text in found for text in broken.split("|")), found
 
 
 class ArbiterContract(wiring.Component):

@@ -135,6 +135,7 @@ def test_two_walks():
 
 BUGS = [
     ("mapped.readable & ~work.is_stale", "mapped.readable", "fills no IOTLB"),
+    ("self.fill.valid.eq(~self.forget)", "self.fill.valid.eq(1)", "fills no IOTLB"),
     ("stale.eq(~0)", "stale.eq(stale)", "fills no"),
     ("busy[n] & ~stale[n] & same_page", "busy[n] & same_page", "older invalidation"),
     ("self.o.valid.eq(~subject.is_prefetch)", "self.o.valid.eq(1)", "a prefetch never"),
