@@ -119,6 +119,8 @@ class Iotlb(wiring.Component):
         Larger entries: a power of two, at least 2.
     features : :class:`.features.Features`
         Decides what an entry has.
+    early : :class:`bool`
+        The payload of ``fill`` stands still from the cycle in front of its ``valid`` on: where it goes is known by then.
 
     Members
     -------
@@ -139,7 +141,7 @@ class Iotlb(wiring.Component):
         If a size is out of range.
     """
 
-    def __init__(self, *, entries=64, ways=4, superpage_entries=8, features=Features()):
+    def __init__(self, *, entries=64, ways=4, superpage_entries=8, features=Features(), early=False):
         for name, value, least in (("IOTLB entries", entries, 4), ("IOTLB ways", ways, 1), ("Superpage entries", superpage_entries, 2)):
             if not isinstance(value, int) or value < least or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two and at least {least}, not {value!r}")
@@ -148,7 +150,7 @@ class Iotlb(wiring.Component):
         if entries < 2 * ways:
             raise ValueError(f"IOTLB entries must be at least twice the {ways} ways, not {entries!r}")
         self.entries, self.ways, self.superpage_entries = entries, ways, superpage_entries
-        self.features = features
+        self.features, self.early = features, early
         super().__init__({
             "vpn": In(features.page_bits),
             "space": In(space_layout(features)),
@@ -172,9 +174,11 @@ class Iotlb(wiring.Component):
         m.d.comb += self.fill.ready.eq(1)
         small = self.fill.valid & (entry.reach == 0)
         looked_up, shown = Signal(bits), Signal(bits)
-        sought, forgotten, filled = Signal(page_bits), Signal(bits), Signal(bits)
-        for vpn, at in ((self.vpn, looked_up), (self.forget_vpn, forgotten), (entry.vpn, filled)):
+        sought, forgotten, coming, filled = Signal(page_bits), Signal(bits), Signal(bits), Signal(bits)
+        for vpn, at in ((self.vpn, looked_up), (self.forget_vpn, forgotten), (entry.vpn, coming)):
             m.d.comb += at.eq(place(vpn, bits))
+        when_known = m.d.sync if self.early else m.d.comb
+        when_known += filled.eq(coming)
         random = noise(m, self.fill.valid)
         with m.If(self.advance):
             m.d.sync += [shown.eq(looked_up), sought.eq(self.vpn)]
@@ -189,7 +193,8 @@ class Iotlb(wiring.Component):
         valids = [Signal(sets, name=f"valid_{way}") for way in range(self.ways)]
         victims = Array(self._victim(m, [valid[n] for valid in valids], random, n) for n in range(sets))
         victim, dropped, left = Signal(range(max(self.ways, 2))), Signal(sets), Signal(bits)  # set of what was discarded, a cycle later
-        m.d.comb += [victim.eq(victims[filled]), dropped.eq(Mux(self.forget, 1 << forgotten, 0) | forget_all.replicate(sets))]
+        when_known += victim.eq(victims[coming])
+        m.d.comb += [dropped.eq(Mux(self.forget, 1 << forgotten, 0) | forget_all.replicate(sets))]
         m.d.sync += left.eq(shown)
         for way, valid in enumerate(valids):
             m.submodules[f"way_{way}"] = memory = Memory(shape=row, depth=sets, init=[])

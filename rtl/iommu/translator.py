@@ -92,7 +92,8 @@ class Translator(wiring.Component):
         self.entries, self.ways, self.superpage_entries = entries, ways, superpage_entries
         self.walks, self.context_entries, self.misses, self.physical_address_bits = walks, context_entries, misses, physical_address_bits
         self.second_entries, self.second_generation_bits, self.features = second_entries, second_generation_bits, features
-        self._iotlb = Iotlb(entries=entries, ways=ways, superpage_entries=superpage_entries, features=features)
+        self._iotlb = Iotlb(entries=entries, ways=ways, superpage_entries=superpage_entries, features=features,
+                            early=not second_entries)
         self._second = SecondIotlb(entries=second_entries, generation_bits=second_generation_bits, features=features,
                                    asked=self._asked()) if second_entries else None  # fmt: skip
         self._contexts = ContextCache(entries=context_entries, ports=2, layout=context_layout(features))

@@ -146,7 +146,10 @@ class ReadFront(wiring.Component):
             head.ready.eq(sent | self.refused),
             leaves.eq(self.refused | (sent & head.p.last)),
         ]
-        m.d.sync += in_order.eq(in_order + self.cleared - leaves)
+        is_cleared = Signal()  # there are any
+        m.d.sync += [
+            in_order.eq(in_order + self.cleared - leaves), is_cleared.eq(self.cleared | (in_order > 1) | ((in_order == 1) & ~leaves)),
+        ]
 
         # What is known of each function, as it was in the cycle before.
         were_live, were_dead = Signal(self.functions), Signal(self.functions)
@@ -162,7 +165,7 @@ class ReadFront(wiring.Component):
             self.reach.wide.eq(ten_bit[burst.function]),
             live.eq(were_live.bit_select(burst.function, 1)),
             dead.eq(were_dead.bit_select(burst.function, 1)),
-            ready.eq(head.valid & (in_order != 0)),
+            ready.eq(head.valid & is_cleared),
             self.status.eq(burst.verdict),
         ]
         if self.host_ats:

@@ -8,7 +8,7 @@ from ringwall.rtl.iommu import iotlb as module
 from ringwall.rtl.iommu.features import Features
 from ringwall.rtl.iommu.iotlb import SUPERPAGES, Iotlb, first_of, forgets_all, same_space
 from ringwall.rtl.iommu.iotlb_second import SecondIotlb
-from ringwall.sim.formal import check_stream, mutant, offered, planted, prove, refute, refute_each
+from ringwall.sim.formal import check_stream, mutant, offered, past, planted, prove, refute, refute_each
 
 DEPTH, SECOND_DEPTH = 8, 13
 FEATURES = Features(Sv39x4=True, PD8=True, Svpbmt=True)
@@ -64,13 +64,13 @@ class IotlbContract(wiring.Component):
     forget_av: In(1)
     forget_vpn: In(len(PLACES))
 
-    def __init__(self, make=Iotlb):
-        self.make = make
+    def __init__(self, make=Iotlb, *, early=False):
+        self.make, self.early = make, early
         super().__init__()
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.iotlb = iotlb = self.make(entries=4, ways=2, superpage_entries=2, features=FEATURES)
+        m.submodules.iotlb = iotlb = self.make(entries=4, ways=2, superpage_entries=2, features=FEATURES, early=self.early)
         begun = Signal()
         m.d.sync += begun.eq(1)
         page, space, answer = Signal(len(PLACES)), Signal(Space), Signal(Answer)
@@ -85,6 +85,9 @@ class IotlbContract(wiring.Component):
             *(iotlb.space[name].eq(self.asking[name]) for name, _ in Space),
             iotlb.fill.valid.eq(fill.valid & begun), *_fill_in(entry, fill), *_possible(self.asking),
         ]
+
+        if self.early:
+            m.d.comb += Assume(~iotlb.fill.valid | (entry.as_value() == past(m, entry.as_value())))
 
         def below(reach):
             """How many of ``PLACES`` are inside of a page."""
@@ -150,7 +153,8 @@ class IotlbContract(wiring.Component):
 
 def test_iotlb():
     """FORMAL-IOTLB-1: an answer is one entry's, of this page and space, neither forgotten nor discarded; new entries answer."""
-    prove(IotlbContract(), depth=DEPTH)
+    for early in (False, True):
+        prove(IotlbContract(early=early), depth=DEPTH)
 
 
 STALE, DEAF = "one entry's", "a new entry"

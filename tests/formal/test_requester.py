@@ -151,7 +151,8 @@ def test_requester():
 BUGS = [
     (read_lines.Cutter, "room.eq(limit)", "room.eq(limit << 1)", "longer than Max_Read_Request_Size"),
     (read_lines.ReadFront, "codes[new.function]", "5", "longer than Max_Read_Request_Size"),
-    (read_lines.ReadFront, "(in_order != 0)", "1", "never passes a write"),
+    (read_lines.ReadFront, "head.valid & is_cleared", "head.valid", "never passes a write"),
+    (read_lines.ReadFront, "(in_order > 1)", "(in_order > 0)", "never passes a write"),
     (read_lines.ReadFront, "self.bursts.valid & ~(is_empty & new_ready)", "self.bursts.valid", "starts where its burst goes on"),
     (Requester, "order.o.ready.eq(~order.o.p.is_write | (unsent_gone != 0))", "order.o.ready.eq(1)", "never passes a write"),
     (Requester, "header.last_be.eq(Mux(is_atomic, 0, piece.last_be))", "header.last_be.eq(piece.last_be | (piece.length_dw == 1))",

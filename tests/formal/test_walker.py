@@ -11,7 +11,7 @@ from ringwall.rtl.iommu.walker import Walker
 from ringwall.rtl.iommu.walker_entry import EntryAtWork
 from ringwall.rtl.spec import riscv_iommu as spec
 from ringwall.rtl.tlp.layouts import BurstStatus
-from ringwall.sim.formal import mutant, offered, planted, prove, refute, refute_each
+from ringwall.sim.formal import mutant, offered, past, planted, prove, refute, refute_each
 
 WAITERS = 2
 READS, TABLE_READS = 6, 3  # two levels of directory, a device context, three tables; the tables alone
@@ -115,6 +115,8 @@ class WalkerContract(wiring.Component):
                 Assert(reads <= Mux(is_known, TABLE_READS, READS), "a walk reads no more than its directories, its context and its tables"),
                 Assert(quiet <= QUIET, "a walk that waits for nothing goes on"),
                 Assert(~walker.fill.valid | ~met, "a walk that an invalidation met fills no IOTLB"),
+                Assert(~walker.fill.valid | (walker.fill.p.as_value() == past(m, walker.fill.p.as_value())),
+                       "what fills the IOTLB is known a cycle before"),
                 Assert(~walker.fill_context.valid | ~met, "a walk that an invalidation met fills no context cache"),
                 Assert(~(answered & is_mapped) | ~needs_new, "no request is answered by a walk that an older invalidation met"),
                 Cover(answered & is_mapped & met, "a page for a request that came before the invalidation"),
