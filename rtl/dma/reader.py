@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..stream.queue import Queue
 from ..tlp.layouts import Burst, BurstData, BurstStatus
 from .layouts import ChainBeat, Segment
-from .splitter import Splitter, check_max_burst
+from .splitter import DirectSplitter, check_max_burst
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -168,7 +168,7 @@ class Reader(wiring.Component):
     list's other bytes are dropped, and the next list is served. No read of a list comes behind the end of its packet.
     A list without bytes gives one empty beat with ``last``. [PCIe5 2.2.7]
 
-    Latency: 1 cycle from segment to burst, 3 cycles from burst data to ``o``. Throughput: one beat per cycle at any alignment, one
+    Latency: none from segment to burst, 3 cycles from burst data to ``o``. Throughput: one beat per cycle at any alignment, one
     bubble per list.
 
     Parameters
@@ -221,7 +221,7 @@ class Reader(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.splitter = splitter = Splitter(max_burst=self.max_burst)
+        m.submodules.splitter = splitter = DirectSplitter(max_burst=self.max_burst)
         m.submodules.packer = packer = Packer(width=self.width, depth=self.max_in_flight)
         wiring.connect(m, wiring.flipped(self.segments), splitter.i)
         wiring.connect(m, wiring.flipped(self.read_data), packer.i)

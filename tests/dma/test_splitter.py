@@ -8,14 +8,15 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.dma import BurstRules, Span
 from ringwall.rtl.dma.layouts import Segment
-from ringwall.rtl.dma.splitter import Piece, Splitter
+from ringwall.rtl.dma.splitter import DirectSplitter, Piece, Splitter
 from ringwall.sim.run import params, run
 from ringwall.sim.stream import pack, random_ready, start, unpack
 
 
+@pytest.mark.parametrize("splitter", [Splitter, DirectSplitter])
 @pytest.mark.parametrize("max_burst", [64, 512, 4096])
-def test_splitter(request, max_burst):
-    run(Splitter(max_burst=max_burst), module=__name__, node=request.node.nodeid, params={"max_burst": max_burst})
+def test_splitter(request, max_burst, splitter):
+    run(splitter(max_burst=max_burst), module=__name__, node=request.node.nodeid, params={"max_burst": max_burst})
 
 
 def test_parameters_are_checked():

@@ -6,7 +6,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In
 
 from ringwall.rtl.dma.layouts import Segment
-from ringwall.rtl.dma.splitter import Splitter
+from ringwall.rtl.dma.splitter import DirectSplitter, Splitter
 from ringwall.sim.formal import check_stream, mutant, offered, prove, refute
 
 PAGE = 4096  # [PCIe5 2.2.7]
@@ -19,8 +19,8 @@ class SplitterContract(wiring.Component):
     ready: In(1)
     stop: In(1)
 
-    def __init__(self, splitter=Splitter, max_burst=64):
-        self.splitter, self.max_burst = splitter, max_burst
+    def __init__(self, splitter=Splitter, max_burst=64, *, is_direct=False):
+        self.splitter, self.max_burst, self.is_direct = splitter, max_burst, is_direct
         super().__init__()
 
     def elaborate(self, platform):
@@ -41,14 +41,24 @@ class SplitterContract(wiring.Component):
         # What is owed of the segment that was taken: the bytes from `at` to `at + owed`, and, where `ends`, one end of a list. Addresses
         # count modulo 2^64.
         debt = data.StructLayout({"at": 64, "owed": 32, "ends": 1, "begun": 3})  # begun: pieces taken of this segment, up to 7
-        inside, kept = Signal(), Signal(debt)
-        at, owed, ends, begun = kept.at, kept.owed, kept.ends, kept.begun
+        inside, kept, now = Signal(), Signal(debt), Signal(debt)
+        begins = ~self.stop & ((r.length_bytes != 0) | r.last)
+        owing = inside
+        m.d.comb += now.eq(kept)
+        if self.is_direct:  # of the segment that is offered, too
+            owing = inside | (self.i.valid & begins)
+            with m.If(~inside):
+                m.d.comb += [now.at.eq(r.address), now.owed.eq(r.length_bytes), now.ends.eq(r.last), now.begun.eq(0)]
+        at, owed, ends, begun = now.at, now.owed, now.ends, now.begun
         with m.If(taken):
-            m.d.sync += [at.eq(at + o.length_bytes), owed.eq(owed - o.length_bytes), begun.eq(begun + (begun != 7))]
-            m.d.sync += inside.eq((o.length_bytes != owed) & ~self.stop)
-        with m.If(accepted):
-            m.d.sync += [at.eq(r.address), owed.eq(r.length_bytes), ends.eq(r.last), begun.eq(0)]
-            m.d.sync += inside.eq(~self.stop & ((r.length_bytes != 0) | r.last))
+            m.d.sync += [
+                kept.at.eq(at + o.length_bytes), kept.owed.eq(owed - o.length_bytes), kept.ends.eq(ends),
+                kept.begun.eq(begun + (begun != 7)), inside.eq((o.length_bytes != owed) & ~self.stop),
+            ]  # fmt: skip
+        with m.Elif(accepted):
+            m.d.sync += [
+                kept.at.eq(r.address), kept.owed.eq(r.length_bytes), kept.ends.eq(r.last), kept.begun.eq(0), inside.eq(begins),
+            ]  # fmt: skip
         # Ends of lists that came in, less those that went out or were forgotten.
         open_lists = Signal(2)
         forgotten = taken & self.stop & ends & ~o.last
@@ -58,8 +68,8 @@ class SplitterContract(wiring.Component):
         m.d.comb += [block.eq((o.address[:12] & (self.max_burst - 1)) + o.length_bytes), in_page.eq(o.address[:12] + o.length_bytes)]
         shown = splitter.o.valid
         for condition, rule, text in (
-            (shown, inside, "no piece without a segment, none after its end, none of a segment that stop dropped"),
-            (inside, shown, "a piece is there in each cycle until the segment is covered"),
+            (shown, owing, "no piece without a segment, none after its end, none of a segment that stop dropped"),
+            (owing, shown, "a piece is there in each cycle until the segment is covered"),
             (accepted, ~inside, "a segment is taken when the one before it is done"),
             (~inside, self.i.ready, "a segment is taken as soon as the one before it is done"),
             (shown, o.address == at, "each piece starts where the one before it ended"),
@@ -88,6 +98,7 @@ def test_splitter(max_burst):
     """FORMAL-SPLIT-1: for every segment, back-pressure and stop the pieces are legal and cover it exactly, a list ends once (R12, R14)."""
     # Every state of the splitter is the start of some segment: a few pieces are as good as 2^26.
     prove(SplitterContract(max_burst=max_burst), depth=8)
+    prove(SplitterContract(DirectSplitter, max_burst, is_direct=True), depth=8)
 
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
@@ -110,4 +121,27 @@ def test_splitter(max_burst):
 def test_splitter_bugs(old, new, broken):
     """FORMAL-SPLIT-2: each planted bug of the splitter breaks the assertion that it should."""
     found = refute(SplitterContract(mutant(Splitter, old, new)), depth=8)
+    assert any(text in found for text in broken.split("|")), found
+
+
+@pytest.mark.parametrize(("old", "new", "broken"), [
+    ("room.eq(self.max_burst - iova[: (self.max_burst - 1).bit_length()])", "room.eq(self.max_burst)", "leaves its block"),
+    ("step.eq(Mux(left < room, left, room))", "step.eq(room)", "beyond its segment"),
+    ("step.eq(Mux(left < room, left, room))", "step.eq(left)", "cut at the ends of blocks|leaves its block"),
+    ("address.eq(iova + step)", "address.eq(iova + self.max_burst)", "starts where"),
+    ("length_bytes.eq(left - step)", "length_bytes.eq(left - 1)", "beyond its segment"),
+    ("work.last & (left == step)", "work.last", "ends the list"),
+    ("work.last & (left == step)", "(left == step)", "ends the list"),
+    ("held.last.eq(work.last)", "held.last.eq(held.last | work.last)", "ends the list"),
+    ("(left != step) & ~self.stop", "left != step", "stop dropped|as soon as"),
+    ("(left != step) & ~self.stop", "(left > self.max_burst) & ~self.stop", "until the segment is covered"),
+    ("self.i.valid & ~self.stop & (", "self.i.valid & (", "stop dropped"),
+    ("(left != 0) | work.last", "left != 0", "until the segment is covered"),
+    ("(left != 0) | work.last", "1", "stop dropped"),
+    ("with m.If(self.o.valid & self.o.ready):", "with m.If(self.o.valid & (self.o.ready | self.stop)):", "stays until it is taken"),
+    ("self.i.ready.eq(~busy)", "self.i.ready.eq(~busy & ~self.stop)", "as soon as"),
+])  # fmt: skip
+def test_direct_splitter_bugs(old, new, broken):
+    """FORMAL-SPLIT-3: each planted bug of the direct splitter breaks the assertion that it should."""
+    found = refute(SplitterContract(mutant(DirectSplitter, old, new), is_direct=True), depth=8)
     assert any(text in found for text in broken.split("|")), found
