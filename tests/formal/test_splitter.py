@@ -129,7 +129,7 @@ def test_splitter_bugs(old, new, broken):
     ("step.eq(Mux(left < room, left, room))", "step.eq(room)", "beyond its segment"),
     ("step.eq(Mux(left < room, left, room))", "step.eq(left)", "cut at the ends of blocks|leaves its block"),
     ("address.eq(iova + step)", "address.eq(iova + self.max_burst)", "starts where"),
-    ("length_bytes.eq(left - step)", "length_bytes.eq(left - 1)", "beyond its segment"),
+    ("length_bytes.eq(left - step)", "length_bytes.eq(left - 1)", "beyond its segment|ends the list"),
     ("work.last & (left == step)", "work.last", "ends the list"),
     ("work.last & (left == step)", "(left == step)", "ends the list"),
     ("held.last.eq(work.last)", "held.last.eq(held.last | work.last)", "ends the list"),
