@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from ..spec import pcie
 from ..stream.ram import Ram
 from ..stream.round_robin import round_robin
+from ..stream.skid_buffer import SkidBuffer
 from ..tlp.layouts import DIVERTED, AtomicKind, Burst, BurstRetired, BurstStatus, ConfigState, Hint, burst_layout
 from .layouts import DwordRequest, TranslateRequest, TranslateResponse, is_mrif
 
@@ -167,15 +168,15 @@ class Gate(wiring.Component):
             diverting, is_to_file = Signal(), Signal()  # a burst to a file left and is not over; it is the one at ``o``
             held = [diverting & (self.diverted[slot_bits:] == n) for n in range(ports)]
 
-        # Enter: one client per cycle, round robin.
-        request = self.translate_request
+        # Enter: one client per cycle, round robin. Who may does not follow from what the translator takes in this cycle.
+        m.submodules.requests = requests = SkidBuffer(self.translate_request.payload.shape())
+        wiring.connect(m, requests.o, wiring.flipped(self.translate_request))
+        request = requests.i.p
         enters, wanted = Signal(ports), Signal(ports)
         passing = Signal(ports)
         entering, entry, entry_slot = Signal(), Signal(Burst), Signal(slot_bits)
         entry_client, entry_passes = Signal(range(max(ports, 2))), Signal()
-        asks = Signal()
         room = Signal(self.functions, init=-1)
-        m.d.comb += asks.eq(~request.valid | request.ready)
         for n in range(ports):
             burst = self.bursts[n]
             function = burst.p.function[: (self.functions - 1).bit_length()]
@@ -186,7 +187,7 @@ class Gate(wiring.Component):
                 wants &= ~burst.p.pasid_valid | self._is_refused(n, burst.p) | self.pasid_usable.bit_select(function, 1)
             m.d.comb += [
                 passing[n].eq(self.bypass.bit_select(function, 1) if self.has_iommu and n not in self.messages else 1),
-                wanted[n].eq(wants & (passing[n] | asks)),
+                wanted[n].eq(wants & (passing[n] | requests.i.ready)),
                 burst.ready.eq(enters[n]),
             ]  # fmt: skip
             if self.host_ats:
@@ -220,27 +221,26 @@ class Gate(wiring.Component):
         with m.If(self.hints.valid & ~is_hinted):
             function = self.hints.p.function[: (self.functions - 1).bit_length()]
             m.d.sync += [hint.eq(self.hints.p), is_hinted.eq(~self.bypass.bit_select(function, 1) if self.has_iommu else 0)]
-        with m.If(request.ready):
-            m.d.sync += request.valid.eq(0)
-        with m.If(asks):
-            m.d.sync += [request.p.device_id.eq(device), request.p.is_prefetch.eq(~entering)]
-        with m.If(asks & ~entering & is_hinted & self.spare & ~(request.valid & request.p.is_prefetch)):
-            m.d.sync += [
-                request.valid.eq(1), request.p.process_id_valid.eq(0), request.p.process_id.eq(0),
-                request.p.is_write.eq(hint.is_write), request.p.page.eq(hint.page), is_hinted.eq(0),
-            ]
-        with m.If(entering & ~entry_passes):
-            m.d.sync += [
-                request.valid.eq(1),
-                request.p.process_id_valid.eq(entry.pasid_valid),
-                request.p.process_id.eq(Mux(entry.pasid_valid, entry.pasid, 0)),
-                request.p.is_write.eq(entry.is_write | (entry.atomic != AtomicKind.NONE)),
-                request.p.page.eq(entry.address[12:]),
-                request.p.offset.eq(entry.address[:12]),
-                request.p.cookie.eq(Cat(entry_slot, entry_client)),
+        asks = entering & ~entry_passes
+        has_place = requests.i.ready & (~requests.o.valid | (requests.o.ready & ~requests.o.p.is_prefetch))
+        prefetches = ~entering & is_hinted & self.spare & has_place
+        m.d.comb += [
+            requests.i.valid.eq(asks | prefetches), request.device_id.eq(device), request.is_prefetch.eq(~entering),
+            request.is_write.eq(hint.is_write), request.page.eq(hint.page),
+        ]
+        with m.If(prefetches):
+            m.d.sync += is_hinted.eq(0)
+        with m.If(entering):
+            m.d.comb += [
+                request.process_id_valid.eq(entry.pasid_valid),
+                request.process_id.eq(Mux(entry.pasid_valid, entry.pasid, 0)),
+                request.is_write.eq(entry.is_write | (entry.atomic != AtomicKind.NONE)),
+                request.page.eq(entry.address[12:]),
+                request.offset.eq(entry.address[:12]),
+                request.cookie.eq(Cat(entry_slot, entry_client)),
             ]
             if self.doorbells:
-                m.d.sync += request.p.is_dword.eq(entry.is_write & (entry.length_bytes == 4) & (entry.address[:2] == 0))
+                m.d.comb += request.is_dword.eq(entry.is_write & (entry.length_bytes == 4) & (entry.address[:2] == 0))
 
         # Verdicts come in any order.
         response = self.translate_response

@@ -353,7 +353,7 @@ class Walker(wiring.Component):
 
             # A request. [RVIOMMU1.0 3.3, steps 1 to 10]
             with m.State("CLASSIFY"):
-                m.d.sync += pending.eq(0)
+                m.d.sync += [pending.eq(0), key.eq(asked_key), context.eq(self.context)]
                 m.next = "ANSWER"
                 with m.If(self.mode == spec.OFF):
                     m.d.sync += direct(Outcome.FAULT, spec.ALL_DISALLOWED)
@@ -384,7 +384,7 @@ class Walker(wiring.Component):
                         at.eq(free_walk),
                         busy.bit_select(free_walk, 1).eq(1), stale.bit_select(free_walk, 1).eq(0), cached.bit_select(free_walk, 1).eq(0),
                         used.bit_select(free_waiter, 1).eq(1), heads[free_walk].eq(free_waiter), tails[free_walk].eq(free_waiter),
-                        key.eq(asked_key), context.eq(self.context), walk.phase.eq(Phase.CONTEXT),
+                        walk.phase.eq(Phase.CONTEXT),
                     ]
                     for n, other in enumerate(keys):
                         with m.If(free_walk == n):

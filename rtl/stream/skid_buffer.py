@@ -1,6 +1,6 @@
 """A register in a stream, both ways."""
 
-from amaranth import Module, Signal
+from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -31,10 +31,10 @@ class SkidBuffer(wiring.Component):
         m = Module()
         spare, full = Signal(self.layout), Signal()  # what arrived while ``o`` was stalled
         m.d.comb += self.i.ready.eq(~full)
+        with m.If(~full):
+            m.d.sync += spare.eq(self.i.payload)
         with m.If(~self.o.valid | self.o.ready):
-            m.d.sync += [full.eq(0), self.o.valid.eq(self.i.valid | full), self.o.payload.eq(self.i.payload)]
-            with m.If(full):
-                m.d.sync += self.o.payload.eq(spare)
-        with m.Elif(self.i.valid & ~full):
-            m.d.sync += [full.eq(1), spare.eq(self.i.payload)]
+            m.d.sync += [full.eq(0), self.o.valid.eq(self.i.valid | full), self.o.payload.eq(Mux(full, spare, self.i.payload))]
+        with m.Elif(self.i.valid):
+            m.d.sync += full.eq(1)
         return m

@@ -245,10 +245,12 @@ class Dispatcher(wiring.Component):
             ask_slot.eq(context.requested & ring_mask),
             to_ring_end.eq(~context.requested & ring_mask),
             to_block_end.eq(~(areas.driver[1:6] + spec.AVAIL_RING // 2 + ask_slot[:5])),
-            fewest.eq(Mux(~to_ring_end[5:].any() & (to_ring_end[:5] < to_block_end), to_ring_end, to_block_end)),
             ask_half.eq(context.half ^ (context.left != 0)),
         ]
-        m.d.sync += ask_count.eq(Mux(pending[6:].any() | (pending[:6] > fewest), fewest + 1, pending))
+        m.d.sync += [
+            fewest.eq(Mux(~to_ring_end[5:].any() & (to_ring_end[:5] < to_block_end), to_ring_end, to_block_end)),
+            ask_count.eq(Mux(pending[6:].any() | (pending[:6] > fewest), fewest + 1, pending)),
+        ]
         jump = Signal(18)
         m.d.comb += jump.eq((self.index - context.seen)[:16] + (context.seen - context.count)[:16])
         event = Signal(18)  # what the driver is to be told
@@ -417,7 +419,9 @@ class Dispatcher(wiring.Component):
                         m.d.sync += context.left.eq(ask_count)
                     with m.Else():
                         m.d.sync += context.other.eq(ask_count)
-                    m.next = "ASK_HEADS"
+                    m.next = "MEASURE_HEADS"
+            with m.State("MEASURE_HEADS"):  # ``fewest`` of the next ones
+                m.next = "ASK_HEADS"
             with m.State("ASK_INDEX"):
                 m.d.comb += [aims.eq(1), area.eq(areas.device), offset.eq(spec.USED_RING | (size << 3))]
                 with m.If(wants_index):

@@ -97,7 +97,7 @@ class PortQueues(wiring.Component):
         m.submodules.chains = ResetInserter(self.stop)(chains)
         wiring.connect(m, chains.o, wiring.flipped(self.chains))
         m.d.comb += [chains.i.valid.eq(self.commit), chains.i.payload.eq(self.chain)]
-        entries, flying, rooms = Signal(range(most + 1)), Signal(range(most + 1)), []
+        entries, flying, landed, rooms = Signal(range(most + 1)), Signal(range(most + 1)), Signal(), []
         for name, outer in (("readable", self.readables), ("writable", self.writables)):
             segments = TransactionQueue(Segment, depth)
             m.submodules[name] = ResetInserter(self.stop)(segments)
@@ -116,7 +116,8 @@ class PortQueues(wiring.Component):
         ]
         m.d.sync += [
             entries.eq(entries + self.claim - self.release - self.commit),
-            flying.eq(Mux(self.stop, 0, flying + self.commit - self.finished)),
+            landed.eq(self.finished),
+            flying.eq(Mux(self.stop, 0, flying + self.commit - landed)),
         ]
         return m
 
@@ -300,7 +301,7 @@ class RingEngine(wiring.Component):
             ]
 
         # Ring accesses of the fetch side, and a lane for each function.
-        m.submodules.accesses = accesses = Arbiter(LineAccess, 3, direct=True)
+        m.submodules.accesses = accesses = Arbiter(LineAccess, 3)
         access = accesses.o.payload
         is_read = Signal()
         for n, part in enumerate(parts):
@@ -380,7 +381,7 @@ class RingEngine(wiring.Component):
                 alive[n].eq(~broken[n] & ~self.stop[n]),
                 self.needs_reset[n].eq(hurt & alive[n]),
                 at_rest.eq((dispatcher.tails[n] == walker.places[n]) & ~begun & ~Cat(part.at_work[n] for part in parts).any()
-                           & lanes[n].quiet & used.quiet[n] & ~walker_broken[n]),
+                           & ~(accesses.o.valid & (access.function == n)) & lanes[n].quiet & used.quiet[n] & ~walker_broken[n]),
                 self.stopped[n].eq(self.stop[n] & at_rest),
                 self.suspended[n].eq(self.suspend[n] & at_rest & ~has_chains),
                 dispatcher.forget[n].eq(self.stopped[n]),

@@ -162,7 +162,7 @@ class UsedEvents(wiring.Component):
             kept.driver.eq(Cat(C(0, 1), command.driver_iova[1] & ~command.rules.packed, command.driver_iova[2:])),
         ]
         queue, context, ring, is_dead = Signal(6), Signal(Context), Signal(Ring), Signal()
-        asking, again = self.asking, Signal(queues)
+        asking, again, is_asked = self.asking, Signal(queues), Signal()  # ``is_asked``: the queue's driver is, but for the newest answer
         access, event_iova = self.accesses.payload.access, Signal(64)
         m.d.comb += [
             is_dead.eq(self.dead.bit_select(function, 1) | ~self.enabled.bit_select(queue, 1)),
@@ -177,7 +177,7 @@ class UsedEvents(wiring.Component):
         event_offset = Signal(18)
         with m.If(~ring.packed & ring.event_index):
             m.d.comb += event_offset.eq(spec.AVAIL_RING + (ring.size << 1))
-        m.d.sync += event_iova.eq(ring.driver + event_offset)
+        m.d.sync += [event_iova.eq(ring.driver + event_offset), is_asked.eq(asking.bit_select(queue, 1))]
 
         # Whether the entry that the driver named is among those asked for: how far behind the last of them it is, in the turns of the ring.
         event = answer.word[:16]
@@ -251,7 +251,7 @@ class UsedEvents(wiring.Component):
                     access.length_bytes.eq(Mux(ring.packed, 4, 2)),
                     access.cookie.eq(Cat(queue, event_iova[1:row_bits])),
                 ]
-                with m.If(asking.bit_select(queue, 1)):
+                with m.If(is_asked):
                     m.d.sync += again.bit_select(queue, 1).eq(1)
                     m.next = "STORE"
                 with m.Else():
@@ -280,7 +280,7 @@ class UsedEvents(wiring.Component):
                 m.next = "FORGET"
             with m.State("FORGET"):
                 m.d.comb += forget.eq(1)
-                m.d.sync += [asking.bit_select(queue, 1).eq(0), again.bit_select(queue, 1).eq(0)]
+                m.d.sync += [asking.bit_select(queue, 1).eq(0), again.bit_select(queue, 1).eq(0), is_asked.eq(0)]
                 m.next = "CHOOSE"
                 with m.If(again.bit_select(queue, 1) & ~is_dead):
                     m.next = "ASK"

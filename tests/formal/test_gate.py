@@ -192,7 +192,7 @@ class VerdictContract(GateContract):
         ):
             m.d.comb += Assert(~mine | rule, text)
         m.d.comb += [
-            Assert(demand == (owed != 0), "one request for each burst that needs one"),
+            Assert(demand == ((owed != 0) & ~prefetch), "one request for each burst that needs one, behind the prefetch that is there"),
             Assert(~demand | ((asks.p.cookie < PLACES) & ~waiting.bit_select(asks.p.cookie[:2], 1)), "no cookie names two requests"),
             Assert(~prefetch | (hints != 0), "one prefetch for a hint"),
             Assert(~prefetch | ((ask.device_id == Cat(hint.function, Const(0, 7), prefetch_bus)) & (ask.is_write == hint.is_write)
@@ -290,15 +290,15 @@ VERDICT_BUGS = [
     ("((put[n] - get[n])[: slot_bits + 1] != self.depth)", "1", "nothing else of a burst|no cookie names two"),
     ("out_client.eq(n + 1)", "out_client.eq(1)", "has entered"),
     ("free.eq(~self.o.valid | self.o.ready)", "free.eq(1)", "stays until it is taken"),
-    ("asks.eq(~request.valid | request.ready)", "asks.eq(1)", "stays until it is taken"),
+    ("(passing[n] | requests.i.ready)", "1", "one request for each"),
     ("Mux(entry.pasid_valid, entry.pasid, 0)", "entry.pasid", "process is"),
     ("page.eq(hint.page)", "page.eq(hint.page + 1)", "the hint's"),
     ("Mux(entering, entry.function, hint.function)", "entry.function", "the hint's"),
     ("is_hinted.eq(0)", "is_hinted.eq(1)", "one prefetch for"),
     ("self.spare", "1", "something to spare"),
-    ("~(request.valid & request.p.is_prefetch)", "1", "one by one"),
+    ("(requests.o.ready & ~requests.o.p.is_prefetch)", "requests.o.ready", "one by one"),
     ("~self.bypass.bit_select(function, 1) if self.has_iommu else 0", "1", "one prefetch for"),
-    ("request.p.is_prefetch.eq(~entering)", "request.p.is_prefetch.eq(0)", "one request for each"),
+    ("request.is_prefetch.eq(~entering)", "request.is_prefetch.eq(0)", "one request for each"),
 ]
 
 FENCE_BUGS = [
