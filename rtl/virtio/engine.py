@@ -135,7 +135,7 @@ class RingEngine(wiring.Component):
     each other, two for each of an indirect table that does not lie at a multiple of 16.
     No function waits for another's memory accesses.
 
-    Latency: 3 cycles from a kick to the first ring read. Throughput: 6 cycles per chain of one descriptor, all queues together.
+    Latency: 11 cycles from a kick to the first ring read. Throughput: 6 cycles per chain of one descriptor, all queues together.
 
     Parameters
     ----------

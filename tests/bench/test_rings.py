@@ -1,6 +1,7 @@
 """Cycles per 64-byte buffer of the ring engine: 256 bits, a memory 250 cycles away, a back end that needs 300 for a buffer."""
 
 import cocotb
+from cocotb.triggers import ClockCycles, RisingEdge
 
 from ringwall.models.virtio.driver import Feature
 from ringwall.rtl.virtio.engine import PortDescription, RingEngine
@@ -46,3 +47,23 @@ async def cycles_per_buffer(dut, case):
     figure = (times[used] - times[first]) / (used - first)
     dut._log.info("BENCH %s: %.1f cycles per buffer (target %s, PCIe bound %s)", case, figure, target, bound)
     assert figure <= target
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(packed=(0, 1))
+async def cycles_to_first_read(dut, packed):
+    """BENCH-RING-2: an engine at rest reads a ring at most 11 cycles after a kick."""
+    bench = await RingBench(dut, params()["width"], [(0, (SIZE,))]).begin()
+    ring = await bench.enable(0, SIZE, PACKED if packed else 0)
+    await ClockCycles(dut.clk, 500)
+    ring.add_chain([], [(0x8_0000, 64)])
+    await bench.publish(0, always=True)
+    times = []
+    while len(times) < 2:
+        await RisingEdge(dut.clk)
+        port = dut.bursts__0__valid if times else dut.kicks__valid
+        if port.value:
+            times.append(cycle())
+    figure = times[1] - times[0]
+    dut._log.info("BENCH kick to first ring read, %s: %d cycles", "packed" if packed else "split", figure)
+    assert figure <= 11

@@ -95,7 +95,8 @@ def test_clock():
 
 
 def test_bitstream(tmp_path):
-    """BOARD-ECP5-3: a small circuit becomes a bitstream and a result; too slow for its clock is an error, for its goal not."""
+    """BOARD-ECP5-3: a small circuit becomes a bitstream and a result; too slow for its clock is an error, for its goal not,
+    and leaves no bitstream of an earlier one."""
     said = []
     top = ecp5.Top(Echo(), clock_mhz=50, baud=2_000_000)
     result = ecp5.build("ecpix5", "echo", PLATFORMS["ecpix5"](), top, tmp_path, say=said.append)
@@ -118,7 +119,8 @@ def test_bitstream(tmp_path):
         ecp5.build("ecpix5", "forgotten", PLATFORMS["ecpix5"](), eager, tmp_path)
     fast = ecp5.Top(Echo(), clock_mhz=400, baud=2_000_000)
     with pytest.raises(RuntimeError, match=r"No bitstream(.|\n)*FAIL at 400"):
-        ecp5.build("ecpix5", "too fast", PLATFORMS["ecpix5"](), fast, tmp_path / "fast")
+        ecp5.build("ecpix5", "too fast", PLATFORMS["ecpix5"](), fast, tmp_path)
+    assert not (tmp_path / "top.bit").exists()  # that of the first circuit
 
 
 def test_command(tmp_path, capsys):
