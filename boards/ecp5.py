@@ -157,7 +157,7 @@ def files_of(platform: LatticeECP5Platform, top):
 
 
 def build_bitstream(plan, folder: Path, say=lambda text: None):
-    """Run the tools from PyPI on ``plan`` in ``folder``; ``say`` is told what happens. What they left there before is gone, even if they fail.
+    """Run the tools from PyPI on ``plan`` in ``folder``; ``say`` is told what happens. What an earlier run left there is gone in any case.
 
     Raises
     ------
