@@ -301,8 +301,11 @@ class RingEngine(wiring.Component):
             ]
 
         # Ring accesses of the fetch side, and a lane for each function.
-        m.submodules.accesses = accesses = Arbiter(LineAccess, 3)
-        access = accesses.o.payload
+        m.submodules.accesses = accesses = Arbiter(LineAccess, 3, direct=True)
+        access, left, leaves, taken = accesses.o.payload, Signal(LineAccess), Signal(), Signal()  # ``left`` behind ``access``
+        m.d.comb += accesses.o.ready.eq(~leaves | taken)
+        with m.If(accesses.o.ready):
+            m.d.sync += [left.eq(access), leaves.eq(accesses.o.valid)]
         is_read = Signal()
         for n, part in enumerate(parts):
             wiring.connect(m, part.accesses, accesses.i[n])
@@ -325,14 +328,14 @@ class RingEngine(wiring.Component):
             wiring.connect(m, lane.used_done, used.write_done[n])
             wiring.connect(m, used.push[n], lane.used)
             m.d.comb += [
-                lane.fetch.valid.eq(accesses.o.valid & (access.function == n)),
-                lane.fetch.payload.eq(access),
+                lane.fetch.valid.eq(leaves & (left.function == n)),
+                lane.fetch.payload.eq(left),
                 room[n].eq(lane.room),
                 used.room[n].eq(lane.used_room),
                 lane.stored.eq(lines.over[n]),
             ]
-            with m.If(access.function == n):
-                m.d.comb += accesses.o.ready.eq(lane.fetch.ready)
+            with m.If(left.function == n):
+                m.d.comb += taken.eq(lane.fetch.ready)
         for part in parts:
             m.d.comb += part.room.eq(room)
 
@@ -381,7 +384,7 @@ class RingEngine(wiring.Component):
                 alive[n].eq(~broken[n] & ~self.stop[n]),
                 self.needs_reset[n].eq(hurt & alive[n]),
                 at_rest.eq((dispatcher.tails[n] == walker.places[n]) & ~begun & ~Cat(part.at_work[n] for part in parts).any()
-                           & ~(accesses.o.valid & (access.function == n)) & lanes[n].quiet & used.quiet[n] & ~walker_broken[n]),
+                           & ~lanes[n].fetch.valid & lanes[n].quiet & used.quiet[n] & ~walker_broken[n]),
                 self.stopped[n].eq(self.stop[n] & at_rest),
                 self.suspended[n].eq(self.suspend[n] & at_rest & ~has_chains),
                 dispatcher.forget[n].eq(self.stopped[n]),
