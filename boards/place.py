@@ -87,11 +87,11 @@ def place(component, part=ECP5, *, goal=GOAL):
         return place_netlist(Path(folder), part, goal=goal)
 
 
-def place_netlist(folder: Path, part, *, goal=GOAL):
-    """As :func:`place`, of the netlist :data:`NETLIST` in ``folder``, which is that of a :class:`Shell`."""
+def place_netlist(folder: Path, part, *, goal=GOAL, seed=1):
+    """As :func:`place`, of the netlist :data:`NETLIST` in ``folder``, which is that of a :class:`Shell`; ``seed`` is the placer's."""
     report = folder / "report.json"
     command = part.command(folder, ("clk", "rst", "si", "so"))
-    command += ["--freq", str(goal), "--json", NETLIST, "--report", report.name, "--timing-allow-fail", "--quiet"]
+    command += ["--freq", str(goal), "--json", NETLIST, "--report", report.name, "--seed", str(seed), "--timing-allow-fail", "--quiet"]
     done = subprocess.run(command, cwd=folder, env=part.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                           check=False)  # fmt: skip
     if done.returncode:

@@ -94,7 +94,6 @@ class Commands(wiring.Component):
         m = Module()
         control = self.control
         m.submodules.batch = batch = Ram(shape=data.ArrayLayout(64, 2), depth=BATCH, init=[])
-        batch.attrs["ram_style"] = "block"
         put, get = batch.write_port(granularity=1), batch.read_port()
         word = Signal(range(2 * BATCH))
         left, after = Signal(range(BATCH + 1)), Signal(range(BATCH))  # commands to do; the one behind ``command``

@@ -121,11 +121,15 @@ class Iotlb(wiring.Component):
         Decides what an entry has.
     early : :class:`bool`
         The payload of ``fill`` stands still from the cycle in front of its ``valid`` on: where it goes is known by then.
+    knows_space : :class:`bool`
+        ``coming_space`` is known in cycle n: then that is what larger pages are compared with, a cycle earlier.
 
     Members
     -------
     vpn, space, advance : ``In(features.page_bits)``, ``In(space_layout(features))``, ``In(1)``
         The lookup; ``advance`` moves it from its first to its second cycle.
+    coming_space : ``In(space_layout(features))``
+        With ``knows_space``: what ``space`` will be.
     found : ``Out(found_layout(features))``
         Its result.
     discard : ``In(1)``
@@ -141,7 +145,8 @@ class Iotlb(wiring.Component):
         If a size is out of range.
     """
 
-    def __init__(self, *, entries=64, ways=4, superpage_entries=8, features=Features(), early=False):
+    def __init__(self, *, entries=64, ways=4, superpage_entries=8, features=Features(), early=False,
+                 knows_space=False):  # fmt: skip
         for name, value, least in (("IOTLB entries", entries, 4), ("IOTLB ways", ways, 1), ("Superpage entries", superpage_entries, 2)):
             if not isinstance(value, int) or value < least or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two and at least {least}, not {value!r}")
@@ -150,10 +155,11 @@ class Iotlb(wiring.Component):
         if entries < 2 * ways:
             raise ValueError(f"IOTLB entries must be at least twice the {ways} ways, not {entries!r}")
         self.entries, self.ways, self.superpage_entries = entries, ways, superpage_entries
-        self.features, self.early = features, early
+        self.features, self.early, self.knows_space = features, early, knows_space
         super().__init__({
             "vpn": In(features.page_bits),
             "space": In(space_layout(features)),
+            **({"coming_space": In(space_layout(features))} if knows_space else {}),
             "advance": In(1),
             "found": Out(found_layout(features)),
             "discard": In(1),
@@ -228,11 +234,17 @@ class Iotlb(wiring.Component):
             parts = enumerate(zip(lows, [*lows[1:], page_bits]), 1)
             return Cat((item.vpn[low:high] == vpn[low:high]) | (item.reach > reach) for reach, (low, high) in parts).all()
 
-        covering, taken = Cat(covers(item, self.vpn) for item in large), Signal(self.superpage_entries)
+        def has_space_early(item):
+            return same_space(item, self.coming_space) if self.knows_space else 1
+
+        def has_space(item):
+            return 1 if self.knows_space else same_space(item, self.space)
+
+        covering, taken = Cat(covers(item, self.vpn) & has_space_early(item) for item in large), Signal(self.superpage_entries)
         covered = Signal(self.superpage_entries)  # the page looked up, by each entry that was there when the lookup began
         m.d.sync += covered.eq(Mux(self.advance, covering, covered) & ~taken)
         for n in range(self.superpage_entries):
-            large_hits.append(large_valid[n] & covered[n] & same_space(large[n], self.space))
+            large_hits.append(large_valid[n] & covered[n] & has_space(large[n]))
         m.d.comb += large_victim.eq(random)
         for n in reversed(range(self.superpage_entries)):
             with m.If(~large_valid[n]):

@@ -92,8 +92,9 @@ class Translator(wiring.Component):
         self.entries, self.ways, self.superpage_entries = entries, ways, superpage_entries
         self.walks, self.context_entries, self.misses, self.physical_address_bits = walks, context_entries, misses, physical_address_bits
         self.second_entries, self.second_generation_bits, self.features = second_entries, second_generation_bits, features
+        self._reads_space_at_once = not features.has_processes and not features.has_second_stage  # a device context says it all
         self._iotlb = Iotlb(entries=entries, ways=ways, superpage_entries=superpage_entries, features=features,
-                            early=not second_entries)
+                            early=not second_entries, knows_space=self._reads_space_at_once)
         self._second = SecondIotlb(entries=second_entries, generation_bits=second_generation_bits, features=features,
                                    asked=self._asked()) if second_entries else None  # fmt: skip
         self._contexts = ContextCache(entries=context_entries, ports=2, layout=context_layout(features))
@@ -191,6 +192,8 @@ class Translator(wiring.Component):
             m.d.sync += [valid.eq(is_held | self.request.valid), asked.eq(request), space.eq(now)]
         found = iotlb.found
         m.d.comb += iotlb.space.eq(space.tag)
+        if self._reads_space_at_once:
+            m.d.comb += iotlb.coming_space.eq(now.tag)
         passes, found_ours, hits, permitted = Signal(), Signal(), Signal(), Signal()
         is_bare = self.ddtp_mode == spec.BARE
         if features.ATS:

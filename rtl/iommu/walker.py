@@ -79,7 +79,7 @@ class Walker(wiring.Component):
     Supported: Off, Bare, 1 to 3 directory levels, first stage Bare or Sv39 with Svnapot, and what ``features`` say.
     iotval2 of a guest page fault has all bits of the guest address. [RVIOMMU1.0 3.3]
 
-    Latency, with nothing else to do and without features: 4 cycles from a request accepted to its first read offered, 4 from the data of an
+    Latency, with nothing else to do and without features: 6 cycles from a request accepted to its first read offered, 5 from the data of an
     entry to the next read, 6 from that of a leaf to the answer. Throughput: one thing at a time.
 
     Parameters
@@ -260,17 +260,21 @@ class Walker(wiring.Component):
         if features.ATS:
             m.d.comb += asked_key.kind.eq(asked.kind)
         may_share = 1 if processes else ~asked.process_id_valid  # a process_id is answered by the device context alone
-        joins, joined = Signal(), Signal(walk_bits)
-        is_cached, context_comes = Signal(), Signal()
+        # What LOOK_UP finds and CLASSIFY knows: a walk of the same page is in flight, and which; it is over and its page in the IOTLB;
+        # the device context is known; it is being fetched; the device is none of the directory's.
+        joins, joined, is_cached, is_known, context_comes, is_alien = Signal(), Signal(walk_bits), Signal(), Signal(), Signal(), Signal()
+        m.d.sync += [
+            joins.eq(0), is_cached.eq(0), context_comes.eq(0), is_known.eq(self.context_found & ~self.forget), is_alien.eq(too_wide),
+        ]
         wake = Signal()  # the device context of ``walk`` has come, or never will
         for n, other in enumerate(keys):
             same_page = may_share & (other.as_value() == asked_key.as_value())
             with m.If(busy[n] & ~stale[n] & same_page):
-                m.d.comb += [joins.eq(1), joined.eq(n)]
+                m.d.sync += [joins.eq(1), joined.eq(n)]
             with m.If(cached[n] & ~stale[n] & same_page & (processes | ~asked.execute)):
-                m.d.comb += is_cached.eq(1)
+                m.d.sync += is_cached.eq(1)
             with m.If(fetching[n] & ~stale[n] & (other.device_id == asked.device_id)):
-                m.d.comb += context_comes.eq(1)
+                m.d.sync += context_comes.eq(1)
             with m.If(wake & parked[n] & (other.device_id == key.device_id)):
                 m.d.sync += [parked[n].eq(0), resumable[n].eq(1)]
         resumed = Signal(walk_bits)
@@ -283,7 +287,11 @@ class Walker(wiring.Component):
         judged = EntryAtWork(m, work)
         translated, inside = answered_page(m, work)
         found, context_bad = judge_context(m, work)
-        next_read = ReadAtWork(m, work, self)
+        next_read = ReadAtWork(m, work)
+        with m.If(~self.memory_read.valid):
+            m.d.sync += self.memory_read.payload.eq(next_read.read)
+        with m.Elif(self.memory_read.ready):
+            m.d.sync += self.memory_read.valid.eq(0)
         update = UpdateAtWork(m, work, self.atomics) if updates else None
         beat = Signal(range(len(work.doublewords)))  # of the reply at work
 
@@ -314,15 +322,20 @@ class Walker(wiring.Component):
         def direct(kind, number=0):
             return [*fail(kind, number), is_direct.eq(1), dtf.eq(0)]
 
-        passes = self.context.fsc_mode == spec.MODE_BARE
+        passes = context.fsc_mode == spec.MODE_BARE
         if processes:
-            passes = ~needs_process(self.context, asked, features) & (passes | self.context.PDTV)
+            passes = ~needs_process(context, asked, features) & (passes | context.PDTV)
         if two_stages:
-            passes &= self.context.guest_mode == spec.MODE_BARE
+            passes &= context.guest_mode == spec.MODE_BARE
 
         pending = Signal()  # ``asked`` could not be begun: it stays, and replies go first
         reads_leaf, was_known = Signal(), Signal()  # in the cycle before: the walk still at work began to read a leaf table, a known one
         m.d.sync += [self.fill.valid.eq(0), reads_leaf.eq(0), was_known.eq(tables.known)]
+        # Without more features key and context of a walk stand still in the cycle in front of BEGIN_TABLE, where its table is looked up.
+        stands_still = not (two_stages or processes or features.ATS or updates)
+        known_then, ppn_then = Signal(), Signal(44)
+        if stands_still:
+            m.d.sync += [known_then.eq(tables.known), ppn_then.eq(tables.ppn)]
         with m.If(reads_leaf & ~work.is_stale & ~was_known):
             tables.keep(m)
         free = ~busy
@@ -345,15 +358,18 @@ class Walker(wiring.Component):
                     m.next = "RESUME"
                 with m.Elif(pending):
                     m.d.sync += goes_on.eq(0)
-                    m.next = "CLASSIFY"
+                    m.next = "LOOK_UP"
                 with m.Elif(self.i.valid):
                     m.d.comb += self.i.ready.eq(1)
                     m.d.sync += [asked.eq(request), pending.eq(1), goes_on.eq(0)]
-                    m.next = "CLASSIFY"
+                    m.next = "LOOK_UP"
 
             # A request. [RVIOMMU1.0 3.3, steps 1 to 10]
+            with m.State("LOOK_UP"):
+                m.d.sync += [key.eq(asked_key), context.eq(self.context)]
+                m.next = "CLASSIFY"
             with m.State("CLASSIFY"):
-                m.d.sync += [pending.eq(0), key.eq(asked_key), context.eq(self.context)]
+                m.d.sync += pending.eq(0)
                 m.next = "ANSWER"
                 with m.If(self.mode == spec.OFF):
                     m.d.sync += direct(Outcome.FAULT, spec.ALL_DISALLOWED)
@@ -362,11 +378,11 @@ class Walker(wiring.Component):
                     if features.ATS:
                         with m.If(asked.kind != Kind.UNTRANSLATED):
                             m.d.sync += direct(Outcome.FAULT, spec.TYPE_DISALLOWED)
-                with m.Elif(too_wide):
+                with m.Elif(is_alien):
                     m.d.sync += direct(Outcome.FAULT, spec.TYPE_DISALLOWED)
-                with m.Elif(self.context_found & is_refused(self.context, asked, features)):
-                    m.d.sync += [*direct(Outcome.FAULT, spec.TYPE_DISALLOWED), dtf.eq(self.context.DTF)]
-                with m.Elif(self.context_found & passes):
+                with m.Elif(is_known & is_refused(context, asked, features)):
+                    m.d.sync += [*direct(Outcome.FAULT, spec.TYPE_DISALLOWED), dtf.eq(context.DTF)]
+                with m.Elif(is_known & passes):
                     m.d.sync += [*direct(Outcome.MAPPED), work.identity.eq(1)]
                 with m.Elif(asked.is_prefetch & (joins | is_cached)):
                     m.next = "REST"
@@ -397,7 +413,7 @@ class Walker(wiring.Component):
                         m.d.sync += [walk.ENS.eq(1), walk.SUM.eq(0)]
                     if two_stages:
                         m.d.sync += [work.first.eq(~0), walk.reach.eq(~0), walk.G.eq(0), walk.PBMT.eq(0)]
-                    with m.If(self.context_found):
+                    with m.If(is_known):
                         m.next = "PLAN" if processes or features.ATS else "BEGIN_TABLE"
                     with m.Elif(context_comes):
                         m.next = "PARK"
@@ -435,13 +451,15 @@ class Walker(wiring.Component):
                     m.d.sync += fail(Outcome.FAULT, spec.TYPE_DISALLOWED)
                     m.next = "END_WALK"
             with m.State("BEGIN_TABLE"):
-                table_known = tables.known
+                table_known, table_ppn = tables.known, tables.ppn
+                if stands_still:
+                    table_known, table_ppn = known_then, ppn_then
                 if updates and two_stages:
                     table_known = tables.known & ~walk.skipped
                     m.d.sync += walk.skipped.eq(table_known)
                 m.d.sync += [
                     walk.phase.eq(Phase.FIRST), dtf.eq(context.DTF), walk.level.eq(Mux(table_known, 0, context.fsc_mode[:2] + 2)),
-                    next_ppn.eq(Mux(table_known, tables.ppn, context.root_ppn)),
+                    next_ppn.eq(Mux(table_known, table_ppn, context.root_ppn)),
                 ]
                 if features.ATS:
                     m.d.sync += walk.is_global.eq(table_known & tables.is_global)
@@ -464,15 +482,16 @@ class Walker(wiring.Component):
                         m.d.sync += fail(Outcome.FAULT, spec.TYPE_DISALLOWED)
                         m.next = "END_WALK"
             with m.State("READ"):
-                m.d.comb += self.memory_read.valid.eq(~beyond(next_ppn))
+                m.d.comb += write_row.en.eq(1)
                 with m.If(beyond(next_ppn)):
                     m.d.sync += [
                         *fail(next_read.fault, next_read.cause),
                         dtf.eq((walk.phase != Phase.DIRECTORY) & (walk.phase != Phase.CONTEXT) & context.DTF),
                     ]
                     m.next = "END_WALK"
-                with m.Elif(self.memory_read.ready):
-                    m.d.comb += [self.read.eq(1), write_row.en.eq(1)]
+                with m.Elif(~self.memory_read.valid):  # who else reads memory decides nothing here
+                    m.d.comb += self.read.eq(1)
+                    m.d.sync += self.memory_read.valid.eq(1)
                     m.d.sync += reads_leaf.eq((work.is_second | (walk.phase == Phase.FIRST)) & (work.level == 0))
                     m.next = "REST"
 
@@ -509,7 +528,7 @@ class Walker(wiring.Component):
             take_context(m, work, self, found, context_bad, fetching.bit_select(at, 1), wake)
             take_entry(m, work, judged, next_read, update)
             if updates:
-                update_entry(m, work, self, write_row, update)
+                update_entry(m, work, self, write_row, update, next_read)
             with m.State("KEEP_LEAF"):
                 keeps = mapped.readable & ~work.is_stale
                 if features.ATS:

@@ -3,6 +3,7 @@
 from amaranth import Cat, Const, Mux, Signal
 
 from ..spec import riscv_iommu as spec
+from .layouts import MemoryRead
 from .walker_rules import device_id_parts
 from .walker_state import Outcome, Phase
 
@@ -14,10 +15,12 @@ def process_offset(walk):
 
 
 class ReadAtWork:
-    """Where the walk reads, and what becomes of it if it cannot; ``walker.memory_read`` gets its payload.
+    """Where the walk reads, and what becomes of it if it cannot.
 
     Attributes
     ----------
+    read
+        The read, :data:`.layouts.MemoryRead`.
     fault, cause
         How the walk ends if the read fails.
     is_process_read
@@ -26,7 +29,7 @@ class ReadAtWork:
         Interrupt file whose entry is read.
     """
 
-    def __init__(self, m, work, walker):
+    def __init__(self, m, work):
         features, walk, key = work.features, work.walk, work.key
         processes, ddis = features.has_processes, device_id_parts(features)
         table_index, ddi = Signal(9), Signal(9)
@@ -39,7 +42,7 @@ class ReadAtWork:
                 with m.Case(n):
                     m.d.comb += ddi.eq(key.device_id[slice(*ddis[n])])
 
-        read = walker.memory_read.payload
+        self.read = read = Signal(MemoryRead)
         offset, self.fault, self.cause = Signal(12), Signal(Outcome), Signal(12)
         self.msi_number = Signal(features.guest_page_bits) if features.MSI_FLAT else Const(0, 8)
         self.is_process_read = (walk.phase == Phase.PROCESS) | (walk.phase == Phase.PROCESS_CONTEXT) if processes else Const(0, 1)

@@ -67,11 +67,11 @@ class UpdateAtWork:
                     m.next = "BEGIN_TABLE"
 
 
-def update_entry(m, work, walker, write_row, update):
+def update_entry(m, work, walker, write_row, update, next_read):
     """Add the states that update the entry at work and take the answer; a compare that failed has read the entry anew."""
     walk, found, order = work.walk, work.doublewords[0], walker.memory_update.payload
     m.d.comb += [
-        order.address.eq(walker.memory_read.payload.address), order.cookie.eq(work.at),
+        order.address.eq(next_read.read.address), order.cookie.eq(work.at),
         order.compare.eq(found), order.swap.eq(found | update.bits),
         write_row.data.table.eq(work.next_ppn), write_row.data.entry.eq(found), write_row.data.is_updating.eq(0),
     ]

@@ -51,40 +51,43 @@ class Queue(wiring.Component):
         if self.in_block:
             items.attrs["ram_style"] = "block"
         write, read = items.write_port(), items.read_port()
-        put, get = Signal(range(self.depth)), Signal(range(self.depth))
-        behind_get = Signal(range(self.depth), init=1)  # a register: what is taken decides which place is read without a sum
-        count = Signal(range(self.depth + 1))  # items in the memory, the one shown at ``o`` included
+        put, get = Signal(range(self.depth)), Signal(range(self.depth))  # ``get``: behind the item that was read last
+        count = Signal(range(self.depth + 1))  # items in the memory, the one that was read included
+        is_read = Signal()  # ``read.data`` is the first of them
 
         push, pop = self.i.valid & self.i.ready, self.o.valid & self.o.ready
-        following = Mux(pop, behind_get, get)
+        remains = (count[0] & ~pop) | count[1:].any()  # what is written in this very cycle cannot be read yet
         m.d.comb += [
             self.i.ready.eq(~count[-1] if self._wraps else count != self.depth),
             write.addr.eq(put),
             write.data.eq(self.i.payload),
-            write.en.eq(push),
-            read.addr.eq(following),
+            write.en.eq(self.i.ready),  # whether there is one only ``put`` says
+            read.addr.eq(get),
+            read.en.eq(~is_read | pop),  # so what is taken enables a register, it leads to no address
             self.o.payload.eq(read.data),
         ]
+        m.d.sync += is_read.eq(remains)
         with m.If(push):
             m.d.sync += put.eq(self._behind(put))
-        with m.If(pop):
-            m.d.sync += [get.eq(behind_get), behind_get.eq(self._behind(behind_get))]
+        with m.If(read.en & remains):
+            m.d.sync += get.eq(self._behind(get))
         with m.If(push ^ pop):
             m.d.sync += count.eq(count + Mux(pop, -1, 1))
-        remains = (count[0] & ~pop) | count[1:].any()  # what is written in this very cycle cannot be read yet
         if self.direct:
-            readable, newest = Signal(), Signal(self.layout)
-            m.d.sync += [readable.eq(remains), newest.eq(self.i.payload)]
+            newest = Signal(self.layout)
+            m.d.sync += newest.eq(self.i.payload)
             m.d.comb += self.o.valid.eq(self.i.valid | (count != 0))
             with m.If(count == 0):
                 m.d.comb += self.o.payload.eq(self.i.payload)
-            with m.Elif(~readable):
+            with m.Elif(~is_read):
                 m.d.comb += self.o.payload.eq(newest)
+            with m.If(pop & ~is_read):  # it was never read
+                m.d.sync += get.eq(self._behind(get))
         else:
-            m.d.sync += self.o.valid.eq(remains)
+            m.d.comb += self.o.valid.eq(is_read)
         return m
 
     def _behind(self, place):
         """Return the place behind ``place``."""
-        following = (place + 1)[: len(place)]
-        return following if self._wraps else Mux(place == self.depth - 1, 0, following)
+        behind = (place + 1)[: len(place)]
+        return behind if self._wraps else Mux(place == self.depth - 1, 0, behind)

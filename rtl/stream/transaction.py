@@ -57,7 +57,7 @@ class TransactionQueue(wiring.Component):
         # Free-running indices, one bit wider than an address: what lies between two of them is their difference.
         put, committed, get = (Signal(range(2 * self.depth)) for _ in range(3))
         put_next, get_next = Signal.like(put), Signal.like(get)
-        behind_get = Signal(range(2 * self.depth), init=1)  # a register: what is taken decides which place is read without a sum
+        behind_get = Signal(range(2 * self.depth), init=1)  # a register: no sum in front of an address
 
         push, pop = self.i.valid & self.i.ready, self.o.valid & self.o.ready
         m.d.comb += [
@@ -68,7 +68,8 @@ class TransactionQueue(wiring.Component):
             write.addr.eq(put),
             write.data.eq(self.i.payload),
             write.en.eq(push),
-            read.addr.eq(get_next),
+            read.addr.eq(Mux(self.o.valid, behind_get, get)),
+            read.en.eq(~self.o.valid | pop),  # so what is taken enables a register, it leads to no address
             self.o.payload.eq(read.data),
         ]
         m.d.sync += [

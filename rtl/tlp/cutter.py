@@ -49,17 +49,23 @@ class Wrapper(wiring.Component):
         Bursts of 1 to 64 bytes inside one naturally aligned block of 64, which no limit cuts.
     o : ``Out(stream.Signature(Piece(host_ats)))``
         Pieces.
+    coming : ``Out(burst_layout(host_ats))``
+        As in :class:`Cutter`.
     """
 
     def __init__(self, *, host_ats=False):
         self.host_ats = host_ats
-        super().__init__({"i": In(stream.Signature(burst_layout(host_ats))), "o": Out(stream.Signature(Piece(host_ats)))})
+        super().__init__({
+            "i": In(stream.Signature(burst_layout(host_ats))),
+            "o": Out(stream.Signature(Piece(host_ats))),
+            "coming": Out(burst_layout(host_ats)),
+        })
 
     def elaborate(self, platform):
         m = Module()
         length_bytes = self.i.p.length_bytes[:7]
         length_dw, first_be, last_be = header_fields(self.i.p.address[:2], length_bytes)
-        m.d.comb += self.i.ready.eq(~self.o.valid | self.o.ready)
+        m.d.comb += [self.i.ready.eq(~self.o.valid | self.o.ready), self.coming.eq(self.i.payload)]
         with m.If(self.i.ready):
             m.d.sync += [
                 self.o.valid.eq(self.i.valid),
@@ -83,8 +89,8 @@ class Cutter(wiring.Component):
     order and cover it exactly. The limit is 128 << min(``limit_code``, ``largest_code``) bytes; a reserved code counts
     as 0. [PCIe5 2.2.7]
 
-    Latency: 1 cycle from ``i`` accepted to its first piece, 2 if it is cut or stands behind another. Throughput: 1 piece per cycle, also
-    across bursts.
+    Latency: 1 cycle from ``i`` accepted to its first piece, if ``o`` is free. Throughput: 1 piece per cycle, also across bursts. No path
+    leads from ``o.ready`` to ``i.ready``.
 
     Parameters
     ----------
@@ -99,6 +105,8 @@ class Cutter(wiring.Component):
         Bursts of 1 to 4096 bytes that cross no 4 KiB boundary.
     o : ``Out(stream.Signature(Piece(host_ats)))``
         Pieces.
+    coming : ``Out(burst_layout(host_ats))``
+        The burst of the next piece, if one comes when ``o`` is free; its address and length mean nothing.
     abandon : ``In(1)``
         In the cycle in which a piece is taken: no further pieces of its burst follow.
 
@@ -112,13 +120,16 @@ class Cutter(wiring.Component):
         if largest_code not in range(LARGEST_CODE + 1):
             raise ValueError(f"Largest code must be between 0 and {LARGEST_CODE}, not {largest_code!r}")
         self.largest_code, self.host_ats = largest_code, host_ats
-        super().__init__({"i": In(stream.Signature(Cut(host_ats))), "o": Out(stream.Signature(Piece(host_ats))), "abandon": In(1)})
+        super().__init__({
+            "i": In(stream.Signature(Cut(host_ats))), "o": Out(stream.Signature(Piece(host_ats))), "coming": Out(burst_layout(host_ats)),
+            "abandon": In(1),
+        })  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
         held = Signal(burst_layout(self.host_ats))  # the one at work; its address stays that of the burst
-        limit, room = Signal(13), Signal(13)  # room: bytes up to the next multiple of the limit
         offset, left, begun = Signal(12), Signal(13), Signal()
+        gap, limit = Signal(12), Signal(12)  # bytes between the first one and the next border; at most
 
         code = Signal(3)
         m.d.comb += code.eq(self.i.p.limit_code)
@@ -127,57 +138,80 @@ class Cutter(wiring.Component):
         with m.Elif(self.i.p.limit_code > self.largest_code):
             m.d.comb += code.eq(self.largest_code)
 
-        # A burst that is one piece passes by the register when that is empty.
-        idle, whole = Signal(), Signal()
-        new = self.i.p.burst
-        new_end = Signal(12)  # its last byte
+        # The first piece of a burst passes by the register when that is empty.
+        idle, is_free = Signal(), Signal()
+        new, between, mask = self.i.p.burst, Signal(12), Signal(12)
         m.d.comb += [
             idle.eq(left == 0),
-            new_end.eq(new.address[:12] + new.length_bytes - 1),
-            whole.eq(((new.address[:12] ^ new_end)[7:] >> code) == 0),
+            is_free.eq(~self.o.valid | self.o.ready),
+            mask.eq((128 << code) - 1),
+            between.eq(~new.address[:12] & mask),
         ]
-
-        burst, place, step = Signal(burst_layout(self.host_ats)), Signal(12), Signal(13)
-        final = Signal()
-        m.d.comb += final.eq(idle | (left <= room))
-        with m.If(idle):
-            m.d.comb += [burst.eq(new), place.eq(new.address[:12]), step.eq(new.length_bytes)]
-        with m.Else():
-            m.d.comb += [burst.eq(held), place.eq(offset), step.eq(Mux(final, left, room))]
-        length_dw, first_be, last_be = header_fields(place[:2], step)
+        first, further = _First(m, new.address[:12], new.length_bytes, between), _First(m, offset, left, gap)
+        burst = Signal(burst_layout(self.host_ats))
+        m.d.comb += burst.eq(Mux(idle, new, held))
 
         taken, load, dropped = Signal(), Signal(), Signal()
         m.d.comb += [
             taken.eq(self.o.valid & self.o.ready),
             dropped.eq(taken & self.abandon & ~self.o.p.last),
-            load.eq((~idle | (self.i.valid & whole)) & ~dropped & (~self.o.valid | self.o.ready)),
-            self.i.ready.eq(idle | (load & final) | dropped),
+            load.eq((~idle | self.i.valid) & ~dropped & is_free),
+            self.i.ready.eq(idle),
+            self.coming.eq(burst),
         ]
         with m.If(taken):
             m.d.sync += self.o.valid.eq(0)
         with m.If(load):
+            m.d.sync += self.o.valid.eq(1)
+        with m.If(is_free):  # whether it is a piece only ``valid`` says
             m.d.sync += [
-                self.o.valid.eq(1),
                 self.o.p.burst.eq(burst),
-                self.o.p.burst.address.eq(Cat(place, burst.address[12:])),
-                self.o.p.burst.length_bytes.eq(step),
-                self.o.p.length_dw.eq(length_dw),
-                self.o.p.first_be.eq(first_be),
-                self.o.p.last_be.eq(last_be),
-                self.o.p.first.eq(~begun),
-                self.o.p.last.eq(final),
-                offset.eq(offset + step),
-                left.eq(left - step),
-                room.eq(limit),
-                begun.eq(1),
+                self.o.p.burst.address.eq(Cat(Mux(idle, new.address[:12], offset), burst.address[12:])),
+                self.o.p.burst.length_bytes.eq(Mux(idle, first.length_bytes, further.length_bytes)),
+                self.o.p.length_dw.eq(Mux(idle, first.length_dw, further.length_dw)),
+                self.o.p.first_be.eq(Mux(idle, first.first_be, further.first_be)),
+                self.o.p.last_be.eq(Mux(idle, first.last_be, further.last_be)),
+                self.o.p.first.eq(idle | ~begun),
+                self.o.p.last.eq(Mux(idle, first.is_all, further.is_all)),
             ]
-        with m.If(self.i.ready):
-            m.d.sync += [
-                held.eq(new),
-                offset.eq(new.address[:12]),
-                left.eq(Mux(self.i.valid & ~(idle & load), new.length_bytes, 0)),
-                limit.eq(128 << code),
-                room.eq((~new.address[:12] & ((128 << code) - 1)[:12]) + 1),
-                begun.eq(0),
-            ]
+        with m.If(idle):
+            m.d.sync += [held.eq(new), limit.eq(mask), begun.eq(is_free), left.eq(0)]
+            with m.If(is_free):
+                m.d.sync += [offset.eq(first.end), gap.eq(mask)]
+            with m.Else():
+                m.d.sync += [offset.eq(new.address[:12]), gap.eq(between)]
+            with m.If(self.i.valid & ~(is_free & first.is_all)):
+                m.d.sync += left.eq(Mux(is_free, first.rest, new.length_bytes))
+        with m.Elif(load):
+            m.d.sync += [offset.eq(further.end), left.eq(Mux(further.is_all, 0, further.rest)), gap.eq(limit), begun.eq(1)]
+        with m.Elif(dropped):
+            m.d.sync += left.eq(0)
         return m
+
+
+class _First:
+    """The first piece of ``length_bytes`` from ``place`` on, with ``gap`` bytes between its first one and the next border: signals.
+
+    No sum follows another one, and none follows ``is_all``.
+
+    Attributes
+    ----------
+    is_all, rest, end
+        Nothing is behind it; else how many bytes, and where they begin.
+    length_bytes, length_dw, first_be, last_be
+        As in :func:`Piece`.
+    """
+
+    def __init__(self, m, place, length_bytes, gap):
+        self.is_all, self.rest, self.end = Signal(), Signal(13), Signal(12)
+        self.length_bytes, self.length_dw, self.first_be, self.last_be = Signal(13), Signal(11), Signal(4), Signal(4)
+        dwords = gap[2:]  # behind the first one, if it ends at the border
+        to_border = dwords + 1, (Const(0xF, 4) << place[:2])[:4], Mux(dwords == 0, 0, Const(0xF, 4))
+        m.d.comb += [
+            self.rest.eq(length_bytes + ~Cat(gap, 0)),
+            self.is_all.eq(self.rest[-1] | ~self.rest.any()),
+            self.end.eq(place + gap + 1),
+            self.length_bytes.eq(Mux(self.is_all, length_bytes, gap + 1)),
+        ]
+        fields = self.length_dw, self.first_be, self.last_be
+        m.d.comb += [field.eq(Mux(self.is_all, *both)) for field, *both in zip(fields, header_fields(place[:2], length_bytes), to_border)]

@@ -115,24 +115,33 @@ class ReadFront(wiring.Component):
         m.submodules.queue = queue = Queue(burst_layout(self.host_ats), self.reads)
         extended = Array(config.extended_tag | config.ten_bit_tag for config in self.config)
         ten_bit = Array(config.ten_bit_tag for config in self.config)
-        waiting, is_empty = Signal(range(self.reads + 1)), Signal()
+        waiting, is_empty = Signal(range(self.reads + 1)), Signal(init=1)
         new, new_valid, new_ready = Signal(burst_layout(self.host_ats)), Signal(), Signal()
-        m.d.sync += waiting.eq(waiting + (queue.i.valid & queue.i.ready) - (queue.o.valid & queue.o.ready))
+        waits = queue.o
+        if self.cuts:  # so that what decides how it is cut comes out of registers, not of a block RAM
+            waits = stream.Signature(burst_layout(self.host_ats)).create(path=("waits",))
+            m.d.comb += queue.o.ready.eq(~waits.valid | waits.ready)
+            with m.If(queue.o.ready):
+                m.d.sync += [waits.valid.eq(queue.o.valid), waits.payload.eq(queue.o.payload)]
+        comes, goes = queue.i.valid & queue.i.ready, waits.valid & waits.ready
+        m.d.sync += [waiting.eq(waiting + comes - goes), is_empty.eq(~comes & (is_empty | ((waiting == 1) & goes)))]
         m.d.comb += [
             self.room.eq(waiting + 4 <= self.reads),
-            is_empty.eq(waiting == 0),
             queue.i.valid.eq(self.bursts.valid & ~(is_empty & new_ready)),  # else it goes past the queue
             queue.i.payload.eq(self.bursts.payload),
             self.bursts.ready.eq(queue.i.ready),
-            queue.o.ready.eq(new_ready),
-            new_valid.eq(Mux(is_empty, self.bursts.valid, queue.o.valid)),
-            new.eq(Mux(is_empty, self.bursts.payload, queue.o.payload)),
-            new.function.eq(Mux(is_empty, self.bursts.p.function, queue.o.p.function)[: ceil_log2(self.functions)]),
+            waits.ready.eq(new_ready),
+            new_valid.eq(Mux(is_empty, self.bursts.valid, waits.valid)),
+            new.eq(Mux(is_empty, self.bursts.payload, waits.payload)),
+            new.function.eq(Mux(is_empty, self.bursts.p.function, waits.p.function)[: ceil_log2(self.functions)]),
         ]
         if self.cuts:
             m.submodules.cutter = cutter = Cutter(host_ats=self.host_ats)
-            codes = Array(config.mrrs_code for config in self.config)
-            m.d.comb += [cutter.i.p.burst.eq(new), cutter.i.p.limit_code.eq(codes[new.function]), cutter.abandon.eq(self.refused)]
+            codes, function_bits = Array(config.mrrs_code for config in self.config), ceil_log2(self.functions)
+            m.d.comb += [
+                cutter.i.p.burst.eq(new), cutter.abandon.eq(self.refused),
+                cutter.i.p.limit_code.eq(Mux(is_empty, *(codes[its.function[:function_bits]] for its in (self.bursts.p, waits.p)))),
+            ]
         else:
             m.submodules.cutter = cutter = Wrapper(host_ats=self.host_ats)
             m.d.comb += cutter.i.payload.eq(new)
@@ -147,24 +156,30 @@ class ReadFront(wiring.Component):
             leaves.eq(self.refused | (sent & head.p.last)),
         ]
         is_cleared = Signal()  # there are any
-        m.d.sync += [
-            in_order.eq(in_order + self.cleared - leaves), is_cleared.eq(self.cleared | (in_order > 1) | ((in_order == 1) & ~leaves)),
-        ]
+        m.d.sync += is_cleared.eq(self.cleared | (in_order > 1) | ((in_order == 1) & ~leaves))
+        with m.If(self.cleared != leaves):
+            m.d.sync += in_order.eq(Mux(leaves, in_order - 1, in_order + 1))
 
-        # What is known of each function, as it was in the cycle before.
-        were_live, were_dead = Signal(self.functions), Signal(self.functions)
-        m.d.sync += were_live.eq(self.live)
-        for f in range(self.functions):
-            reach = Cat(1, extended[f], ten_bit[f])
-            m.d.sync += were_dead[f].eq((self.dead.as_value() | ~reach)[:3].all())
-        ready, dead, live = Signal(), Signal(), Signal()
+        # What may become of the piece, as its function was in the cycle before: known when it comes to the head.
+        reaches = Array(Cat(1, extended[f], ten_bit[f]) for f in range(self.functions))
+        deaths = Array((self.dead.as_value() | ~reaches[f])[:3].all() for f in range(self.functions))
+        reach, was_live, dead, turned_down = Signal(TagSets), Signal(), Signal(), Signal()
+
+        def look_at(burst):
+            down = (burst.verdict != BurstStatus.OK) | (0 if self.atomics else burst.atomic != AtomicKind.NONE)
+            return [
+                reach.eq(reaches[burst.function]), was_live.eq(self.live.bit_select(burst.function, 1)), dead.eq(deaths[burst.function]),
+                turned_down.eq(down),
+            ]  # fmt: skip
+
+        m.d.sync += look_at(burst)
+        with m.If(~head.valid | head.ready):
+            m.d.sync += look_at(cutter.coming)
+        ready, live = Signal(), Signal()
         m.d.comb += [
             self.piece.eq(head.payload),
-            self.reach.short.eq(1),
-            self.reach.long.eq(extended[burst.function]),
-            self.reach.wide.eq(ten_bit[burst.function]),
-            live.eq(were_live.bit_select(burst.function, 1)),
-            dead.eq(were_dead.bit_select(burst.function, 1)),
+            self.reach.eq(reach),
+            live.eq(was_live),
             ready.eq(head.valid & is_cleared),
             self.status.eq(burst.verdict),
         ]
@@ -183,7 +198,7 @@ class ReadFront(wiring.Component):
             m.d.comb += illegal.eq(is_atomic & ~(enabled & is_natural & head.p.first & head.p.last))
         with m.If(burst.verdict == BurstStatus.OK):
             m.d.comb += self.status.eq(Mux(~live, BurstStatus.RESET, Mux(illegal, BurstStatus.REFUSED, BurstStatus.TIMEOUT)))
-        must_not = (burst.verdict != BurstStatus.OK) | ~live | illegal | dead
+        must_not = turned_down | ~live | dead | (illegal if self.atomics else 0)
         m.d.comb += [
             self.refused.eq(ready & must_not & self.refusable),
             self.wanted.eq(ready & ~must_not & self.space & (self.free.as_value() & self.reach.as_value()).any()),
@@ -416,13 +431,12 @@ class OrderedLine(wiring.Component):
         ticket_write, end_write = tickets.write_port(), ends.write_port()
         issued, seen, retired, done = (Signal(pointer, name=name) for name in ("issued", "seen", "retired", "done"))
 
-        sweep = Signal(range(depth + 1))  # after reset nothing ended
-        swept = sweep == depth
+        sweep, swept = Signal(range(depth)), Signal()  # after reset nothing ended
         ended = self.ended.p
         mine = Signal()
         m.d.comb += mine.eq(self.ended.valid & (ended.client == self.client))
         with m.If(~swept):
-            m.d.sync += sweep.eq(sweep + 1)
+            m.d.sync += [sweep.eq(sweep + 1), swept.eq(sweep == depth - 1)]
             m.d.comb += [end_write.en.eq(1), end_write.addr.eq(sweep)]
         with m.Elif(mine):
             m.d.comb += [
@@ -444,12 +458,12 @@ class OrderedLine(wiring.Component):
         put = Signal(range(self.region))
         burst = front.piece.burst
         offset = burst.address[:bytes_log2]
-        need, room = Signal(count_shape), Signal()
+        need, room = Signal(count_shape), Signal()  # room: for a piece in any case, one that was issued meanwhile included
+        m.d.sync += room.eq(swept & Cat((issued - over)[:pointer] < depth - 1 for over in (done, retired)).all())
         skipped = offset[2:]  # dwords of the first row in front of the piece
         space_dw = Cat((-skipped)[: len(skipped)], Mux(skipped == 0, free, but_one)).as_signed()  # behind them
         m.d.comb += [
             need.eq(rows_of(offset, burst.length_bytes)),
-            room.eq(swept & ((issued ^ done) != depth) & ((issued ^ retired) != depth)),  # places equal, laps not: full
             front.space.eq(room & (front.piece.length_dw <= space_dw)),
             front.refusable.eq(room & ~mine),
             self.request.row.eq(self.base | put),
@@ -582,6 +596,7 @@ class UnorderedLine(wiring.Component):
         # Issue.
         burst, ended = front.piece.burst, self.ended.p
         mine, complete = Signal(), Signal(init=1)  # what the burst needs of the client is there
+        is_told = Signal(init=1)  # no refused burst waits to be answered
         if self.atomics:
             m.submodules.operands = operands = Operands(width=self.width)
             wiring.connect(m, wiring.flipped(self.operands), operands.i)
@@ -594,11 +609,11 @@ class UnorderedLine(wiring.Component):
         ticket_layout = data.StructLayout({"offset": bytes_log2, "length_bytes": 7, "cookie": 12})
         m.submodules.tickets = tickets = Ram(shape=ticket_layout, depth=self.slots, init=[])
         ticket_write = tickets.write_port()
-        ticket_read = tickets.read_port(transparent_for=(ticket_write,))  # what is refused may be answered at once
+        ticket_read = tickets.read_port()
         m.d.comb += [
             mine.eq(self.ended.valid & (ended.client == self.client)),
             front.space.eq(slot_valid & complete),
-            front.refusable.eq(slot_valid & complete & ~mine),
+            front.refusable.eq(slot_valid & complete & is_told),
             slot_taken.eq(self.granted | front.refused),
             self.request.row.eq(self.base | (slot * slot_rows)),
             self.request.index.eq(slot),
@@ -612,20 +627,19 @@ class UnorderedLine(wiring.Component):
         # Retire, then deliver: the queues hold all slots, so an end never waits.
         answer_layout = data.StructLayout({"slot": slot_shape, "status": BurstStatus, "function": 3, "epoch": 1})
         m.submodules.arrived = arrived = Queue(answer_layout, self.slots, direct=True)
-        m.d.comb += arrived.i.valid.eq(mine | front.refused)
+        turned = Signal(answer_layout)  # the answer of the burst that was refused last
+        with m.If(is_told):
+            m.d.sync += [
+                turned.slot.eq(slot), turned.status.eq(front.status), turned.function.eq(burst.function), turned.epoch.eq(burst.epoch),
+            ]
+        m.d.sync += is_told.eq(Mux(is_told, ~front.refused, ~mine))
+        m.d.comb += [arrived.i.valid.eq(mine | ~is_told), arrived.i.payload.eq(turned)]
         with m.If(mine):
             m.d.comb += [
                 arrived.i.p.slot.eq(ended.index),
                 arrived.i.p.status.eq(ended.status),
                 arrived.i.p.function.eq(ended.function),
                 arrived.i.p.epoch.eq(ended.epoch),
-            ]
-        with m.Else():
-            m.d.comb += [
-                arrived.i.p.slot.eq(slot),
-                arrived.i.p.status.eq(front.status),
-                arrived.i.p.function.eq(burst.function),
-                arrived.i.p.epoch.eq(burst.epoch),
             ]
         answers = arrived.o
         if not self.wall:

@@ -415,9 +415,10 @@ class Requester(wiring.Component):
                     line.cleared.eq(order.o.valid & ~order.o.p.is_write & (order.o.p.client == n)),
                     self.reads_room[n].eq(line.room),
                 ]
-            leaves = order.o.valid & order.o.p.is_write & (unsent_gone != 0)
-            m.d.comb += order.o.ready.eq(~order.o.p.is_write | (unsent_gone != 0))
-            m.d.sync += unsent_gone.eq(unsent_gone + (over.valid & (over.p.is_wall == (name == "wall"))) - leaves)
+            leaves, gone = order.o.p.is_write & (unsent_gone != 0), over.valid & (over.p.is_wall == (name == "wall"))
+            m.d.comb += order.o.ready.eq(~order.o.p.is_write | (unsent_gone != 0))  # a write that was sent came before: there is one
+            with m.If(gone != leaves):
+                m.d.sync += unsent_gone.eq(Mux(leaves, unsent_gone - 1, unsent_gone + 1))
         return [self.wall, self.gate]
 
     def _make_read_requests(self, m, table, lines):
@@ -495,12 +496,12 @@ class Requester(wiring.Component):
                 header.no_snoop.eq(burst.no_snoop & config.no_snoop),
                 header.length_dw.eq(length_dw),
                 header.requester_id.eq(requester_id),
-                header.tag.eq(Mux(config.ten_bit_tag, ten_bit_name(grant.tag), grant.tag)),
+                header.tag.eq(Mux(request.reach.wide, ten_bit_name(grant.tag), grant.tag)),
                 header.first_be.eq(Mux(is_atomic, 0, piece.first_be)),  # reserved in AtomicOps
                 header.last_be.eq(Mux(is_atomic, 0, piece.last_be)),
                 header.address.eq(Cat(Const(0, 2), burst.address[2:])),
                 opened.p.tag.eq(grant.tag),
-                opened.p.ten_bit.eq(config.ten_bit_tag),
+                opened.p.ten_bit.eq(request.reach.wide),
                 opened.p.atomic.eq(is_atomic),
                 opened.p.generation.eq(grant.generation),
                 opened.p.client.eq(client),

@@ -263,15 +263,16 @@ class TagTable(wiring.Component):
         m.submodules.asked = asked = Ram(shape=asked_layout, depth=self.tags, init=[])
         m.submodules.got = got = Ram(shape=got_layout, depth=self.tags, init=[])
         ask, tell = asked.write_port(), got.write_port()
-        ask_read, tell_read = asked.read_port(), got.read_port(transparent_for=(tell,))
+        ask_read, tell_read = asked.read_port(), got.read_port()
+        just_told, told_last = Signal(), Signal(got_layout)  # what is read is just being written: that
+        m.d.sync += [just_told.eq(tell.en & (tell.addr == tell_read.addr)), told_last.eq(tell.data)]
         is_opening = Signal()  # the request of the tag in stage B: nothing of it can have come
         m.d.sync += is_opening.eq(ask.en & (ask.addr == ask_read.addr))
 
         # After reset every tag becomes free.
-        sweep = Signal(range(self.tags + 1))
-        swept = sweep == self.tags
+        sweep, swept = Signal(range(self.tags)), Signal()
         with m.If(~swept):
-            m.d.sync += sweep.eq(sweep + 1)
+            m.d.sync += [sweep.eq(sweep + 1), swept.eq(sweep == self.tags - 1)]
 
         # Time. It stands still while no tag is watched. `limits`: what was stamped before that has waited long enough.
         is_watched = Signal()
@@ -372,7 +373,8 @@ class TagTable(wiring.Component):
         ]  # fmt: skip
 
         # Stage B: the record is there.
-        a, g = ask_read.data, tell_read.data
+        a, g = ask_read.data, Signal(got_layout)
+        m.d.comb += g.eq(Mux(just_told, told_last, tell_read.data))
         untouched = a.generation != g.generation
         state = Signal(State)
         with m.If(is_opening):
@@ -384,8 +386,9 @@ class TagTable(wiring.Component):
         work_layout = data.StructLayout({
             "tag": tag_shape, "asked": asked_layout, "state": State, "is_stamped": 1, "stamp": stamp_bits,
             "remaining": 13, "lower_address": 7, "position": 11, "poisoned": 1,  # before this completion
+            "remaining_then": 13, "lower_dw_then": 5, "position_then": 11,  # behind it
             "left_dw": 11, "at": 11, "bad": 1,  # dwords of this completion to come, and where they belong
-            "payload_bytes": 13, "length_dw": 11, "fits": 1, "failed": 1, "aborted": 1, "final": 1,
+            "fits": 1, "failed": 1, "aborted": 1, "final": 1,
         })  # fmt: skip
         fresh, saved, work = Signal(work_layout), Signal(work_layout), Signal(work_layout)
         lanes_log2 = (self.width // 32).bit_length() - 1
@@ -399,11 +402,14 @@ class TagTable(wiring.Component):
             fresh.tag.eq(b.tag), fresh.asked.eq(a), fresh.state.eq(state), fresh.stamp.eq(g.stamp),
             fresh.is_stamped.eq(g.is_stamped & ~untouched),
             fresh.remaining.eq(remaining), fresh.lower_address.eq(lower_address), fresh.position.eq(position),
+            # What is read decides after the sums, not before.
+            fresh.remaining_then.eq(Mux(untouched, a.length_bytes - b.payload_bytes, g.remaining - b.payload_bytes)),
+            fresh.lower_dw_then.eq(Mux(untouched, a.lower_address[2:] + b.length_dw, g.lower_address[2:] + b.length_dw)),
+            fresh.position_then.eq(Mux(untouched, a.lower_address[2 : 2 + lanes_log2] + b.length_dw, g.position + b.length_dw)),
             fresh.poisoned.eq((~untouched & g.poisoned) | b.poisoned),
             fresh.left_dw.eq(b.length_dw), fresh.at.eq(position),
-            fresh.payload_bytes.eq(b.payload_bytes), fresh.length_dw.eq(b.length_dw),
             fresh.final.eq(a.atomic | b.final),
-            fresh.fits.eq(mine & b.brings_data & (b.byte_count == remaining)
+            fresh.fits.eq(mine & b.brings_data & Mux(untouched, b.byte_count == a.length_bytes, b.byte_count == g.remaining)
                           & Mux(a.atomic, b.length_dw == a.length_bytes[2:],
                                 (b.lower_address == lower_address) & ~b.too_long)),
             fresh.failed.eq(mine & b.failed), fresh.aborted.eq(b.aborted),
@@ -449,9 +455,9 @@ class TagTable(wiring.Component):
             record.state.eq(subject.state),
             record.is_stamped.eq(subject.is_stamped),
             record.stamp.eq(subject.stamp),
-            record.remaining.eq(subject.remaining),
-            record.lower_address.eq(subject.lower_address),
-            record.position.eq(subject.position),
+            record.remaining.eq(fresh.remaining),  # of what is probed
+            record.lower_address.eq(fresh.lower_address),
+            record.position.eq(fresh.position),
             record.poisoned.eq(subject.poisoned),
         ]
         # A probe: which limit counts, and whether the record is from before it.
@@ -478,9 +484,9 @@ class TagTable(wiring.Component):
             m.d.comb += unexpected.eq(~(work.failed | complete) | (work.state != State.BUSY))
             m.d.comb += [
                 tell.en.eq(work.failed | complete),
-                record.remaining.eq(work.remaining - work.payload_bytes),
-                record.lower_address.eq(Cat(Const(0, 2), (work.lower_address[2:] + work.length_dw)[:5])),
-                record.position.eq(work.position + work.length_dw),
+                record.remaining.eq(work.remaining_then),
+                record.lower_address.eq(Cat(Const(0, 2), work.lower_dw_then)),
+                record.position.eq(work.position_then),
             ]
             with m.If(work.failed | work.final):
                 m.d.comb += record.state.eq(State.FREE)

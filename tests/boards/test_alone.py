@@ -47,12 +47,15 @@ class Pair(wiring.Component):
 
 
 def test_alone():
-    """BOARD-ALONE-1: a block is placed without its neighbour, however slow that is; a block that is not there is an error."""
+    """BOARD-ALONE-1: a block is placed without its neighbour, however slow that is, with seeds until it is fast enough; a block that
+    is not there is an error."""
     rtlil = to_rtlil(Pair(), alone.CARD)
     module = alone.module_of(rtlil, "quick")
     assert alone.ports_of(rtlil, module) == {"clk": ("input", 1), "rst": ("input", 1), "i": ("input", 64), "o": ("output", 8)}
-    quick, slow = (alone.alone(rtlil, alone.module_of(rtlil, block)) for block in ("quick", "slow"))
+    (slow, for_slow), (quick, for_quick) = (alone.alone(rtlil, alone.module_of(rtlil, block), goal=goal, seeds=3)
+                                            for block, goal in (("slow", 1000), ("quick", 10)))  # fmt: skip
     assert quick.frequency > 1.5 * slow.frequency
+    assert (for_slow, for_quick) == (3, 1)
     with pytest.raises(ValueError, match="The card has no block 'quic'"):
         alone.module_of(rtlil, "quic")
 

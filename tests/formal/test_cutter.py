@@ -5,6 +5,7 @@ from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In
 
+from ringwall.rtl.tlp import cutter as module
 from ringwall.rtl.tlp.cutter import Cutter
 from ringwall.sim.formal import check_stream, mutant, offered, prove, refute
 
@@ -83,6 +84,7 @@ class CutterContract(wiring.Component):
         ):
             m.d.comb += Assert(~mine | rule, text)
         m.d.comb += [
+            Assert(~cutter.o.valid | (ahead != 0), "no piece is of no burst"),
             Cover(mine & o.last & ~o.first & (size == 1), "a burst ends in a piece of one byte"),
             Cover(mine & taken & o.last & (before == 0) & (ahead == 2), "the next burst is inside when one ends"),
             Cover(mine & taken & self.abandon & ~o.last, "a burst is abandoned"),
@@ -98,20 +100,40 @@ def test_cutter(largest_code):
 
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
-    ("room.eq((~new.address[:12] & ((128 << code) - 1)[:12]) + 1)", "room.eq(128 << code)", "crosses a multiple"),
-    ("idle | (left <= room)", "idle | (left < room)", "the last piece"),
-    ("step.eq(Mux(final, left, room))", "step.eq(room)", "the last piece"),
-    ("& whole)", ")", "crosses a multiple"),
-    ("~(idle & load)", "1", ""),
-    ("offset.eq(offset + step)", "offset.eq(offset + limit)", "starts where"),
-    ("begun.eq(1)", "begun.eq(0)", "the first piece"),
-    ("length_dw.eq(length_dw)", "length_dw.eq(length_dw + 1)", "the dwords"),
-    ("first_be.eq(first_be)", "first_be.eq(0xF)", "first enables"),
-    ("last_be.eq(last_be)", "last_be.eq(0xF)", "last enables"),
+    ("between.eq(~new.address[:12] & mask)", "between.eq(mask)", "crosses a multiple"),
+    ("gap.eq(between)", "gap.eq(mask)", "crosses a multiple"),
+    ("self.i.valid & ~(is_free & first.is_all)", "self.i.valid", ""),
+    ("self.i.valid & ~(is_free & first.is_all)", "self.i.valid & ~first.is_all", ""),
+    ("Mux(is_free, first.rest, new.length_bytes)", "first.rest", ""),
+    ("Mux(further.is_all, 0, further.rest)", "further.rest", "of no burst"),
+    ("offset.eq(first.end)", "offset.eq(new.address[:12])", "starts where"),
+    ("offset.eq(further.end)", "offset.eq(offset)", "starts where"),
+    ("begun.eq(is_free)", "begun.eq(0)", "the first piece"),
+    ("self.o.p.first.eq(idle | ~begun)", "self.o.p.first.eq(~begun)", "the first piece"),
+    (", begun.eq(1)]", ", begun.eq(0)]", "the first piece"),
+    ("Mux(idle, first.length_dw, further.length_dw)", "first.length_dw", "the dwords"),
+    ("Mux(idle, first.first_be, further.first_be)", "0xF", "first enables"),
+    ("Mux(idle, first.last_be, further.last_be)", "0xF", "last enables"),
     ("with m.If(self.i.p.limit_code > LARGEST_CODE)", "with m.If(self.i.p.limit_code > 7)", "limit"),
-    ("self.i.valid & whole)) & ~dropped &", "self.i.valid & whole)) &", ""),
+    ("(~idle | self.i.valid) & ~dropped &", "(~idle | self.i.valid) &", ""),
+    ("with m.Elif(dropped):", "with m.Elif(0):", ""),
     ("~self.o.p.last),", "1),", ""),
 ])  # fmt: skip
 def test_cutter_bugs(old, new, broken):
     """FORMAL-CUT-2: each planted bug of the cutter breaks the assertion that it should."""
     assert broken in refute(CutterContract(mutant(Cutter, old, new)), depth=7)
+
+
+@pytest.mark.parametrize(("old", "new", "broken"), [
+    ("self.rest[-1] | ~self.rest.any()", "length_bytes <= 256", ""),
+    ("self.rest[-1] | ~self.rest.any()", "self.rest[-1]", ""),
+    ("Mux(self.is_all, length_bytes, gap + 1)", "length_bytes", "crosses a multiple"),
+    ("dwords + 1", "dwords", "the dwords"),
+    ("Mux(dwords == 0, 0, Const(0xF, 4))", "0xF", "last enables"),
+    ("(Const(0xF, 4) << place[:2])[:4]", "0xF", "first enables"),
+    ("self.end.eq(place + gap + 1)", "self.end.eq(place + gap)", "starts where"),
+])  # fmt: skip
+def test_first_piece_bugs(monkeypatch, old, new, broken):
+    """FORMAL-CUT-3: so does each of what the first piece of some bytes is."""
+    monkeypatch.setattr(module, "_First", mutant(module._First, old, new))
+    assert broken in refute(CutterContract(), depth=7)

@@ -1,5 +1,6 @@
 """Proof of both levels of the IOTLB: an answer is one entry of the space that asks, and never a forgotten one; beside it planted bugs."""
 
+import pytest
 from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In
@@ -57,6 +58,7 @@ class IotlbContract(wiring.Component):
     answer: In(Answer)
     vpn: In(len(PLACES))
     asking: In(Space)
+    coming: In(Space)
     advance: In(1)
     discard: In(1)
     fill: In(Fill)
@@ -70,7 +72,8 @@ class IotlbContract(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.iotlb = iotlb = self.make(entries=4, ways=2, superpage_entries=2, features=FEATURES, early=self.early)
+        m.submodules.iotlb = iotlb = self.make(entries=4, ways=2, superpage_entries=2, features=FEATURES, early=self.early,
+                                               knows_space=self.early)  # fmt: skip
         begun = Signal()
         m.d.sync += begun.eq(1)
         page, space, answer = Signal(len(PLACES)), Signal(Space), Signal(Answer)
@@ -87,6 +90,13 @@ class IotlbContract(wiring.Component):
         ]
 
         if self.early:
+            coming = Signal(Space)
+            with m.If(lookup):
+                m.d.sync += coming.eq(self.coming)
+            m.d.comb += [
+                *(iotlb.coming_space[name].eq(self.coming[name]) for name, _ in Space), *_possible(self.coming),
+                Assume(~begun | (self.asking == coming)),
+            ]
             m.d.comb += Assume(~iotlb.fill.valid | (entry.as_value() == past(m, entry.as_value())))
 
         def below(reach):
@@ -205,6 +215,13 @@ def test_planted_bugs(monkeypatch):
         monkeypatch.setattr(module, rule.__name__, planted(rule, [bug[:2] for bug in ours], len(bugs) + 1))
         bugs += ours
     _refuted(IotlbContract(planted(Iotlb, [bug[:2] for bug in BUGS], len(bugs) + 1)), bugs + BUGS, DEPTH)
+
+
+@pytest.mark.parametrize("bug", [("same_space(item, self.coming_space)", "1"), ("self.coming_space", "self.space")])
+def test_bugs_of_space(bug):
+    """FORMAL-IOTLB-5: so does each of an IOTLB that knows the space early."""
+    found = refute(IotlbContract(mutant(Iotlb, *bug), early=True), depth=DEPTH)
+    assert STALE in found or DEAF in found
 
 
 class SecondContract(wiring.Component):

@@ -149,8 +149,9 @@ def test_requester():
 
 
 BUGS = [
-    (read_lines.Cutter, "room.eq(limit)", "room.eq(limit << 1)", "longer than Max_Read_Request_Size"),
-    (read_lines.ReadFront, "codes[new.function]", "5", "longer than Max_Read_Request_Size"),
+    (read_lines.Cutter, "gap.eq(mask)", "gap.eq((256 << code) - 1)", "longer than Max_Read_Request_Size"),
+    (read_lines.ReadFront, "codes[its.function[:function_bits]]", "5 | codes[its.function[:function_bits]]",
+     "longer than Max_Read_Request_Size"),
     (read_lines.ReadFront, "head.valid & is_cleared", "head.valid", "never passes a write"),
     (read_lines.ReadFront, "(in_order > 1)", "(in_order > 0)", "never passes a write"),
     (read_lines.ReadFront, "self.bursts.valid & ~(is_empty & new_ready)", "self.bursts.valid", "starts where its burst goes on"),

@@ -72,16 +72,18 @@ def test_queue(depth, direct):
     (3, "count != self.depth", "count != self.depth - 1", "while there is room"),
     (3, "count != self.depth", "1", "while there is room"),
     (4, "~count[-1] if", "~count[-2] if", "while there is room"),
-    (3, "with m.If(push ^ pop):", "with m.If(push | pop):", "latency is over"),
+    (3, "with m.If(push ^ pop):", "with m.If(push | pop):", "while there is room|latency is over"),
     (3, "Mux(pop, -1, 1)", "1", "while there is room|latency is over"),
     (3, "(count[0] & ~pop) | count[1:].any()", "count.any()", "latency is over"),
     (3, "(count[0] & ~pop) | count[1:].any()", "count[1:].any()", "latency is over"),
-    (3, "self.o.valid.eq(remains)", "self.o.valid.eq(remains & ~push)", "latency is over"),
-    (3, "read.addr.eq(following)", "read.addr.eq(get)", "in order"),
-    (3, "Mux(place == self.depth - 1, 0, following)", "following", "in order"),
-    (4, "following = (place + 1)", "following = (place + 2)", "in order|stays until it is taken"),
-    (4, "get.eq(behind_get)", "get.eq(get)", "in order|stays until it is taken"),
-    (4, "init=1)", "init=0)", "in order"),
+    (3, "is_read.eq(remains)", "is_read.eq(remains & ~push)", "latency is over"),
+    (3, "read.en.eq(~is_read | pop)", "read.en.eq(1)", "in order|stays until it is taken"),
+    (3, "read.en.eq(~is_read | pop)", "read.en.eq(pop)", "in order|stays until it is taken"),
+    (3, "read.en.eq(~is_read | pop)", "read.en.eq(~is_read)", "in order|stays until it is taken"),
+    (3, "Mux(place == self.depth - 1, 0, behind)", "behind", "in order"),
+    (4, "behind = (place + 1)", "behind = (place + 2)", "in order|stays until it is taken"),
+    (4, "with m.If(read.en & remains):", "with m.If(pop):", "in order|stays until it is taken"),
+    (4, "with m.If(read.en & remains):", "with m.If(read.en):", "in order|stays until it is taken"),
 ])  # fmt: skip
 def test_queue_bugs(depth, old, new, broken):
     """FORMAL-STREAM-2: each planted bug of Queue breaks the assertion that it should."""
@@ -92,8 +94,9 @@ def test_queue_bugs(depth, old, new, broken):
 @pytest.mark.parametrize(("old", "new", "broken"), [
     ("self.i.valid | (count != 0)", "count != 0", "latency is over"),
     ("with m.If(count == 0):", "with m.If(count <= 1):", "in order|stays until it is taken"),
-    ("with m.Elif(~readable):", "with m.Elif(0):", "in order|stays until it is taken"),
-    ("readable.eq(remains)", "readable.eq(count != 0)", "in order|stays until it is taken"),
+    ("with m.Elif(~is_read):", "with m.Elif(0):", "in order|stays until it is taken"),
+    ("is_read.eq(remains)", "is_read.eq(count != 0)", "in order|stays until it is taken"),
+    ("with m.If(pop & ~is_read):", "with m.If(0):", "in order|stays until it is taken"),
     ("newest.eq(self.i.payload)", "newest.eq(newest)", "in order|stays until it is taken"),
 ])  # fmt: skip
 def test_direct_queue_bugs(old, new, broken):
@@ -180,7 +183,9 @@ def test_transaction_queue():
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
     ("committed != get_next", "put != get_next", "none else"),
-    ("put.eq(Mux(self.rollback, committed, put_next))", "put.eq(Mux(self.rollback, get, put_next))", "stays until it is taken"),
+    ("put.eq(Mux(self.rollback, committed, put_next))", "put.eq(Mux(self.rollback, get, put_next))", "stays until it is taken|none else"),
+    ("read.en.eq(~self.o.valid | pop)", "read.en.eq(1)", "stays until it is taken|in order|none else"),
+    ("Mux(self.o.valid, behind_get, get)", "get", "stays until it is taken|in order"),
     ("put.eq(Mux(self.rollback, committed, put_next))", "put.eq(put_next)", "an item is shown|in order"),
     ("self.commit & ~self.rollback", "self.commit", "none else"),
     ("m.d.sync += committed.eq(put_next)", "m.d.sync += committed.eq(put)", "none else"),

@@ -141,7 +141,7 @@ BUGS = [
     ("saved.failed.eq(0)", "saved.failed.eq(saved.failed)", "ends once|what ends a request"),
     ("~b.too_long", "1", "behind the end"),
     ("~too_many", "1", "behind the end"),
-    ("record.position.eq(work.position + work.length_dw)", "record.position.eq(work.position + work.length_dw + 1)", "behind the end"),
+    ("record.position.eq(work.position_then)", "record.position.eq(work.position_then + 1)", "behind the end"),
     ("(work.state == State.BUSY) & ~work.bad", "~work.bad", "open requests only"),
     ("(a.ten_bit == b.ten_bit)", "1", "of 8 bits or of 10"),
     ("found.eq(late & (patience != Patience.ENDLESS))", "found.eq(late)", "while timeouts are disabled"),
@@ -158,7 +158,7 @@ def test_tags_bugs():
 
 
 @pytest.mark.parametrize(("old", "new", "broken"), [
-    ("got.read_port(transparent_for=(tell,))", "got.read_port()", "for open requests only"),
+    ("g.eq(Mux(just_told, told_last, tell_read.data))", "g.eq(tell_read.data)", "for open requests only"),
     ("is_opening.eq(ask.en & (ask.addr == ask_read.addr))", "is_opening.eq(0)", "while timeouts are disabled|ends once"),
     ("[record.state.eq(State.QUARANTINED), enters.eq(1),", "[record.state.eq(State.QUARANTINED), release.eq(1), enters.eq(1),",
      "timed out comes back only"),

@@ -15,7 +15,7 @@ from ringwall.sim.formal import mutant, offered, past, planted, prove, refute, r
 
 WAITERS = 2
 READS, TABLE_READS = 6, 3  # two levels of directory, a device context, three tables; the tables alone
-QUIET = 10  # cycles
+QUIET = 11  # cycles
 DEPTH = 18
 
 Request = data.StructLayout({"mark": 1, "page": 2, "is_write": 1, "is_prefetch": 1, "device_id": 1, "process_id_valid": 1})
@@ -96,10 +96,11 @@ class WalkerContract(wiring.Component):
             reads, quiet = Signal(range(READS + 2)), Signal(range(QUIET + 2))
             is_mapped = ~o.p.fault & (o.p.size_log2 != 63)
             is_busy, met, needs_new, is_known = Signal(), Signal(), Signal(), Signal()
+            was_found = past(m, self.context_found & ~self.forget)
             with m.If(took & (reads != READS + 1)):
                 m.d.sync += reads.eq(reads + 1)
             with m.If(walker.begun):
-                m.d.sync += [reads.eq(0), is_known.eq(self.context_found)]
+                m.d.sync += [reads.eq(0), is_known.eq(was_found)]
             moves = [port.valid & port.ready for port in (i, o, retry, replies, walker.memory_read)]
             waits = [port.valid & ~port.ready for port in (o, retry, walker.memory_read, walker.faults)]
             m.d.comb += is_busy.eq(open_ & ~Cat(moves, waits, reading.any() & ~replies.valid).any())
@@ -113,6 +114,7 @@ class WalkerContract(wiring.Component):
                 m.d.sync += met.eq(1)
             m.d.comb += [
                 Assert(reads <= Mux(is_known, TABLE_READS, READS), "a walk reads no more than its directories, its context and its tables"),
+                Assert(~walker.fill.valid | is_known | (reads > 1), "no walk uses a context that an invalidation met before it began"),
                 Assert(quiet <= QUIET, "a walk that waits for nothing goes on"),
                 Assert(~walker.fill.valid | ~met, "a walk that an invalidation met fills no IOTLB"),
                 Assert(~walker.fill.valid | (walker.fill.p.as_value() == past(m, walker.fill.p.as_value())),
@@ -140,6 +142,7 @@ BUGS = [
     ("self.fill.valid.eq(~self.forget)", "self.fill.valid.eq(1)", "fills no IOTLB"),
     ("stale.eq(~0)", "stale.eq(stale)", "fills no"),
     ("busy[n] & ~stale[n] & same_page", "busy[n] & same_page", "older invalidation"),
+    ("self.context_found & ~self.forget", "self.context_found", "before it began"),
     ("self.o.valid.eq(~subject.is_prefetch)", "self.o.valid.eq(1)", "a prefetch never"),
     ("waiter_at == tails[at]", "0", "answered once"),
     ("self.memory_read_data.ready.eq(1)", "self.memory_read_data.ready.eq(0)", "one thing"),
