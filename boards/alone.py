@@ -5,6 +5,7 @@ Placement is a lottery of some percent: a block that misses its goal is placed a
 fastest, and how often it was tried.
 """
 
+import contextlib
 import re
 import tempfile
 from pathlib import Path
@@ -23,14 +24,14 @@ from .yosys import relaxed, run
 
 __all__ = ["BLOCKS", "Block", "alone", "module_of", "ports_of"]
 
-CARD, SEEDS = "card", 6
+CARD, SEEDS, SECONDS = "card", 6, 600
 CLOCK = {"clk": ClockSignal, "rst": ResetSignal}
 # Each stands between streams, most of whose ends are registers. What only joins them (routers, mergers, the decoder) is not here.
 BLOCKS = (
     "tunnel", "phy", "endpoint.core.receiver", "endpoint.core.transmitter", "endpoint.core.completer", "endpoint.core.config_space",
     "endpoint.core.collector", "endpoint.core.requester", "endpoint.core.gate", "endpoint.core.iommu", "endpoint.engine.dispatcher",
     "endpoint.engine.walker", "endpoint.engine.scout", "endpoint.engine.lines", "endpoint.engine.lane_0", "endpoint.engine.used",
-    "endpoint.engine", "endpoint.transport_1", "endpoint.device_1", "endpoint.interrupts", "endpoint.msix",
+    "endpoint.engine", "endpoint.transport_1", "endpoint.device_1", "endpoint.msix",
 )  # fmt: skip
 
 
@@ -68,13 +69,18 @@ class Block(wiring.Component):
         return Instance(self.module, *((way[0], name, value) for (name, (way, _)), value in zip(self.ports.items(), given, strict=True)))
 
 
-def alone(rtlil, module, part=ECP5, *, goal=GOAL, seeds=SEEDS):
+def alone(rtlil, module, part=ECP5, *, goal=GOAL, seeds=SEEDS, seconds=SECONDS):
     """Place and route ``module`` of ``rtlil`` alone, with seed after seed up to ``seeds`` until it reaches ``goal``.
 
     Returns
     -------
     tuple of :class:`.place.Placed` and :class:`int`
         The fastest, and how many seeds were tried.
+
+    Raises
+    ------
+    :exc:`TimeoutError`
+        If none of them was routed within ``seconds``.
     """
     shell = Shell(Block(module, ports_of(rtlil, module)))
     with tempfile.TemporaryDirectory() as name:
@@ -85,10 +91,13 @@ def alone(rtlil, module, part=ECP5, *, goal=GOAL, seeds=SEEDS):
             "hierarchy -top top", f"{COMMANDS['ECP5, thorough']} -top top", f"write_json {folder}/{NETLIST}")  # fmt: skip
         found = []
         for seed in range(1, seeds + 1):
-            found.append(place_netlist(folder, part, goal=goal, seed=seed))
-            if found[-1].frequency >= goal:
-                break
-        return max(found, key=lambda placed: placed.frequency), len(found)
+            with contextlib.suppress(TimeoutError):  # a block stands alone in minutes or, with this seed, never
+                found.append(place_netlist(folder, part, goal=goal, seed=seed, seconds=seconds))
+                if found[-1].frequency >= goal:
+                    break
+        if not found:
+            raise TimeoutError(f"{module!r} was placed with {seeds} seeds, and routed with none of them within {seconds} seconds each")
+        return max(found, key=lambda placed: placed.frequency), seed
 
 
 def main(arguments=None):

@@ -87,13 +87,22 @@ def place(component, part=ECP5, *, goal=GOAL):
         return place_netlist(Path(folder), part, goal=goal)
 
 
-def place_netlist(folder: Path, part, *, goal=GOAL, seed=1):
-    """As :func:`place`, of the netlist :data:`NETLIST` in ``folder``, which is that of a :class:`Shell`; ``seed`` is the placer's."""
+def place_netlist(folder: Path, part, *, goal=GOAL, seed=1, seconds=None):
+    """As :func:`place`, of the netlist :data:`NETLIST` in ``folder``, which is that of a :class:`Shell`; ``seed`` is the placer's.
+
+    Raises
+    ------
+    :exc:`TimeoutError`
+        If that takes more than ``seconds``: some placements are never routed.
+    """
     report = folder / "report.json"
     command = part.command(folder, ("clk", "rst", "si", "so"))
     command += ["--freq", str(goal), "--json", NETLIST, "--report", report.name, "--seed", str(seed), "--timing-allow-fail", "--quiet"]
-    done = subprocess.run(command, cwd=folder, env=part.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                          check=False)  # fmt: skip
+    try:
+        done = subprocess.run(command, cwd=folder, env=part.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                              timeout=seconds, check=False)  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"nextpnr did not end within {seconds} seconds with seed {seed}") from error
     if done.returncode:
         raise RuntimeError(f"nextpnr ended with {done.returncode}: {done.stderr[-2000:]}")
     return read_report(report)

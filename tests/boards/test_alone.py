@@ -56,6 +56,8 @@ def test_alone():
                                             for block, goal in (("slow", 1000), ("quick", 10)))  # fmt: skip
     assert quick.frequency > 1.5 * slow.frequency
     assert (for_slow, for_quick) == (3, 1)
+    with pytest.raises(TimeoutError, match="routed with none of them"):
+        alone.alone(rtlil, module, seeds=2, seconds=0.01)
     with pytest.raises(ValueError, match="The card has no block 'quic'"):
         alone.module_of(rtlil, "quic")
 
