@@ -115,10 +115,12 @@ def StoreBeat(width, rows):
 class TagPool(wiring.Component):
     """Hands out the tags ``first`` to ``first + count - 1``, the one that has been free for longest first.
 
-    After reset all are free; from then on a tag is handed out again only after it came back in ``freed``.
+    After ``begins`` all are free; from then on a tag is handed out again only after it came back in ``freed``. ``o.valid`` is a register.
 
     Members
     -------
+    begins : ``In(1)``
+        A pulse: tags are handed out from the next cycle on.
     o : ``Out(stream.Signature(TagGrant))``
         Free tags.
     freed : ``In(stream.Signature(TagGrant, always_ready=True))``
@@ -128,6 +130,7 @@ class TagPool(wiring.Component):
     def __init__(self, *, first, count):
         self.first, self.count = first, count
         super().__init__({
+            "begins": In(1),
             "o": Out(stream.Signature(TagGrant)),
             "freed": In(stream.Signature(TagGrant, always_ready=True)),
         })
@@ -135,11 +138,14 @@ class TagPool(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.used = used = Queue(TagGrant, max(2, self.count))
-        new = Signal(range(self.count + 1))  # tags that were handed out at least once
+        new, has_new = Signal(range(max(2, self.count))), Signal()  # tags that were handed out at least once, until all were
         m.d.comb += [used.i.valid.eq(self.freed.valid), used.i.payload.eq(self.freed.payload)]
-        with m.If(new < self.count):
+        with m.If(self.begins):
+            m.d.sync += has_new.eq(1)
+        with m.If(has_new):
             m.d.comb += [self.o.valid.eq(1), self.o.p.tag.eq(self.first + new), self.o.p.generation.eq(1)]
-            m.d.sync += new.eq(new + self.o.ready)
+            with m.If(self.o.ready):
+                m.d.sync += [new.eq(new + 1), has_new.eq(new != self.count - 1)]
         with m.Else():
             m.d.comb += [self.o.valid.eq(used.o.valid), self.o.payload.eq(used.o.payload), used.o.ready.eq(self.o.ready)]
         return m
@@ -271,8 +277,9 @@ class TagTable(wiring.Component):
 
         # After reset every tag becomes free.
         sweep, swept = Signal(range(self.tags)), Signal()
+        sweeps_last = ~swept & (sweep == self.tags - 1)
         with m.If(~swept):
-            m.d.sync += [sweep.eq(sweep + 1), swept.eq(sweep == self.tags - 1)]
+            m.d.sync += [sweep.eq(sweep + 1), swept.eq(sweeps_last)]
 
         # Time. It stands still while no tag is watched. `limits`: what was stamped before that has waited long enough.
         is_watched = Signal()
@@ -559,9 +566,10 @@ class TagTable(wiring.Component):
             inside = (told.tag >= first) & (told.tag < end_tag)
             lost = Signal(range(end_tag - first + 1))
             m.d.comb += [
-                grants.valid.eq(pool.o.valid & swept),
+                pool.begins.eq(sweeps_last),
+                grants.valid.eq(pool.o.valid),
                 grants.payload.eq(pool.o.payload),
-                pool.o.ready.eq(grants.ready & swept),
+                pool.o.ready.eq(grants.ready),
                 pool.freed.valid.eq(told.release & inside),
                 pool.freed.p.tag.eq(told.tag),
                 pool.freed.p.generation.eq(~told.generation),

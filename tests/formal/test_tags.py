@@ -171,5 +171,5 @@ def test_tags_bugs_of_structure(old, new, broken):
 
 def test_pool_bug(monkeypatch):
     """FORMAL-TAG-3: a pool that hands a tag out twice is noticed."""
-    monkeypatch.setattr(module, "TagPool", mutant(TagPool, "new.eq(new + self.o.ready)", "new.eq(new)"))
+    monkeypatch.setattr(module, "TagPool", mutant(TagPool, "new.eq(new + 1), has_new.eq(new != self.count - 1)", "has_new.eq(1)"))
     assert "not given again" in refute(TagContract(), depth=DEPTH)
