@@ -520,8 +520,10 @@ class Requester(wiring.Component):
                 m.d.sync += o.p.pasid.eq(Cat(burst.pasid_valid, burst.pasid))
         for f in range(self.functions):
             count = Signal(range(self.tags + 1), name=f"requests{f}")
-            begins, ends = granted.any() & (burst.function == f), table.ended.valid & (table.ended.p.function == f)
-            m.d.sync += count.eq(count + begins - ends)
+            begins = Cat(granted[n] & (line.request.piece.burst.function == f) for n, line in lines.items()).any()
+            ends = table.ended.valid & (table.ended.p.function == f)
+            with m.If(begins != ends):
+                m.d.sync += count.eq(Mux(ends, count - 1, count + 1))
             m.d.comb += self.pending[f].eq(count != 0)
 
     def _make_buffer(self, m, table, lines):
