@@ -535,10 +535,11 @@ class OrderedLine(wiring.Component):
                 skipping.eq(dropped & ~t.last),
             ]
         returned = Signal(count_shape)  # rows that are free again, a cycle later
-        change = returned - Mux(self.granted, need, 0)
-        m.d.sync += [
-            returned.eq(row_read + Mux(step & dropped, sent_rows, 0)), free.eq(free + change), but_one.eq(but_one + change),
-        ]
+        m.d.sync += returned.eq(row_read + Mux(step & dropped, sent_rows, 0))
+        for rows in (free, but_one):  # who is granted decides behind the sums
+            m.d.sync += rows.eq(rows + returned)
+            with m.If(self.granted):
+                m.d.sync += rows.eq(rows + (returned - need))
         return m
 
 
@@ -585,11 +586,12 @@ class UnorderedLine(wiring.Component):
 
         # Slots: all are free after reset, later those that were given back.
         m.submodules.free = free = Queue(data.StructLayout({"slot": slot_shape}), self.slots)
-        new = Signal(range(self.slots + 1))
+        new, has_new = Signal(slot_shape), Signal(init=1)  # slots that were never taken, until all were
         slot, slot_valid, slot_taken = Signal(slot_shape), Signal(), Signal()
-        with m.If(new < self.slots):
+        with m.If(has_new):
             m.d.comb += [slot_valid.eq(1), slot.eq(new)]
-            m.d.sync += new.eq(new + slot_taken)
+            with m.If(slot_taken):
+                m.d.sync += [new.eq(new + 1), has_new.eq(new != self.slots - 1)]
         with m.Else():
             m.d.comb += [slot_valid.eq(free.o.valid), slot.eq(free.o.p.slot), free.o.ready.eq(slot_taken)]
 
