@@ -487,7 +487,7 @@ class OrderedLine(wiring.Component):
         r_ticket, r_end = tickets.read_port(), ends.read_port(transparent_for=(end_write,))
         r_over, r_step = Signal(), Signal()
         m.d.comb += [
-            r_ticket.addr.eq((retired + r_step)[: pointer - 1]),
+            r_ticket.addr.eq(Mux(r_step, retired + 1, retired)[: pointer - 1]),
             r_end.addr.eq(r_ticket.addr),
             r_over.eq((retired != seen) & (r_end.data.mark != retired[-1])),
             self.retired.valid.eq(r_over & r_ticket.data.last),
@@ -509,7 +509,7 @@ class OrderedLine(wiring.Component):
         sent_rows = Signal(count_shape)
         span, t = streamer.i.p, d_ticket.data
         m.d.comb += [
-            d_ticket.addr.eq((done + step)[: pointer - 1]),
+            d_ticket.addr.eq(Mux(step, done + 1, done)[: pointer - 1]),
             d_end.addr.eq(d_ticket.addr),
             now.eq(mine & (ended.index[:pointer] == done)),
             have.eq(now | ((done != seen) & (d_end.data.mark != done[-1]))),
@@ -534,8 +534,9 @@ class OrderedLine(wiring.Component):
                 get.eq(get + sent_rows),
                 skipping.eq(dropped & ~t.last),
             ]
-        returned = Signal(count_shape)  # rows that are free again, a cycle later
-        m.d.sync += returned.eq(row_read + Mux(step & dropped, sent_rows, 0))
+        returned = Signal(count_shape)  # rows that are free again, two cycles later
+        is_row, dropped_rows = Signal(), Signal(count_shape)
+        m.d.sync += [is_row.eq(row_read), dropped_rows.eq(Mux(step & dropped, sent_rows, 0)), returned.eq(dropped_rows + is_row)]
         for rows in (free, but_one):  # who is granted decides behind the sums
             m.d.sync += rows.eq(rows + returned)
             with m.If(self.granted):
