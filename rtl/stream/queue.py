@@ -61,7 +61,7 @@ class Queue(wiring.Component):
             self.i.ready.eq(~count[-1] if self._wraps else count != self.depth),
             write.addr.eq(put),
             write.data.eq(self.i.payload),
-            write.en.eq(self.i.ready),  # whether there is one only ``put`` says
+            write.en.eq(push),
             read.addr.eq(get),
             read.en.eq(~is_read | pop),  # so what is taken enables a register, it leads to no address
             self.o.payload.eq(read.data),
