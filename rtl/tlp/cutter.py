@@ -22,26 +22,27 @@ def Piece(host_ats=False):
     """Layout: what one Memory Request TLP asks for; ``burst`` with ``address`` and ``length_bytes`` of this piece.
 
     ``length_dw``, ``first_be`` and ``last_be`` are the header's fields [PCIe5 2.2.5]: all dwords touched, enables contiguous,
-    ``last_be`` 0 in a piece of one dword. ``first`` and ``last`` mark the ends of the burst.
+    ``last_be`` 0 in a piece of one dword. ``behind_dw`` is one less than ``length_dw``: whoever compares it needs no sum. ``first`` and
+    ``last`` mark the ends of the burst.
     """
     return data.StructLayout({
-        "burst": burst_layout(host_ats), "length_dw": 11, "first_be": 4, "last_be": 4, "first": 1, "last": 1,
+        "burst": burst_layout(host_ats), "length_dw": 11, "behind_dw": 10, "first_be": 4, "last_be": 4, "first": 1, "last": 1,
     })  # fmt: skip
 
 
 def header_fields(place, length_bytes):
-    """Return ``length_dw``, ``first_be`` and ``last_be`` of a piece whose first byte is byte ``place`` of a dword."""
+    """Return ``length_dw``, ``behind_dw``, ``first_be`` and ``last_be`` of a piece whose first byte is byte ``place`` of a dword."""
     end = (place + length_bytes - 1)[:2]  # lane of the last byte in its dword
-    length_dw = (place + length_bytes + 3)[2:]
+    length_dw, behind_dw = (place + length_bytes + 3)[2:], (place + length_bytes - 1)[2:12]
     single = ~length_bytes[3:].any() & (place + length_bytes[:3] <= 4)
     first_be, last_be = (Const(0xF, 4) << place)[:4], Const(0xF, 4) >> ~end
-    return length_dw, Mux(single, first_be & last_be, first_be), Mux(single, 0, last_be)
+    return length_dw, behind_dw, Mux(single, first_be & last_be, first_be), Mux(single, 0, last_be)
 
 
 class Wrapper(wiring.Component):
     """Makes each burst the one piece that it is.
 
-    Latency: 1 cycle. Throughput: 1 piece per cycle.
+    Latency: 1 cycle. Throughput: 1 piece per cycle. No path leads from ``o.ready`` to ``i.ready``.
 
     Members
     -------
@@ -63,15 +64,20 @@ class Wrapper(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        length_bytes = self.i.p.length_bytes[:7]
-        length_dw, first_be, last_be = header_fields(self.i.p.address[:2], length_bytes)
-        m.d.comb += [self.i.ready.eq(~self.o.valid | self.o.ready), self.coming.eq(self.i.payload)]
-        with m.If(self.i.ready):
+        burst, held, full = self.coming, Signal(burst_layout(self.host_ats)), Signal()  # what came while ``o`` was stalled
+        length_bytes = burst.length_bytes[:7]
+        length_dw, behind_dw, first_be, last_be = header_fields(burst.address[:2], length_bytes)
+        m.d.comb += [self.i.ready.eq(~full), burst.eq(Mux(full, held, self.i.payload))]
+        with m.If(~full):
+            m.d.sync += [held.eq(self.i.payload), full.eq(self.i.valid)]
+        with m.If(~self.o.valid | self.o.ready):
             m.d.sync += [
-                self.o.valid.eq(self.i.valid),
-                self.o.p.burst.eq(self.i.payload),
+                full.eq(0),
+                self.o.valid.eq(full | self.i.valid),
+                self.o.p.burst.eq(burst),
                 self.o.p.burst.length_bytes.eq(length_bytes),
                 self.o.p.length_dw.eq(length_dw),
+                self.o.p.behind_dw.eq(behind_dw),
                 self.o.p.first_be.eq(first_be),
                 self.o.p.last_be.eq(last_be),
                 self.o.p.first.eq(1),
@@ -147,7 +153,7 @@ class Cutter(wiring.Component):
             mask.eq((128 << code) - 1),
             between.eq(~new.address[:12] & mask),
         ]
-        first, further = _First(m, new.address[:12], new.length_bytes, between), _First(m, offset, left, gap)
+        first, further = _FirstPiece(m, new.address[:12], new.length_bytes, between), _FirstPiece(m, offset, left, gap)
         burst = Signal(burst_layout(self.host_ats))
         m.d.comb += burst.eq(Mux(idle, new, held))
 
@@ -169,6 +175,7 @@ class Cutter(wiring.Component):
                 self.o.p.burst.address.eq(Cat(Mux(idle, new.address[:12], offset), burst.address[12:])),
                 self.o.p.burst.length_bytes.eq(Mux(idle, first.length_bytes, further.length_bytes)),
                 self.o.p.length_dw.eq(Mux(idle, first.length_dw, further.length_dw)),
+                self.o.p.behind_dw.eq(Mux(idle, first.behind_dw, further.behind_dw)),
                 self.o.p.first_be.eq(Mux(idle, first.first_be, further.first_be)),
                 self.o.p.last_be.eq(Mux(idle, first.last_be, further.last_be)),
                 self.o.p.first.eq(idle | ~begun),
@@ -189,7 +196,7 @@ class Cutter(wiring.Component):
         return m
 
 
-class _First:
+class _FirstPiece:
     """The first piece of ``length_bytes`` from ``place`` on, with ``gap`` bytes between its first one and the next border: signals.
 
     No sum follows another one, and none follows ``is_all``.
@@ -198,20 +205,21 @@ class _First:
     ----------
     is_all, rest, end
         Nothing is behind it; else how many bytes, and where they begin.
-    length_bytes, length_dw, first_be, last_be
+    length_bytes, length_dw, behind_dw, first_be, last_be
         As in :func:`Piece`.
     """
 
     def __init__(self, m, place, length_bytes, gap):
         self.is_all, self.rest, self.end = Signal(), Signal(13), Signal(12)
-        self.length_bytes, self.length_dw, self.first_be, self.last_be = Signal(13), Signal(11), Signal(4), Signal(4)
+        self.length_bytes, self.length_dw, self.behind_dw = Signal(13), Signal(11), Signal(10)
+        self.first_be, self.last_be = Signal(4), Signal(4)
         dwords = gap[2:]  # behind the first one, if it ends at the border
-        to_border = dwords + 1, (Const(0xF, 4) << place[:2])[:4], Mux(dwords == 0, 0, Const(0xF, 4))
+        to_border = dwords + 1, dwords, (Const(0xF, 4) << place[:2])[:4], Mux(dwords == 0, 0, Const(0xF, 4))
         m.d.comb += [
             self.rest.eq(length_bytes + ~Cat(gap, 0)),
             self.is_all.eq(self.rest[-1] | ~self.rest.any()),
             self.end.eq(place + gap + 1),
             self.length_bytes.eq(Mux(self.is_all, length_bytes, gap + 1)),
         ]
-        fields = self.length_dw, self.first_be, self.last_be
+        fields = self.length_dw, self.behind_dw, self.first_be, self.last_be
         m.d.comb += [field.eq(Mux(self.is_all, *both)) for field, *both in zip(fields, header_fields(place[:2], length_bytes), to_border)]

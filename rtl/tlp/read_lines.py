@@ -28,9 +28,12 @@ class TagSets(data.Struct):
 
 @cache
 def ReadRequest(rows, index_bits, host_ats=False):
-    """Layout: a Memory Read or AtomicOp that may be sent now; ``index`` is the line's own, ``row`` the first one kept free for its data."""
+    """Layout: a Memory Read or AtomicOp that may be sent now.
+
+    ``index`` is the line's own, ``row`` the first one kept free for its data; ``is_far`` says that the address takes 64 bits.
+    """
     return data.StructLayout({
-        "piece": Piece(host_ats), "reach": TagSets, "row": range(rows), "index": index_bits, "operand": 128,
+        "piece": Piece(host_ats), "reach": TagSets, "row": range(rows), "index": index_bits, "operand": 128, "is_far": 1,
     })  # fmt: skip
 
 
@@ -80,7 +83,7 @@ class ReadFront(wiring.Component):
     granted : ``In(1)``
         The piece is being sent; only while ``wanted``.
     piece, reach : ``Out(Piece(host_ats))``, ``Out(TagSets)``
-        The piece at the head and the sets that it may have a tag of.
+        The piece at the head, with the attributes that its function allows, and the sets that it may have a tag of.
     wanted, refused : ``Out(1)``
         The piece may be sent; the piece is refused, in this cycle.
     status : ``Out(BurstStatus)``
@@ -115,6 +118,7 @@ class ReadFront(wiring.Component):
         m.submodules.queue = queue = Queue(burst_layout(self.host_ats), self.reads)
         extended = Array(config.extended_tag | config.ten_bit_tag for config in self.config)
         ten_bit = Array(config.ten_bit_tag for config in self.config)
+        relaxes, unsnooped = (Array(config[name] for config in self.config) for name in ("relaxed_ordering", "no_snoop"))
         waiting, is_empty = Signal(range(self.reads + 1)), Signal(init=1)
         new, new_valid, new_ready = Signal(burst_layout(self.host_ats)), Signal(), Signal()
         waits = queue.o
@@ -124,7 +128,8 @@ class ReadFront(wiring.Component):
             with m.If(queue.o.ready):
                 m.d.sync += [waits.valid.eq(queue.o.valid), waits.payload.eq(queue.o.payload)]
         comes, goes = queue.i.valid & queue.i.ready, waits.valid & waits.ready
-        m.d.sync += [waiting.eq(waiting + comes - goes), is_empty.eq(~comes & (is_empty | ((waiting == 1) & goes)))]
+        with m.If(comes != goes):
+            m.d.sync += [waiting.eq(Mux(goes, waiting - 1, waiting + 1)), is_empty.eq(goes & (waiting == 1))]
         m.d.comb += [
             self.room.eq(waiting + 4 <= self.reads),
             queue.i.valid.eq(self.bursts.valid & ~(is_empty & new_ready)),  # else it goes past the queue
@@ -160,26 +165,28 @@ class ReadFront(wiring.Component):
         with m.If(self.cleared != leaves):
             m.d.sync += in_order.eq(Mux(leaves, in_order - 1, in_order + 1))
 
-        # What may become of the piece, as its function was in the cycle before: known when it comes to the head.
+        # What may become of the piece, as its function was in the cycle before: known when it comes to the head. Both are looked at, the
+        # piece at the head and what comes, for which of them is there a cycle later is known late.
         reaches = Array(Cat(1, extended[f], ten_bit[f]) for f in range(self.functions))
         deaths = Array((self.dead.as_value() | ~reaches[f])[:3].all() for f in range(self.functions))
-        reach, was_live, dead, turned_down = Signal(TagSets), Signal(), Signal(), Signal()
-
-        def look_at(burst):
-            down = (burst.verdict != BurstStatus.OK) | (0 if self.atomics else burst.atomic != AtomicKind.NONE)
-            return [
-                reach.eq(reaches[burst.function]), was_live.eq(self.live.bit_select(burst.function, 1)), dead.eq(deaths[burst.function]),
-                turned_down.eq(down),
-            ]  # fmt: skip
-
-        m.d.sync += look_at(burst)
-        with m.If(~head.valid | head.ready):
-            m.d.sync += look_at(cutter.coming)
+        looks_layout = data.StructLayout({"reach": TagSets, "was_live": 1, "dead": 1, "turned_down": 1})
+        of_head, of_coming, looks, moved = Signal(looks_layout), Signal(looks_layout), Signal(looks_layout), Signal()
+        for kept, its in ((of_head, burst), (of_coming, cutter.coming)):
+            m.d.sync += [
+                kept.reach.eq(reaches[its.function]),
+                kept.was_live.eq(self.live.bit_select(its.function, 1)),
+                kept.dead.eq(deaths[its.function]),
+                kept.turned_down.eq((its.verdict != BurstStatus.OK) | (0 if self.atomics else its.atomic != AtomicKind.NONE)),
+            ]
+        m.d.sync += moved.eq(~head.valid | head.ready)
+        m.d.comb += looks.eq(Mux(moved, of_coming, of_head))
         ready, live = Signal(), Signal()
         m.d.comb += [
             self.piece.eq(head.payload),
-            self.reach.eq(reach),
-            live.eq(was_live),
+            self.piece.burst.relaxed_ordering.eq(burst.relaxed_ordering & relaxes[burst.function]),
+            self.piece.burst.no_snoop.eq(burst.no_snoop & unsnooped[burst.function]),
+            self.reach.eq(looks.reach),
+            live.eq(looks.was_live),
             ready.eq(head.valid & is_cleared),
             self.status.eq(burst.verdict),
         ]
@@ -198,7 +205,7 @@ class ReadFront(wiring.Component):
             m.d.comb += illegal.eq(is_atomic & ~(enabled & is_natural & head.p.first & head.p.last))
         with m.If(burst.verdict == BurstStatus.OK):
             m.d.comb += self.status.eq(Mux(~live, BurstStatus.RESET, Mux(illegal, BurstStatus.REFUSED, BurstStatus.TIMEOUT)))
-        must_not = turned_down | ~live | dead | (illegal if self.atomics else 0)
+        must_not = looks.turned_down | ~live | looks.dead | (illegal if self.atomics else 0)
         m.d.comb += [
             self.refused.eq(ready & must_not & self.refusable),
             self.wanted.eq(ready & ~must_not & self.space & (self.free.as_value() & self.reach.as_value()).any()),
@@ -323,6 +330,7 @@ def _make_front(m, line, *, cuts):
         front.granted.eq(line.granted),
         line.wanted.eq(front.wanted),
         line.request.piece.eq(front.piece),
+        line.request.is_far.eq(front.piece.burst.address[32:].any()),
         line.request.reach.eq(front.reach),
     ]
     return front
@@ -454,17 +462,15 @@ class OrderedLine(wiring.Component):
             ]
 
         # Issue.
-        free, but_one = Signal(count_shape, init=self.region), Signal(range(-1, self.region), init=self.region - 1)  # rows; one less
+        left = Signal(range(-self.region, 1), init=-self.region)  # free rows, as a number below 0
         put = Signal(range(self.region))
         burst = front.piece.burst
         offset = burst.address[:bytes_log2]
         need, room = Signal(count_shape), Signal()  # room: for a piece in any case, one that was issued meanwhile included
         m.d.sync += room.eq(swept & Cat((issued - over)[:pointer] < depth - 1 for over in (done, retired)).all())
-        skipped = offset[2:]  # dwords of the first row in front of the piece
-        space_dw = Cat((-skipped)[: len(skipped)], Mux(skipped == 0, free, but_one)).as_signed()  # behind them
         m.d.comb += [
             need.eq(rows_of(offset, burst.length_bytes)),
-            front.space.eq(room & (front.piece.length_dw <= space_dw)),
+            front.space.eq(room & (Cat(offset[2:], left).as_signed() + front.piece.behind_dw < 0)),  # where its last dword lies
             front.refusable.eq(room & ~mine),
             self.request.row.eq(self.base | put),
             self.request.index.eq(issued),
@@ -537,10 +543,9 @@ class OrderedLine(wiring.Component):
         returned = Signal(count_shape)  # rows that are free again, two cycles later
         is_row, dropped_rows = Signal(), Signal(count_shape)
         m.d.sync += [is_row.eq(row_read), dropped_rows.eq(Mux(step & dropped, sent_rows, 0)), returned.eq(dropped_rows + is_row)]
-        for rows in (free, but_one):  # who is granted decides behind the sums
-            m.d.sync += rows.eq(rows + returned)
-            with m.If(self.granted):
-                m.d.sync += rows.eq(rows + (returned - need))
+        m.d.sync += left.eq(left - returned)
+        with m.If(self.granted):  # who is granted decides behind the sums
+            m.d.sync += left.eq(left - returned + need)
         return m
 
 

@@ -351,9 +351,11 @@ class Requester(wiring.Component):
             source = self.gate if n else self.wall
             starts = source.valid & source.ready & source.p.is_write & ((source.p.client == n) if n else 1)
             ends = o.valid & o.ready
-            m.d.sync += outstanding.eq(outstanding + starts - ends)
             with m.If(starts != ends):
-                m.d.sync += is_full.eq(starts & (outstanding == WRITES_IN_FLIGHT - 1))
+                m.d.sync += [
+                    outstanding.eq(Mux(ends, outstanding - 1, outstanding + 1)),
+                    is_full.eq(~ends & (outstanding == WRITES_IN_FLIGHT - 1)),
+                ]
             may_write.append(~is_full)
         m.d.sync += [
             self.retired_writes.valid.eq(over.valid & ~over.p.is_wall),
@@ -426,16 +428,14 @@ class Requester(wiring.Component):
         o = self.non_posted
         wanted, granted = Signal(len(self.clients)), Signal(len(self.clients))
         behind = Signal(len(self.clients))  # the clients behind the one served last
-        others, next_ones = Signal(len(self.clients)), Signal(len(self.clients))
         # An AtomicOp has 1 to 4 dwords of operands: at 64 bits maybe a second beat.
         second, second_data = Signal(), Signal(64)
         free = (~o.valid | o.ready) & ~second
-        m.d.comb += [
-            others.eq(wanted & ~1),
-            next_ones.eq(Mux((others & behind) != 0, others & behind, others)),
-        ]
-        with m.If(free):
-            m.d.comb += granted.eq(Mux(wanted[0], 1, next_ones & -next_ones))  # the lowest of them
+        m.d.comb += granted[0].eq(free & wanted[0])
+        for n in range(1, len(self.clients)):
+            lower, higher = wanted[1:n], wanted[n + 1 :]
+            first = Mux(behind[n], (lower & behind[1:n]) == 0, (lower == 0) & ((higher & behind[n + 1 :]) == 0))
+            m.d.comb += granted[n].eq(wanted[n] & first & ~wanted[0] & free)
         with m.If(granted[1:].any()):
             m.d.sync += behind.eq(~((granted << 1) - 1))
 
@@ -490,10 +490,10 @@ class Requester(wiring.Component):
             m.d.sync += [
                 o.valid.eq(granted.any()),
                 o.p.first.eq(1),
-                header.fmt.eq((burst.address[32:].any() << pcie.FMT_4DW) | (is_atomic << pcie.FMT_DATA)),
+                header.fmt.eq((request.is_far << pcie.FMT_4DW) | (is_atomic << pcie.FMT_DATA)),
                 header.type.eq(tlp_type),
-                header.relaxed_ordering.eq(burst.relaxed_ordering & config.relaxed_ordering),
-                header.no_snoop.eq(burst.no_snoop & config.no_snoop),
+                header.relaxed_ordering.eq(burst.relaxed_ordering),
+                header.no_snoop.eq(burst.no_snoop),
                 header.length_dw.eq(length_dw),
                 header.requester_id.eq(requester_id),
                 header.tag.eq(Mux(request.reach.wide, ten_bit_name(grant.tag), grant.tag)),
@@ -518,13 +518,15 @@ class Requester(wiring.Component):
                 m.d.sync += [header.at.eq(burst.at), header.address[0].eq(asks & burst.no_write), opened.p.atomic.eq(is_atomic | asks)]
             if self.has_pasid:
                 m.d.sync += o.p.pasid.eq(Cat(burst.pasid_valid, burst.pasid))
+        is_new = Signal()  # the request in ``opened`` is there since this cycle
+        m.d.sync += is_new.eq(granted.any())
         for f in range(self.functions):
             count = Signal(range(self.tags + 1), name=f"requests{f}")
-            begins = Cat(granted[n] & (line.request.piece.burst.function == f) for n, line in lines.items()).any()
+            begins = is_new & (opened.p.function == f)
             ends = table.ended.valid & (table.ended.p.function == f)
             with m.If(begins != ends):
                 m.d.sync += count.eq(Mux(ends, count - 1, count + 1))
-            m.d.comb += self.pending[f].eq(count != 0)
+            m.d.comb += self.pending[f].eq((count != 0) | begins)
 
     def _make_buffer(self, m, table, lines):
         """Join buffer, lines and clients; return the ends of reads taken by their clients."""

@@ -299,6 +299,12 @@ class TagTable(wiring.Component):
                 m.d.sync += patience_of[n].eq(Patience.ENDLESS)
             with m.Elif((setting.value == Patience.SHORT.value) | (setting.value == Patience.MEDIUM.value)):
                 m.d.sync += patience_of[n].eq(setting.value)
+        limit_of = Signal(data.ArrayLayout(stamp_bits, 8))  # of a function that does not wait forever
+        for n in range(8):
+            m.d.sync += limit_of[n].eq(limits[Patience.DEFAULT])
+            for wait in (Patience.SHORT, Patience.MEDIUM):
+                with m.If(patience_of[n] == wait):
+                    m.d.sync += limit_of[n].eq(limits[wait])
 
         # Stops of each function, modulo 4: a tag finds out that its function was stopped since it was opened.
         stopped_before = Signal(8)
@@ -445,8 +451,8 @@ class TagTable(wiring.Component):
             self.store.p.row.eq(work.asked.row), self.store.p.position.eq(work.at),
         ]  # fmt: skip
 
-        # The verdict: what becomes of the record, and what is told. A probe that finds something in a cycle with a last beat is
-        # made once more.
+        # The verdict: what becomes of the record, and what is told. A probe that finds something in a cycle with a last beat, or a record
+        # that was just written, is made once more.
         concludes, probed, found, restamps = Signal(), Signal(), Signal(), Signal()
         subject, record = Signal(work_layout), Signal(got_layout)
         end, status, release = Signal(), Signal(BurstStatus), Signal()
@@ -454,8 +460,8 @@ class TagTable(wiring.Component):
         unexpected = Signal()
         m.d.comb += [
             concludes.eq(b.valid & b.last),
-            probed.eq(b.probe & ~(under_way & (saved.tag == b.tag))),
-            retry.eq(probed & found & concludes),
+            probed.eq(b.probe & ~just_told & ~is_opening & ~(under_way & (saved.tag == b.tag))),
+            retry.eq((probed & found & concludes) | (b.probe & just_told)),
             clean.eq(b.probe & ~retry),
             subject.eq(Mux(concludes & ~b.first, saved, fresh)),
             record.generation.eq(subject.asked.generation),
@@ -467,20 +473,17 @@ class TagTable(wiring.Component):
             record.position.eq(fresh.position),
             record.poisoned.eq(subject.poisoned),
         ]
-        # A probe: which limit counts, and whether the record is from before it.
-        patience = Signal(Patience)
-        begun, limit, late = Signal(stamp_bits), Signal(stamp_bits), Signal()
+        # A probe: which limit counts, and whether the record, as the RAM has it, is from before it.
+        patience, known, known_state = Signal(Patience), tell_read.data, Signal(State)
+        begun, late, recovers = Signal(stamp_bits), Signal(), Signal()
         m.d.comb += [
             patience.eq(patience_of[a.function]),
-            begun.eq(Mux(fresh.is_stamped | (state == State.RECOVERING), g.stamp, a.stamp)),
-            late.eq((begun - limit)[stamp_bits - 1]),
+            known_state.eq(Mux(a.generation != known.generation, State.BUSY, known.state)),
+            recovers.eq(known_state == State.RECOVERING),
+            begun.eq(Mux((a.generation == known.generation) & (known.is_stamped | recovers), known.stamp, a.stamp)),
+            late.eq((begun - Mux(recovers, recovered, limit_of[a.function]))[stamp_bits - 1]),
         ]
-        with m.If(state == State.RECOVERING):
-            m.d.comb += limit.eq(recovered)
-        with m.Else():
-            m.d.comb += limit.eq(Mux(patience == Patience.SHORT, limits[Patience.SHORT],
-                                     Mux(patience == Patience.MEDIUM, limits[Patience.MEDIUM], limits[Patience.DEFAULT])))
-        with m.Switch(state):
+        with m.Switch(known_state):
             with m.Case(State.BUSY):
                 m.d.comb += [found.eq(late & (patience != Patience.ENDLESS)), restamps.eq(patience == Patience.ENDLESS)]
             with m.Case(State.QUARANTINED):
@@ -509,7 +512,7 @@ class TagTable(wiring.Component):
                 m.d.comb += status.eq(BurstStatus.POISONED)
         with m.Elif(probed & (found | restamps)):
             m.d.comb += tell.en.eq(1)
-            with m.Switch(state):
+            with m.Switch(known_state):
                 with m.Case(State.BUSY):
                     m.d.comb += [record.is_stamped.eq(1), record.stamp.eq(now)]
                     with m.If(found):

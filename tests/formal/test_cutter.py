@@ -79,6 +79,7 @@ class CutterContract(wiring.Component):
             (o.last | ((low + size) == limit), "a burst is cut at multiples of the limit only"),
             (o.first == (offset == start), "the first piece, and no other, is marked so"),
             (o.length_dw == ((stop + 3) >> 2) - (offset >> 2), "the dwords are those touched"),
+            (o.behind_dw == o.length_dw - 1, "behind the first dword are all others"),
             (o.first_be == Mux(many, upward, upward & lanes), "the first enables are those of the bytes"),
             (o.last_be == Mux(many, lanes, 0), "the last enables are those of the bytes, 0 for one dword"),
         ):
@@ -112,6 +113,7 @@ def test_cutter(largest_code):
     ("self.o.p.first.eq(idle | ~begun)", "self.o.p.first.eq(~begun)", "the first piece"),
     (", begun.eq(1)]", ", begun.eq(0)]", "the first piece"),
     ("Mux(idle, first.length_dw, further.length_dw)", "first.length_dw", "the dwords"),
+    ("Mux(idle, first.behind_dw, further.behind_dw)", "first.behind_dw", "behind the first"),
     ("Mux(idle, first.first_be, further.first_be)", "0xF", "first enables"),
     ("Mux(idle, first.last_be, further.last_be)", "0xF", "last enables"),
     ("with m.If(self.i.p.limit_code > LARGEST_CODE)", "with m.If(self.i.p.limit_code > 7)", "limit"),
@@ -128,12 +130,13 @@ def test_cutter_bugs(old, new, broken):
     ("self.rest[-1] | ~self.rest.any()", "length_bytes <= 256", ""),
     ("self.rest[-1] | ~self.rest.any()", "self.rest[-1]", ""),
     ("Mux(self.is_all, length_bytes, gap + 1)", "length_bytes", "crosses a multiple"),
-    ("dwords + 1", "dwords", "the dwords"),
+    ("dwords + 1, dwords,", "dwords, dwords,", "the dwords"),
+    ("dwords + 1, dwords,", "dwords + 1, 0,", "behind the first"),
     ("Mux(dwords == 0, 0, Const(0xF, 4))", "0xF", "last enables"),
     ("(Const(0xF, 4) << place[:2])[:4]", "0xF", "first enables"),
     ("self.end.eq(place + gap + 1)", "self.end.eq(place + gap)", "starts where"),
 ])  # fmt: skip
 def test_first_piece_bugs(monkeypatch, old, new, broken):
     """FORMAL-CUT-3: so does each of what the first piece of some bytes is."""
-    monkeypatch.setattr(module, "_First", mutant(module._First, old, new))
+    monkeypatch.setattr(module, "_FirstPiece", mutant(module._FirstPiece, old, new))
     assert broken in refute(CutterContract(), depth=7)
